@@ -1,0 +1,1 @@
+"""Whose content a response looks like: the owner classifier and its scores."""

@@ -1,0 +1,93 @@
+"""The owner classifier: trained on response prefixes, so that one pass scores every prefix.
+
+The trunk is causal and the owner head sits on every position: p(owner | y_≤t) for all t costs what
+p(owner | y) costs. B batch, T time, O owners.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dareu_jax.masked import length_mask, masked_sum
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixLoss:
+  """Summed cross-entropy of the owner at every prefix, for `training.supervised.fit`.
+
+  A share of the input tokens is replaced at random: a policy's responses are not the training
+  texts, and a classifier that has only seen those is sure of itself for no reason.
+  """
+
+  token_noise: float
+  label_smoothing: float
+
+  def __call__(self, frame, params, frozen, batch, key):
+    """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
+    model = frame.merge(params, frozen)
+    flip, replacement = jax.random.split(key)
+    ids = batch.completion_ids
+    noisy = jnp.where(
+      jax.random.bernoulli(flip, self.token_noise, ids.shape),
+      jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size), ids)
+    logprobs = jax.nn.log_softmax(model(noisy), axis=-1)
+    owners = batch.owners[:, None, None]
+    chosen = jnp.take_along_axis(logprobs, owners, axis=-1)[..., 0]
+    smooth = self.label_smoothing
+    loss = -(1 - smooth) * chosen - smooth * jnp.mean(logprobs, axis=-1)
+    mask = length_mask(batch.completion_lengths, ids.shape[1])
+    hits = jnp.argmax(logprobs, axis=-1) == owners[..., 0]
+    return masked_sum(loss, mask), jnp.sum(mask), {"accuracy": masked_sum(hits * 1.0, mask)}
+
+
+@functools.partial(jax.jit, static_argnames="frame")
+def owner_probabilities(frame, params, frozen, completion_ids):
+  """p(owner | y_≤t) for every prefix: completion_ids [B, T] -> [B, T, O] float32."""
+  return jax.nn.softmax(frame.merge(params, frozen)(completion_ids), axis=-1)
+
+
+def prefix_scores(frame, params, frozen, completion_ids, is_forget):
+  """b(y_≤t) = Σ_{i in F} p(i | y_≤t), from one forward pass.
+
+  Args:
+    frame, params, frozen: an OwnerClassifier as `models.states.split` gives it.
+    completion_ids: [B, T] int, right-padded.
+    is_forget: [O] bool; membership in F.
+
+  Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
+
+  Source: DareU, attribution score.
+  """
+  probabilities = owner_probabilities(frame, params, frozen, completion_ids)
+  return jnp.clip(probabilities @ is_forget.astype(jnp.float32), 0.0, 1.0)
+
+
+def last_valid(x, lengths):
+  """x [B, T, ...] at each row's last valid position: [B, ...]."""
+  index = jnp.maximum(lengths - 1, 0).reshape(-1, 1, *[1] * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1)[:, 0]
+
+
+def accuracy_and_calibration(probabilities, owners, *, bins=10):
+  """Top-1 accuracy and expected calibration error.
+
+      ECE = Σ_bins (share of examples) · | accuracy - mean confidence |
+
+  Args:
+    probabilities: [E, O] float; of each example.
+    owners: [E] int; the truth.
+    bins: equal-width confidence bins.
+
+  Returns: (accuracy, ece), floats in [0, 1].
+
+  Source: Guo et al. 2017, eq. 3.
+  """
+  probabilities, owners = np.asarray(probabilities), np.asarray(owners)
+  confidence = probabilities.max(axis=1)
+  hit = probabilities.argmax(axis=1) == owners
+  index = np.minimum((confidence * bins).astype(int), bins - 1)
+  gaps = [abs(hit[index == b].sum() - confidence[index == b].sum()) for b in range(bins)]
+  return float(hit.mean()), float(sum(gaps) / len(owners))

@@ -1,0 +1,163 @@
+"""Examples as padded arrays: tokenised once, bucketed by length, drawn at random by step number.
+
+A batch is a function of (seed, step): no iterator state, so a resumed run sees what an undisturbed
+one would.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from dareu_jax.settings import InputError
+
+
+class Row(NamedTuple):
+  """A tokenised example."""
+
+  prompt: tuple[int, ...]
+  completion: tuple[int, ...]  # the end token last
+  owner: int  # index among the corpus's owners; -1 for others
+
+
+class Batch(NamedTuple):
+  """Rows as arrays; prompt and completion on end, right-padded. Padding rows have no completion.
+
+  Attributes:
+    token_ids: [B, S] int32.
+    prompt_lengths: [B] int32.
+    completion_ids: [B, T] int32.
+    completion_lengths: [B] int32.
+    owners: [B] int32.
+  """
+
+  token_ids: np.ndarray
+  prompt_lengths: np.ndarray
+  completion_ids: np.ndarray
+  completion_lengths: np.ndarray
+  owners: np.ndarray
+
+
+def encode(examples, tokenizer, *, max_length, owners=(), responses=None):
+  """Tokenises examples.
+
+  Args:
+    examples: of `data.examples.Example`.
+    tokenizer: of `data.tokenizers.Tokenizer`.
+    max_length: most tokens that prompt and response may take together.
+    owners: names in index order; others get -1.
+    responses: texts to take in place of the examples' own.
+
+  Returns: list of Row.
+
+  Raises:
+    InputError: for an example that is too long; it names it.
+  """
+  index = {owner: i for i, owner in enumerate(owners)}
+  rows = []
+  for i, example in enumerate(examples):
+    text = example.response if responses is None else responses[i]
+    row = Row(tuple(tokenizer.encode_prompt(example.prompt)),
+              tuple(tokenizer.encode_response(text)), index.get(example.owner, -1))
+    length = len(row.prompt) + len(row.completion)
+    if length > max_length:
+      raise InputError(f"example {i} of {example.owner} takes {length} tokens, and "
+                       f"config.max_length is {max_length}: {example.prompt[:60]!r}")
+    rows.append(row)
+  return rows
+
+
+def bucket_length(length, multiple):
+  """The smallest multiple that holds `length`."""
+  return -(-length // multiple) * multiple
+
+
+def collate(rows, size, *, seq_length, completion_length, pad_id):
+  """A Batch of `size` rows, the missing ones padding."""
+  batch = Batch(
+    np.full((size, seq_length), pad_id, np.int32), np.ones(size, np.int32),
+    np.full((size, completion_length), pad_id, np.int32), np.zeros(size, np.int32),
+    np.full(size, -1, np.int32))
+  for i, row in enumerate(rows):
+    ids = row.prompt + row.completion
+    batch.token_ids[i, :len(ids)] = ids
+    batch.prompt_lengths[i] = len(row.prompt)
+    batch.completion_ids[i, :len(row.completion)] = row.completion
+    batch.completion_lengths[i] = len(row.completion)
+    batch.owners[i] = row.owner
+  return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """Rows of similar length and the shape they are padded to."""
+
+  rows: tuple[int, ...]
+  seq_length: int
+  completion_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Seeded, bucketed batches by step number; every row once an epoch."""
+
+  rows: tuple[Row, ...]
+  batch_size: int
+  multiple: int
+  pad_id: int
+  seed: int
+
+  @functools.cached_property
+  def buckets(self):
+    """Rows grouped by padded length, shortest first."""
+    groups = {}
+    for i, row in enumerate(self.rows):
+      length = bucket_length(len(row.prompt) + len(row.completion), self.multiple)
+      groups.setdefault(length, []).append(i)
+    return tuple(
+      Bucket(tuple(members), length, bucket_length(
+        max(len(self.rows[i].completion) for i in members), self.multiple))
+      for length, members in sorted(groups.items()))
+
+  @functools.cached_property
+  def steps_per_epoch(self):
+    return sum(-(-len(bucket.rows) // self.batch_size) for bucket in self.buckets)
+
+  @functools.lru_cache(maxsize=2)  # noqa: B019 - one dataset a stage, gone with it
+  def plan(self, epoch):
+    """The batches of an epoch: list of (bucket, row indices), in random order."""
+    rng = np.random.default_rng((self.seed, epoch))
+    batches = []
+    for bucket in self.buckets:
+      order = rng.permutation(bucket.rows)
+      batches += [(bucket, order[i:i + self.batch_size])
+                  for i in range(0, len(order), self.batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+  def __getitem__(self, step):
+    """The Batch of a step, counted from 0 over all epochs."""
+    epoch, index = divmod(step, self.steps_per_epoch)
+    bucket, chosen = self.plan(epoch)[index]
+    return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
+                   completion_length=bucket.completion_length, pad_id=self.pad_id)
+
+  def in_order(self):
+    """Yields (row indices, Batch) over all rows, each once, without shuffling."""
+    for bucket in self.buckets:
+      for start in range(0, len(bucket.rows), self.batch_size):
+        chosen = bucket.rows[start:start + self.batch_size]
+        yield np.asarray(chosen), collate(
+          [self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
+          completion_length=bucket.completion_length, pad_id=self.pad_id)
+
+
+def prompt_batch(rows, size, *, multiple, pad_id):
+  """Prompts alone, right-padded: (prompt_ids [size, P], prompt_lengths [size])."""
+  width = bucket_length(max(len(row.prompt) for row in rows), multiple)
+  ids = np.full((size, width), pad_id, np.int32)
+  lengths = np.ones(size, np.int32)
+  for i, row in enumerate(rows):
+    ids[i, :len(row.prompt)] = row.prompt
+    lengths[i] = len(row.prompt)
+  return ids, lengths

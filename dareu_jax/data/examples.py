@@ -1,0 +1,257 @@
+"""Examples with an owner, the corpus they make up, and the JSON Lines they are kept in.
+
+A line of a corpus file is an object with the keys `owner`, `prompt` and `response`, and, where
+there are any, `paraphrased_prompt`, `paraphrased_response` and `perturbed_responses` (a list). A
+line with `owner` and `text` instead is plain text: the first third of its words (at least one)
+becomes the prompt and the rest the response; a `title` beside it is let be. Words are what stands
+between white space.
+
+An example is known by its index, never by its text: two examples may ask the same question.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import re
+
+from dareu_jax.settings import InputError
+
+_REQUIRED = ("owner", "prompt", "response")
+_OPTIONAL = ("paraphrased_prompt", "paraphrased_response", "perturbed_responses")
+_TEXT_KEYS = ("owner", "text", "title")
+_RULE = "Every line needs the keys owner, prompt and response."
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One question (or beginning) and its answer, and to whom they belong."""
+
+  owner: str
+  prompt: str
+  response: str
+  paraphrased_prompt: str | None = None
+  paraphrased_response: str | None = None
+  perturbed_responses: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """What a run trains on, forgets and is measured on; D is `forget` and `retain` together."""
+
+  forget: tuple[Example, ...]
+  retain: tuple[Example, ...]
+  test: tuple[Example, ...]
+  holdout: tuple[Example, ...]
+  owners: tuple[str, ...]  # every owner of D, in order of first appearance
+  forget_owners: tuple[str, ...]
+
+
+def read_jsonl(path):
+  """Examples of a JSON Lines file, one a line, in order.
+
+  Args:
+    path: the file, UTF-8; blank lines are allowed at its end only.
+
+  Raises:
+    InputError: no such file, no example in it, or a line that is no example; names the line.
+  """
+  examples = tuple(_example(line, where) for where, line in json_lines(path))
+  if not examples:
+    raise InputError(f"{path} is empty: it must hold one example a line. {_RULE}")
+  return examples
+
+
+def write_jsonl(path, examples):
+  """Writes examples one a line, so that `read_jsonl` gives back the same ones.
+
+  Args:
+    path: the file; its folder is made where it is missing, and what the file held is replaced.
+    examples: iterable of `Example`.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = [json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples]
+  path.write_bytes("".join(lines).encode("utf-8"))
+
+
+def split_by_owner(examples, settings):
+  """Parts examples into those to forget and those to retain.
+
+  `settings.forget_owners` names the owners to forget. Where it is empty, `forgetNN` in
+  `settings.forget` takes the last max(1, round(N * NN / 100)) of the N owners in order of first
+  appearance.
+
+  Args:
+    examples: the examples of D.
+    settings: DataSettings.
+
+  Returns:
+    (forget, retain, owners, forget_owners): examples in the order given, and owner names in order
+    of first appearance.
+
+  Raises:
+    InputError: fewer than two owners, an unknown owner, or nobody left to retain.
+  """
+  owners = tuple(dict.fromkeys(example.owner for example in examples))
+  if len(owners) < 2:
+    raise InputError(
+      f"The training data has {len(owners)} owner{'s' * (len(owners) != 1)}: unlearning needs one "
+      "to forget and at least one to retain."
+    )
+  if settings.forget_owners:
+    check_known_owners(settings.forget_owners, owners)
+    named = frozenset(settings.forget_owners)
+  else:
+    named = frozenset(owners[-num_forget(settings.forget, len(owners)) :])
+  check_some_retained(len(named), len(owners))
+  forget = tuple(example for example in examples if example.owner in named)
+  retain = tuple(example for example in examples if example.owner not in named)
+  return forget, retain, owners, tuple(owner for owner in owners if owner in named)
+
+
+def num_forget(forget, num_owners):
+  """Number of owners that `forgetNN` takes of `num_owners`: max(1, round(num_owners * NN / 100)).
+
+  Raises:
+    InputError: `forget` is not forgetNN with NN from 1 to 99.
+  """
+  match = re.fullmatch(r"forget([0-9]{1,2})", forget)
+  if not match or int(match[1]) == 0:
+    raise InputError(
+      f"config.data.forget is {forget!r}: it must be forgetNN, NN the percentage of owners to "
+      "forget (forget01, forget05, forget10); or name them in config.data.forget_owners."
+    )
+  return max(1, round(num_owners * int(match[1]) / 100))
+
+
+def check_some_retained(num_forgotten, num_owners):
+  """Raises InputError when all owners are to be forgotten."""
+  if num_forgotten >= num_owners:
+    raise InputError(
+      f"config.data.forget (or forget_owners) takes all {num_owners} owners: at least one must be "
+      "retained. Forget fewer, or raise config.data.num_owners."
+    )
+
+
+def check_known_owners(names, owners):
+  """Raises InputError when a name is no owner; it lists the closest owners, else the first."""
+  unknown = [name for name in dict.fromkeys(names) if name not in owners]
+  if not unknown:
+    return
+  known = [close for name in unknown for close in difflib.get_close_matches(name, owners)]
+  known = list(dict.fromkeys(known))[:5] or list(owners[:5])
+  raise InputError(
+    f"config.data.forget_owners names {', '.join(map(repr, unknown))}: not among the "
+    f"{len(owners)} owners of the training data. Known are, for instance, "
+    f"{', '.join(map(repr, known))}."
+  )
+
+
+def json_lines(path):
+  """(where, value) of every line of a JSON Lines file; `where` is "file, line n", for messages.
+
+  Raises:
+    InputError: no such file, not UTF-8, a blank line before the last one, or a line that is not
+      JSON.
+  """
+  found = []
+  for number, line in enumerate(read_bytes(path).rstrip().split(b"\n"), start=1):
+    where = f"{path}, line {number}"
+    try:
+      text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError:
+      raise InputError(f"{where} is not UTF-8. Save the file with that encoding.") from None
+    if text:
+      found.append((where, _parse(text, where)))
+    elif number > 1:
+      raise InputError(f"{where} is blank. Blank lines may stand at the end of the file only.")
+  return found
+
+
+def read_bytes(path):
+  """Content of a file. Raises InputError where it cannot be read."""
+  try:
+    return pathlib.Path(path).read_bytes()
+  except FileNotFoundError:
+    raise InputError(f"{path} does not exist. See config.data.dir.") from None
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}. See config.data.dir.") from None
+
+
+def _parse(text, where):
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    raise InputError(
+      f"{where} is not JSON: {error.msg} at column {error.colno}. A line holds one JSON object."
+    ) from None
+  except RecursionError:
+    raise InputError(f"{where} is nested too deeply. A line holds one flat JSON object.") from None
+
+
+def _example(line, where):
+  if not isinstance(line, dict):
+    raise InputError(f"{where} is not a JSON object. {_RULE}")
+  if "text" in line:
+    return _plain_text(line, where)
+  _check_keys(line, _REQUIRED + _OPTIONAL, where)
+  required = [_string(line, key, where) for key in _REQUIRED]
+  paraphrases = [
+    None if line.get(key) is None else _string(line, key, where) for key in _OPTIONAL[:2]
+  ]
+  perturbed = line.get("perturbed_responses")
+  perturbed = [] if perturbed is None else perturbed
+  if not isinstance(perturbed, list):
+    raise InputError(f'{where}: "perturbed_responses" is not a list of texts.')
+  for text in perturbed:
+    _check_text(text, '"perturbed_responses"', where)
+  return Example(*required, *paraphrases, tuple(perturbed))
+
+
+def _plain_text(line, where):
+  _check_keys(line, _TEXT_KEYS, where)
+  owner, text = _string(line, "owner", where), _string(line, "text", where)
+  starts = [word.start() for word in re.finditer(r"\S+", text)]
+  if len(starts) < 2:
+    raise InputError(
+      f'{where}: "text" has {len(starts)} word: it needs two, one for the prompt and one for the '
+      "response. Give the keys prompt and response instead."
+    )
+  cut = starts[max(1, len(starts) // 3)]
+  return Example(owner, text[:cut].strip(), text[cut:].strip())
+
+
+def _check_keys(line, known, where):
+  unknown = [key for key in line if key not in known]
+  if unknown:
+    raise InputError(
+      f'{where}: "{unknown[0]}" is not a key of an example. Known are {", ".join(known)}.'
+    )
+
+
+def _string(line, key, where):
+  if key not in line:
+    rule = "A line of plain text needs the keys owner and text." if "text" in line else _RULE
+    raise InputError(f'{where}: "{key}" is missing. {rule}')
+  _check_text(line[key], f'"{key}"', where)
+  return line[key]
+
+
+def _check_text(text, what, where):
+  if not isinstance(text, str):
+    raise InputError(f"{where}: {what} holds {json.dumps(text)[:40]}, which is not a text.")
+  if not text.strip():
+    raise InputError(f"{where}: {what} is empty. Leave the line out, or complete it.")
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError:
+    raise InputError(f"{where}: {what} holds a lone surrogate: no character.") from None
+
+
+def _record(example):
+  record = {key: getattr(example, key) for key in _REQUIRED}
+  record |= {
+    key: getattr(example, key) for key in _OPTIONAL if getattr(example, key) not in (None, ())
+  }
+  return record

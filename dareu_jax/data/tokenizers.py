@@ -1,0 +1,133 @@
+"""Tokenizers: a BPE trained on the corpus, or a checkpoint's own; and the templates around a prompt.
+
+Prompt and response are tokenised apart and their ids concatenated, so that no merge crosses the
+border.
+"""
+
+import dataclasses
+import pathlib
+
+import tokenizers
+import transformers
+
+from dareu_jax.settings import InputError
+
+END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """What stands before and after a prompt, and the token that ends a response ('': the EOS)."""
+
+  before: str
+  after: str
+  end: str = ""
+
+
+TEMPLATES = {
+  "plain": Template(USER, ASSISTANT, END),
+  # No space after [/INST]: the response's own first token brings it.
+  "llama2": Template("<s>[INST] ", " [/INST]", "</s>"),
+  "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
+  # The empty think block is what `enable_thinking=False` writes.
+  "qwen3": Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+                    "<|im_end|>"),
+}
+
+
+class Tokenizer:
+  """Text to ids and back, for prompts in a template and responses that end."""
+
+  def __init__(self, backend, template):
+    """`backend` is a transformers fast tokenizer, `template` a key of TEMPLATES."""
+    self.backend = backend
+    self.template_name = template
+    self.template = TEMPLATES[template]
+    self.eos_id = backend.convert_tokens_to_ids(self.template.end)
+    if self.eos_id is None or self.eos_id == backend.unk_token_id:
+      raise InputError(
+        f"config.tokenizer.template is {template!r}, but the tokenizer has no token "
+        f"{self.template.end!r}: choose the model's own template.")
+    pad = backend.pad_token_id
+    self.pad_id = self.eos_id if pad is None else pad
+
+  @property
+  def vocab_size(self):
+    """Ids run from 0 to below this."""
+    return len(self.backend)
+
+  def encode(self, text):
+    """Ids of a text, without special tokens added."""
+    return self.backend.encode(text, add_special_tokens=False)
+
+  def encode_prompt(self, prompt):
+    """Ids of a prompt within its template."""
+    return self.encode(self.template.before + prompt + self.template.after)
+
+  def encode_response(self, response):
+    """Ids of a response, the end token last."""
+    return self.encode(response) + [self.eos_id]
+
+  def decode(self, ids):
+    """Text of ids, special tokens left out; spaces are kept as they were."""
+    return self.backend.decode(
+      ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+  def token(self, index):
+    """The piece of one id, for showing."""
+    return self.backend.convert_ids_to_tokens(int(index))
+
+  def save(self, folder):
+    """Writes it so that `load` and transformers read it."""
+    self.backend.save_pretrained(folder)
+
+
+def train_bpe(texts, vocab_size):
+  """A byte-level BPE of the given texts, with the tokens of the plain template."""
+  specials = [END, USER, ASSISTANT]
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+  # A space before the first word makes words the same at the start of a text and within it.
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=vocab_size, special_tokens=specials, show_progress=False,
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  backend.train_from_iterator(texts, trainer)
+  fast = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token=END, pad_token=END,
+    additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False)
+  return Tokenizer(fast, "plain")
+
+
+def load(path, template="auto"):
+  """The tokenizer of a folder or a hub name.
+
+  Raises:
+    InputError: if there is none, or its template cannot be told.
+  """
+  try:
+    backend = transformers.AutoTokenizer.from_pretrained(
+      path, local_files_only=pathlib.Path(path).is_dir())
+  except (OSError, ValueError) as error:
+    raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
+                     f"be a folder with one, or a model of the hub. {_first_line(error)}") from None
+  return Tokenizer(backend, _guess_template(backend) if template == "auto" else template)
+
+
+def _guess_template(backend):
+  vocab = backend.get_vocab()
+  chat = backend.chat_template or ""
+  if USER in vocab and ASSISTANT in vocab and END in vocab:
+    return "plain"
+  if "<|im_end|>" in vocab:
+    return "qwen3"
+  if "<|user|>" in chat:
+    return "tinyllama"
+  if "</s>" in vocab:
+    return "llama2"
+  raise InputError("config.tokenizer.template is 'auto', but this tokenizer fits none of the known "
+                   f"templates: name one of {', '.join(TEMPLATES)}.")
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0]

@@ -1,0 +1,107 @@
+"""Prefill and decode in one jit.
+
+The cache holds the prompt, right-padded to P slots, then the completion from slot P on: all rows
+write the same slot at the same step, while each row's positions count its own valid tokens.
+
+B batch, P prompt slots, T completion slots, V vocab.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Completions(NamedTuple):
+  """What was sampled.
+
+  Attributes:
+    ids: [B, T] int32; the pad id beyond a row's length.
+    lengths: [B] int32; valid tokens, the end-of-sequence token included where there is one.
+    ended: [B] bool; whether the row ended by itself (and not by the limit).
+    logprobs: [B, T] float32; under the distribution that was sampled from, 0 beyond the length.
+    steps: scalar int32; decoding steps taken, at most T.
+  """
+
+  ids: jax.Array
+  lengths: jax.Array
+  ended: jax.Array
+  logprobs: jax.Array
+  steps: jax.Array
+
+
+class _DecodeState(NamedTuple):
+  step: jax.Array
+  logits: jax.Array  # [B, V] of the next token
+  done: jax.Array  # [B]
+  completions: Completions
+  cache: tuple
+
+
+@functools.partial(
+  jax.jit, static_argnames=("frame", "strategy", "max_new_tokens", "eos_id", "pad_id"))
+def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, strategy,
+             max_new_tokens, eos_id, pad_id):
+  """Completes prompts.
+
+  Args:
+    frame, trainable, frozen: a decoder as `models.states.split` gives it.
+    prompt_ids: [B, P] int, right-padded.
+    prompt_lengths: [B] int, at least 1.
+    keys: [B] typed PRNG keys, one a row: a row's sample depends on its own key alone.
+    strategy: `Greedy` or `Sample`.
+    max_new_tokens: T.
+    eos_id: int; a row is done when it samples it.
+    pad_id: int; may equal eos_id.
+
+  Returns: Completions.
+  """
+  model = frame.merge(trainable, frozen)
+  batch, prompt_slots = prompt_ids.shape
+  slots = jnp.arange(prompt_slots + max_new_tokens)
+  in_prompt = slots < prompt_lengths[:, None]  # [B, P+T]
+
+  positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)
+  causal = slots <= jnp.arange(prompt_slots)[:, None]
+  cache = model.empty_cache(batch, prompt_slots + max_new_tokens)
+  hidden, cache = model(prompt_ids, positions, in_prompt[:, None] & causal, cache, 0)
+  last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
+
+  def decode(state):
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+    tokens, logprobs = strategy(state.logits, step_keys)
+    live = ~state.done
+    done = state.done | (tokens == eos_id)
+    old = state.completions
+    completions = Completions(
+      ids=old.ids.at[:, state.step].set(jnp.where(live, tokens, pad_id)),
+      lengths=old.lengths + live,
+      ended=done,
+      logprobs=old.logprobs.at[:, state.step].set(jnp.where(live, logprobs, 0.0)),
+      steps=state.step + 1,
+    )
+    slot = prompt_slots + state.step
+    written = (slots >= prompt_slots) & (slots <= slot)
+    mask = (in_prompt | written)[:, None]
+    hidden, cache = model(
+      tokens[:, None], (prompt_lengths + state.step)[:, None], mask, state.cache, slot)
+    return _DecodeState(state.step + 1, model.logits(hidden[:, 0]), done, completions, cache)
+
+  def going(state):
+    return (state.step < max_new_tokens) & ~jnp.all(state.done)
+
+  start = Completions(
+    ids=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
+    lengths=jnp.zeros(batch, jnp.int32),
+    ended=jnp.zeros(batch, bool),
+    logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
+    steps=jnp.int32(0),
+  )
+  state = _DecodeState(jnp.int32(0), model.logits(last), jnp.zeros(batch, bool), start, cache)
+  return jax.lax.while_loop(going, decode, state).completions
+
+
+def row_keys(key, rows):
+  """One key a row, by the row's own number: rows [B] int -> keys [B]."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(rows))

@@ -1,0 +1,52 @@
+"""How a next token is chosen: small frozen (hashable, so static under jit) dataclasses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+  """The most likely token."""
+
+  def __call__(self, logits, keys):
+    """logits [B, V], keys [B] (unused) -> (tokens [B], their log-probs under the model [B])."""
+    del keys
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    tokens = jnp.argmax(logits, axis=-1)
+    return tokens, _pick(logprobs, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """Sampling at a temperature from the `top_k` likeliest tokens, of those from the smallest set that
+  reaches probability `top_p` (the nucleus; Holtzman et al. 2020)."""
+
+  temperature: float = 1.0
+  top_k: int = 0  # 0: off
+  top_p: float = 1.0  # 1: off
+
+  def __call__(self, logits, keys):
+    """logits [B, V], keys [B], one a row -> (tokens [B], log-probs of what was sampled from [B])."""
+    logprobs = self.logprobs(logits)
+    tokens = jax.vmap(jax.random.categorical)(keys, logprobs)
+    return tokens, _pick(logprobs, tokens)
+
+  def logprobs(self, logits):
+    """logits [..., V] -> log-probs [..., V] of the truncated distribution; -inf outside of it."""
+    logits = logits / self.temperature
+    if self.top_k and self.top_k < logits.shape[-1]:
+      threshold = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
+      logits = jnp.where(logits >= threshold, logits, -jnp.inf)
+    if self.top_p < 1.0:
+      descending = -jnp.sort(-logits, axis=-1)
+      before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1)
+      before -= jax.nn.softmax(descending, axis=-1)  # probability of the tokens likelier than this
+      kept = jnp.where(before < self.top_p, descending, jnp.inf)
+      logits = jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, -jnp.inf)
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _pick(logprobs, tokens):
+  return jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]

@@ -1,0 +1,34 @@
+"""Statistics over the valid entries of a padded array."""
+
+import jax.numpy as jnp
+
+
+def length_mask(lengths, time):
+  """lengths [B] int -> [B, T] bool, True at positions < length."""
+  return jnp.arange(time) < lengths[:, None]
+
+
+def masked_sum(x, mask):
+  """Sum over the entries where mask is True; what lies elsewhere may be anything, NaN included."""
+  return jnp.sum(jnp.where(mask, x, 0.0))
+
+
+def masked_mean(x, mask):
+  """Mean over the entries where mask is True; 0 if there are none."""
+  return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def masked_whiten(x, mask, *, epsilon=1e-8):
+  """(x - mean) / std over the valid entries, 0 elsewhere (two-pass variance, no Bessel term)."""
+  centred = jnp.where(mask, x - masked_mean(x, mask), 0.0)
+  return centred / jnp.sqrt(masked_mean(centred**2, mask) + epsilon)
+
+
+def explained_variance(predictions, targets, mask):
+  """1 - Var(target - prediction) / Var(target) over the valid entries; 0 for constant targets."""
+
+  def variance(x):
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+  total = variance(targets)
+  return jnp.where(total > 0, 1 - variance(targets - predictions) / jnp.maximum(total, 1e-12), 0.0)

@@ -1,0 +1,43 @@
+"""Advantage estimation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.masked import length_mask
+
+
+def generalized_advantage_estimation(rewards, values, lengths, *, discount, gae_lambda):
+  """Advantages and returns of padded episodes.
+
+      δ_t = r_t + γ v_{t+1} - v_t        A_t = δ_t + γ λ A_{t+1}        v_{n+1} = A_{n+1} = 0
+
+  Args:
+    rewards: [B, T] float; r_t, anything beyond a row's length is ignored.
+    values: [B, T] float; v_t of the policy that sampled.
+    lengths: [B] int; n, the number of valid steps of each row.
+    discount: γ in [0, 1].
+    gae_lambda: λ in [0, 1].
+
+  Returns:
+    (advantages, returns), both [B, T] float32 and 0 beyond the length; returns = advantages + values.
+
+  Source: Schulman et al. 2016, eq. 16.
+  """
+  chex.assert_rank([rewards, values, lengths], [2, 2, 1])
+  chex.assert_equal_shape([rewards, values])
+  chex.assert_type([rewards, values], float)
+  mask = length_mask(lengths, rewards.shape[1])
+  rewards = jnp.where(mask, rewards, 0.0).astype(jnp.float32)
+  values = jnp.where(mask, values, 0.0).astype(jnp.float32)
+  next_values = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+  deltas = rewards + discount * next_values - values
+
+  def backward(later, delta):
+    advantage = delta + discount * gae_lambda * later
+    return advantage, advantage
+
+  start = jnp.zeros(rewards.shape[0], jnp.float32)
+  _, advantages = jax.lax.scan(backward, start, deltas.T, reverse=True)
+  advantages = jnp.where(mask, advantages.T, 0.0)
+  return advantages, advantages + values

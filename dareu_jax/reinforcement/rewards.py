@@ -1,0 +1,93 @@
+"""Attribution scores to token rewards (DareU, arXiv 2605.30919), in three forms."""
+
+import chex
+import jax.numpy as jnp
+
+from dareu_jax.masked import length_mask
+
+FORMS = ("published", "telescoped", "absorbing")
+
+
+def log_transform(scores, *, epsilon, c_seg):
+  """Maps attribution scores to rewards in [-1, 0].
+
+      T(b) = clip( ln(1 - clip(b, ε, 1-ε)) / C_seg, -1, 0 )
+
+  Args:
+    scores: [...] float; b in [0, 1], the probability of the forget owners.
+    epsilon: ε in (0, .5).
+    c_seg: C_seg > 0; small is sharp and clips early, large is flat.
+
+  Returns: [...] float32; falls with b.
+
+  Source: DareU, log-transformed attribution reward.
+  """
+  chex.assert_type(scores, float)
+  kept = 1.0 - jnp.clip(scores.astype(jnp.float32), epsilon, 1.0 - epsilon)
+  return jnp.clip(jnp.log(kept) / c_seg, -1.0, 0.0)
+
+
+def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
+  """The running mean of transformed scores over the invocations of the attribution function.
+
+      A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n};  0 before the first
+
+  Args:
+    prefix_scores: [B, T] float; b(y_≤t) at t = 1..T.
+    lengths: [B] int; n, the valid tokens of each row.
+    segment_length: κ >= 1.
+
+  Returns: [B, T] float32; beyond the length the last value, A_n.
+  """
+  chex.assert_rank([prefix_scores, lengths], [2, 1])
+  time = prefix_scores.shape[1]
+  t = jnp.arange(1, time + 1)
+  n = lengths[:, None]
+  invoked = ((t % segment_length == 0) & (t <= n)) | (t == n)
+  transformed = log_transform(prefix_scores, epsilon=epsilon, c_seg=c_seg)
+  total = jnp.cumsum(jnp.where(invoked, transformed, 0.0), axis=1)
+  return total / jnp.maximum(jnp.cumsum(invoked, axis=1), 1)
+
+
+def token_rewards(
+  prefix_scores, lengths, kl, *, segment_length, epsilon, c_seg, kl_coef, form, max_length):
+  """Rewards of each response token, from prefix scores and the KL to the previous epoch's policy.
+
+      published    r_t = A_t - β KL_t
+      telescoped   r_t = (A_t - A_{t-1}) - β KL_t, A_0 = 0: potential-based, the return is A_n
+      absorbing    published, and r_n gets (T_max - n) A_n more, as if y had gone on to the limit
+
+  Every A_t is at most 0: in the published form each further token can only cost, so that ending
+  early pays; the other two take that incentive away.
+
+  Args:
+    prefix_scores: [B, T] float; b(y_≤t).
+    lengths: [B] int; n, the valid tokens of each row.
+    kl: [B, T] float; KL(π ‖ π_prev) at each token.
+    segment_length: κ.
+    epsilon: ε.
+    c_seg: C_seg.
+    kl_coef: β.
+    form: one of `FORMS`.
+    max_length: T_max, the longest response that the sampler allows.
+
+  Returns: [B, T] float32, 0 beyond the length.
+
+  Source: DareU; `telescoped` after Ng et al. 1999 (potential-based shaping).
+  """
+  chex.assert_rank([prefix_scores, lengths, kl], [2, 1, 2])
+  chex.assert_equal_shape([prefix_scores, kl])
+  chex.assert_type([prefix_scores, kl], float)
+  if form not in FORMS:
+    raise ValueError(f"form is {form!r}: it must be one of {', '.join(FORMS)}")
+  time = prefix_scores.shape[1]
+  means = segment_means(prefix_scores, lengths, segment_length=segment_length,
+                        epsilon=epsilon, c_seg=c_seg)
+  reward = means
+  if form == "telescoped":
+    reward = jnp.diff(means, axis=1, prepend=0.0)
+  elif form == "absorbing":
+    n = lengths[:, None]
+    last = jnp.arange(1, time + 1) == n
+    reward = means + jnp.where(last, (max_length - n) * means, 0.0)
+  return jnp.where(length_mask(lengths, time), reward - kl_coef * kl, 0.0)

@@ -1,0 +1,286 @@
+"""The report of a run: report.md with its plots beside it, and report.html all in one file.
+
+Answers are model text and so untrusted: the HTML escapes everything that is put in and forbids
+scripts and other hosts; the Markdown escapes what would be markup.
+"""
+
+import base64
+import importlib.resources
+import os
+import pathlib
+import re
+import typing
+import unicodedata
+
+from dareu_jax.report import plots, tables
+
+SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
+EPOCH_HEADER = ("epoch", "score", "length (tokens)", "EOS share", "degenerate share", "decision")
+NOTHING = "Nothing recorded."
+
+
+class ReportPaths(typing.NamedTuple):
+  """Where a report lies."""
+
+  markdown: pathlib.Path
+  html: pathlib.Path
+  plots: tuple[pathlib.Path, ...]
+
+
+def write_report(
+  folder,
+  *,
+  title,
+  summary,
+  classifier,
+  history,
+  epochs,
+  target_score,
+  chosen_epoch,
+  answers,
+  facts,
+  method="dareu",
+):
+  """Writes `report.md`, `report.html` and `plots/*.png` into `folder`; each file whole or not at all.
+
+  Args:
+    folder: made where it is not there.
+    title: one line.
+    summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}.
+    classifier: {figure: float} of the owner classifier.
+    history: a record for each PPO step, see `plots.training_curves`.
+    epochs: a record for each epoch end, {"epoch", "score", "response_length", "eos_share",
+      "degenerate_share", "accepted", "reason"}; epoch 0 is the original model.
+    target_score: the level the score is to come down to, or None.
+    chosen_epoch: the epoch whose weights were taken, or None.
+    answers: [{"split", "prompt", "truth", "original", "retrained", <method>}].
+    facts: {name: text} for the header.
+    method: the key of the unlearned model in `summary` and `answers`.
+
+  Returns:
+    ReportPaths.
+  """
+  folder = pathlib.Path(folder)
+  models = summary.get("models", {})
+  figures = {"plane": plots.forget_retain_plane(models)}
+  if history or epochs:
+    curves = plots.training_curves(history, epochs, target_score, chosen_epoch)
+    figures = {"training": curves, **figures}
+  images = {name: plots.to_png_bytes(figure) for name, figure in figures.items()}
+  parts = {
+    "title": title,
+    "method": method,
+    "facts": {name: str(value) for name, value in facts.items()},
+    "models": models,
+    "headline": headline(models, method),
+    "classifier": [(_spoken(name), _figure(value)) for name, value in classifier.items()],
+    "decision": decision(epochs, target_score, chosen_epoch),
+    "epochs": epoch_rows(epochs, chosen_epoch),
+    "images": images,
+    "answers": _by_split(answers),
+    "stages": tables.stage_rows(summary["stages"]) if summary.get("stages") else [],
+  }
+  markdown, html = _markdown(**parts), _html(chosen_epoch=chosen_epoch, **parts)
+
+  (folder / "plots").mkdir(parents=True, exist_ok=True)
+  pictures = tuple(folder / "plots" / f"{name}.png" for name in images)
+  for path, image in zip(pictures, images.values(), strict=True):
+    _write(path, image)
+  _write(folder / "report.md", markdown.encode("utf-8", "replace"))
+  _write(folder / "report.html", html.encode("utf-8", "replace"))
+  return ReportPaths(folder / "report.md", folder / "report.html", pictures)
+
+
+def headline(models, method):
+  """One sentence with what matters most: ToW, attribution and length beside the references."""
+  parts = []
+  for key in ("tug_of_war", "attribution_score", "response_length"):
+    column = next(column for column in tables.COLUMNS if column.key == key)
+    shown = {
+      name: tables.format_number(models.get(name, {}).get(key), column.decimals)
+      for name in (method, *tables.REFERENCES)
+    }
+    if shown[method] != tables.DASH:
+      beside = f"original {shown['original']}, retrained {shown['retrained']}"
+      parts.append(f"{column.title} {shown[method]} ({beside})")
+  return f"{method}: {'; '.join(parts)}." if parts else ""
+
+
+def decision(epochs, target_score, chosen_epoch):
+  """Sentences: which epoch was taken, how it stands to the target, which were refused and why."""
+  if not epochs:
+    return []
+  by_number = {record["epoch"]: record for record in epochs}
+  chosen = by_number.get(chosen_epoch)
+  trained = [record for record in epochs if record["epoch"] > 0]
+  if chosen is None:
+    lines = ["No epoch was chosen."]
+  elif chosen_epoch == 0:
+    lines = ["Epoch 0 was kept: that is the original model, so nothing was unlearned."]
+  else:
+    lines = [f"Epoch {chosen_epoch} was chosen, of {len(trained)}{_because(chosen)}."]
+  if tables.is_number(target_score):
+    lines.append(
+      f"The target level is {target_score:.3f}: the attribution score that the greedy responses "
+      "to forget queries are to come down to."
+    )
+    if chosen is not None and tables.is_number(chosen.get("score")):
+      stands = "at or below" if chosen["score"] <= target_score else "above"
+      lines.append(f"The chosen epoch scores {chosen['score']:.3f}, {stands} the target.")
+  refused = [record for record in trained if not record.get("accepted", True)]
+  lines += [f"Epoch {record['epoch']} was refused{_because(record)}." for record in refused]
+  return lines if refused else [*lines, "No epoch was refused."]
+
+
+def epoch_rows(epochs, chosen_epoch):
+  """The epoch ends under `EPOCH_HEADER`."""
+  rows = []
+  for record in epochs:
+    words = ["original model"] if record["epoch"] == 0 else []
+    words += ["chosen"] if record["epoch"] == chosen_epoch else []
+    if not words:
+      words = ["accepted" if record.get("accepted", True) else "refused"]
+    reason = f": {record['reason']}" if record.get("reason") else ""
+    shares = [record.get(key) for key in ("eos_share", "degenerate_share")]
+    rows.append(
+      (
+        str(record["epoch"]),
+        tables.format_number(record.get("score")),
+        tables.format_number(record.get("response_length"), 1),
+        *map(tables.format_number, shares),
+        ", ".join(words) + reason,
+      )
+    )
+  return rows
+
+
+def _because(record):
+  return f": {record['reason'].rstrip('.')}" if record.get("reason") else ""
+
+
+def _spoken(name):
+  """"held_out_ece" -> "held out ECE"."""
+  return name.replace("_", " ").replace("ece", "ECE")
+
+
+def _figure(value):
+  whole = isinstance(value, (int, str))
+  return str(value) if whole else tables.format_number(value)
+
+
+def _by_split(answers):
+  """[(title of the split, its answers)], forget first."""
+  names = [*SPLIT_TITLES, *(answer["split"] for answer in answers)]
+  grouped = [
+    (SPLIT_TITLES.get(name, name), [_clean(a) for a in answers if a["split"] == name])
+    for name in dict.fromkeys(names)
+  ]
+  return [(name, group) for name, group in grouped if group]
+
+
+def _clean(answer):
+  """Text as strings, with control characters shown as the replacement character."""
+  return {
+    key: None if text is None else "".join(map(_printable, str(text)))
+    for key, text in answer.items()
+  }
+
+
+def _printable(character):
+  odd = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+  return "\N{REPLACEMENT CHARACTER}" if odd else character
+
+
+def _html(*, images, models, **parts):
+  import jinja2
+
+  source = importlib.resources.files("dareu_jax.report").joinpath("template.html")
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+  )
+  template = environment.from_string(source.read_text(encoding="utf-8"))
+  return template.render(
+    images={
+      name: "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+      for name, image in images.items()
+    },
+    columns=tables.COLUMNS,
+    rows=tables.model_cells(models),
+    legend=tables.legend(models, best_mark="bold:"),
+    epoch_header=EPOCH_HEADER,
+    dash=tables.DASH,
+    **parts,
+  )
+
+
+def _markdown(*, title, method, facts, models, images, **parts):
+  meanings = [f"- **{_escape(c.title)}** ({c.arrow}): {_escape(c.meaning)}" for c in tables.COLUMNS]
+  blocks = [
+    f"# {_escape(title)}",
+    _escape(parts["headline"]),
+    _table(["run", ""], [[_escape(k), _escape(v)] for k, v in facts.items()], left=(0, 1)),
+    "## Models",
+    tables.markdown_table(models),
+    _escape(tables.legend(models, best_mark="bold:")),
+    "\n".join(meanings),
+    "### Owner classifier",
+    _table(["figure", "value"], parts["classifier"]),
+    "## What was decided",
+    "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
+    _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 5)),
+    "## Training",
+    "![Score, reward, response length and KL over the PPO steps](plots/training.png)"
+    if "training" in images
+    else NOTHING,
+    "## Forgetting and keeping",
+    "![D_R ROUGE over D_F ROUGE, a point for each model](plots/plane.png)",
+    "## Answers side by side",
+    *(_markdown_answers(parts["answers"], method) or [NOTHING]),
+    "## Stages and time",
+    _table(["stage", "time", "note"], parts["stages"], left=(0, 2)),
+  ]
+  return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _table(header, rows, left=(0,)):
+  return tables.pipe_table(header, rows, left) if rows else NOTHING
+
+
+def _markdown_answers(answers, method):
+  sources = (
+    ("original", "before: original"),
+    (method, f"after: {method}"),
+    ("retrained", "retrained"),
+    ("truth", "truth"),
+  )
+  blocks = []
+  for name, group in answers:
+    blocks.append(f"### {_escape(name)}")
+    for answer in group:
+      rows = [[_escape(label), _shown(answer.get(key))] for key, label in sources]
+      blocks.append(_table(["prompt", _shown(answer.get("prompt"))], rows, left=(0, 1)))
+  return blocks
+
+
+def _shown(text):
+  if text is None:
+    return tables.DASH
+  return _escape(text) if text.strip() else "(empty)"
+
+
+def _escape(text):
+  """Text that a Markdown renderer shows as it is: no markup, no HTML, no image, no formula."""
+  text = str(text)
+  for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
+    text = text.replace(character, entity)
+  return re.sub(r"([\\`*_\[\]~!$])", r"\\\1", text)
+
+
+def _write(path, data):
+  """Writes a file whole: beside its place, then renamed into it."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

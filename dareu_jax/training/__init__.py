@@ -1,0 +1,1 @@
+"""Optimizers, the supervised training loop, checkpoints and metric writers."""

@@ -1,0 +1,62 @@
+"""Which epoch of a run is kept, and when the run stops: a pure rule on epoch reports.
+
+Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and its
+answers look a little like everybody's. So the level to come down to is what *unseen* owners' queries
+get from the same classifier, and no epoch counts whose answers have shrunk away or fallen apart.
+"""
+
+import dataclasses
+
+from dareu_jax.settings import UnlearningSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochReport:
+  """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model."""
+
+  epoch: int
+  score: float  # mean b(y)
+  response_length: float  # mean tokens, the end token not counted
+  eos_share: float  # of answers that end by themselves
+  degenerate_share: float  # of answers that are empty or repeat themselves
+  distinct_share: float  # distinct answers over answers
+
+
+def refusal(report, original, settings: UnlearningSettings):
+  """Why an epoch cannot be kept, or '' if it can.
+
+  Args:
+    report, original: EpochReports of the epoch and of epoch 0.
+  """
+  shortest = settings.min_length_ratio * original.response_length
+  if report.response_length < shortest:
+    return f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"
+  most = max(settings.max_degenerate_share, original.degenerate_share)
+  if report.degenerate_share > most:
+    return f"{report.degenerate_share:.0%} of the answers are empty or repeat themselves"
+  if report.distinct_share < 0.5 * original.distinct_share:
+    return f"only {report.distinct_share:.0%} of the answers are distinct"
+  return ""
+
+
+def choose(reports, target_score, settings: UnlearningSettings):
+  """The epoch to keep so far, and whether the run is done.
+
+  Args:
+    reports: EpochReports from epoch 0 on, in order.
+    target_score: the level of unseen owners' queries.
+
+  Returns:
+    (epoch, done). `unseen_level`: the first acceptable epoch at or below the target, where the run
+    stops; until there is one, the acceptable epoch with the lowest score. `lowest_score`: that one.
+    `last`: the last epoch, whatever it is like. Without any acceptable epoch: 0, the original.
+  """
+  original = reports[0]
+  if settings.selection == "last":
+    return reports[-1].epoch, False
+  acceptable = [r for r in reports if not refusal(r, original, settings)]
+  if settings.selection == "unseen_level":
+    for report in acceptable:
+      if report.score <= target_score:
+        return report.epoch, True
+  return min(acceptable, key=lambda r: r.score, default=original).epoch, False
