@@ -115,10 +115,15 @@ class Batches:
     for i, row in enumerate(self.rows):
       length = bucket_length(len(row.prompt) + len(row.completion), self.multiple)
       groups.setdefault(length, []).append(i)
-    return tuple(
-      Bucket(tuple(members), length, bucket_length(
-        max(len(self.rows[i].completion) for i in members), self.multiple))
-      for length, members in sorted(groups.items()))
+    buckets, waiting = [], []
+    for length, members in sorted(groups.items()):
+      waiting += members
+      # What does not fill a batch goes with the next longer: a program of its own costs more.
+      if len(waiting) >= self.batch_size or length == max(groups):
+        longest = max(len(self.rows[i].completion) for i in waiting)
+        buckets.append(Bucket(tuple(waiting), length, bucket_length(longest, self.multiple)))
+        waiting = []
+    return tuple(buckets)
 
   @functools.cached_property
   def steps_per_epoch(self):
@@ -152,9 +157,12 @@ class Batches:
           completion_length=bucket.completion_length, pad_id=self.pad_id)
 
 
-def prompt_batch(rows, size, *, multiple, pad_id):
-  """Prompts alone, right-padded: (prompt_ids [size, P], prompt_lengths [size])."""
-  width = bucket_length(max(len(row.prompt) for row in rows), multiple)
+def prompt_batch(rows, size, *, multiple, pad_id, width=0):
+  """Prompts alone, right-padded: (prompt_ids [size, P], prompt_lengths [size]).
+
+  P holds the longest prompt, and `width` at least, in a multiple of `multiple`.
+  """
+  width = bucket_length(max(width, *(len(row.prompt) for row in rows)), multiple)
   ids = np.full((size, width), pad_id, np.int32)
   lengths = np.ones(size, np.int32)
   for i, row in enumerate(rows):

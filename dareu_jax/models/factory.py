@@ -1,0 +1,106 @@
+"""Builds the modules of a run: from dimensions and a seed, or from a Hugging Face checkpoint."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dareu_jax.models import huggingface, states
+from dareu_jax.models.config import ModelConfig, from_huggingface, from_settings
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.heads import OwnerClassifier, ValueHead
+from dareu_jax.parallel.mesh import shard, shardings
+from dareu_jax.settings import InputError, LoraSettings, ModelSettings
+
+
+class Model(NamedTuple):
+  """A module taken apart: static frame, what is trained, what is frozen."""
+
+  frame: states.Frame
+  trainable: Any
+  frozen: Any
+  config: ModelConfig
+
+
+def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
+  """The architecture that the settings name; reads the checkpoint's config.json where there is one.
+
+  Raises:
+    InputError: for a checkpoint that cannot be used, or a tokenizer larger than its embedding.
+  """
+  if not model.path:
+    return from_settings(model, lora, vocab_size)
+  config = from_huggingface(checkpoint_folder(model.path), model, lora)
+  if vocab_size > config.vocab_size:
+    raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
+                     f"{config.vocab_size}: they do not belong together.")
+  return config
+
+
+@functools.cache
+def checkpoint_folder(path):
+  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded."""
+  if pathlib.Path(path).is_dir():
+    return pathlib.Path(path)
+  import huggingface_hub
+
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(
+      path, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.model"]))
+  except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(f"config.model.path is {path!r}: no such folder, and the hub did not give it "
+                     f"({reason}).") from None
+
+
+def build_decoder(model: ModelSettings, config: ModelConfig, seed, mesh):
+  """The language model, its base weights from the checkpoint where there is one."""
+  return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
+
+
+def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
+  """The owner classifier; its trunk from the checkpoint where there is one, its head from the seed."""
+  return _build(
+    lambda rngs: OwnerClassifier(config, num_owners, rngs=rngs), model, config, seed, mesh)
+
+
+def build_value_head(config: ModelConfig, mesh):
+  """The value head."""
+  head = ValueHead(config.embed_dim)
+  frame, trainable, frozen = states.split(head, adapters_only=False)
+  return Model(frame, shard(trainable, mesh), frozen, config)
+
+
+def _build(make, model, config, seed, mesh):
+  adapters_only = config.lora.rank > 0
+
+  def initialise():
+    _, trainable, frozen = states.split(
+      make(nnx.Rngs(params=jax.random.key(seed))), adapters_only=adapters_only)
+    return trainable, frozen
+
+  abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(seed))))
+  frame, *shapes = states.split(abstract, adapters_only=adapters_only)
+  if not model.path:
+    trainable, frozen = jax.jit(initialise, out_shardings=_all_shardings(shapes, mesh))()
+    return Model(frame, trainable, frozen, config)
+  # Only what the checkpoint does not hold is made here: adapters and the owner head.
+  own = jax.jit(lambda: _without_weights(initialise()),
+                out_shardings=_all_shardings(_without_weights(shapes), mesh))()
+  weights = huggingface.read_weights(checkpoint_folder(model.path), config)
+  trainable, frozen = (huggingface.fill(shape, made, weights, mesh, jnp.dtype(config.dtype))
+                       for shape, made in zip(shapes, own, strict=True))
+  weights.check_all_used()
+  return Model(frame, trainable, frozen, config)
+
+
+def _all_shardings(trees, mesh):
+  return tuple(shardings(tree, mesh) for tree in trees)
+
+
+def _without_weights(trees):
+  """Keeps the LoRAParam variables (adapters, owner head), which are not in a checkpoint."""
+  return tuple(nnx.filter_state(tree, nnx.LoRAParam) for tree in trees)
