@@ -18,8 +18,9 @@ from dareu_jax.masked import length_mask, masked_sum
 class PrefixLoss:
   """Summed cross-entropy of the owner at every prefix, for `training.supervised.fit`.
 
-  A share of the input tokens is replaced at random: a policy's responses are not the training
-  texts, and a classifier that has only seen those is sure of itself for no reason.
+  A policy's responses are not the training texts, and a classifier that has only seen those looks at
+  their first words and is sure of itself for no reason. So half of the rows start at a random token
+  within the response, and a share of the input tokens is replaced at random.
   """
 
   token_noise: float
@@ -28,8 +29,8 @@ class PrefixLoss:
   def __call__(self, frame, params, frozen, batch, key):
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
     model = frame.merge(params, frozen)
-    flip, replacement = jax.random.split(key)
-    ids = batch.completion_ids
+    crop, flip, replacement = jax.random.split(key, 3)
+    ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
     noisy = jnp.where(
       jax.random.bernoulli(flip, self.token_noise, ids.shape),
       jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size), ids)
@@ -38,9 +39,25 @@ class PrefixLoss:
     chosen = jnp.take_along_axis(logprobs, owners, axis=-1)[..., 0]
     smooth = self.label_smoothing
     loss = -(1 - smooth) * chosen - smooth * jnp.mean(logprobs, axis=-1)
-    mask = length_mask(batch.completion_lengths, ids.shape[1])
+    mask = length_mask(lengths, ids.shape[1])
     hits = jnp.argmax(logprobs, axis=-1) == owners[..., 0]
     return masked_sum(loss, mask), jnp.sum(mask), {"accuracy": masked_sum(hits * 1.0, mask)}
+
+
+def random_crop(ids, lengths, key):
+  """Drops a random number of leading tokens from half of the rows; at least one stays.
+
+  Args:
+    ids: [B, T] int.
+    lengths: [B] int.
+
+  Returns: (ids [B, T] moved to the left, lengths [B]).
+  """
+  rows, starts = jax.random.split(key)
+  start = jax.random.uniform(starts, lengths.shape) * jnp.maximum(lengths - 1, 0)
+  start = jnp.where(jax.random.bernoulli(rows, 0.5, lengths.shape), start.astype(jnp.int32), 0)
+  index = jnp.minimum(jnp.arange(ids.shape[1]) + start[:, None], ids.shape[1] - 1)
+  return jnp.take_along_axis(ids, index, axis=1), lengths - start
 
 
 @functools.partial(jax.jit, static_argnames="frame")

@@ -47,26 +47,19 @@ class Task:
   seed: int
 
   @property
-  def rows_per_rollout(self):
-    return min(self.settings.rollout_batch_size, len(self.forget_rows))
-
-  @property
   def rollouts_per_epoch(self):
-    chunks = -(-len(self.forget_rows) // self.rows_per_rollout)
-    return chunks * self.settings.samples_per_prompt
+    queries = len(self.forget_rows) * self.settings.samples_per_prompt
+    return -(-queries // self.settings.rollout_batch_size)
 
   @property
-  def updates_per_rollout(self):
-    return self.settings.inner_epochs * -(-self.rows_per_rollout // self.minibatch_size)
+  def updates_per_sweep(self):
+    """Minibatches that cover a rollout once."""
+    return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
 
   @functools.cached_property
   def prompt_width(self):
     """Prompt slots that hold every forget query, so that all rollouts share one program."""
     return max(len(row.prompt) for row in self.forget_rows)
-
-  @property
-  def minibatch_size(self):
-    return min(self.settings.minibatch_size, self.rows_per_rollout)
 
 
 def run(task: Task, *, store, writer, bar):
@@ -135,15 +128,8 @@ def learn(task: Task, state, step):
     models=task.models, settings=settings)
   texts = _texts(evaluator.tokenizer, completions)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
-  order = np.random.default_rng((task.seed, 1, step))
   learned = []
-  for update in range(task.updates_per_rollout):
-    per_epoch = task.updates_per_rollout // settings.inner_epochs
-    if update % per_epoch == 0:
-      permutation = np.resize(order.permutation(len(chosen)), per_epoch * task.minibatch_size)
-    part = update % per_epoch
-    rows = permutation[part * task.minibatch_size:(part + 1) * task.minibatch_size]
-    number = step * task.updates_per_rollout + update
+  for rows, number in minibatches(task, step):
     ramp = min(1.0, (number + 1) / max(1, settings.warmup_steps))
     rates = (settings.learning_rate * ramp, settings.value_learning_rate * ramp)
     state, update_metrics = dareu.update(
@@ -156,13 +142,27 @@ def learn(task: Task, state, step):
 
 
 def rollout_rows(task: Task, step):
-  """Forget rows of a rollout and a number for each that is unique over the run: two [B] arrays."""
-  size = task.rows_per_rollout
-  chunks = -(-len(task.forget_rows) // size)
-  sweep, chunk = divmod(step, chunks)
-  order = np.random.default_rng((task.seed, 0, sweep)).permutation(len(task.forget_rows))
-  places = np.arange(chunk * size, (chunk + 1) * size)
-  return np.resize(order, chunks * size)[places], places
+  """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
+
+  The queries come in sweeps, each a random order of all of them.
+  """
+  count, size = len(task.forget_rows), task.settings.rollout_batch_size
+  numbers = np.arange(step * size, (step + 1) * size)
+  orders = {sweep: np.random.default_rng((task.seed, 0, sweep)).permutation(count)
+            for sweep in set(numbers // count)}
+  return np.array([orders[number // count][number % count] for number in numbers]), numbers
+
+
+def minibatches(task: Task, step):
+  """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
+  size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
+  rng = np.random.default_rng((task.seed, 1, step))
+  number = step * sweeps * task.updates_per_sweep
+  for _ in range(sweeps):
+    order = np.resize(rng.permutation(task.settings.rollout_batch_size), task.updates_per_sweep * size)
+    for rows in order.reshape(-1, size):
+      yield rows, number
+      number += 1
 
 
 def assess(task: Task, policy, epoch):
