@@ -1,30 +1,195 @@
 """TOFU: forget authors of fictitious biographies.
 
-    python -m dareu_jax.main --config=configs/tofu.py               # laptop, embedded authors
-    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b     # one H100 or v5e-16, hub checkpoint
+    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu           # laptop, 4 minutes
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...      # one 16 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...       # one 24 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...       # one H100, v5e-16
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...        # one H100, v5e-16
+
+Without a preset: embedded authors and a model trained from scratch, no network, no accelerator. The
+presets fine-tune a checkpoint of the hub on the real TOFU with LoRA, by the published protocol. The
+real TOFU with the small model:
+
+    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu40 \
+        --config.data.source=tofu --config.data.dir=FOLDER --config.data.num_owners=40
+
+Out come the table on the terminal, and report.html, report.md and summary.json in the workdir.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# Preset -> (checkpoint of the model, checkpoint of the classifier, template).
+CHECKPOINTS = {
+  "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf", "TinyLlama/TinyLlama_v1.1", "llama2"),
+  "tinyllama": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+                "tinyllama"),
+  "qwen3_8b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "qwen3"),
+  "qwen3_0_6b": ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", "qwen3"),
+}
 
 
-def get_config(arg=None):
-  c = ml_collections.ConfigDict
-  lora = c(dict(rank=0, alpha=32.0, targets=("q_proj","k_proj","v_proj","o_proj","gate_proj","up_proj","down_proj")))
-  model = c(dict(path="", architecture="llama", embed_dim=128, mlp_dim=344, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, dtype="float32", scan_layers=False, remat=False))
-  cmodel = c(dict(model)); cmodel.num_layers=2
-  train = dict(learning_rate=3e-3, batch_size=32, micro_batch_size=0, epochs=14, warmup=.1, schedule="linear", weight_decay=.1, clip_norm=1.0)
-  return c(dict(
-    seeds=(42,), max_length=64, length_multiple=16, pretrain_general=True,
-    data=c(dict(source="embedded", dir="", num_owners=20, forget="forget10", forget_owners=(), num_holdout=2, seed=0)),
-    tokenizer=c(dict(path="", vocab_size=2000, template="auto")),
-    model=model, lora=lora, finetune=c(dict(train)),
-    classifier=c(dict(model=cmodel, lora=c(dict(lora)), train=c(dict(train, epochs=10)), token_noise=.1, label_smoothing=.0)),
-    unlearning=c(dict(reward_form="telescoped", segment_length=8, epsilon=.01, c_seg=3.0, kl_coef=.05,
-      discount=1.0, gae_lambda=.95, clip_eps=.2, value_clip_eps=.2, value_coef=1.0, distill_coef=4.0, whiten_advantages=True,
-      learning_rate=3e-4, value_learning_rate=3e-3, warmup_steps=10, weight_decay=0.0, clip_norm=1.0,
-      epochs=15, samples_per_prompt=4, rollout_batch_size=40, minibatch_size=20, inner_epochs=2, retain_batch_size=32,
-      temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=32, selection="unseen_level", target_score=-1.0, min_length_ratio=.7, max_degenerate_share=.05)),
-    evaluation=c(dict(batch_size=64, max_examples=400, max_new_tokens=40, min_k=.4)),
-    mesh=c(dict(data=1, fsdp=-1, tensor=1)),
-    checkpoint=c(dict(every_steps=100, keep=2)),
+def get_config(preset=None):
+  """The config of a preset; None is the tiny one."""
+  config = tiny()
+  if preset:
+    if preset not in CHECKPOINTS:
+      raise ValueError(f"configs/tofu.py has no preset {preset!r}: take one of "
+                       f"{', '.join(CHECKPOINTS)}, or none for the tiny one.")
+    checkpoint(config, *CHECKPOINTS[preset])
+  return config
+
+
+def model(num_layers):
+  """A small Llama from scratch."""
+  return ConfigDict(dict(
+    path="",  # folder or hub name of a checkpoint; '' trains one of these dimensions from scratch
+    architecture="llama",  # 'llama', 'qwen2' or 'qwen3'; a checkpoint says it itself
+    embed_dim=128,
+    mlp_dim=344,
+    num_layers=num_layers,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    dtype="float32",  # of base weights and activations; 'bfloat16' on accelerators
+    scan_layers=False,  # True compiles one layer and scans it: for accelerators
+    remat=False,  # recompute activations in the backward pass: less memory, more time
   ))
+
+
+def lora():
+  """No adapter: all parameters are trained."""
+  return ConfigDict(dict(
+    rank=0,  # r; 0 trains all parameters
+    alpha=32.0,  # the update is scaled by alpha / rank
+    targets=LINEAR,  # layers with an adapter
+  ))
+
+
+def train(epochs):
+  """Supervised training of a small model from scratch."""
+  return ConfigDict(dict(
+    learning_rate=3e-3,  # peak
+    batch_size=32,  # examples a step, over all devices
+    micro_batch_size=0,  # examples a forward pass; 0: the whole batch
+    epochs=epochs,
+    warmup=0.1,  # share of the steps
+    schedule="linear",  # 'linear', 'cosine' or 'constant'
+    weight_decay=0.1,  # of matrices
+    clip_norm=1.0,  # global gradient norm
+  ))
+
+
+def tiny():
+  """Laptop: 30 embedded authors of which 3 are forgotten, a Llama of one million parameters."""
+  config = ConfigDict()
+  config.seeds = (42,)  # one run each; several give a table with 95% intervals
+  config.max_length = 256  # tokens of prompt and response together; a longer example is an error
+  config.length_multiple = 16  # batches are padded to a multiple of this
+  config.pretrain_general = True  # a model from scratch learns D_test too, as a base model would have
+
+  config.data = ConfigDict(dict(
+    source="embedded",  # 'embedded', 'tofu' or 'jsonl'
+    dir="",  # folder of the TOFU or JSONL files; '' takes TOFU from the hub
+    num_owners=30,  # owners in D; 0: all there are
+    forget="forget10",  # the last 10 percent of the owners; forget01, forget05, ...
+    forget_owners=(),  # or their names, e.g. "('author_003', 'author_007')"
+    num_holdout=4,  # unseen owners: for the unseen level and the membership attack; 0: all there are
+    seed=0,  # of the embedded authors
+  ))
+  config.tokenizer = ConfigDict(dict(
+    path="",  # folder or hub name; '': the model's own, or for a model from scratch a BPE of the corpus
+    vocab_size=2000,  # of that BPE
+    template="auto",  # 'plain', 'llama2', 'tinyllama', 'qwen3'; 'auto' follows the tokenizer
+  ))
+  config.model = model(num_layers=4)
+  config.lora = lora()
+  config.finetune = train(epochs=11)  # of the original and the retrained model
+
+  config.classifier = ConfigDict(dict(
+    model=model(num_layers=1),
+    lora=lora(),
+    train=train(epochs=20),
+    token_noise=0.2,  # share of input tokens replaced at random while training
+    label_smoothing=0.0,
+  ))
+
+  config.unlearning = ConfigDict(dict(
+    # Reward (design of DareU: log transform, segments, KL to the previous epoch).
+    reward_form="telescoped",  # 'published', 'telescoped' or 'absorbing'
+    segment_length=2,  # κ: tokens between two invocations of the attribution function
+    epsilon=0.01,  # ε: scores are clipped to [ε, 1-ε] before the log
+    c_seg=1.0,  # C_seg: small is sharp and clips early, large is flat
+    kl_coef=0.1,  # β: weight of the KL to the previous epoch's policy
+    # Policy optimisation.
+    discount=1.0,  # γ
+    gae_lambda=0.95,  # λ
+    clip_eps=0.2,  # of the probability ratio
+    value_clip_eps=0.2,
+    value_coef=1.0,  # c_v
+    distill_coef=10.0,  # λ_distill: KL to the original on retained data
+    whiten_advantages=True,
+    learning_rate=2e-4,  # of the policy
+    value_learning_rate=3e-3,  # of the value head
+    warmup_steps=10,  # updates
+    weight_decay=0.0,
+    clip_norm=1.0,  # global gradient norm
+    # Batches.
+    epochs=15,  # at most
+    samples_per_prompt=8,  # responses to each forget query in an epoch
+    rollout_batch_size=80,  # responses a rollout; a query may come more than once
+    minibatch_size=40,  # responses an update
+    inner_epochs=1,  # passes over a rollout
+    retain_batch_size=32,  # retained examples distilled in each update
+    # Sampling.
+    temperature=1.0,
+    top_k=0,  # 0: off
+    top_p=1.0,  # 1: off
+    max_new_tokens=0,  # 0: as long as the longest response of D
+    # Which epoch is kept, and when the run stops.
+    selection="unseen_level",  # or 'lowest_score', 'last'
+    target_score=-1.0,  # level to come down to; negative: that of unseen owners' queries
+    min_length_ratio=0.75,  # answers shorter than this share of the original's are refused
+    max_degenerate_share=0.05,  # so is an epoch with more empty or repetitive answers than this
+  ))
+
+  config.evaluation = ConfigDict(dict(
+    batch_size=64,
+    max_examples=400,  # of each split, from its head; 0: all
+    max_new_tokens=0,  # greedy answers; 0: as long as the longest response of D
+    min_k=0.4,  # share of the least likely tokens that the Min-K% attack averages
+  ))
+  config.mesh = ConfigDict(dict(
+    data=1,  # splits the batch; -1 at one axis takes the devices that are left
+    fsdp=-1,  # splits the batch and the weights
+    tensor=1,  # splits heads, mlp and vocabulary
+  ))
+  config.checkpoint = ConfigDict(dict(
+    every_steps=100,  # updates (rollouts in unlearning, which also saves at each epoch's end)
+    keep=2,
+  ))
+  return config
+
+
+def checkpoint(config, path, classifier_path, template):
+  """Turns the tiny config into the published protocol on a checkpoint, in place.
+
+  LoRA r 8, α 32 on all linear layers; fine-tuning at 1e-4 with batches of 16 for 10 epochs, seeds 41,
+  42, 43 (WaterDrum's protocol for TOFU). Real TOFU, all 200 authors, forget10.
+  """
+  config.seeds = (41, 42, 43)
+  config.max_length = 512
+  config.length_multiple = 64
+  config.pretrain_general = False
+  config.data.update(source="tofu", dir="", num_owners=0, num_holdout=0)
+  config.tokenizer.template = template
+  for block, name in ((config, path), (config.classifier, classifier_path)):
+    block.model.update(path=name, dtype="bfloat16", scan_layers=True, remat=True)
+    block.lora.update(rank=8, alpha=32.0)
+  config.finetune.update(learning_rate=1e-4, batch_size=16, epochs=10, weight_decay=0.0)
+  config.classifier.train.update(learning_rate=2e-4, batch_size=32, epochs=5, weight_decay=0.0)
+  config.unlearning.update(
+    learning_rate=1e-4, value_learning_rate=1e-3, epochs=5, samples_per_prompt=1,
+    rollout_batch_size=64, minibatch_size=16, retain_batch_size=16, max_new_tokens=128)
+  config.evaluation.update(batch_size=64, max_new_tokens=200)

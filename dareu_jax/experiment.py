@@ -1,312 +1,123 @@
-"""The stages of a run in order: original, retrained, classifier, unlearning, evaluation, report.
-
-Each stage is skipped when its result is in the workdir already.
-"""
+"""The whole job: settings to workdir, seed by seed, ending in a table and a report."""
 
 import dataclasses
-import functools
-from typing import Any
+import datetime
+import pathlib
 
 import jax
-import numpy as np
 
-from dareu_jax.attribution.classifier import PrefixLoss, accuracy_and_calibration, last_valid
-from dareu_jax.attribution.classifier import owner_probabilities
-from dareu_jax.data import tokenizers
-from dareu_jax.data.batches import Batches, bucket_length, encode
-from dareu_jax.data.examples import Corpus
-from dareu_jax.evaluation import metrics
-from dareu_jax.evaluation.evaluator import Evaluator, response_scores
-from dareu_jax.models import factory
+from dareu_jax.data.sources import load_corpus
+from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
-from dareu_jax.settings import InputError, Settings
-from dareu_jax.training import supervised
+from dareu_jax.report.page import write_report
+from dareu_jax.settings import Settings
+from dareu_jax.stages import METHOD, MODELS, SPLITS, Run, evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
-from dareu_jax.training.writers import MetricWriter, progress
-from dareu_jax.unlearning import dareu, loop
-from dareu_jax.workdir import Workdir, fingerprint
+from dareu_jax.training.writers import read_metrics
+from dareu_jax.workdir import Workdir
 
-METHOD = "dareu"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One seed's run: everything that the stages share. Models are built when a stage needs them."""
-
-  settings: Settings
-  seed: int
-  corpus: Corpus
-  tokenizer: Any
-  mesh: Any
-  workdir: Workdir
-
-  @property
-  def digest(self):
-    """Fingerprint of the data as the models see it."""
-    return _corpus_digest(self)
-
-  @functools.cached_property
-  def is_forget(self):
-    """[O] bool: which owners are to be forgotten."""
-    return np.isin(self.corpus.owners, self.corpus.forget_owners)
-
-  @functools.cached_property
-  def config(self):
-    return factory.model_config(self.settings.model, self.settings.lora, self.tokenizer.vocab_size)
-
-  @functools.cached_property
-  def base(self):
-    """The model that fine-tuning starts from."""
-    return factory.build_decoder(self.settings.model, self.config, self.seed, self.mesh)
-
-  @functools.cached_property
-  def classifier(self):
-    """The untrained owner classifier."""
-    settings = self.settings.classifier
-    config = factory.model_config(settings.model, settings.lora, self.tokenizer.vocab_size)
-    return factory.build_classifier(
-      settings.model, config, len(self.corpus.owners), self.seed + 1, self.mesh)
-
-  @functools.cached_property
-  def evaluator(self):
-    settings = self.settings
-    return Evaluator(
-      self.base.frame, self.base.frozen, self.tokenizer, settings.evaluation.batch_size,
-      settings.length_multiple, settings.max_length, settings.evaluation.max_new_tokens, self.put)
-
-  @functools.cache  # noqa: B019 - lives as long as the run
-  def role(self, name):
-    """The trained state of a model: 'original', 'retrained' or the method's name."""
-    return self.workdir.load_result(name, self.base.trainable)
-
-  @functools.cached_property
-  def trained_classifier(self):
-    """(params, frozen) of the classifier."""
-    return (self.workdir.load_result("classifier", self.classifier.trainable),
-            self.classifier.frozen)
-
-  def put(self, batch):
-    return meshes.shard_batch(batch, self.mesh)
-
-  def rows(self, examples):
-    return tuple(encode(examples, self.tokenizer, max_length=self.settings.max_length,
-                        owners=self.corpus.owners))
-
-  def batches(self, examples, batch_size, *, seed, multiple=None):
-    return Batches(self.rows(examples), batch_size, multiple or self.settings.length_multiple,
-                   self.tokenizer.pad_id, seed)
-
-  def marks(self):
-    """Fingerprint of each stage: of its settings and of what it stands on."""
-    s = self.settings
-    model = fingerprint(_corpus_digest(self), self.seed, s.model, s.lora, s.finetune,
-                        s.pretrain_general, s.max_length, s.length_multiple, s.tokenizer)
-    classifier = fingerprint(_corpus_digest(self), self.seed, s.classifier, s.tokenizer)
-    unlearned = fingerprint(model, classifier, s.unlearning)
-    names = {"original": model, "retrained": model, "classifier": classifier, METHOD: unlearned}
-    return names | {f"evaluation/{name}": fingerprint(mark, classifier, s.evaluation)
-                    for name, mark in names.items() if name != "classifier"}
+ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
-def _corpus_digest(run):
-  return fingerprint([dataclasses.astuple(example) for split in (
-    run.corpus.forget, run.corpus.retain, run.corpus.test, run.corpus.holdout) for example in split])
+def prepare(settings: Settings, workdir):
+  """Checks everything that can be checked before any work.
+
+  Returns: list of Run, one a seed.
+
+  Raises:
+    InputError: for data, owners, devices or checkpoints that are not as the settings say.
+  """
+  mesh = meshes.make_mesh(settings.mesh)
+  jax.set_mesh(mesh)
+  corpus = load_corpus(settings.data)
+  folder = pathlib.Path(workdir)
+  config = dataclasses.asdict(settings)
+  return [Run(settings, seed, corpus, mesh, Workdir(
+    _seed_folder(folder, seed, settings), config, settings.checkpoint)) for seed in settings.seeds]
 
 
-def run_seed(run: Run):
-  """All stages of one seed; returns its summary (see the design's formats)."""
-  marks = run.marks()
-  train_language_model(run, "original", run.corpus.forget + run.corpus.retain, marks["original"])
-  train_language_model(run, "retrained", run.corpus.retain, marks["retrained"])
-  train_classifier(run, marks["classifier"])
-  unlearn(run, marks[METHOD])
-  names = ("original", "retrained", METHOD)
-  results = {name: evaluate(run, name, marks[f"evaluation/{name}"]) for name in names}
-  models = {name: dict(result["metrics"]) for name, result in results.items()}
-  for name in names:
-    models[name]["tug_of_war"] = metrics.tug_of_war(
-      *([models[which][f"{split}_rouge"] for split in ("forget", "retain", "test")]
-        for which in (name, "retrained")))
-  return {"models": models, "stages": run.workdir.stages}
+def run(settings: Settings, workdir, *, command, overwrite=False):
+  """Runs all stages that are not done, for every seed.
+
+  Args:
+    workdir: folder of results and checkpoints.
+    command: what the user typed, for the report.
+    overwrite: accept a workdir with another configuration; what that changes runs again.
+
+  Returns: (summary as written to summary.json, path of the HTML report).
+  """
+  runs = prepare(settings, workdir)
+  folder = pathlib.Path(workdir)
+  top = Workdir(folder, dataclasses.asdict(settings), settings.checkpoint)
+  top.claim(overwrite=overwrite)
+  models, stages = [], {}
+  for one in runs:
+    if len(runs) > 1:
+      print(f"seed {one.seed}", flush=True)
+    one.workdir.claim(overwrite=overwrite)
+    models.append(run_seed(one))
+    prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
+    stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
+  summary = {"models": {name: over_seeds([m[name] for m in models]) for name in MODELS},
+             "stages": stages}
+  write_json(folder / "summary.json", summary)
+  page = report(runs, summary, folder, command)
+  return summary, page
 
 
-def train_language_model(run: Run, name, examples, mark):
-  """Fine-tunes the base model on examples; a model from scratch also learns the general facts."""
-  settings = run.settings
-  with run.workdir.stage(name, mark) as store:
-    if store is None:
-      return
-    if settings.pretrain_general and not settings.model.path:
-      examples = examples + run.corpus.test
-    params = _fit(run, name, store, run.base, supervised.language_model_loss, settings.finetune,
-                  run.batches(examples, settings.finetune.batch_size, seed=run.seed))
-    run.workdir.save_result(name, params)
+def over_seeds(figures):
+  """Metrics of several seeds as means, with `<name>_ci95` beside each; of one seed as they are."""
+  if len(figures) == 1:
+    return figures[0]
+  result = {}
+  for name in figures[0]:
+    result[name], result[f"{name}_ci95"] = mean_and_ci95([f[name] for f in figures])
+  return result
 
 
-def train_classifier(run: Run, mark):
-  """Trains the owner classifier on the responses of all owners, and measures it."""
-  settings = run.settings.classifier
-  with run.workdir.stage("classifier", mark) as store:
-    if store is None:
-      return
-    examples = run.corpus.forget + run.corpus.retain
-    # Responses alone: prompts would only pad.
-    loss = PrefixLoss(settings.token_noise, settings.label_smoothing)
-    params = _fit(run, "classifier", store, run.classifier, loss, settings.train,
-                  run.batches(examples, settings.train.batch_size, seed=run.seed + 1))
-    run.workdir.save_result("classifier", params)
-    quality = {}
-    paraphrased = [dataclasses.replace(e, response=e.paraphrased_response)
-                   for e in examples if e.paraphrased_response]
-    for prefix, split in (("", examples), ("held_out_", paraphrased)):
-      if split:
-        accuracy, error = classifier_quality(run, (params, run.classifier.frozen), split)
-        quality |= {f"{prefix}accuracy": accuracy, f"{prefix}ece": error}
-    write_json(run.workdir.folder / "classifier" / "quality.json", quality)
+def report(runs, summary, folder, command):
+  """Writes report.md and report.html; curves and answers are those of the first seed."""
+  first = runs[0]
+  settings, corpus = first.settings, first.corpus
+  work = first.workdir.folder
+  epochs = read_json(work / METHOD / "epochs.json")
+  facts = {
+    "command": command,
+    "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
+            f"{len(corpus.forget_owners)} are forgotten ({', '.join(corpus.forget_owners[:8])})",
+    "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
+                f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
+    "model": settings.model.path or f"{settings.model.architecture} from scratch",
+    "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
+    "reward": f"{settings.unlearning.reward_form}, κ {settings.unlearning.segment_length}",
+    "seeds": ", ".join(map(str, settings.seeds)),
+    "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    "versions": f"jax {jax.__version__}",
+    "date": datetime.date.today().isoformat(),
+  }
+  paths = write_report(
+    folder, title="Unlearning with DareU", summary=summary,
+    classifier=read_json(work / "classifier" / "quality.json") or {},
+    history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), epochs=epochs["epochs"],
+    target_score=epochs["target_score"], chosen_epoch=epochs["chosen_epoch"],
+    answers=_answers(first), facts=facts, method=METHOD)
+  return paths.html
 
 
-def classifier_quality(run: Run, classifier, examples):
-  """Accuracy and calibration of the classifier on whole responses: (accuracy, ece)."""
-  batches = run.batches(examples, run.settings.evaluation.batch_size, seed=0)
-  probabilities, owners = [], []
-  for indices, batch in batches.in_order():
-    every = owner_probabilities(run.classifier.frame, *classifier, batch.completion_ids)
-    whole = np.asarray(last_valid(every, batch.completion_lengths))
-    probabilities.append(whole[:len(indices)])
-    owners.append(batch.owners[:len(indices)])
-  return accuracy_and_calibration(np.concatenate(probabilities), np.concatenate(owners))
+def _answers(run):
+  """A few prompts with every model's answer side by side."""
+  held = {name: evaluate(run, name)["answers"] for name in MODELS}
+  shown = []
+  for split in SPLITS:
+    # Spread over the split: its first rows are all of one owner.
+    count = len(held[MODELS[0]][split])
+    step = max(1, count // ANSWERS_SHOWN[split])
+    for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
+      shown.append({"split": split, **{key: held[MODELS[0]][split][i][key]
+                                       for key in ("prompt", "truth")},
+                    **{name: held[name][split][i]["answer"] for name in MODELS}})
+  return shown
 
 
-def unlearn(run: Run, mark):
-  """DareU on the original model."""
-  with run.workdir.stage(METHOD, mark) as store:
-    if store is None:
-      return
-    task = dareu_task(run)
-    writer = MetricWriter(run.workdir.folder / "metrics", METHOD)
-    result = loop.run(task, store=store, writer=writer, bar=progress(METHOD, "rollout"))
-    writer.close()
-    run.workdir.save_result(METHOD, result.policy)
-    write_json(run.workdir.folder / METHOD / "epochs.json", {
-      "epochs": loop.epoch_records(result, task.settings), "target_score": result.target_score,
-      "chosen_epoch": result.chosen_epoch})
-
-
-def dareu_task(run: Run):
-  """Models and data of the DareU run."""
-  settings = run.settings.unlearning
-  value = factory.build_value_head(run.config, run.mesh)
-  models = dareu.Models(run.base.frame, value.frame, run.classifier.frame)
-  if not run.corpus.holdout and settings.target_score < 0:
-    raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
-                     "but the data has no hold-out: give a target in [0, 1].")
-  longest = max(len(row.prompt) + len(row.completion) for row in run.rows(run.corpus.retain))
-  return loop.Task(
-    models=models, original=run.role("original"), frozen=run.base.frozen, value=value.trainable,
-    value_frozen=value.frozen, classifier=run.trained_classifier, is_forget=run.is_forget,
-    forget_rows=run.rows(run.corpus.forget), unseen_rows=run.rows(run.corpus.holdout),
-    # One bucket: the PPO update is the costliest program to compile.
-    retain=run.batches(run.corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
-                       multiple=bucket_length(longest, run.settings.length_multiple)),
-    evaluator=run.evaluator, settings=settings, seed=run.seed)
-
-
-def evaluate(run: Run, name, mark):
-  """Metrics and answers of one model, from its file where it is done: {"metrics", "answers"}."""
-  path = run.workdir.folder / "evaluation" / f"{name}.json"
-  held = read_json(path)
-  if held is not None and held["fingerprint"] == mark:
-    run.workdir.stages[f"evaluation/{name}"] = {"seconds": held["seconds"], "skipped": True}
-    return held
-  return _evaluate(run, name, mark, path)
-
-
-def _evaluate(run, name, mark, path):
-  settings, evaluator, role = run.settings.evaluation, run.evaluator, run.role(name)
-  clock = _Clock()
-  figures, answers = {}, {}
-  count = settings.max_examples or None
-  with progress(f"eval {name}", "split")(4) as bar:
-    for split in ("forget", "retain", "test"):
-      examples = getattr(run.corpus, split)[:count]
-      if not examples:
-        continue
-      given = evaluator.answers(role, run.rows(examples))
-      rouge = [metrics.rouge_l_recall(e.response, text)
-               for e, text in zip(examples, given.texts, strict=True)]
-      figures[f"{split}_rouge"] = float(np.mean(rouge))
-      answers[split] = [
-        {"prompt": e.prompt, "truth": e.response, "answer": text, "rouge": round(score, 4)}
-        for e, text, score in zip(examples, given.texts, rouge, strict=True)]
-      if split == "forget":
-        scores = response_scores(
-          run.classifier.frame, run.trained_classifier, run.is_forget, given.ids, given.lengths,
-          batch_size=settings.batch_size)
-        figures["attribution_score"] = float(scores.mean())
-        figures["response_length"] = float(given.text_lengths.mean())
-        for answer, score in zip(answers[split], scores, strict=True):
-          answer["score"] = round(float(score), 4)
-      bar.update()
-    figures |= _likelihood_figures(run, role, count)
-    bar.update()
-  held = {"fingerprint": mark, "seconds": clock.seconds, "metrics": figures, "answers": answers}
-  write_json(path, held)
-  run.workdir.stages[f"evaluation/{name}"] = {"seconds": clock.seconds, "skipped": False}
-  return held
-
-
-def _likelihood_figures(run, role, count):
-  """Truth ratio, probability and membership inference on the forget set."""
-  evaluator, forget = run.evaluator, run.corpus.forget[:count]
-  logprobs = evaluator.logprobs(role, run.rows(forget))
-  figures = {"forget_probability": float(np.mean(
-    metrics.probability([-values.mean(dtype=np.float64) for values in logprobs])))}
-  ratios = evaluator.truth_ratio(role, forget)
-  if len(ratios):
-    figures["truth_ratio"] = metrics.forget_truth_ratio(ratios)
-  if run.corpus.holdout:
-    k = run.settings.evaluation.min_k
-    unseen = evaluator.logprobs(role, run.rows(run.corpus.holdout[:count]))
-    figures["mia_min_k_auc"] = metrics.mia_auc(
-      *([metrics.min_k_score(values[:-1], k=k) for values in split]
-        for split in (logprobs, unseen)))
-  return figures
-
-
-def _fit(run, name, store, model, loss_fn, settings, batches):
-  writer = MetricWriter(run.workdir.folder / "metrics", name)
-  # A copy, since training donates its state and the base is used again.
-  start = jax.tree.map(lambda x: x + 0, model.trainable)
-  params = supervised.fit(
-    supervised.init_train_state(start, settings), model.frozen, batches, frame=model.frame,
-    loss_fn=loss_fn, settings=settings, key=jax.random.key(run.seed), store=store, writer=writer,
-    bar=progress(name), put=run.put)
-  writer.close()
-  return params
-
-
-def make_tokenizer(settings: Settings, corpus: Corpus, workdir: Workdir):
-  """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus, kept in the workdir."""
-  path = settings.tokenizer.path or settings.model.path
-  if path:
-    folder = path if settings.tokenizer.path else factory.checkpoint_folder(path)
-    return tokenizers.load(str(folder), settings.tokenizer.template)
-  folder = workdir.folder / "tokenizer"
-  if (folder / "tokenizer.json").exists():
-    return tokenizers.load(str(folder), "plain")
-  examples = corpus.forget + corpus.retain + corpus.test
-  texts = [text for example in examples for text in (example.prompt, example.response)]
-  tokenizer = tokenizers.train_bpe(texts, settings.tokenizer.vocab_size)
-  tokenizer.save(folder)
-  return tokenizer
-
-
-class _Clock:
-  def __init__(self):
-    import time
-    self._now = time.monotonic
-    self._start = self._now()
-
-  @property
-  def seconds(self):
-    return round(self._now() - self._start, 1)
+def _seed_folder(folder, seed, settings):
+  return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"

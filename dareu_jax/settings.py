@@ -183,7 +183,7 @@ class UnlearningSettings:
   # batches
   epochs: int  # at most; an epoch is `samples_per_prompt` rollouts of every forget query
   samples_per_prompt: int
-  rollout_batch_size: int  # forget queries a rollout
+  rollout_batch_size: int  # responses a rollout; a query may come more than once
   minibatch_size: int  # rollout rows an update
   inner_epochs: int  # passes over a rollout
   retain_batch_size: int  # retain examples distilled in each update
@@ -191,7 +191,7 @@ class UnlearningSettings:
   temperature: float
   top_k: int  # 0: off
   top_p: float  # 1: off
-  max_new_tokens: int
+  max_new_tokens: int  # the longest response; 0: as long as the longest of the data
   # which epoch is kept
   selection: str  # 'unseen_level', 'lowest_score' or 'last'
   target_score: float  # the level to come down to; negative: measured on unseen owners' queries
@@ -203,7 +203,7 @@ class UnlearningSettings:
     _one_of("unlearning.reward_form", self.reward_form, REWARD_FORMS)
     _one_of("unlearning.selection", self.selection, SELECTION_RULES)
     counts = ("segment_length", "epochs", "samples_per_prompt", "rollout_batch_size",
-              "minibatch_size", "inner_epochs", "retain_batch_size", "max_new_tokens")
+              "minibatch_size", "inner_epochs", "retain_batch_size")
     for name in counts:
       _at_least(f"{section}.{name}", getattr(self, name), 1)
     if not 0 < self.epsilon < 0.5:
@@ -213,7 +213,7 @@ class UnlearningSettings:
       _positive(f"{section}.{name}", getattr(self, name))
     for name in ("kl_coef", "value_coef", "distill_coef"):
       _at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
-    for name in ("weight_decay", "top_k", "warmup_steps"):
+    for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):
       _at_least(f"{section}.{name}", getattr(self, name), 0)
     for name in ("discount", "gae_lambda", "min_length_ratio", "max_degenerate_share"):
       _within(f"{section}.{name}", getattr(self, name), 0.0, 1.0)
@@ -232,13 +232,13 @@ class EvaluationSettings:
 
   batch_size: int
   max_examples: int  # of each split, from its head; 0: all
-  max_new_tokens: int  # greedy answers
+  max_new_tokens: int  # greedy answers; 0: as long as the longest response of the data
   min_k: float  # share of the least likely tokens that the Min-K% attack averages
 
   def __post_init__(self):
     _at_least("evaluation.batch_size", self.batch_size, 1)
     _at_least("evaluation.max_examples", self.max_examples, 0)
-    _at_least("evaluation.max_new_tokens", self.max_new_tokens, 1)
+    _at_least("evaluation.max_new_tokens", self.max_new_tokens, 0)
     if not 0 < self.min_k <= 1:
       raise InputError(f"config.evaluation.min_k is {self.min_k}: it must lie in (0, 1].")
 

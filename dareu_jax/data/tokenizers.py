@@ -5,10 +5,10 @@ border.
 """
 
 import dataclasses
+import os
 import pathlib
 
 import tokenizers
-import transformers
 
 from dareu_jax.settings import InputError
 
@@ -73,9 +73,13 @@ class Tokenizer:
     return self.backend.decode(
       ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
-  def token(self, index):
-    """The piece of one id, for showing."""
-    return self.backend.convert_ids_to_tokens(int(index))
+  def same_vocabulary(self, other):
+    """Whether another tokenizer gives every token the same id."""
+    return self.backend.get_vocab() == other.backend.get_vocab()
+
+  def decode_piece(self, index):
+    """Text of one id, special tokens shown."""
+    return self.backend.decode([int(index)], clean_up_tokenization_spaces=False)
 
   def save(self, folder):
     """Writes it so that `load` and transformers read it."""
@@ -93,7 +97,7 @@ def train_bpe(texts, vocab_size):
     vocab_size=vocab_size, special_tokens=specials, show_progress=False,
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
   backend.train_from_iterator(texts, trainer)
-  fast = transformers.PreTrainedTokenizerFast(
+  fast = _transformers().PreTrainedTokenizerFast(
     tokenizer_object=backend, eos_token=END, pad_token=END,
     additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False)
   return Tokenizer(fast, "plain")
@@ -106,7 +110,7 @@ def load(path, template="auto"):
     InputError: if there is none, or its template cannot be told.
   """
   try:
-    backend = transformers.AutoTokenizer.from_pretrained(
+    backend = _transformers().AutoTokenizer.from_pretrained(
       path, local_files_only=pathlib.Path(path).is_dir())
   except (OSError, ValueError) as error:
     raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
@@ -127,6 +131,15 @@ def _guess_template(backend):
     return "llama2"
   raise InputError("config.tokenizer.template is 'auto', but this tokenizer fits none of the known "
                    f"templates: name one of {', '.join(TEMPLATES)}.")
+
+
+def _transformers():
+  # Imported on demand: it takes seconds, and a run whose stages are done needs no tokenizer. It
+  # advises to install torch, which tokenizers do without.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  import transformers
+
+  return transformers
 
 
 def _first_line(error):

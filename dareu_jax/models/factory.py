@@ -33,7 +33,7 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
   """
   if not model.path:
     return from_settings(model, lora, vocab_size)
-  config = from_huggingface(checkpoint_folder(model.path), model, lora)
+  config = from_huggingface(checkpoint_folder(model.path, weights=False), model, lora)
   if vocab_size > config.vocab_size:
     raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
                      f"{config.vocab_size}: they do not belong together.")
@@ -41,24 +41,34 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
 
 
 @functools.cache
-def checkpoint_folder(path):
-  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded."""
+def checkpoint_folder(path, *, weights=True):
+  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded.
+
+  Args:
+    weights: whether they are needed too, or only the configuration and the tokenizer.
+  """
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
   import huggingface_hub
 
+  patterns = ["*.json", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(
-      path, allow_patterns=["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.model"]))
+    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"config.model.path is {path!r}: no such folder, and the hub did not give it "
-                     f"({reason}).") from None
+    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name a "
+                     "checkpoint's folder in config.model.path, or check the network.") from None
 
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed, mesh):
   """The language model, its base weights from the checkpoint where there is one."""
   return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
+
+
+def abstract_decoder(config: ModelConfig):
+  """Shapes of the decoder's trained state."""
+  shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
+  return states.split(shapes, adapters_only=config.lora.rank > 0)[1]
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):

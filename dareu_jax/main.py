@@ -1,0 +1,86 @@
+"""Entry: flags to settings to `experiment.run`.
+
+    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu
+"""
+
+import errno
+import shlex
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dareu_jax import experiment, plan
+from dareu_jax.report.tables import stage_table, text_table
+from dareu_jax.settings import InputError, Settings
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with a preset behind a colon: configs/tofu.py:qwen3_0_6b.",
+  lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and results.")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
+
+
+def main(argv):
+  """Runs the job; what a user can mend is printed alone, and the exit status is 2."""
+  if len(argv) > 1:
+    return _fail(f"{argv[1]!r} is no flag. Settings are given as --config.section.key=value.")
+  try:
+    return _run()
+  except InputError as error:
+    return _fail(error)
+  except KeyboardInterrupt:
+    return _fail("interrupted. The same command goes on from the last checkpoint.")
+  except Exception as error:
+    full = _disk_full(error)
+    if full:
+      return _fail(f"no space left on the disk of {_WORKDIR.value} ({full}). Free some and give the "
+                   "same command again: it goes on from the last checkpoint.")
+    raise
+
+
+def _run():
+  settings = Settings.from_config(_CONFIG.value)
+  if _DRY_RUN.value:
+    for run in experiment.prepare(settings, _WORKDIR.value)[:1]:
+      print(plan.describe(run))
+    return 0
+  command = "python -m dareu_jax.main " + " ".join(map(shlex.quote, sys.argv[1:]))
+  summary, page = experiment.run(
+    settings, _WORKDIR.value, command=command, overwrite=_OVERWRITE.value)
+  print(f"\n{text_table(summary['models'])}\n\n{stage_table(summary['stages'])}\n\nReport: {page}")
+  return 0
+
+
+def _disk_full(error):
+  """The message of a full disk somewhere in the chain of causes, or ''."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+      return str(error).strip().splitlines()[0]
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _fail(message):
+  print(f"error: {message}", file=sys.stderr)
+  return 2
+
+
+def _parse(args):
+  """Flags from the command line; a wrong one ends the program with one line."""
+  try:
+    flags.mark_flags_as_required(["config", "workdir"])
+    rest = FLAGS(args)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    sys.exit(_fail(str(error).strip().strip("'\"").splitlines()[0]))
+  logging.set_verbosity(logging.ERROR if FLAGS["verbosity"].using_default_value
+                        else FLAGS.verbosity)
+  return rest
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=_parse)

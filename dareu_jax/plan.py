@@ -1,0 +1,123 @@
+"""What a run would do, without doing it: stages, sizes, memory, time, and two samples made visible."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.models import states
+from dareu_jax.report.tables import format_seconds, pipe_table
+from dareu_jax.stages import METHOD, Run, finetune_batches
+
+# Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
+EFFICIENCY = 0.35
+
+
+def describe(run: Run):
+  """The plan of one seed as text."""
+  return "\n\n".join([_data(run), _stages(run), _memory(run),
+                      *(_sample(run, split) for split in ("forget", "retain"))])
+
+
+def _data(run):
+  corpus, settings = run.corpus, run.settings
+  lengths = [len(row.prompt) + len(row.completion) for row in run.rows(corpus.forget + corpus.retain)]
+  return "\n".join([
+    f"Data: {settings.data.source}, {len(corpus.owners)} owners; to forget: "
+    f"{', '.join(corpus.forget_owners)}",
+    f"  D_F {len(corpus.forget)}, D_R {len(corpus.retain)}, D_test {len(corpus.test)}, unseen "
+    f"{len(corpus.holdout)} examples; {sum(lengths)} tokens, the longest example {max(lengths)}",
+    f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}"])
+
+
+def _stages(run):
+  rows, total = [], 0.0
+  speed = matmul_speed(run.config.dtype) * EFFICIENCY * run.mesh.size
+  for name, (steps, flops) in _work(run).items():
+    done = run.workdir.is_done(name, run.marks[name])
+    seconds = 0.0 if done else flops / speed
+    total += seconds
+    rows.append([name, str(steps), f"{flops:.2g}", "done" if done else format_seconds(seconds)])
+  rows.append(["all", "", "", format_seconds(total)])
+  return "Stages (times are estimates, compiling and evaluation not counted):\n" + pipe_table(
+    ["stage", "updates", "FLOPs", "time"], rows)
+
+
+def _work(run):
+  """Stage -> (updates at most, floating-point operations)."""
+  settings, corpus = run.settings, run.corpus
+  size, classifier_size = run.config.num_parameters, run.classifier_config.num_parameters
+  # Forward 2, backward 4 a parameter and token; with adapters the weights need no gradient.
+  cost = 4 if run.config.lora.rank else 6
+  work = {}
+  for name, examples in (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain)):
+    batches = finetune_batches(run, examples)
+    epochs = settings.finetune.epochs
+    work[name] = (epochs * batches.steps_per_epoch, cost * size * epochs * _tokens(batches))
+  batches = run.batches(corpus.forget + corpus.retain, settings.classifier.train.batch_size, seed=0)
+  epochs = settings.classifier.train.epochs
+  work["classifier"] = (epochs * batches.steps_per_epoch,
+                        6 * classifier_size * epochs * _tokens(batches))
+  u = settings.unlearning
+  longest = max(len(row.prompt) for row in run.rows(corpus.forget))
+  slots = longest + (u.max_new_tokens or run.longest_response)
+  rollouts = u.epochs * -(-len(corpus.forget) * u.samples_per_prompt // u.rollout_batch_size)
+  updates = rollouts * u.inner_epochs * -(-u.rollout_batch_size // u.minibatch_size)
+  # A rollout decodes, is scored under two policies and by the classifier; an update learns from a
+  # minibatch and from retained rows, those also under the teacher.
+  decoded = rollouts * u.rollout_batch_size * slots * (6 * size + 2 * classifier_size)
+  learned = updates * slots * (u.minibatch_size * cost + u.retain_batch_size * (cost + 2)) * size
+  work[METHOD] = (updates, decoded + learned)
+  return work
+
+
+def _tokens(batches):
+  """Padded tokens of an epoch."""
+  return sum(-(-len(b.rows) // batches.batch_size) * batches.batch_size * b.seq_length
+             for b in batches.buckets)
+
+
+def matmul_speed(dtype):
+  """Floating-point operations a second of a plain matrix product on one device, measured."""
+  n = 1024 if jax.default_backend() == "cpu" else 8192
+  x = jnp.ones((n, n), dtype)
+  product = jax.jit(lambda x: x @ x)
+  product(x).block_until_ready()
+  start = time.perf_counter()
+  for _ in range(5):
+    x_out = product(x)
+  x_out.block_until_ready()
+  return 5 * 2 * n**3 / (time.perf_counter() - start)
+
+
+def _memory(run):
+  settings = run.settings
+  base = run.config.num_parameters * jnp.dtype(run.config.dtype).itemsize
+  trained = states.bytes_of(run.abstract_trainable)
+  shared = 0 if settings.lora.rank == 0 else base
+  policy = shared + trained * (3 + 2 + 1)  # three roles and the teacher, two moments, gradients
+  batch = settings.unlearning.minibatch_size + settings.unlearning.retain_batch_size
+  width = settings.max_length * run.config.embed_dim * jnp.dtype(run.config.dtype).itemsize
+  kept = 2 if run.config.remat else 16
+  activations = batch * width * run.config.num_layers * kept
+  classifier = run.classifier_config.num_parameters * jnp.dtype(run.classifier_config.dtype).itemsize
+  rows = [["policy, its roles and optimizer", f"{(policy + trained) / 2**20:,.0f}"],
+          ["classifier", f"{classifier / 2**20:,.0f}"],
+          ["activations of an update (rough)", f"{activations / 2**20:,.0f}"],
+          ["all", f"{(policy + trained + classifier + activations) / 2**20:,.0f}"]]
+  return f"Memory while unlearning, MiB over {run.mesh.size} device(s):\n" + pipe_table(
+    ["what", "MiB"], rows)
+
+
+def _sample(run, split):
+  """One example with its pieces: what is prompt (masked out of the loss) and what is learnt."""
+  example = getattr(run.corpus, split)[0]
+  row, tokenizer = run.rows([example])[0], run.tokenizer
+  pieces = [repr(tokenizer.decode_piece(i)) for i in row.prompt + row.completion]
+  mask = ["·"] * len(row.prompt) + ["1"] * len(row.completion)
+  lines = [f"{split} example of {example.owner} (mask 1: in the loss; ·: prompt, not in the loss)",
+           f"  prompt:   {example.prompt}", f"  response: {example.response}"]
+  return "\n".join(lines + [f"  {m} {i:>6} {piece}" for m, i, piece in zip(
+    mask, row.prompt + row.completion, pieces, strict=True)])
+
+
