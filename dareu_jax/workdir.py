@@ -58,9 +58,8 @@ class Workdir:
       raise InputError(f"--workdir {self.folder} cannot be written ({error.strerror}): "
                        "choose another.") from None
 
-  def store(self, name):
-    """The checkpoints in the folder `name`."""
-    return Store(self.folder / name, self.checkpoint_settings)
+  def _store(self, name, part):
+    return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name)
 
   def is_done(self, name, mark):
     """Whether a stage is done with this fingerprint."""
@@ -85,7 +84,7 @@ class Workdir:
       shutil.rmtree(folder)
     write_json(folder / "started.json", {"fingerprint": mark})
     begin = time.monotonic()
-    store = self.store(f"{name}/progress")
+    store = self._store(name, "progress")
     try:
       yield store
     finally:
@@ -97,7 +96,7 @@ class Workdir:
 
   def save_result(self, name, state):
     """Writes what a stage leaves for later ones: a tree of arrays."""
-    store = self.store(f"{name}/result")
+    store = self._store(name, "result")
     store.save(0, state)
     store.close()
 
@@ -110,7 +109,7 @@ class Workdir:
     Raises:
       InputError: if it is missing or damaged.
     """
-    store = self.store(f"{name}/result")
+    store = self._store(name, "result")
     restored = store.restore(template)
     store.close()
     if restored is None:

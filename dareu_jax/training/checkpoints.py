@@ -23,10 +23,11 @@ class Restored(NamedTuple):
 
 
 class Store:
-  """The checkpoints in one folder."""
+  """The checkpoints in one folder, of the stage that `stage_folder` belongs to."""
 
-  def __init__(self, folder, settings: CheckpointSettings):
+  def __init__(self, folder, settings: CheckpointSettings, stage_folder=None):
     self.folder = pathlib.Path(folder).absolute()
+    self.stage_folder = stage_folder or self.folder
     self.every_steps = settings.every_steps
     options = ocp.CheckpointManagerOptions(
       max_to_keep=settings.keep, enable_async_checkpointing=False, create=True)
@@ -63,7 +64,7 @@ class Store:
     if problems:
       raise InputError(
         f"no checkpoint in {self.folder} can be read:\n  " + "\n  ".join(problems) +
-        f"\nDelete {self.folder} to have this stage run again; the other stages are kept.")
+        f"\nDelete {self.stage_folder} to have this stage run again; the other stages are kept.")
     return None
 
   def _restore(self, step, template):

@@ -59,11 +59,12 @@ def init_learner(policy, value, settings: UnlearningSettings):
   """A learner at step 0, every role of the policy at its start."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
 
-  def copy():
-    return jax.tree.map(jnp.copy, policy)
+  def copy(tree):
+    return jax.tree.map(jnp.copy, tree)
 
-  return LearnerState(jnp.int32(0), copy(), value, optimizer.init(policy), optimizer.init(value),
-                      copy(), copy())
+  # Updates donate the state: no role may share a buffer with another.
+  return LearnerState(jnp.int32(0), copy(policy), copy(value), optimizer.init(policy),
+                      optimizer.init(value), copy(policy), copy(policy))
 
 
 def join(prompt_ids, prompt_lengths, completion_ids):

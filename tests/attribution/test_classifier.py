@@ -1,0 +1,83 @@
+"""The owner classifier: one pass over all prefixes against a pass for each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dareu_jax.attribution import classifier as C
+from dareu_jax.models import states
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.heads import OwnerClassifier
+
+OWNERS = 5
+
+
+@pytest.fixture(scope="module")
+def model():
+  config = ModelConfig(vocab_size=30, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
+                       num_kv_heads=2, head_dim=8)
+  module = OwnerClassifier(config, OWNERS, rngs=nnx.Rngs(params=3))
+  return states.split(module, adapters_only=False)
+
+
+def test_prefix_scores_equal_the_per_prefix_oracle(model):
+  """The paper invokes the classifier once a segment; one causal pass must give the same numbers."""
+  ids = np.random.default_rng(0).integers(0, 30, (3, 10)).astype(np.int32)
+  is_forget = np.array([True, False, False, True, False])
+  got = C.prefix_scores(*model, ids, is_forget)
+  module = model[0].merge(*model[1:])
+  for t in range(1, 11):
+    alone = jax.nn.softmax(module(ids[:, :t])[:, -1], axis=-1)
+    np.testing.assert_allclose(got[:, t - 1], alone[:, 0] + alone[:, 3], atol=1e-5)
+
+
+def test_scores_of_all_owners_add_up_to_one(model):
+  ids = np.arange(8, dtype=np.int32)[None]
+  np.testing.assert_allclose(C.prefix_scores(*model, ids, np.ones(OWNERS, bool)), 1.0, atol=1e-6)
+
+
+def test_last_valid_takes_each_rows_own_end():
+  x = jnp.arange(12.0).reshape(2, 6)
+  np.testing.assert_array_equal(C.last_valid(x, jnp.array([1, 4])), [0.0, 9.0])
+  np.testing.assert_array_equal(C.last_valid(x[..., None], jnp.array([6, 2]))[:, 0], [5.0, 7.0])
+
+
+def test_a_crop_is_a_suffix_with_its_own_length():
+  """Off by one, and the classifier would learn from padding."""
+  ids = np.tile(np.arange(1, 9, dtype=np.int32), (64, 1))
+  lengths = np.resize([1, 2, 5, 8], 64)
+  cropped, kept = C.random_crop(ids, lengths, jax.random.key(0))
+  for row, n, before in zip(np.asarray(cropped), np.asarray(kept), lengths, strict=True):
+    assert 1 <= n <= before
+    np.testing.assert_array_equal(row[:n], np.arange(before - n + 1, before + 1))
+  share = np.mean(np.asarray(kept)[lengths > 1] == lengths[lengths > 1])
+  assert 0.4 < share < 0.9  # about half are whole, a few crops start at 0
+
+
+def test_the_loss_sees_neither_padding_nor_padding_rows(model):
+  from dareu_jax.data.batches import Row, collate
+  loss = C.PrefixLoss(token_noise=0.0, label_smoothing=0.1)
+  rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]
+  shape = dict(seq_length=8, completion_length=4)
+  small = collate(rows, 2, pad_id=0, **shape)
+  # Three rows of padding more, and other padding ids: the random crops are drawn per row.
+  big = collate(rows, 2, pad_id=9, **shape)
+  key = jax.random.key(1)
+  for a, b in zip(loss(*model, small, key)[:2], loss(*model, big, key)[:2], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  empty = collate([], 2, pad_id=0, **shape)
+  total, count, _ = loss(*model, empty, key)
+  assert float(count) == 0 and float(total) == 0
+
+
+def test_accuracy_and_calibration_of_known_cases():
+  """Ten answers at confidence .8 of which five are right: accuracy .5, error .3."""
+  probabilities = np.tile([0.8, 0.2], (10, 1))
+  owners = np.array([0] * 5 + [1] * 5)
+  accuracy, error = C.accuracy_and_calibration(probabilities, owners)
+  assert accuracy == 0.5
+  assert error == pytest.approx(0.3)
+  perfect = np.eye(4)
+  assert C.accuracy_and_calibration(perfect, np.arange(4)) == (1.0, 0.0)

@@ -1,0 +1,37 @@
+"""Configs for the tests: the tiny preset, and one made smaller still."""
+
+import importlib.util
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def preset(name=None):
+  """The ConfigDict of configs/tofu.py."""
+  spec = importlib.util.spec_from_file_location("tofu_config", ROOT / "configs" / "tofu.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(name)
+
+
+def tiny_config():
+  """The tiny preset."""
+  return preset()
+
+
+def smallest_config():
+  """A whole job in half a minute: four authors, one forgotten; it learns little."""
+  config = preset()
+  config.data.update(num_owners=4, forget="forget25", num_holdout=1)
+  config.tokenizer.vocab_size = 600
+  for model in (config.model, config.classifier.model):
+    model.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
+  config.length_multiple = 64
+  config.finetune.epochs = 4
+  config.classifier.train.epochs = 3
+  config.unlearning.update(epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10,
+                           retain_batch_size=8, max_new_tokens=16, target_score=0.0,
+                           min_length_ratio=0.0, max_degenerate_share=1.0)
+  config.evaluation.update(batch_size=32, max_new_tokens=16, max_examples=20)
+  config.checkpoint.every_steps = 3
+  return config

@@ -1,0 +1,21 @@
+"""Shared by all tests: quiet libraries, a compilation cache, small models."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+# Programs of earlier runs are used again: compiling takes most of the tests' time.
+jax.config.update("jax_compilation_cache_dir", os.environ.get(
+  "DAREU_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".jax_cache")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+  """The folder of real data, where there is one."""
+  folder = os.environ.get("DAREU_DATA_DIR")
+  if not folder or not pathlib.Path(folder).is_dir():
+    pytest.skip("real data is not at hand: set DAREU_DATA_DIR to its folder")
+  return pathlib.Path(folder)

@@ -1,0 +1,171 @@
+"""The whole job through the command line, small: to the end, killed and given again, and misused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.configs import ROOT
+
+CONFIG = '''
+import sys
+sys.path.insert(0, {root!r})
+from tests.configs import smallest_config
+
+def get_config(arg=None):
+  return smallest_config()
+'''
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+  """start(workdir, *flags) -> a Popen of the main job on the smallest config."""
+  config = tmp_path_factory.mktemp("config") / "smallest.py"
+  config.write_text(CONFIG.format(root=str(ROOT)))
+  cache = os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache"))
+  environment = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+
+  def start(workdir, *flags, config=config):
+    return subprocess.Popen(
+      [sys.executable, "-m", "dareu_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
+      cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+  return start
+
+
+def finish(process):
+  out, err = process.communicate(timeout=400)
+  return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+  """A workdir with an undisturbed run, and what it printed."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  code, out, err = finish(command(workdir))
+  assert code == 0, err
+  return workdir, out
+
+
+def figures(workdir):
+  return json.loads((workdir / "summary.json").read_text())["models"]
+
+
+def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
+  workdir, out = finished
+  for row in ("original", "retrained", "dareu"):
+    assert re.search(rf"^{row}\s+\d\.\d+", out, re.M)
+    assert {"forget_rouge", "retain_rouge", "test_rouge", "tug_of_war", "truth_ratio",
+            "forget_probability", "mia_min_k_auc", "attribution_score", "response_length"} \
+      <= set(figures(workdir)[row])
+  assert figures(workdir)["retrained"]["tug_of_war"] == 1.0
+  assert "data:image/png" in (workdir / "report.html").read_text()
+  history = [json.loads(line) for line in (workdir / "metrics/dareu.jsonl").read_text().splitlines()]
+  assert [record["step"] for record in history] == list(range(1, len(history) + 1))
+  assert {"score", "reward", "kl", "entropy", "clip_fraction", "explained_variance",
+          "response_length", "eos_share", "degenerate_share", "distill_loss"} <= set(history[0])
+
+
+def test_the_same_command_again_skips_every_stage(finished, command):
+  workdir, _ = finished
+  before = figures(workdir)
+  code, _, err = finish(command(workdir))
+  assert code == 0, err
+  stages = json.loads((workdir / "summary.json").read_text())["stages"]
+  assert all(stage["skipped"] for stage in stages.values())
+  assert figures(workdir) == before
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command, tmp_path):
+  """SIGKILL in each stage that takes long; on CPU the figures are equal to the last bit."""
+  workdir = tmp_path / "killed"
+  for sign in ("original/progress/3", "retrained/progress/3", "classifier/started.json",
+               "dareu/progress"):
+    process = command(workdir)
+    deadline = time.monotonic() + 200
+    while not (workdir / sign).exists() and process.poll() is None:
+      assert time.monotonic() < deadline, f"{sign} never came"
+      time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  code, _, err = finish(command(workdir))
+  assert code == 0, err
+  assert figures(workdir) == figures(finished[0])
+
+
+def test_another_configuration_is_refused_and_overwrite_redoes_what_it_changes(finished, command):
+  workdir, _ = finished
+  code, _, err = finish(command(workdir, "--config.unlearning.kl_coef=0.3"))
+  assert code == 2
+  assert len(re.findall("^error:", err, re.M)) == 1
+  assert "unlearning.kl_coef 0.1, now 0.3" in err and "--overwrite" in err
+  copy = workdir.parent / "copy"
+  subprocess.run(["cp", "-r", workdir, copy], check=True)
+  code, _, err = finish(command(copy, "--config.unlearning.kl_coef=0.3", "--overwrite"))
+  assert code == 0, err
+  stages = json.loads((copy / "summary.json").read_text())["stages"]
+  assert [name for name, stage in stages.items() if not stage["skipped"]] == \
+    ["dareu", "evaluation/dareu"]
+
+
+def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(finished, command):
+  workdir = finished[0].parent / "cut"
+  subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+  for file in (workdir / "original/result/0").rglob("*"):
+    if file.is_file():
+      os.truncate(file, file.stat().st_size // 2)
+  (workdir / "evaluation/original.json").unlink()
+  code, _, err = finish(command(workdir))
+  assert code == 2
+  assert len(re.findall("^error:", err, re.M)) == 1
+  assert f"Delete {workdir / 'original'} to have" in err
+  assert (workdir / "retrained/done.json").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+  (["--config.unlearning.segmet_length=3"], ["segmet_length"]),
+  (["--config.unlearning.epochs=many"], ["epochs"]),
+  (["--config.unlearning.segment_length=0"], ["config.unlearning.segment_length is 0", ">= 1"]),
+  (["--config.unlearning.epsilon=0.5"], ["config.unlearning.epsilon is 0.5", "between 0 and 0.5"]),
+  (["--config.data.forget_owners=('nobody',)"], ["nobody"]),
+  (["--config.mesh.tensor=64"], ["64", "devices"]),
+  (["--config.data.source=tofu", "--config.data.dir=/nowhere"], ["/nowhere"]),
+  (["--config.data.source=jsonl"], ["config.data.dir"]),
+  (["stray"], ["stray"]),
+])
+def test_bad_input_is_one_clear_error_before_any_work(command, tmp_path, flags, words):
+  code, out, err = finish(command(tmp_path / "w", *flags))
+  assert code == 2, err
+  assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
+  for word in words:
+    assert word in err
+  assert not (tmp_path / "w" / "original").exists()
+
+
+def test_a_full_disk_ends_in_one_error(command):
+  """/dev/full takes no byte, as a full disk."""
+  from dareu_jax import main
+  try:
+    with open("/dev/full", "w") as file:
+      file.write("x")
+      file.flush()
+  except OSError as error:
+    wrapped = RuntimeError("saving failed")
+    wrapped.__cause__ = error
+    assert "No space left" in main._disk_full(wrapped)
+  assert main._disk_full(ValueError("something else")) == ""
+
+
+def test_a_dry_run_shows_the_plan_and_trains_nothing(command, tmp_path):
+  code, out, err = finish(command(tmp_path / "w", "--dry_run"))
+  assert code == 0, err
+  for word in ("original", "retrained", "classifier", "dareu", "MiB", "prompt:", "mask"):
+    assert word in out
+  assert "<|assistant|>" in out  # the template is visible
+  assert not (tmp_path / "w" / "original").exists()

@@ -1,0 +1,140 @@
+"""The learner on a small model: exact first steps, full sweeps, and rewards that move the policy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dareu_jax.data.batches import Batches, Row
+from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.generation.strategies import Sample
+from dareu_jax.models import states
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.heads import OwnerClassifier, ValueHead
+from dareu_jax.settings import LoraSettings, Settings
+from dareu_jax.unlearning import dareu, loop
+from tests.configs import tiny_config
+
+SETTINGS = dataclasses.replace(
+  Settings.from_config(tiny_config()).unlearning, rollout_batch_size=8, minibatch_size=4,
+  max_new_tokens=8, temperature=0.7, segment_length=2, learning_rate=1e-2, warmup_steps=0)
+PROMPTS = np.array([[3, 4, 5, 0], [6, 7, 0, 0]] * 4, np.int32)
+LENGTHS = np.array([3, 2] * 4, np.int32)
+EOS = 1
+
+
+@pytest.fixture(scope="module", params=["all parameters", "adapters"])
+def world(request):
+  """Models of a run: (Models, policy, frozen, value, value_frozen, classifier)."""
+  rank = 4 if request.param == "adapters" else 0
+  lora = LoraSettings(rank=rank, alpha=8.0, targets=("q_proj", "v_proj", "up_proj"))
+  config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
+                       num_kv_heads=1, head_dim=8, lora=lora)
+  policy = states.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=rank > 0)
+  value = states.split(ValueHead(16), adapters_only=False)
+  plain = dataclasses.replace(config, lora=dataclasses.replace(lora, rank=0))
+  classifier = states.split(
+    OwnerClassifier(plain, 3, rngs=nnx.Rngs(params=1)), adapters_only=False)
+  models = dareu.Models(policy[0], value[0], classifier[0])
+  return models, policy[1], policy[2], value[1], value[2], classifier[1:]
+
+
+def rollout_of(world, state, key=0):
+  models, _, frozen, _, value_frozen, classifier = world
+  completions = generate(
+    models.policy, state.policy, frozen, PROMPTS, LENGTHS,
+    row_keys(jax.random.key(key), np.arange(8)), strategy=Sample(SETTINGS.temperature),
+    max_new_tokens=8, eos_id=EOS, pad_id=0)
+  rollout, metrics = dareu.score_rollout(
+    state, frozen, value_frozen, classifier, np.array([True, False, False]), PROMPTS, LENGTHS,
+    completions, models=models, settings=SETTINGS)
+  return completions, rollout, metrics
+
+
+def step(world, state, rollout, settings=SETTINGS):
+  models, original, frozen, _, value_frozen, _ = world
+  rows = [Row((3, 4), (5, 6, EOS), 0), Row((7,), (8, EOS), 1)]
+  retain = Batches(tuple(rows), 2, 8, 0, 0)[0]
+  return dareu.update(
+    state, original, frozen, value_frozen, rollout, np.arange(8), retain, (1e-2, 1e-2),
+    models=models, settings=settings)
+
+
+def test_the_first_inner_step_has_ratio_one_and_no_kl(world):
+  """The sampler, the learner and the previous epoch's policy must be the same distribution."""
+  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  completions, rollout, metrics = rollout_of(world, state)
+  valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
+  np.testing.assert_allclose(
+    rollout.old_logprobs[valid], completions.logprobs[valid], atol=1e-5)
+  assert float(metrics["kl"]) == 0.0
+  _, update_metrics = step(world, state, rollout)
+  assert float(update_metrics["clip_fraction"]) == 0.0
+  assert abs(float(update_metrics["approx_kl"])) < 1e-6
+  assert float(update_metrics["distill_loss"]) == 0.0  # the policy still is the original
+
+
+def test_an_update_moves_the_policy_and_no_other_role(world):
+  """A role that shares a buffer with the policy would move with it."""
+  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  before = jax.tree.map(np.asarray, (state.previous, state.chosen, world[1]))
+  rollout = rollout_of(world, state)[1]
+  state, _ = step(world, state, rollout)
+  state, metrics = step(world, state, rollout)
+  jax.tree.map(np.testing.assert_array_equal, before,
+               jax.tree.map(np.asarray, (state.previous, state.chosen, world[1])))
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.policy, state.previous)
+  assert max(jax.tree.leaves(moved)) > 1e-4
+  assert float(metrics["distill_loss"]) > 0
+  assert float(rollout_of(world, state)[2]["kl"]) > 0
+
+
+def test_distillation_holds_the_policy_at_the_original(world):
+  """With λ_distill alone at work, a policy that has strayed comes back."""
+  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  rollout = rollout_of(world, state)[1]
+  for _ in range(3):
+    state, _ = step(world, state, rollout)
+  still = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
+  losses = []
+  for _ in range(15):
+    state, metrics = step(world, state, still)
+    losses.append(float(metrics["distill_loss"]))
+  assert losses[-1] < 0.5 * max(losses)
+
+
+def test_join_puts_each_completion_right_behind_its_prompt():
+  joined = dareu.join(jnp.asarray(PROMPTS[:2]), jnp.asarray(LENGTHS[:2]), jnp.array([[9, 8], [7, 6]]))
+  np.testing.assert_array_equal(joined[0, :5], [3, 4, 5, 9, 8])
+  np.testing.assert_array_equal(joined[1, :4], [6, 7, 7, 6])
+
+
+def fake_task(queries, **settings):
+  rows = tuple(Row((i,), (1,), 0) for i in range(queries))
+  values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
+  values |= dict(forget_rows=rows, settings=dataclasses.replace(SETTINGS, **settings), seed=5)
+  return loop.Task(**values)
+
+
+@pytest.mark.parametrize(("queries", "size", "samples"), [(10, 4, 2), (3, 8, 8), (7, 7, 1)])
+def test_an_epoch_samples_every_forget_query_equally_often(queries, size, samples):
+  """Queries that never come up are never forgotten. Uneven ends may carry into the next epoch."""
+  task = fake_task(queries, rollout_batch_size=size, samples_per_prompt=samples)
+  rows, numbers = zip(*(loop.rollout_rows(task, step) for step in range(task.rollouts_per_epoch)),
+                      strict=True)
+  counts = np.bincount(np.concatenate(rows), minlength=queries)
+  assert counts.min() >= samples
+  assert counts.max() - counts.min() <= 1
+  assert len(set(np.concatenate(numbers))) == len(np.concatenate(numbers))
+
+
+def test_minibatches_cover_the_rollout_in_every_pass():
+  task = fake_task(4, rollout_batch_size=8, minibatch_size=3, inner_epochs=2)
+  batches = list(loop.minibatches(task, step=3))
+  assert [number for _, number in batches] == [18, 19, 20, 21, 22, 23]
+  for sweep in (batches[:3], batches[3:]):
+    assert set(np.concatenate([rows for rows, _ in sweep])) == set(range(8))
