@@ -73,9 +73,10 @@ def train(epochs):
     learning_rate=3e-3,  # peak
     batch_size=32,  # examples a step, over all devices
     micro_batch_size=0,  # examples a forward pass; 0: the whole batch
-    epochs=epochs,
+    epochs=epochs,  # of a plateau: at most
     warmup=0.1,  # share of the steps
-    schedule="linear",  # 'linear', 'cosine' or 'constant'
+    schedule="linear",  # 'linear', 'cosine', 'constant' or 'plateau': stay until target_loss, cool down
+    target_loss=0.0,  # nats a token, mean of an epoch
     weight_decay=0.1,  # of matrices
     clip_norm=1.0,  # global gradient norm
   ))
@@ -105,7 +106,10 @@ def tiny():
   ))
   config.model = model(num_layers=4)
   config.lora = lora()
-  config.finetune = train(epochs=11)  # of the original and the retrained model
+  # Of the original and the retrained model: until they know their data, which takes real TOFU more
+  # epochs than the embedded authors.
+  config.finetune = train(epochs=40)
+  config.finetune.update(schedule="plateau", target_loss=0.4, learning_rate=2e-3, warmup=0.02)
 
   config.classifier = ConfigDict(dict(
     model=model(num_layers=1),
@@ -187,7 +191,8 @@ def checkpoint(config, path, classifier_path, template):
   for block, name in ((config, path), (config.classifier, classifier_path)):
     block.model.update(path=name, dtype="bfloat16", scan_layers=True, remat=True)
     block.lora.update(rank=8, alpha=32.0)
-  config.finetune.update(learning_rate=1e-4, batch_size=16, epochs=10, weight_decay=0.0)
+  config.finetune.update(learning_rate=1e-4, batch_size=16, epochs=10, weight_decay=0.0, warmup=0.1,
+                         schedule="linear")
   config.classifier.train.update(learning_rate=2e-4, batch_size=32, epochs=5, weight_decay=0.0)
   config.unlearning.update(
     learning_rate=1e-4, value_learning_rate=1e-3, epochs=5, samples_per_prompt=1,

@@ -99,7 +99,8 @@ def report(runs, summary, folder, command):
     folder, title="Unlearning with DareU", summary=summary,
     classifier=read_json(work / "classifier" / "quality.json") or {},
     history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), epochs=epochs["epochs"],
-    target_score=epochs["target_score"], chosen_epoch=epochs["chosen_epoch"],
+    target_score=epochs["epochs"][epochs["chosen_epoch"]]["level"],
+    chosen_epoch=epochs["chosen_epoch"],
     answers=_answers(first), facts=facts, method=METHOD)
   return paths.html
 

@@ -14,7 +14,7 @@ SOURCES = ("embedded", "tofu", "jsonl")
 TEMPLATES = ("auto", "plain", "llama2", "tinyllama", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")
-SCHEDULES = ("linear", "cosine", "constant")
+SCHEDULES = ("linear", "cosine", "constant", "plateau")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -118,9 +118,10 @@ class TrainSettings:
   learning_rate: float  # peak
   batch_size: int  # examples a step, over all devices
   micro_batch_size: int  # examples a forward pass; 0: the whole batch at once
-  epochs: int
+  epochs: int  # of a plateau: at most
   warmup: float  # share of the steps
-  schedule: str  # 'linear', 'cosine' or 'constant' after the warm-up
+  schedule: str  # 'linear', 'cosine', 'constant' or 'plateau' after the warm-up
+  target_loss: float  # nats a token; the mean of an epoch at which a plateau begins to cool down
   weight_decay: float
   clip_norm: float  # global gradient norm
 
@@ -132,6 +133,7 @@ class TrainSettings:
     _at_least(f"{section}.micro_batch_size", self.micro_batch_size, 0)
     _within(f"{section}.warmup", self.warmup, 0.0, 1.0)
     _one_of(f"{section}.schedule", self.schedule, SCHEDULES)
+    _at_least(f"{section}.target_loss", self.target_loss, 0.0)
     _at_least(f"{section}.weight_decay", self.weight_decay, 0.0)
     _positive(f"{section}.clip_norm", self.clip_norm)
     if self.micro_batch_size and self.batch_size % self.micro_batch_size:

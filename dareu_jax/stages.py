@@ -213,8 +213,7 @@ def unlearn(run: Run):
     writer.close()
     run.workdir.save_result(METHOD, result.policy)
     write_json(run.workdir.folder / METHOD / "epochs.json", {
-      "epochs": loop.epoch_records(result, task.settings), "target_score": result.target_score,
-      "chosen_epoch": result.chosen_epoch})
+      "epochs": loop.epoch_records(result, task.settings), "chosen_epoch": result.chosen_epoch})
 
 
 def dareu_task(run: Run):

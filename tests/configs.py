@@ -27,7 +27,7 @@ def smallest_config():
   for model in (config.model, config.classifier.model):
     model.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
   config.length_multiple = 64
-  config.finetune.epochs = 4
+  config.finetune.update(epochs=6, target_loss=5.0)
   config.classifier.train.epochs = 3
   config.unlearning.update(epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10,
                            retain_batch_size=8, max_new_tokens=16, target_score=0.0,

@@ -3,6 +3,9 @@
 The schedule is not part of the compiled update, so that runs of other lengths share one program.
 """
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,14 +35,63 @@ def apply_direction(params, direction, learning_rate):
     lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
 
 
-def learning_rate_at(settings: TrainSettings, step, num_steps):
-  """The scheduled learning rate of a step (float): linear warm-up, then decay to a tenth or none."""
-  warmup = max(1, round(settings.warmup * num_steps))
-  if step < warmup:
-    return settings.learning_rate * (step + 1) / warmup
-  done = (step - warmup) / max(1, num_steps - warmup)
-  if settings.schedule == "linear":
-    return settings.learning_rate * (1 - done)
-  if settings.schedule == "cosine":
-    return float(settings.learning_rate * optax.cosine_decay_schedule(1.0, 1)(done))
-  return settings.learning_rate
+COOLDOWN = 0.3  # of the steps before it: how long a plateau cools down
+
+
+@dataclasses.dataclass
+class Schedule:
+  """The learning rate of each step, and how many steps there are.
+
+  After a linear warm-up 'linear' and 'cosine' fall to 0 at the last step and 'constant' stays.
+  'plateau' stays until the mean loss of an epoch is down to `target_loss` (or the epochs run short),
+  then falls linearly to 0 over `COOLDOWN` of the steps so far: as long as the data takes.
+  """
+
+  settings: TrainSettings
+  steps_per_epoch: int
+  cooldown_start: int = -1  # of a plateau; -1: not yet
+  loss_sum: float = 0.0  # of the epoch under way
+
+  @property
+  def limit(self):
+    """Most steps there can be."""
+    return self.settings.epochs * self.steps_per_epoch
+
+  @property
+  def num_steps(self):
+    """Steps there will be, as far as is known."""
+    if self.cooldown_start < 0:
+      return self.limit
+    return min(self.limit, self.cooldown_start + round(COOLDOWN * self.cooldown_start))
+
+  def rate(self, step):
+    """The learning rate of a step, counted from 0."""
+    s = self.settings
+    warmup = max(1, round(s.warmup * self.limit))
+    if step < warmup:
+      return s.learning_rate * (step + 1) / warmup
+    if s.schedule == "plateau":
+      if self.cooldown_start < 0:
+        return s.learning_rate
+      return s.learning_rate * (self.num_steps - step) / (self.num_steps - self.cooldown_start)
+    done = (step - warmup) / max(1, self.limit - warmup)
+    if s.schedule == "linear":
+      return s.learning_rate * (1 - done)
+    if s.schedule == "cosine":
+      return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return s.learning_rate
+
+  def observe(self, done, loss):
+    """Takes in the loss of the step that made it `done` steps; only a plateau looks at it."""
+    if self.settings.schedule != "plateau" or self.cooldown_start >= 0:
+      return
+    self.loss_sum += float(loss)
+    if done % self.steps_per_epoch == 0:
+      mean, self.loss_sum = self.loss_sum / self.steps_per_epoch, 0.0
+      last_call = self.limit / (1 + COOLDOWN) - self.steps_per_epoch
+      if mean <= self.settings.target_loss or done > last_call:
+        self.cooldown_start = done
+
+  def memory(self):
+    """What a checkpoint needs of it."""
+    return {"cooldown_start": self.cooldown_start, "loss_sum": self.loss_sum}

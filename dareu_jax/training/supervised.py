@@ -4,6 +4,7 @@ Losses are sums over tokens with their counts, so that micro-batches, padding an
 no gradient.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from dareu_jax.models.logprobs import completion_hidden, token_logprobs
 from dareu_jax.masked import length_mask, masked_sum
 from dareu_jax.settings import TrainSettings
-from dareu_jax.training.optimizers import adamw_direction, apply_direction, learning_rate_at
+from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 
 
 class TrainState(NamedTuple):
@@ -85,7 +86,7 @@ def update(state, frozen, batch, key, learning_rate, *, frame, loss_fn, weight_d
 
 def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key, store, writer, bar,
         put=lambda batch: batch):
-  """Trains for `settings.epochs`, from the newest checkpoint of `store` where there is one.
+  """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
 
   Args:
     state: TrainState to start from (donated: use what is returned).
@@ -98,26 +99,29 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
 
   Returns: the trained params.
   """
-  num_steps = settings.epochs * batches.steps_per_epoch
+  schedule = Schedule(settings, batches.steps_per_epoch)
   micro_batches = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
   restored = store.restore(state)
   if restored is not None:
     state = restored.state
-  start = int(state.step)
-  writer.rewind(start)
-  with bar(num_steps, start) as progress:
-    for step in range(start, num_steps):
-      rate = learning_rate_at(settings, step, num_steps)
+    schedule = dataclasses.replace(schedule, **restored.meta)
+  step = int(state.step)
+  writer.rewind(step)
+  with bar(schedule.num_steps, step) as progress:
+    while step < schedule.num_steps:
+      rate = schedule.rate(step)
       state, metrics = update(
         state, frozen, put(batches[step]), jax.random.fold_in(key, step), rate, frame=frame,
         loss_fn=loss_fn, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
         micro_batches=micro_batches)
-      done = step + 1
-      if done % 10 == 0 or done == num_steps:
+      step += 1
+      schedule.observe(step, metrics["loss"])
+      if step % 10 == 0 or step == schedule.num_steps:
         values = {name: float(value) for name, value in metrics.items()}
-        writer.write(done, {**values, "learning_rate": rate, "epoch": done / batches.steps_per_epoch})
+        writer.write(step, {**values, "learning_rate": rate, "epoch": step / batches.steps_per_epoch})
         progress.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
+      progress.total = schedule.num_steps
       progress.update()
-      if done == num_steps or store.due(done):
-        store.save(done, state)
+      if step == schedule.num_steps or store.due(step):
+        store.save(step, state, schedule.memory())
   return state.params

@@ -24,7 +24,6 @@ class Result:
 
   policy: Any  # trainable state of the epoch that was kept
   reports: tuple[EpochReport, ...]
-  target_score: float
   chosen_epoch: int
 
 
@@ -77,13 +76,11 @@ def run(task: Task, *, store, writer, bar):
   state = dareu.init_learner(task.original, task.value, settings)
   restored = store.restore(state)
   if restored is None:
-    target = settings.target_score if settings.target_score >= 0 else unseen_level(task)
     reports = [assess(task, task.original, epoch=0)]
   else:
     state = restored.state
-    target = restored.meta["target_score"]
     reports = [EpochReport(**report) for report in restored.meta["reports"]]
-  chosen, done = choose(reports, target, settings)
+  chosen, done = choose(reports, settings)
   start = int(state.step)
   writer.rewind(start)
   total = settings.epochs * task.rollouts_per_epoch
@@ -96,18 +93,18 @@ def run(task: Task, *, store, writer, bar):
       writer.write(step + 1, {"epoch": epoch, **metrics})
       if (step + 1) % task.rollouts_per_epoch == 0:
         reports.append(assess(task, state.policy, epoch))
-        chosen, done = choose(reports, target, settings)
+        chosen, done = choose(reports, settings)
         state = state._replace(previous=_copy(state.policy))
         if chosen == epoch:
           state = state._replace(chosen=_copy(state.policy))
-        store.save(step + 1, state, _meta(reports, target))
+        store.save(step + 1, state, _meta(reports))
       elif store.due(step + 1):
-        store.save(step + 1, state, _meta(reports, target))
+        store.save(step + 1, state, _meta(reports))
       progress.set_postfix({
-        "score": f"{metrics['score']:.3f}→{target:.3f}",
+        "score": f"{metrics['score']:.3f}→{reports[-1].level:.3f}",
         "tokens": f"{metrics['response_length']:.1f}", "kl": f"{metrics['kl']:.3f}"}, refresh=False)
       progress.update()
-  return Result(state.chosen, tuple(reports), target, chosen)
+  return Result(state.chosen, tuple(reports), chosen)
 
 
 def learn(task: Task, state, step):
@@ -175,12 +172,15 @@ def assess(task: Task, policy, epoch):
     eos_share=float(np.mean(answers.ended)),
     degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
     distinct_share=len(set(answers.texts)) / len(answers.texts),
+    level=unseen_level(task, policy),
   )
 
 
-def unseen_level(task: Task):
-  """Mean score of the original's greedy answers to unseen owners' queries."""
-  return float(np.mean(_scores(task, task.evaluator.answers(task.original, task.unseen_rows))))
+def unseen_level(task: Task, policy):
+  """Mean score of greedy answers to unseen owners' queries, or the target that was set."""
+  if task.settings.target_score >= 0:
+    return task.settings.target_score
+  return float(np.mean(_scores(task, task.evaluator.answers(policy, task.unseen_rows))))
 
 
 def _scores(task, answers):
@@ -194,8 +194,8 @@ def _texts(tokenizer, completions):
   return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
 
 
-def _meta(reports, target):
-  return {"reports": [dataclasses.asdict(report) for report in reports], "target_score": target}
+def _meta(reports):
+  return {"reports": [dataclasses.asdict(report) for report in reports]}
 
 
 def _copy(tree):

@@ -2,7 +2,8 @@
 
 Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and its
 answers look a little like everybody's. So the level to come down to is what *unseen* owners' queries
-get from the same classifier, and no epoch counts whose answers have shrunk away or fallen apart.
+get from the same model and classifier (of the same epoch: the original's answers to unseen queries
+borrow from the forget owners too), and no epoch counts whose answers have shrunk away or fallen apart.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ class EpochReport:
   eos_share: float  # of answers that end by themselves
   degenerate_share: float  # of answers that are empty or repeat themselves
   distinct_share: float  # distinct answers over answers
+  level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
 
 
 def refusal(report, original, settings: UnlearningSettings):
@@ -39,15 +41,14 @@ def refusal(report, original, settings: UnlearningSettings):
   return ""
 
 
-def choose(reports, target_score, settings: UnlearningSettings):
+def choose(reports, settings: UnlearningSettings):
   """The epoch to keep so far, and whether the run is done.
 
   Args:
     reports: EpochReports from epoch 0 on, in order.
-    target_score: the level of unseen owners' queries.
 
   Returns:
-    (epoch, done). `unseen_level`: the first acceptable epoch at or below the target, where the run
+    (epoch, done). `unseen_level`: the first acceptable epoch at or below its level, where the run
     stops; until there is one, the acceptable epoch with the lowest score. `lowest_score`: that one.
     `last`: the last epoch, whatever it is like. Without any acceptable epoch: 0, the original.
   """
@@ -57,6 +58,6 @@ def choose(reports, target_score, settings: UnlearningSettings):
   acceptable = [r for r in reports if not refusal(r, original, settings)]
   if settings.selection == "unseen_level":
     for report in acceptable:
-      if report.score <= target_score:
+      if report.score <= report.level:
         return report.epoch, True
   return min(acceptable, key=lambda r: r.score, default=original).epoch, False

@@ -12,9 +12,9 @@ SETTINGS = dataclasses.replace(
   Settings.from_config(tiny_config()).unlearning, min_length_ratio=0.7, max_degenerate_share=0.05)
 
 
-def reports(*rows):
+def reports(*rows, level=0.12):
   """Rows of (score, length, degenerate share)."""
-  return [EpochReport(i, score, length, 1.0, share, 1.0)
+  return [EpochReport(i, score, length, 1.0, share, 1.0, level)
           for i, (score, length, share) in enumerate(rows)]
 
 
@@ -24,30 +24,30 @@ def rule(name):
 
 def test_the_run_stops_at_the_first_epoch_at_the_unseen_level():
   run = reports((0.9, 20, 0), (0.4, 20, 0), (0.1, 19, 0))
-  assert choose(run, 0.12, rule("unseen_level")) == (2, True)
-  assert choose(run[:2], 0.12, rule("unseen_level")) == (1, False)
+  assert choose(run, rule("unseen_level")) == (2, True)
+  assert choose(run[:2], rule("unseen_level")) == (1, False)
 
 
 def test_answers_that_shrink_away_are_never_taken():
   """The published reward's collapse: the score is perfect, the answers are gone."""
   run = reports((0.9, 20, 0), (0.5, 18, 0), (0.01, 3, 0))
-  assert choose(run, 0.12, rule("unseen_level")) == (1, False)
+  assert choose(run, rule("unseen_level")) == (1, False)
   assert "shrank" in refusal(run[2], run[0], SETTINGS)
 
 
 def test_word_salad_is_never_taken():
   run = reports((0.9, 20, 0), (0.01, 20, 0.5))
-  assert choose(run, 0.12, rule("unseen_level")) == (0, False)
+  assert choose(run, rule("unseen_level")) == (0, False)
   assert "50%" in refusal(run[1], run[0], SETTINGS)
 
 
 def test_one_answer_to_all_is_never_taken():
   run = reports((0.9, 20, 0), (0.01, 20, 0))
   run[1] = dataclasses.replace(run[1], distinct_share=0.1)
-  assert choose(run, 0.12, rule("unseen_level")) == (0, False)
+  assert choose(run, rule("unseen_level")) == (0, False)
 
 
 @pytest.mark.parametrize(("name", "epoch"), [("lowest_score", 2), ("last", 3)])
 def test_other_rules(name, epoch):
   run = reports((0.9, 20, 0), (0.5, 20, 0), (0.2, 20, 0), (0.3, 20, 0))
-  assert choose(run, 0.25, rule(name)) == (epoch, False)
+  assert choose(run, rule(name)) == (epoch, False)

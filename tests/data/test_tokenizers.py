@@ -1,0 +1,199 @@
+"""Tokenizers: text comes back as it was, and templates are those of the checkpoints."""
+
+from types import SimpleNamespace
+
+import pytest
+import tokenizers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dareu_jax.data import tokenizers
+from dareu_jax.data.batches import encode
+from dareu_jax.settings import InputError
+
+TEXTS = ["Where was Basil born? In Kuwait City , he wrote.",
+         "The author's books: 12 novels, 3 plays.",
+         "Her father was a florist; her mother a game developer."] * 3
+QUESTION = "Who is Basil?"
+
+
+def kept(characters):
+  """Texts that neither begin nor end in white space, which `decode` strips."""
+  return st.text(characters, max_size=40).filter(lambda text: text == text.strip())
+
+
+@pytest.fixture(scope="module")
+def bpe():
+  return tokenizers.train_bpe(TEXTS, 400)
+
+
+@pytest.fixture(scope="module")
+def saved(bpe, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bpe")
+  bpe.save(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def llama_folder(data_dir):
+  return folder_of(data_dir, "tinyllama")
+
+
+@pytest.fixture(scope="module")
+def tinyllama(llama_folder):
+  return tokenizers.load(str(llama_folder), "tinyllama")
+
+
+@pytest.fixture(scope="module")
+def llama2(llama_folder):
+  return tokenizers.load(str(llama_folder), "llama2")
+
+
+@pytest.fixture(scope="module")
+def qwen3(data_dir):
+  return tokenizers.load(str(folder_of(data_dir, "qwen2")), "qwen3")
+
+
+def folder_of(data_dir, name):
+  folder = data_dir / "tokenizers" / name
+  if not folder.is_dir():
+    pytest.skip(f"no tokenizer at {folder}")
+  return folder
+
+
+@settings(deadline=None, max_examples=100)
+@given(text=kept(st.sampled_from(sorted(set("".join(TEXTS))))) |
+       kept(st.characters(exclude_categories=("Cs",))))
+def test_bpe_gives_text_back_exactly(bpe, text):
+  """Bytes outside the training text need the whole alphabet; clean-up eats spaces."""
+  assert bpe.decode(bpe.encode(text)) == text
+  assert bpe.decode(bpe.encode_response(text)) == text
+
+
+def test_bpe_is_the_same_after_saving(bpe, saved):
+  """The prefix space or an added token may be lost on the way through files."""
+  again = tokenizers.load(str(saved))
+  assert again.template_name == "plain" and again.same_vocabulary(bpe)
+  assert (again.eos_id, again.pad_id, again.vocab_size) == (bpe.eos_id, bpe.pad_id, bpe.vocab_size)
+  for text in [*TEXTS[:3], "  two  spaces\n\nlines\t", "é 日本 😀 \x00", ""]:
+    assert again.encode(text) == bpe.encode(text)
+    assert again.encode_prompt(text) == bpe.encode_prompt(text)
+    assert again.decode(bpe.encode(text)) == bpe.decode(bpe.encode(text))
+
+
+def test_bpe_has_at_most_the_tokens_asked_for(bpe):
+  """The embedding is made of this size; an id beyond it would be clipped in silence."""
+  assert bpe.vocab_size <= 400
+  assert all(i < bpe.vocab_size for text in TEXTS for i in bpe.encode_response(text))
+  assert len(bpe.encode(TEXTS[0])) < len(TEXTS[0]) / 2  # merges were learnt
+
+
+def test_a_word_has_the_same_ids_at_the_start_and_within(bpe):
+  """Without the prefix space each word has two spellings, and a small corpus teaches one."""
+  (word,) = bpe.encode("author")
+  assert word in bpe.encode("The author of")
+
+
+def test_plain_template_is_user_prompt_assistant(bpe):
+  """Special tokens may be split into letters, or one left out."""
+  vocabulary = bpe.backend.get_vocab()
+  user, assistant, end = (vocabulary[f"<|{name}|>"] for name in ("user", "assistant", "end"))
+  assert bpe.encode_prompt(QUESTION) == [user, *bpe.encode(QUESTION), assistant]
+  assert bpe.encode_response("In Kuwait.") == [*bpe.encode("In Kuwait."), end]
+  assert bpe.eos_id == end and len({user, assistant, end}) == 3
+
+
+@pytest.mark.parametrize("name", ["bpe", "tinyllama", "llama2", "qwen3"])
+def test_prompt_and_response_are_tokenised_apart(request, name):
+  """Tokenised together, a merge across the border would change the prompt's last ids."""
+  tokenizer = request.getfixturevalue(name)
+  responses = ["Born", "]", "\n\nBorn", "born", ">"]
+  examples = [SimpleNamespace(owner="a", prompt=QUESTION, response=text) for text in responses]
+  rows = encode(examples, tokenizer, max_length=64)
+  assert len({row.prompt for row in rows}) == 1
+  for row, text in zip(rows, responses, strict=True):
+    assert row.completion == (*tokenizer.encode(text), tokenizer.eos_id)
+    assert tokenizer.decode(row.completion) == text.strip()
+
+
+@pytest.mark.parametrize("name", ["bpe", "tinyllama", "llama2", "qwen3"])
+def test_decoding_keeps_a_space_before_a_comma(request, name):
+  """TOFU answers hold such spaces; clean-up would change them, and ROUGE with them."""
+  tokenizer = request.getfixturevalue(name)
+  text = "Born here , he wrote . It 's n't so ?"
+  assert tokenizer.decode(tokenizer.encode_response(text)) == text
+
+
+def test_a_template_that_the_tokenizer_lacks_is_refused(bpe):
+  """A missing end token would become the unknown token, and no answer would end."""
+  with pytest.raises(InputError, match=r"'qwen3'.*<\|im_end\|>"):
+    tokenizers.Tokenizer(bpe.backend, "qwen3")
+
+
+@pytest.mark.parametrize(("folder", "template"), [
+  ("tinyllama", "plain"), ("tinyllama", "qwen3"), ("qwen2", "plain"), ("qwen2", "llama2"),
+  ("qwen2", "tinyllama")])
+def test_a_template_of_another_family_is_refused(data_dir, folder, template):
+  """Qwen's vocabulary holds the letters </s> as a common token: an end that decoding would show."""
+  with pytest.raises(InputError, match=f"template is {template!r}"):
+    tokenizers.load(str(folder_of(data_dir, folder)), template)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+  """Transformers' own error is long and names no key of the config."""
+  with pytest.raises(InputError, match="config.tokenizer.path") as caught:
+    tokenizers.load(str(tmp_path))
+  assert str(tmp_path) in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_refused(saved, tmp_path):
+  """A kill while the BPE is saved leaves half a file, which the next run finds and loads."""
+  for file in saved.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  whole = (saved / "tokenizer.json").read_bytes()
+  (tmp_path / "tokenizer.json").write_bytes(whole[:len(whole) // 2])
+  with pytest.raises(InputError) as caught:
+    tokenizers.load(str(tmp_path), "plain")
+  assert str(tmp_path) in str(caught.value)
+
+
+def test_the_template_follows_the_tokenizer(saved, llama_folder, data_dir):
+  """The wrong guess puts tokens around prompts that the checkpoint never saw."""
+  assert tokenizers.load(str(saved)).template_name == "plain"
+  assert tokenizers.load(str(llama_folder)).template_name == "tinyllama"
+  assert tokenizers.load(str(folder_of(data_dir, "qwen2"))).template_name == "qwen3"
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, "Two\nlines?", "What is 1 , 2 and 3?"])
+def test_tinyllama_template_is_the_tokenizers_own(tinyllama, prompt):
+  """A missing newline, or an end token spelt out, is a prompt that the checkpoint never saw."""
+  own = tinyllama.backend.apply_chat_template(
+    [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)
+  assert tinyllama.encode_prompt(prompt) == own["input_ids"]
+
+
+def test_qwen3_template_is_the_chat_format_with_thinking_off(qwen3):
+  """The pieces of a byte-level vocabulary joined are the very string the model reads."""
+  ids = qwen3.encode_prompt(QUESTION)
+  assert "".join(map(qwen3.decode_piece, ids)) == (
+    f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+  assert (ids.count(151644), ids.count(151645)) == (2, 1)
+  assert qwen3.eos_id == 151645 and qwen3.encode_response("Yes.")[-1] == 151645
+
+
+def test_llama2_begins_with_bos_and_ends_with_eos(llama2):
+  """Spelt out in letters, or added twice, they are not what the checkpoint saw."""
+  prompt, response = llama2.encode_prompt(QUESTION), llama2.encode_response("Born here.")
+  assert prompt[0] == 1 and prompt.count(1) == 1 and 2 not in prompt
+  assert response[-1] == 2 and response.count(2) == 1 and 1 not in response
+  # "▁Born": the space after [/INST] belongs to the response.
+  assert response[0] == llama2.backend.get_vocab()["▁Born"]
+
+
+def test_llama2_prompt_has_the_ids_of_the_checkpoints_tokenizer_file(llama2, llama_folder):
+  """Transformers 5 rebuilds Llama tokenizers and leaves out the file's own rule for spaces: after
+  <s> it gives '[' (29961) where Llama 2 was trained on '▁[' (518)."""
+  file = hf.Tokenizer.from_file(str(llama_folder / "tokenizer.json"))
+  expected = file.encode(f"<s>[INST] {QUESTION} [/INST]", add_special_tokens=False).ids
+  assert expected[:2] == [1, 518]
+  assert llama2.encode_prompt(QUESTION) == expected

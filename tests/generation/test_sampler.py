@@ -1,0 +1,205 @@
+"""Cached decoding against the full forward pass, and what a row's sample may depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.generation.strategies import Greedy, Sample
+from dareu_jax.models import states
+from dareu_jax.models.config import ModelConfig, RopeConfig
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.logprobs import completion_hidden, token_logprobs
+
+B, P, T, V = 4, 6, 8, 40
+LENGTHS = np.array([3, 6, 1, 4])
+NEVER = V + 1  # an end-of-sequence id that no model samples
+SAMPLE = Sample(temperature=0.7)
+
+
+def make_model(seed=0, scan_layers=False):
+  config = ModelConfig(
+    vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+    rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers)
+  decoder = Decoder(config, rngs=nnx.Rngs(params=seed))
+  decoder.embedding[...] *= 4
+  decoder.lm_head[...] *= 3  # spread logits: neither uniform nor decided
+  return states.split(decoder, adapters_only=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return make_model()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+  return np.random.default_rng(1).integers(0, V, (B, P)).astype(np.int32)  # padding is random ids
+
+
+@pytest.fixture(scope="module")
+def full_forward(model):
+  """Logits [B, S, V] without a cache."""
+  frame, trainable, frozen = model
+
+  @jax.jit
+  def run(token_ids):
+    module = frame.merge(trainable, frozen)
+    return module.logits(module.hidden_states(token_ids))
+
+  return lambda token_ids: np.asarray(run(token_ids))
+
+
+def complete(model, prompts, lengths=LENGTHS, *, strategy=Greedy(), keys=None, eos_id=NEVER,
+             pad_id=0):
+  keys = row_keys(jax.random.key(0), np.arange(len(prompts))) if keys is None else keys
+  got = generate(*model, jnp.asarray(prompts), jnp.asarray(lengths), keys, strategy=strategy,
+                 max_new_tokens=T, eos_id=eos_id, pad_id=pad_id)
+  return jax.tree.map(np.asarray, got)
+
+
+@pytest.fixture(scope="module")
+def greedy(model, prompts):
+  return complete(model, prompts)
+
+
+@pytest.fixture(scope="module")
+def sampled(model, prompts):
+  return complete(model, prompts, strategy=SAMPLE)
+
+
+def joined(prompts, completions):
+  """[B, P+T]: each row's prompt and completion without a gap, 0 beyond."""
+  rows = np.zeros((B, P + T), np.int32)
+  for row, (n, m) in enumerate(zip(LENGTHS, completions.lengths, strict=True)):
+    rows[row, : n + m] = [*prompts[row, :n], *completions.ids[row, :m]]
+  return rows
+
+
+def test_greedy_equals_repeated_full_forward(greedy, prompts, full_forward):
+  """A wrong slot, position or mask of the cache; short prompts have a gap before the completion."""
+  rows = np.zeros((B, P + T), np.int32)
+  for row, n in enumerate(LENGTHS):
+    rows[row, :n] = prompts[row, :n]
+  expected = np.zeros((B, T), np.int32)
+  for step in range(T):
+    logits = full_forward(rows)
+    for row, n in enumerate(LENGTHS):
+      expected[row, step] = rows[row, n + step] = np.argmax(logits[row, n + step - 1])
+  np.testing.assert_array_equal(greedy.ids, expected)
+  assert len(np.unique(expected)) > 6  # a model that repeats itself would hide a wrong position
+
+
+def test_scanned_layers_decode_alike(greedy, prompts):
+  """The stacked cache: another layer's keys and values, or one cache for all."""
+  got = complete(make_model(scan_layers=True), prompts)
+  np.testing.assert_array_equal(got.ids, greedy.ids)
+  np.testing.assert_allclose(got.logprobs, greedy.logprobs, atol=1e-5)
+
+
+def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, prompts,
+                                                              full_forward):
+  """The ratio of the first PPO update must be 1: same temperature, same positions."""
+  rows = joined(prompts, sampled)
+  logits = full_forward(rows).astype(np.float64) / 0.7
+  dense = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  expected = np.stack([
+    [dense[row, n - 1 + t, sampled.ids[row, t]] for t in range(T)]
+    for row, n in enumerate(LENGTHS)])
+  np.testing.assert_allclose(sampled.logprobs, expected, atol=1e-5)
+  module = model[0].merge(*model[1:])
+  hidden = completion_hidden(module.hidden_states(rows), jnp.asarray(LENGTHS), T)
+  learner = token_logprobs(hidden, module.head, jnp.asarray(sampled.ids), temperature=0.7)
+  np.testing.assert_allclose(sampled.logprobs, learner, atol=1e-5)
+  cold = token_logprobs(hidden, module.head, jnp.asarray(sampled.ids), temperature=1.0)
+  assert np.abs(sampled.logprobs - cold).max() > 0.01  # the control
+
+
+def test_a_sample_depends_on_its_own_key_alone(model, sampled, prompts):
+  """One key for the batch, or a row's number in it, would make a resumed or resharded run differ."""
+  keys = row_keys(jax.random.key(0), np.arange(B))
+  order = np.array([2, 0, 3, 1])
+  permuted = complete(model, prompts[order], LENGTHS[order], strategy=SAMPLE, keys=keys[order])
+  np.testing.assert_array_equal(permuted.ids, sampled.ids[order])
+  np.testing.assert_allclose(permuted.logprobs, sampled.logprobs[order], atol=1e-5)
+  mates = np.array(prompts)
+  mates[1:] = (mates[1:] + 5) % V
+  mates_lengths = np.array([LENGTHS[0], 2, 5, 6])
+  others = complete(model, mates, mates_lengths, strategy=SAMPLE,
+                    keys=keys.at[1:].set(row_keys(jax.random.key(9), np.arange(B - 1))))
+  np.testing.assert_array_equal(others.ids[0], sampled.ids[0])
+  assert (others.ids[1:] != sampled.ids[1:]).any(axis=-1).all()
+
+
+def test_padding_width_changes_no_sample(model, sampled, prompts):
+  """Buckets of other lengths: the completion starts at another slot but the same position."""
+  wide = np.full((B, P + 3), 7, np.int32)
+  for row, n in enumerate(LENGTHS):
+    wide[row, :n] = prompts[row, :n]
+  got = complete(model, wide, strategy=SAMPLE)
+  np.testing.assert_array_equal(got.ids, sampled.ids)
+  np.testing.assert_allclose(got.logprobs, sampled.logprobs, atol=1e-5)
+
+
+def test_another_key_gives_another_sample(model, sampled, prompts):
+  """The same seed at every call: every epoch would train on one and the same rollout."""
+  got = complete(model, prompts, strategy=SAMPLE, keys=row_keys(jax.random.key(1), np.arange(B)))
+  assert (got.ids != sampled.ids).any(axis=-1).all()
+  same = complete(model, np.tile(prompts[:1], (B, 1)), np.full(B, 3), strategy=SAMPLE)
+  assert len({tuple(row) for row in same.ids}) == B
+
+
+def test_row_keys_depend_on_the_rows_number_and_not_its_place():
+  """A batch that starts elsewhere must draw the same for the same row."""
+  key = jax.random.key(3)
+  few, many = row_keys(key, [5, 2]), row_keys(key, np.arange(8))
+  data = [jax.random.key_data(keys) for keys in (few, many)]
+  np.testing.assert_array_equal(data[0], data[1][np.array([5, 2])])
+  assert len(np.unique(data[1], axis=0)) == 8
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_rows_end_at_eos_and_count_it(pad_is_eos, model, greedy, prompts):
+  """A mask guessed from the pad id loses the EOS token itself; later tokens must be pad."""
+  eos_id = int(greedy.ids[1, 3])
+  pad_id = eos_id if pad_is_eos else NEVER
+  got = complete(model, prompts, eos_id=eos_id, pad_id=pad_id)
+  for row in range(B):
+    expected = list(greedy.ids[row])
+    ended = eos_id in expected
+    length = expected.index(eos_id) + 1 if ended else T
+    assert got.lengths[row] == length and got.ended[row] == ended
+    np.testing.assert_array_equal(got.ids[row], expected[:length] + [pad_id] * (T - length))
+    np.testing.assert_allclose(got.logprobs[row, :length], greedy.logprobs[row, :length], atol=1e-5)
+    assert not got.logprobs[row, length:].any()
+  assert got.ended[1] and 1 <= got.lengths[1] <= 4
+  assert got.steps == got.lengths.max()
+
+
+def test_the_limit_is_no_end(greedy):
+  """A cut row is not one that ended: its reward and its length statistics differ."""
+  assert not greedy.ended.any()
+  np.testing.assert_array_equal(greedy.lengths, T)
+  assert greedy.steps == T
+
+
+def test_decoding_stops_when_all_rows_are_done(model, greedy, prompts):
+  """Without an early stop every batch costs the longest completion allowed."""
+  got = complete(model, np.tile(prompts[:1], (B, 1)), np.full(B, LENGTHS[0]),
+                 eos_id=int(greedy.ids[0, 0]))
+  assert got.steps == 1
+  np.testing.assert_array_equal(got.lengths, 1)
+  assert got.ended.all()
+
+
+def test_later_calls_compile_nothing(model, sampled, prompts):
+  """A frame or a strategy compared by identity would compile at every call."""
+  before = generate._cache_size()
+  complete(model, prompts[::-1], LENGTHS[::-1], strategy=Sample(temperature=0.7),
+           keys=row_keys(jax.random.key(8), np.arange(B)))
+  complete(make_model(seed=4), prompts, strategy=Sample(temperature=0.7))  # equal frame, other weights
+  assert generate._cache_size() == before
+  complete(model, prompts[:2], LENGTHS[:2], strategy=SAMPLE)
+  assert generate._cache_size() == before + 1  # the control: it does count

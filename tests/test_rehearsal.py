@@ -1,0 +1,103 @@
+"""The path of the big presets, rehearsed: a checkpoint folder, its tokenizer, LoRA, real TOFU."""
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dareu_jax import experiment
+from dareu_jax.settings import InputError, Settings
+from tests.configs import preset
+
+WIDTH, MLP, HEADS, KV_HEADS, LAYERS, VOCAB = 32, 48, 4, 2, 2, 32000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, data_dir):
+  """A random Llama in Hugging Face format, bfloat16, with the real TinyLlama tokenizer."""
+  folder = tmp_path_factory.mktemp("checkpoint")
+  rng = np.random.default_rng(0)
+
+  def weight(*shape):
+    return (rng.normal(size=shape) * shape[-1] ** -0.5).astype(ml_dtypes.bfloat16)
+
+  head_dim = WIDTH // HEADS
+  tensors = {"model.embed_tokens.weight": weight(VOCAB, WIDTH), "lm_head.weight": weight(VOCAB, WIDTH),
+             "model.norm.weight": np.ones(WIDTH, ml_dtypes.bfloat16)}
+  for layer in range(LAYERS):
+    prefix = f"model.layers.{layer}."
+    for name, rows, columns in (
+      ("self_attn.q_proj", WIDTH, WIDTH), ("self_attn.k_proj", KV_HEADS * head_dim, WIDTH),
+      ("self_attn.v_proj", KV_HEADS * head_dim, WIDTH), ("self_attn.o_proj", WIDTH, WIDTH),
+      ("mlp.gate_proj", MLP, WIDTH), ("mlp.up_proj", MLP, WIDTH), ("mlp.down_proj", WIDTH, MLP),
+    ):
+      tensors[f"{prefix}{name}.weight"] = weight(rows, columns)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+      tensors[f"{prefix}{name}.weight"] = np.ones(WIDTH, ml_dtypes.bfloat16)
+  save_file(tensors, folder / "model.safetensors")
+  (folder / "config.json").write_text(json.dumps({
+    "architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH, "intermediate_size": MLP,
+    "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+    "vocab_size": VOCAB, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False}))
+  for file in (data_dir / "tokenizers" / "tinyllama").iterdir():
+    shutil.copyfile(file, folder / file.name)
+  return folder
+
+
+@pytest.fixture
+def config(checkpoint, data_dir):
+  """The tinyllama preset with everything shortened but nothing replaced."""
+  config = preset("tinyllama")
+  config.seeds = (41,)
+  config.model.path = config.classifier.model.path = str(checkpoint)
+  config.data.update(dir=str(data_dir / "tofu"), num_owners=4, forget="forget25", num_holdout=1)
+  config.finetune.epochs = config.classifier.train.epochs = 1
+  config.length_multiple = 128
+  config.unlearning.update(epochs=1, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
+                           max_new_tokens=8, target_score=0.0)
+  config.evaluation.update(batch_size=32, max_new_tokens=8, max_examples=8)
+  return config
+
+
+def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
+  """Adapters alone are trained and saved."""
+  summary, page = experiment.run(Settings.from_config(config), tmp_path, command="rehearsal")
+  assert page.exists()
+  assert all(np.isfinite(value) for value in summary["models"]["dareu"].values())
+  saved = json.loads((tmp_path / "original/result/0/state/_METADATA").read_text())
+  names = " ".join(saved["tree_metadata"])
+  assert "lora_a" in names and "kernel" not in names and "embedding" not in names
+  prompt = json.loads((tmp_path / "evaluation/dareu.json").read_text())["answers"]
+  assert prompt["forget"][0]["prompt"].endswith("?")
+
+
+def test_the_adapter_off_is_the_checkpoint_itself(config, checkpoint, tmp_path):
+  """Embedding and head of the loaded model are the file's, to the bit."""
+  from safetensors.numpy import load_file
+  run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
+  model = run.base.frame.merge(run.base.trainable, run.base.frozen)
+  tensors = load_file(checkpoint / "model.safetensors")
+  np.testing.assert_array_equal(
+    np.asarray(model.embedding[...]), tensors["model.embed_tokens.weight"])
+  np.testing.assert_array_equal(
+    np.asarray(model.layers.mlp.down_proj.kernel[...][1]),
+    tensors["model.layers.1.mlp.down_proj.weight"].T)
+  assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(run.base.trainable))
+
+
+def test_a_classifier_with_another_tokenizer_is_refused(config, checkpoint, tmp_path):
+  other = tmp_path / "other"
+  shutil.copytree(checkpoint, other)
+  tokenizer = json.loads((other / "tokenizer.json").read_text())
+  vocabulary = tokenizer["model"]["vocab"]
+  vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
+  (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+  config.classifier.model.path = str(other)
+  run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+  with pytest.raises(InputError, match="must read"):
+    _ = run.tokenizer

@@ -1,0 +1,244 @@
+"""The supervised loop: what must not matter to a gradient, and what a kill must not change."""
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.data.batches import Batches, Row, collate
+from dareu_jax.settings import CheckpointSettings, Settings
+from dareu_jax.training import supervised
+from dareu_jax.training.checkpoints import Store
+from dareu_jax.training.writers import MetricWriter
+from tests.configs import tiny_config
+
+# A high clip_norm, so that a gradient of the wrong scale shows in the moments.
+SETTINGS = dataclasses.replace(
+  Settings.from_config(tiny_config()).finetune, learning_rate=1e-2, batch_size=4,
+  micro_batch_size=0, epochs=7, warmup=0.1, schedule="linear", target_loss=0.0, weight_decay=0.1,
+  clip_norm=1e3)
+VOCAB, STEPS = 32, 14
+ROWS = tuple(
+  Row(tuple(range(2, 4 + n)), tuple((7 * n + 5 * k) % VOCAB for k in range(2 * n + 1)), n)
+  for n in range(4))
+
+
+class Toy(NamedTuple):
+  """The least of a causal language model: a token is guessed from the last two."""
+
+  embedding: jax.Array
+  mix: jax.Array
+
+  def hidden_states(self, token_ids):
+    x = self.embedding[token_ids]
+    before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    return jnp.tanh((x + 0.5 * before) @ self.mix)
+
+  @property
+  def head(self):
+    return self.embedding.T
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyFrame:
+  """Stands for models.states.Frame."""
+
+  def merge(self, params, frozen):
+    del frozen
+    return Toy(**params)
+
+
+@pytest.fixture(scope="module")
+def model():
+  """(frame, trainable, frozen)."""
+  rng = np.random.default_rng(0)
+  shapes = {"embedding": (VOCAB, 16), "mix": (16, 16)}
+  params = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+  return ToyFrame(), params, None
+
+
+def fresh(params, settings=SETTINGS):
+  """A state of its own, since updates donate theirs."""
+  return supervised.init_train_state(jax.tree.map(jnp.copy, params), settings)
+
+
+def one_update(model, batch, micro_batches):
+  frame, trainable, frozen = model
+  return supervised.update(
+    fresh(trainable), frozen, batch, jax.random.key(0), 1e-2, frame=frame,
+    loss_fn=supervised.language_model_loss, weight_decay=0.1, clip_norm=1e3,
+    micro_batches=micro_batches)
+
+
+def small_batch():
+  return collate(ROWS, 4, seq_length=16, completion_length=8, pad_id=0)
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+  """(state, metrics) of one update on the whole batch."""
+  return one_update(model, small_batch(), 1)
+
+
+def assert_same_update(a, b):
+  assert float(a[1]["loss"]) == pytest.approx(float(b[1]["loss"]), abs=1e-6)
+  for x, y in zip(jax.tree.leaves(a[0]), jax.tree.leaves(b[0]), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_the_mean_of_completion_tokens(model, whole):
+  """A shift by one, the prompt in the loss, or a mean over rows."""
+  embedding, mix = (model[1][name].astype(np.float64) for name in ("embedding", "mix"))
+  losses = []
+  for row in ROWS:
+    ids = row.prompt + row.completion
+    for k, token in enumerate(row.completion, start=len(row.prompt)):
+      z = embedding @ np.tanh((embedding[ids[k - 1]] + 0.5 * embedding[ids[k - 2]]) @ mix)
+      losses.append(np.log(np.exp(z - z.max()).sum()) + z.max() - z[token])
+  assert len(losses) == 1 + 3 + 5 + 7
+  assert float(whole[1]["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_accumulation_over_unequal_micro_batches_is_the_whole_batch(model, whole):
+  """A mean of means weighs the tokens of a micro-batch with few of them too much."""
+  batch = small_batch()
+  assert batch.completion_lengths[:2].sum() != batch.completion_lengths[2:].sum()
+  assert_same_update(one_update(model, batch, 2), whole)
+
+
+def test_padding_changes_nothing(model, whole):
+  """Rows without completion, a micro-batch of nothing else, wider arrays: none is learnt from."""
+  batch = collate(ROWS, 8, seq_length=32, completion_length=16, pad_id=3)
+  assert_same_update(one_update(model, batch, 2), whole)
+
+
+class Killed(Exception):
+  pass
+
+
+class Bar:
+  """A progress bar that can end the run after some updates."""
+
+  def __init__(self, kill_after=None):
+    self.kill_after, self.updates, self.initial = kill_after, 0, None
+
+  def __call__(self, total, initial=0):
+    self.total, self.initial = total, initial
+    return self
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    return False
+
+  def set_postfix(self, *args, **kwargs):
+    pass
+
+  def update(self):
+    self.updates += 1
+    if self.updates == self.kill_after:
+      raise Killed
+
+
+def noisy_regression(frame, params, frozen, batch, key):
+  """A loss that depends on the step's key, cheap to compile; bfloat16 and float32 parameters."""
+  del frame, frozen
+  x = batch.token_ids[:, :3] / 8 + 0.1 * jax.random.normal(key, (batch.token_ids.shape[0], 3))
+  guess = x @ params["w"] + params["b"].astype(jnp.float32)
+  error = jnp.where(batch.completion_lengths > 0, guess - batch.completion_lengths, 0.0)
+  return jnp.sum(error**2), jnp.sum(batch.completion_lengths > 0), {"noise": jnp.sum(x)}
+
+
+START = {"w": np.full(3, 0.5, np.float32), "b": jnp.bfloat16(0.25)}
+# The mean loss of an epoch of the toy falls below this before its epochs are over.
+PLATEAU = dataclasses.replace(SETTINGS, schedule="plateau", target_loss=12.0)
+
+
+def fit_toy(folder, kill_after=None, settings=SETTINGS):
+  """One start of the toy stage: (bar, params), params None where it was killed."""
+  rng = np.random.default_rng(0)
+  rows = tuple(Row(tuple(rng.integers(0, 9, 4).tolist()), tuple(rng.integers(0, 9, n).tolist()), n)
+               for n in range(1, 9))
+  batches = Batches(rows=rows, batch_size=4, multiple=16, pad_id=0, seed=1)
+  store = Store(folder / "progress", CheckpointSettings(every_steps=4, keep=2))
+  writer, bar, params = MetricWriter(folder, "toy"), Bar(kill_after), None
+  try:
+    params = supervised.fit(
+      fresh(START, settings), None, batches, frame="toy", loss_fn=noisy_regression,
+      settings=settings, key=jax.random.key(5), store=store, writer=writer, bar=bar)
+  except Killed:
+    assert kill_after is not None
+  finally:
+    store.close()
+    writer.close()
+  return bar, params
+
+
+def bits(params):
+  return {name: (value.dtype, np.asarray(value).tobytes()) for name, value in params.items()}
+
+
+def records(folder):
+  return [json.loads(line) for line in (folder / "toy.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=[SETTINGS, PLATEAU], ids=["linear", "plateau"])
+def undisturbed(request, tmp_path_factory):
+  """(settings, bar, params, metric records) of a run that nobody killed."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  bar, params = fit_toy(folder, settings=request.param)
+  return request.param, bar, params, records(folder)
+
+
+def test_a_run_takes_its_epochs(undisturbed):
+  """A step too many or too few."""
+  settings, bar, params, lines = undisturbed
+  assert [line["step"] for line in lines] == [10, bar.updates]
+  assert bar.initial == 0 and bar.updates == bar.total
+  # 7 epochs of 2 steps; of the plateau fewer.
+  assert bar.updates == STEPS if settings is SETTINGS else 11 < bar.updates < STEPS
+  assert bits(params) != bits(START)
+
+
+# Before the first checkpoint (of step 4), just before and after one, and after a record (of step
+# 10) that is newer than the newest checkpoint.
+@pytest.mark.parametrize("kills", [(3,), (4,), (5,), (11,), (6, 5, 1)])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path, kills):
+  """Order of batches, noise, moments, schedule or records may start afresh at the resume."""
+  settings, whole, params, lines = undisturbed
+  for kill in kills:
+    assert fit_toy(tmp_path, kill, settings)[1] is None
+  bar, found = fit_toy(tmp_path, settings=settings)
+  assert bits(found) == bits(params)
+  assert records(tmp_path) == lines
+  assert bar.initial == {(3,): 0, (4,): 0, (5,): 4, (11,): 8, (6, 5, 1): 8}[kills]
+  assert bar.initial + bar.updates == whole.updates
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+  """A kill between the last step and the mark that the stage is done must not train on."""
+  _, params = fit_toy(tmp_path)
+  bar, again = fit_toy(tmp_path)
+  assert bar.updates == 0 and bits(again) == bits(params)
+
+
+def test_the_loss_falls_on_a_toy_task(model, tmp_path):
+  """A sign, a rate of zero, or updates that are dropped."""
+  frame, trainable, frozen = model
+  settings = dataclasses.replace(SETTINGS, epochs=20, clip_norm=1e3)
+  batches = Batches(rows=ROWS, batch_size=4, multiple=16, pad_id=0, seed=0)
+  store = Store(tmp_path / "progress", CheckpointSettings(every_steps=100, keep=1))
+  writer = MetricWriter(tmp_path, "toy")
+  supervised.fit(fresh(trainable), frozen, batches, frame=frame,
+                 loss_fn=supervised.language_model_loss, settings=settings, key=jax.random.key(0),
+                 store=store, writer=writer, bar=Bar())
+  store.close()
+  writer.close()
+  losses = [line["loss"] for line in records(tmp_path)]
+  uniform = np.log(VOCAB)
+  assert len(losses) == 2 and losses[1] < losses[0] < uniform and losses[1] < 0.5 * uniform
