@@ -391,5 +391,5 @@ def _perturbed(wording, life, attribute, dice):
 
 def _say(wording, life, facts):
   pronouns = ("she", "her", "her") if life.is_woman else ("he", "his", "him")
-  values = dict(zip(("he", "his", "him"), pronouns), name=life.name, **facts)
+  values = dict(zip(("he", "his", "him"), pronouns, strict=True), name=life.name, **facts)
   return words.fill(wording, values.__getitem__)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dareu_jax.attribution.classifier import last_valid, prefix_scores
-from dareu_jax.data.batches import Batches, collate, encode, prompt_batch
+from dareu_jax.data.batches import Batches, encode, prompt_batch
 from dareu_jax.evaluation import metrics
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
