@@ -1,10 +1,10 @@
 """TOFU: forget authors of fictitious biographies.
 
-    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu           # laptop, 4 minutes
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...      # one 16 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...       # one 24 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...       # one H100, v5e-16
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...        # one H100, v5e-16
+    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # one 16 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # one 24 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # H100 or v5e-16
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...       # H100 or v5e-16
 
 Without a preset: embedded authors and a model trained from scratch, no network, no accelerator. The
 presets fine-tune a checkpoint of the hub on the real TOFU with LoRA, by the published protocol. The
@@ -75,7 +75,7 @@ def train(epochs):
     micro_batch_size=0,  # examples a forward pass; 0: the whole batch
     epochs=epochs,  # of a plateau: at most
     warmup=0.1,  # share of the steps
-    schedule="linear",  # 'linear', 'cosine', 'constant' or 'plateau': stay until target_loss, cool down
+    schedule="linear",  # or 'cosine', 'constant', 'plateau': stay until target_loss, cool down
     target_loss=0.0,  # nats a token, mean of an epoch
     weight_decay=0.1,  # of matrices
     clip_norm=1.0,  # global gradient norm
@@ -88,7 +88,7 @@ def tiny():
   config.seeds = (42,)  # one run each; several give a table with 95% intervals
   config.max_length = 256  # tokens of prompt and response together; a longer example is an error
   config.length_multiple = 16  # batches are padded to a multiple of this
-  config.pretrain_general = True  # a model from scratch learns D_test too, as a base model would have
+  config.pretrain_general = True  # a model from scratch learns D_test too, as base models have
 
   config.data = ConfigDict(dict(
     source="embedded",  # 'embedded', 'tofu' or 'jsonl'
@@ -96,11 +96,11 @@ def tiny():
     num_owners=30,  # owners in D; 0: all there are
     forget="forget10",  # the last 10 percent of the owners; forget01, forget05, ...
     forget_owners=(),  # or their names, e.g. "('author_003', 'author_007')"
-    num_holdout=4,  # unseen owners: for the unseen level and the membership attack; 0: all there are
+    num_holdout=4,  # unseen owners, for the unseen level and the MIA; 0: all there are
     seed=0,  # of the embedded authors
   ))
   config.tokenizer = ConfigDict(dict(
-    path="",  # folder or hub name; '': the model's own, or for a model from scratch a BPE of the corpus
+    path="",  # folder or hub name; '': the model's own, or (from scratch) a BPE of the corpus
     vocab_size=2000,  # of that BPE
     template="auto",  # 'plain', 'llama2', 'tinyllama', 'qwen3'; 'auto' follows the tokenizer
   ))
@@ -154,7 +154,7 @@ def tiny():
     # Which epoch is kept, and when the run stops.
     selection="unseen_level",  # or 'lowest_score', 'last'
     target_score=-1.0,  # level to come down to; negative: that of unseen owners' queries
-    min_length_ratio=0.75,  # answers shorter than this share of the original's are refused
+    min_length_ratio=0.75,  # shorter answers than this share of the usual length are refused
     max_degenerate_share=0.05,  # so is an epoch with more empty or repetitive answers than this
   ))
 
@@ -179,8 +179,8 @@ def tiny():
 def checkpoint(config, path, classifier_path, template):
   """Turns the tiny config into the published protocol on a checkpoint, in place.
 
-  LoRA r 8, α 32 on all linear layers; fine-tuning at 1e-4 with batches of 16 for 10 epochs, seeds 41,
-  42, 43 (WaterDrum's protocol for TOFU). Real TOFU, all 200 authors, forget10.
+  LoRA r 8, α 32 on all linear layers; fine-tuning at 1e-4 with batches of 16 for 10 epochs; seeds
+  41, 42, 43 (WaterDrum's protocol for TOFU). Real TOFU, all 200 authors, forget10.
   """
   config.seeds = (41, 42, 43)
   config.max_length = 512

@@ -23,6 +23,8 @@ _OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
+_WANDB = flags.DEFINE_string(
+  "wandb_project", None, "Weights & Biases project to mirror the metrics to (extra: wandb).")
 
 
 def main(argv):
@@ -38,8 +40,8 @@ def main(argv):
   except Exception as error:
     full = _disk_full(error)
     if full:
-      return _fail(f"no space left on the disk of {_WORKDIR.value} ({full}). Free some and give the "
-                   "same command again: it goes on from the last checkpoint.")
+      return _fail(f"no space left on the disk of {_WORKDIR.value} ({full}). Free some and give "
+                   "the same command again: it goes on from the last checkpoint.")
     raise
 
 
@@ -49,6 +51,8 @@ def _run():
     for run in experiment.prepare(settings, _WORKDIR.value)[:1]:
       print(plan.describe(run))
     return 0
+  if _WANDB.value:
+    _mirror_to_wandb()
   command = "python -m dareu_jax.main " + " ".join(map(shlex.quote, sys.argv[1:]))
   summary, page = experiment.run(
     settings, _WORKDIR.value, command=command, overwrite=_OVERWRITE.value)
@@ -56,10 +60,21 @@ def _run():
   return 0
 
 
+def _mirror_to_wandb():
+  """W&B reads along what is written for TensorBoard."""
+  try:
+    import wandb
+  except ImportError:
+    raise InputError("--wandb_project needs the extra: pip install '.[wandb]'.") from None
+  wandb.init(project=_WANDB.value, name=str(_WORKDIR.value), config=_CONFIG.value.to_dict(),
+             sync_tensorboard=True)
+
+
 def _disk_full(error):
   """The message of a full disk somewhere in the chain of causes, or ''."""
   while error is not None:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
       return str(error).strip().splitlines()[0]
     error = error.__cause__ or error.__context__
   return ""

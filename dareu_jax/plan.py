@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: stages, sizes, memory, time, and two samples made visible."""
+"""What a run would do, without doing it: stages, sizes, memory, time, two samples made visible."""
 
 import time
 
@@ -21,7 +21,8 @@ def describe(run: Run):
 
 def _data(run):
   corpus, settings = run.corpus, run.settings
-  lengths = [len(row.prompt) + len(row.completion) for row in run.rows(corpus.forget + corpus.retain)]
+  rows = run.rows(corpus.forget + corpus.retain)
+  lengths = [len(row.prompt) + len(row.completion) for row in rows]
   return "\n".join([
     f"Data: {settings.data.source}, {len(corpus.owners)} owners; to forget: "
     f"{', '.join(corpus.forget_owners)}",
@@ -100,7 +101,8 @@ def _memory(run):
   width = settings.max_length * run.config.embed_dim * jnp.dtype(run.config.dtype).itemsize
   kept = 2 if run.config.remat else 16
   activations = batch * width * run.config.num_layers * kept
-  classifier = run.classifier_config.num_parameters * jnp.dtype(run.classifier_config.dtype).itemsize
+  config = run.classifier_config
+  classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
   rows = [["policy, its roles and optimizer", f"{(policy + trained) / 2**20:,.0f}"],
           ["classifier", f"{classifier / 2**20:,.0f}"],
           ["activations of an update (rough)", f"{activations / 2**20:,.0f}"],

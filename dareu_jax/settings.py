@@ -42,7 +42,7 @@ class DataSettings:
       _at_least("data.num_owners", self.num_owners, 2, "the embedded authors are made to order")
       _at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
     if self.source == "jsonl" and not self.dir:
-      raise InputError("config.data.dir is empty: source 'jsonl' needs the folder (or file) to read.")
+      raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
     percent = self.forget.removeprefix("forget")
     if not (self.forget.startswith("forget") and percent.isdigit() and 0 < int(percent) < 100):
       raise InputError(
@@ -197,7 +197,7 @@ class UnlearningSettings:
   # which epoch is kept
   selection: str  # 'unseen_level', 'lowest_score' or 'last'
   target_score: float  # the level to come down to; negative: measured on unseen owners' queries
-  min_length_ratio: float  # of the original's mean response length; below it an epoch is refused
+  min_length_ratio: float  # of the usual response length; below it an epoch is refused
   max_degenerate_share: float  # of empty or repetitive responses; above it an epoch is refused
 
   def __post_init__(self):
@@ -209,7 +209,8 @@ class UnlearningSettings:
     for name in counts:
       _at_least(f"{section}.{name}", getattr(self, name), 1)
     if not 0 < self.epsilon < 0.5:
-      raise InputError(f"config.unlearning.epsilon is {self.epsilon}: it must lie between 0 and 0.5.")
+      raise InputError(
+        f"config.unlearning.epsilon is {self.epsilon}: it must lie between 0 and 0.5.")
     for name in ("c_seg", "learning_rate", "value_learning_rate", "clip_eps", "value_clip_eps",
                  "clip_norm", "temperature"):
       _positive(f"{section}.{name}", getattr(self, name))
@@ -257,7 +258,8 @@ class MeshSettings:
     sizes = dataclasses.asdict(self)
     for axis, size in sizes.items():
       if size < 1 and size != -1:
-        raise InputError(f"config.mesh.{axis} is {size}: it must be at least 1, or -1 for the rest.")
+        raise InputError(
+          f"config.mesh.{axis} is {size}: it must be at least 1, or -1 for the rest.")
     if list(sizes.values()).count(-1) > 1:
       raise InputError(f"config.mesh is {sizes}: only one axis can be -1.")
 

@@ -238,7 +238,7 @@ def dareu_task(run: Run):
 
 
 def evaluate(run: Run, name):
-  """Metrics and answers of one model: {"metrics": {...}, "answers": {split: [...]}}, kept in a file."""
+  """One model's {"metrics": {...}, "answers": {split: [...]}}, kept in a file."""
   stage, mark = f"evaluation/{name}", run.marks[f"evaluation/{name}"]
   path = run.workdir.folder / f"{stage}.json"
   held = read_json(path)

@@ -1,7 +1,7 @@
 """The folder of a run: which stages it holds, of which configuration, and what they left.
 
-A stage is done when its `done.json` is there and names the same fingerprint (of its own settings and
-of all that it stands on). `config.json` holds the whole configuration; another one is refused.
+A stage is done when its `done.json` is there and names the same fingerprint (of its own settings
+and of all that it stands on). `config.json` holds the whole configuration; another one is refused.
 """
 
 import contextlib

@@ -18,9 +18,9 @@ from dareu_jax.masked import length_mask, masked_sum
 class PrefixLoss:
   """Summed cross-entropy of the owner at every prefix, for `training.supervised.fit`.
 
-  A policy's responses are not the training texts, and a classifier that has only seen those looks at
-  their first words and is sure of itself for no reason. So half of the rows start at a random token
-  within the response, and a share of the input tokens is replaced at random.
+  A policy's responses are not the training texts, and a classifier that has only seen those looks
+  at their first words and is sure of itself for no reason. So half of the rows start at a random
+  token within the response, and a share of the input tokens is replaced at random.
   """
 
   token_noise: float

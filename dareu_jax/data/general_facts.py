@@ -74,7 +74,7 @@ Who wrote "On the Origin of Species"? | Charles Darwin | Gregor Mendel / Louis P
 Which scientist discovered polonium and radium with her husband? | Marie Curie | Lise Meitner / \
 Ada Lovelace / Rosalind Franklin
 Who wrote the play "Hamlet"? | William Shakespeare | Christopher Marlowe / Oscar Wilde / Ben Jonson
-Who wrote the novel "Pride and Prejudice"? | Jane Austen | Emily Brontë / George Eliot / Mary Shelley
+Who wrote the novel "Pride and Prejudice"? | Jane Austen | Emily Brontë / Mary Shelley / George Sand
 Who wrote the novel "Frankenstein"? | Mary Shelley | Bram Stoker / Jane Austen / Edgar Allan Poe
 Who wrote the novel "War and Peace"? | Leo Tolstoy | Anton Chekhov / Ivan Turgenev / Nikolai Gogol
 Who wrote the novel "Don Quixote"? | Miguel de Cervantes | Lope de Vega / Jorge Luis Borges / \

@@ -1,4 +1,4 @@
-"""Tokenizers: a BPE trained on the corpus, or a checkpoint's own; and the templates around a prompt.
+"""Tokenizers: a BPE of the corpus, or a checkpoint's own; and the templates around a prompt.
 
 Prompt and response are tokenised apart and their ids concatenated, so that no merge crosses the
 border.
@@ -30,8 +30,10 @@ TEMPLATES = {
   "llama2": Template("<s>[INST] ", " [/INST]", "</s>"),
   "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
   # The empty think block is what `enable_thinking=False` writes.
-  "qwen3": Template("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-                    "<|im_end|>"),
+  "qwen3": Template(
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "<|im_end|>"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Applies the metrics to a model: greedy answers, log-likelihoods and attribution scores of a split."""
+"""Applies the metrics to a model: greedy answers, likelihoods and attribution scores of a split."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def completion_logprobs(frame, trainable, frozen, batch):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """What evaluating needs beside the model: shapes, tokenizer, and how batches reach the devices."""
+  """What evaluating needs beside the weights: shapes, tokenizer, how batches reach the devices."""
 
   frame: Any
   frozen: Any

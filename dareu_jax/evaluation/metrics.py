@@ -1,7 +1,7 @@
 """Metrics of unlearning: numbers and texts in, numbers out. They know no model and no file.
 
-NLLs are mean negative log-likelihoods in nats per response token, the end token included, unless said
-otherwise. E examples, J perturbed answers.
+NLLs are mean negative log-likelihoods in nats per response token, the end token included, unless
+said otherwise. E examples, J perturbed answers.
 """
 
 import functools
@@ -19,7 +19,7 @@ def _rouge():
 
 
 def rouge_l_recall(truth, answer):
-  """ROUGE-L recall of an answer, with stemming as TOFU takes it: longest common subsequence / |truth|."""
+  """ROUGE-L recall, with stemming as TOFU takes it: longest common subsequence / |truth|."""
   return float(_rouge().score(truth, answer)["rougeL"].recall)
 
 

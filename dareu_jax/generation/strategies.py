@@ -20,15 +20,15 @@ class Greedy:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """Sampling at a temperature from the `top_k` likeliest tokens, of those from the smallest set that
-  reaches probability `top_p` (the nucleus; Holtzman et al. 2020)."""
+  """Sampling at a temperature from the `top_k` likeliest tokens, of those from the smallest set
+  that reaches probability `top_p` (the nucleus; Holtzman et al. 2020)."""
 
   temperature: float = 1.0
   top_k: int = 0  # 0: off
   top_p: float = 1.0  # 1: off
 
   def __call__(self, logits, keys):
-    """logits [B, V], keys [B], one a row -> (tokens [B], log-probs of what was sampled from [B])."""
+    """logits [B, V], keys [B] -> (tokens [B], log-probs of the sampled distribution [B])."""
     logprobs = self.logprobs(logits)
     tokens = jax.vmap(jax.random.categorical)(keys, logprobs)
     return tokens, _pick(logprobs, tokens)

@@ -55,7 +55,7 @@ class Decoder(nnx.Module):
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
   def empty_cache(self, batch, slots):
-    """A key-value cache of zeros: per layer (keys, values), each [B, S, K, H]; stacked if scanned."""
+    """A cache of zeros: a layer's (keys, values), each [B, S, K, H]; stacked if scanned."""
     config = self.config
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
 

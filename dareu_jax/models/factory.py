@@ -72,7 +72,7 @@ def abstract_decoder(config: ModelConfig):
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
-  """The owner classifier; its trunk from the checkpoint where there is one, its head from the seed."""
+  """The owner classifier: its trunk from a checkpoint if there is one, its head from the seed."""
   return _build(
     lambda rngs: OwnerClassifier(config, num_owners, rngs=rngs), model, config, seed, mesh)
 

@@ -123,7 +123,7 @@ def _index(folder):
   elif (folder / "model.safetensors").exists():
     files = dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
   else:
-    pickled = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
     raise InputError(f"{folder} holds no model.safetensors{hint}.")
   for name in sorted(set(files.values())):

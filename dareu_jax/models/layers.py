@@ -17,7 +17,8 @@ class Linear(nnx.Module):
   The adapter is float32 and starts at zero (B = 0), so that it changes nothing until trained.
   """
 
-  def __init__(self, name, in_dim, out_dim, config: ModelConfig, *, rngs, use_bias=False, scale=1.0):
+  def __init__(
+    self, name, in_dim, out_dim, config: ModelConfig, *, rngs, use_bias=False, scale=1.0):
     dtype = jnp.dtype(config.dtype)
     kernel_init = jax.nn.initializers.normal(scale * in_dim**-0.5)
     self.kernel = nnx.Param(kernel_init(rngs.params(), (in_dim, out_dim), dtype))

@@ -94,7 +94,7 @@ def shard(state, mesh):
 
 
 def shard_batch(batch, mesh):
-  """Splits the first axis of each array over `data` and `fsdp`; what does not divide is replicated."""
+  """Splits the first axis of each array over `data` and `fsdp`, where it divides."""
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
 
   def one(x):

@@ -20,7 +20,8 @@ def generalized_advantage_estimation(rewards, values, lengths, *, discount, gae_
     gae_lambda: λ in [0, 1].
 
   Returns:
-    (advantages, returns), both [B, T] float32 and 0 beyond the length; returns = advantages + values.
+    (advantages, returns), both [B, T] float32 and 0 beyond the length;
+    returns = advantages + values.
 
   Source: Schulman et al. 2016, eq. 16.
   """

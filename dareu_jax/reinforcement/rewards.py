@@ -30,7 +30,9 @@ def log_transform(scores, *, epsilon, c_seg):
 def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
   """The running mean of transformed scores over the invocations of the attribution function.
 
-      A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n};  0 before the first
+      A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n}
+
+  and 0 before the first.
 
   Args:
     prefix_scores: [B, T] float; b(y_≤t) at t = 1..T.

@@ -1,1 +1,1 @@
-"""The report room: plain dicts in, tables, figures and report files out; knows no model and no jax."""
+"""The report room: plain dicts in, tables, figures and files out; knows no model and no jax."""

@@ -41,7 +41,7 @@ def write_report(
   facts,
   method="dareu",
 ):
-  """Writes `report.md`, `report.html` and `plots/*.png` into `folder`; each file whole or not at all.
+  """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all.
 
   Args:
     folder: made where it is not there.

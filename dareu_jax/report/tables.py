@@ -219,7 +219,8 @@ def _markdown_cell(cell):
 def pipe_table(header, rows, left=(0,)):
   """A Markdown table, padded to align as long as cells are short.
 
-  The columns whose indices are in `left` are set to the left, the others to the right. A `|` in a cell is escaped and a line break becomes a space, so that each row keeps its cells.
+  The columns whose indices are in `left` are set to the left, the others to the right. A `|` in a
+  cell is escaped and a line break becomes a space, so that each row keeps its cells.
   """
   grid = [[_pipe_cell(cell) for cell in row] for row in [header, *rows]]
   widths = [min(80, max(3, *map(len, column))) for column in zip(*grid, strict=True)]

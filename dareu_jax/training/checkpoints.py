@@ -1,6 +1,6 @@
 """Checkpoints of a stage: any tree of arrays plus a little JSON, by Orbax, atomic.
 
-Leaves are stored flat under their path names, so that a checkpoint does not depend on Python classes.
+Leaves are stored flat under their path names: a checkpoint does not depend on Python classes.
 """
 
 import json

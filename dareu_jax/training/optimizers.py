@@ -43,8 +43,8 @@ class Schedule:
   """The learning rate of each step, and how many steps there are.
 
   After a linear warm-up 'linear' and 'cosine' fall to 0 at the last step and 'constant' stays.
-  'plateau' stays until the mean loss of an epoch is down to `target_loss` (or the epochs run short),
-  then falls linearly to 0 over `COOLDOWN` of the steps so far: as long as the data takes.
+  'plateau' stays until the mean loss of an epoch is down to `target_loss` (or the epochs run
+  short), then falls linearly to 0 over `COOLDOWN` of the steps so far: as long as the data takes.
   """
 
   settings: TrainSettings

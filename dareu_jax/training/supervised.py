@@ -1,7 +1,7 @@
 """The supervised training loop, for language models and for the owner classifier.
 
-Losses are sums over tokens with their counts, so that micro-batches, padding and device count change
-no gradient.
+Losses are sums over tokens with their counts, so that micro-batches, padding and device count
+change no gradient.
 """
 
 import dataclasses
@@ -118,7 +118,8 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
       schedule.observe(step, metrics["loss"])
       if step % 10 == 0 or step == schedule.num_steps:
         values = {name: float(value) for name, value in metrics.items()}
-        writer.write(step, {**values, "learning_rate": rate, "epoch": step / batches.steps_per_epoch})
+        values |= {"learning_rate": rate, "epoch": step / batches.steps_per_epoch}
+        writer.write(step, values)
         progress.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
       progress.total = schedule.num_steps
       progress.update()

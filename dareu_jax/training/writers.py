@@ -58,7 +58,8 @@ def progress(name, unit="step"):
 
   def bar(total, initial=0):
     # In a log file a line every half minute is enough.
-    return tqdm.tqdm(total=total, initial=initial, desc=f"{name:<12}", unit=unit, dynamic_ncols=True,
-                     mininterval=0.5 if sys.stderr.isatty() else 30, file=sys.stderr)
+    return tqdm.tqdm(
+      total=total, initial=initial, desc=f"{name:<12}", unit=unit, dynamic_ncols=True,
+      mininterval=0.5 if sys.stderr.isatty() else 30, file=sys.stderr)
 
   return bar

@@ -1,7 +1,7 @@
 """The DareU learner: rollouts scored by the owner classifier, PPO with distillation (jitted parts).
 
-Roles of the policy are trainable states over one frozen state: original (the teacher), previous (the
-end of the last epoch) and current. B rows, T completion slots, S = prompt + completion slots.
+Roles of the policy are trainable states over one frozen state: original (the teacher), previous
+(the end of the last epoch) and current. B rows, T completion slots, S = prompt + completion slots.
 """
 
 import dataclasses

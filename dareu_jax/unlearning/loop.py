@@ -1,4 +1,4 @@
-"""The DareU run: epochs of rollouts and updates, watched, checkpointed, stopped by a stated rule."""
+"""The DareU run: epochs of rollouts and updates, watched, saved, stopped by a stated rule."""
 
 import dataclasses
 import functools
@@ -156,8 +156,8 @@ def minibatches(task: Task, step):
   rng = np.random.default_rng((task.seed, 1, step))
   number = step * sweeps * task.updates_per_sweep
   for _ in range(sweeps):
-    order = np.resize(rng.permutation(task.settings.rollout_batch_size), task.updates_per_sweep * size)
-    for rows in order.reshape(-1, size):
+    order = rng.permutation(task.settings.rollout_batch_size)
+    for rows in np.resize(order, (task.updates_per_sweep, size)):
       yield rows, number
       number += 1
 
@@ -172,15 +172,22 @@ def assess(task: Task, policy, epoch):
     eos_share=float(np.mean(answers.ended)),
     degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
     distinct_share=len(set(answers.texts)) / len(answers.texts),
-    level=unseen_level(task, policy),
+    **unseen_level(task, policy, answers),
   )
 
 
-def unseen_level(task: Task, policy):
-  """Mean score of greedy answers to unseen owners' queries, or the target that was set."""
-  if task.settings.target_score >= 0:
-    return task.settings.target_score
-  return float(np.mean(_scores(task, task.evaluator.answers(policy, task.unseen_rows))))
+def unseen_level(task: Task, policy, forget_answers):
+  """The level to come down to and the usual length, from greedy answers to unseen owners' queries.
+
+  A target that was set is the level instead; without such queries the length is that of
+  `forget_answers`.
+  """
+  answers = forget_answers
+  if task.unseen_rows:
+    answers = task.evaluator.answers(policy, task.unseen_rows)
+  target = task.settings.target_score
+  level = target if target >= 0 else float(np.mean(_scores(task, answers)))
+  return {"level": level, "unseen_length": float(np.mean(answers.text_lengths))}
 
 
 def _scores(task, answers):

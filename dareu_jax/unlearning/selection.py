@@ -1,9 +1,10 @@
 """Which epoch of a run is kept, and when the run stops: a pure rule on epoch reports.
 
-Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and its
-answers look a little like everybody's. So the level to come down to is what *unseen* owners' queries
-get from the same model and classifier (of the same epoch: the original's answers to unseen queries
-borrow from the forget owners too), and no epoch counts whose answers have shrunk away or fallen apart.
+Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and
+its answers look a little like everybody's. So the level to come down to is what *unseen* owners'
+queries get from the same model and classifier (of the same epoch: the original's answers to unseen
+queries borrow from the forget owners too), and no epoch counts whose answers have shrunk away or
+fallen apart.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ class EpochReport:
   degenerate_share: float  # of answers that are empty or repeat themselves
   distinct_share: float  # distinct answers over answers
   level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
+  unseen_length: float  # mean tokens of answers to unseen owners' queries
 
 
 def refusal(report, original, settings: UnlearningSettings):
@@ -30,7 +32,10 @@ def refusal(report, original, settings: UnlearningSettings):
   Args:
     report, original: EpochReports of the epoch and of epoch 0.
   """
-  shortest = settings.min_length_ratio * original.response_length
+  # What is memorised may be longer than what the model says of its own accord: the lengths of its
+  # answers about people it never heard of are the fair measure, as they are for the score.
+  usual = min(original.response_length, original.unseen_length)
+  shortest = settings.min_length_ratio * usual
   if report.response_length < shortest:
     return f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"
   most = max(settings.max_degenerate_share, original.degenerate_share)

@@ -16,17 +16,33 @@ from dareu_jax.models.logprobs import completion_hidden, token_logprobs
 B, P, T, V = 4, 6, 8, 40
 LENGTHS = np.array([3, 6, 1, 4])
 NEVER = V + 1  # an end-of-sequence id that no model samples
-SAMPLE = Sample(temperature=0.7)
+GREEDY, SAMPLE = Greedy(), Sample(temperature=0.7)
 
 
 def make_model(seed=0, scan_layers=False):
+  """A decoder of spread logits, neither uniform nor decided; drawn by numpy: that compiles nothing."""
   config = ModelConfig(
     vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers)
-  decoder = Decoder(config, rngs=nnx.Rngs(params=seed))
-  decoder.embedding[...] *= 4
-  decoder.lm_head[...] *= 3  # spread logits: neither uniform nor decided
-  return states.split(decoder, adapters_only=False)
+  gain = {"embedding": 4.0, "lm_head": 3.0, "scale": 4.0}
+
+  def draw(path, layer, shape):
+    name = [part for part in path if isinstance(part, str)]
+    rng = np.random.default_rng([seed, layer, *"/".join(name).encode()])
+    return (gain.get(name[-1], 1.0) * shape[0] ** -0.5 * rng.normal(size=shape)).astype(np.float32)
+
+  shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=0)))
+  graphdef, state = nnx.split(shapes)
+  flat = {}
+  for path, leaf in nnx.to_flat_state(state):
+    if path[0] != "layers":
+      value = draw(path, 0, leaf.shape)
+    elif scan_layers:
+      value = np.stack([draw(path, i, leaf.shape[1:]) for i in range(2)])
+    else:
+      value = draw(path, path[1], leaf.shape)
+    flat[path] = leaf.replace(jnp.asarray(value))
+  return states.split(nnx.merge(graphdef, nnx.from_flat_state(flat)), adapters_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +68,7 @@ def full_forward(model):
   return lambda token_ids: np.asarray(run(token_ids))
 
 
-def complete(model, prompts, lengths=LENGTHS, *, strategy=Greedy(), keys=None, eos_id=NEVER,
+def complete(model, prompts, lengths=LENGTHS, *, strategy=GREEDY, keys=None, eos_id=NEVER,
              pad_id=0):
   keys = row_keys(jax.random.key(0), np.arange(len(prompts))) if keys is None else keys
   got = generate(*model, jnp.asarray(prompts), jnp.asarray(lengths), keys, strategy=strategy,
@@ -67,7 +83,10 @@ def greedy(model, prompts):
 
 @pytest.fixture(scope="module")
 def sampled(model, prompts):
-  return complete(model, prompts, strategy=SAMPLE)
+  before = generate._cache_size()
+  completions = complete(model, prompts, strategy=SAMPLE)
+  assert generate._cache_size() == before + 1  # the control of test_later_calls_compile_nothing
+  return completions
 
 
 def joined(prompts, completions):
@@ -109,16 +128,20 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
     [dense[row, n - 1 + t, sampled.ids[row, t]] for t in range(T)]
     for row, n in enumerate(LENGTHS)])
   np.testing.assert_allclose(sampled.logprobs, expected, atol=1e-5)
-  module = model[0].merge(*model[1:])
-  hidden = completion_hidden(module.hidden_states(rows), jnp.asarray(LENGTHS), T)
-  learner = token_logprobs(hidden, module.head, jnp.asarray(sampled.ids), temperature=0.7)
+
+  @jax.jit
+  def learn():
+    module = model[0].merge(*model[1:])
+    hidden = completion_hidden(module.hidden_states(rows), jnp.asarray(LENGTHS), T)
+    return [token_logprobs(hidden, module.head, sampled.ids, temperature=t) for t in (0.7, 1.0)]
+
+  learner, other_temperature = learn()
   np.testing.assert_allclose(sampled.logprobs, learner, atol=1e-5)
-  cold = token_logprobs(hidden, module.head, jnp.asarray(sampled.ids), temperature=1.0)
-  assert np.abs(sampled.logprobs - cold).max() > 0.01  # the control
+  assert np.abs(sampled.logprobs - other_temperature).max() > 0.01  # the control
 
 
 def test_a_sample_depends_on_its_own_key_alone(model, sampled, prompts):
-  """One key for the batch, or a row's number in it, would make a resumed or resharded run differ."""
+  """With one key for the batch, or keys by place in it, a resumed run would draw another sample."""
   keys = row_keys(jax.random.key(0), np.arange(B))
   order = np.array([2, 0, 3, 1])
   permuted = complete(model, prompts[order], LENGTHS[order], strategy=SAMPLE, keys=keys[order])
@@ -163,7 +186,7 @@ def test_row_keys_depend_on_the_rows_number_and_not_its_place():
 @pytest.mark.parametrize("pad_is_eos", [False, True])
 def test_rows_end_at_eos_and_count_it(pad_is_eos, model, greedy, prompts):
   """A mask guessed from the pad id loses the EOS token itself; later tokens must be pad."""
-  eos_id = int(greedy.ids[1, 3])
+  eos_id = int(greedy.ids[0, 3])
   pad_id = eos_id if pad_is_eos else NEVER
   got = complete(model, prompts, eos_id=eos_id, pad_id=pad_id)
   for row in range(B):
@@ -174,7 +197,7 @@ def test_rows_end_at_eos_and_count_it(pad_is_eos, model, greedy, prompts):
     np.testing.assert_array_equal(got.ids[row], expected[:length] + [pad_id] * (T - length))
     np.testing.assert_allclose(got.logprobs[row, :length], greedy.logprobs[row, :length], atol=1e-5)
     assert not got.logprobs[row, length:].any()
-  assert got.ended[1] and 1 <= got.lengths[1] <= 4
+  assert got.ended[0] and not got.ended.all()
   assert got.steps == got.lengths.max()
 
 
@@ -187,8 +210,9 @@ def test_the_limit_is_no_end(greedy):
 
 def test_decoding_stops_when_all_rows_are_done(model, greedy, prompts):
   """Without an early stop every batch costs the longest completion allowed."""
-  got = complete(model, np.tile(prompts[:1], (B, 1)), np.full(B, LENGTHS[0]),
-                 eos_id=int(greedy.ids[0, 0]))
+  almost_done = np.concatenate([prompts[0, :3], greedy.ids[0, :3]])
+  got = complete(model, np.tile(almost_done, (B, 1)), np.full(B, P),
+                 eos_id=int(greedy.ids[0, 3]), pad_id=NEVER)
   assert got.steps == 1
   np.testing.assert_array_equal(got.lengths, 1)
   assert got.ended.all()
@@ -199,7 +223,5 @@ def test_later_calls_compile_nothing(model, sampled, prompts):
   before = generate._cache_size()
   complete(model, prompts[::-1], LENGTHS[::-1], strategy=Sample(temperature=0.7),
            keys=row_keys(jax.random.key(8), np.arange(B)))
-  complete(make_model(seed=4), prompts, strategy=Sample(temperature=0.7))  # equal frame, other weights
+  complete(make_model(seed=4), prompts, strategy=Sample(temperature=0.7))  # an equal frame
   assert generate._cache_size() == before
-  complete(model, prompts[:2], LENGTHS[:2], strategy=SAMPLE)
-  assert generate._cache_size() == before + 1  # the control: it does count

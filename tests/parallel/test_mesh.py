@@ -125,10 +125,7 @@ def test_minus_one_takes_all_devices():
 
 
 EIGHT_DEVICES = '''
-import dataclasses
 import jax, numpy as np
-from dareu_jax.generation.sampler import generate, row_keys
-from dareu_jax.generation.strategies import Sample
 from dareu_jax.models import factory
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.parallel.mesh import make_mesh, shard_batch
@@ -150,10 +147,7 @@ def run(mesh):
   with jax.set_mesh(mesh):
     lowered = forward.lower(model.trainable, model.frozen, batch["ids"])
     hidden = lowered.compile()(model.trainable, model.frozen, batch["ids"])
-    sampled = generate(*model[:3], batch["ids"], np.array([8, 3, 5, 1]),
-                       row_keys(jax.random.key(0), np.arange(4)), strategy=Sample(0.7),
-                       max_new_tokens=4, eos_id=41, pad_id=0)
-  return model, batch, lowered.as_text(), np.asarray(hidden), np.asarray(sampled.ids)
+  return model, batch, lowered.as_text(), np.asarray(hidden)
 
 one = run(make_mesh(MeshSettings(1, 1, 1)))
 eight = run(make_mesh(MeshSettings(2, -1, 2)))
@@ -167,16 +161,15 @@ for a, b in zip(jax.tree.leaves(one[0].trainable), jax.tree.leaves(eight[0].trai
 assert one[2].count("sharding_constraint") == 0
 assert eight[2].count("sharding_constraint") >= 2, eight[2]
 np.testing.assert_allclose(eight[3], one[3], atol=1e-5)
-np.testing.assert_array_equal(eight[4], one[4])
 print("agreed", eight[3].shape)
 '''
 
 
 def test_eight_devices_compute_what_one_does():
-  """Weights of another seed per layout, a constraint that silently does nothing, a lost reduction."""
+  """Other weights per layout, a constraint that silently does nothing, or a lost reduction."""
   environment = {
     **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
   done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, cwd=ROOT,

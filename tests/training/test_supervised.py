@@ -19,9 +19,9 @@ from tests.configs import tiny_config
 # A high clip_norm, so that a gradient of the wrong scale shows in the moments.
 SETTINGS = dataclasses.replace(
   Settings.from_config(tiny_config()).finetune, learning_rate=1e-2, batch_size=4,
-  micro_batch_size=0, epochs=7, warmup=0.1, schedule="linear", target_loss=0.0, weight_decay=0.1,
+  micro_batch_size=0, epochs=12, warmup=0.1, schedule="linear", target_loss=0.0, weight_decay=0.1,
   clip_norm=1e3)
-VOCAB, STEPS = 32, 14
+VOCAB = 32
 ROWS = tuple(
   Row(tuple(range(2, 4 + n)), tuple((7 * n + 5 * k) % VOCAB for k in range(2 * n + 1)), n)
   for n in range(4))
@@ -148,15 +148,16 @@ class Bar:
 def noisy_regression(frame, params, frozen, batch, key):
   """A loss that depends on the step's key, cheap to compile; bfloat16 and float32 parameters."""
   del frame, frozen
-  x = batch.token_ids[:, :3] / 8 + 0.1 * jax.random.normal(key, (batch.token_ids.shape[0], 3))
+  noise = jax.random.normal(key, (batch.token_ids.shape[0], 3))
+  x = batch.token_ids[:, :3] / 8 + 0.1 * noise
   guess = x @ params["w"] + params["b"].astype(jnp.float32)
   error = jnp.where(batch.completion_lengths > 0, guess - batch.completion_lengths, 0.0)
-  return jnp.sum(error**2), jnp.sum(batch.completion_lengths > 0), {"noise": jnp.sum(x)}
+  return jnp.sum(error**2), jnp.sum(batch.completion_lengths > 0), {"noise": jnp.sum(noise)}
 
 
 START = {"w": np.full(3, 0.5, np.float32), "b": jnp.bfloat16(0.25)}
-# The mean loss of an epoch of the toy falls below this before its epochs are over.
-PLATEAU = dataclasses.replace(SETTINGS, schedule="plateau", target_loss=12.0)
+# The mean loss of the toy's sixth epoch is the first below this: 12 steps, and 4 to cool down.
+PLATEAU = dataclasses.replace(SETTINGS, schedule="plateau", target_loss=16.0)
 
 
 def fit_toy(folder, kill_after=None, settings=SETTINGS):
@@ -165,7 +166,7 @@ def fit_toy(folder, kill_after=None, settings=SETTINGS):
   rows = tuple(Row(tuple(rng.integers(0, 9, 4).tolist()), tuple(rng.integers(0, 9, n).tolist()), n)
                for n in range(1, 9))
   batches = Batches(rows=rows, batch_size=4, multiple=16, pad_id=0, seed=1)
-  store = Store(folder / "progress", CheckpointSettings(every_steps=4, keep=2))
+  store = Store(folder / "progress", CheckpointSettings(every_steps=3, keep=2))
   writer, bar, params = MetricWriter(folder, "toy"), Bar(kill_after), None
   try:
     params = supervised.fit(
@@ -198,26 +199,32 @@ def undisturbed(request, tmp_path_factory):
 def test_a_run_takes_its_epochs(undisturbed):
   """A step too many or too few."""
   settings, bar, params, lines = undisturbed
-  assert [line["step"] for line in lines] == [10, bar.updates]
-  assert bar.initial == 0 and bar.updates == bar.total
-  # 7 epochs of 2 steps; of the plateau fewer.
-  assert bar.updates == STEPS if settings is SETTINGS else 11 < bar.updates < STEPS
+  # 12 epochs of 2 steps, but the plateau ends earlier.
+  steps, recorded = (24, [10, 20, 24]) if settings is SETTINGS else (16, [10, 16])
+  assert (bar.initial, bar.updates, bar.total) == (0, steps, steps)
+  assert [line["step"] for line in lines] == recorded
   assert bits(params) != bits(START)
 
 
-# Before the first checkpoint (of step 4), just before and after one, and after a record (of step
-# 10) that is newer than the newest checkpoint.
-@pytest.mark.parametrize("kills", [(3,), (4,), (5,), (11,), (6, 5, 1)])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path, kills):
+def test_each_step_has_its_own_key(undisturbed):
+  """A key used again gives every step the same noise."""
+  noise = [line["noise"] for line in undisturbed[3]]
+  assert len(set(noise)) == len(noise)
+
+
+# Before the first checkpoint (of step 3), at one, in mid-epoch, after a record (of step 10) that is
+# newer than the newest checkpoint, in the cool-down, and several times.
+@pytest.mark.parametrize(("kills", "resumes_at"), [
+  ((2,), 0), ((3,), 0), ((4,), 3), ((11,), 9), ((16,), 15), ((5, 5, 2), 6)], ids=str)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path, kills, resumes_at):
   """Order of batches, noise, moments, schedule or records may start afresh at the resume."""
   settings, whole, params, lines = undisturbed
   for kill in kills:
     assert fit_toy(tmp_path, kill, settings)[1] is None
   bar, found = fit_toy(tmp_path, settings=settings)
+  assert bar.initial == resumes_at and bar.initial + bar.updates == whole.updates
   assert bits(found) == bits(params)
   assert records(tmp_path) == lines
-  assert bar.initial == {(3,): 0, (4,): 0, (5,): 4, (11,): 8, (6, 5, 1): 8}[kills]
-  assert bar.initial + bar.updates == whole.updates
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):

@@ -12,9 +12,9 @@ SETTINGS = dataclasses.replace(
   Settings.from_config(tiny_config()).unlearning, min_length_ratio=0.7, max_degenerate_share=0.05)
 
 
-def reports(*rows, level=0.12):
+def reports(*rows, level=0.12, unseen_length=20):
   """Rows of (score, length, degenerate share)."""
-  return [EpochReport(i, score, length, 1.0, share, 1.0, level)
+  return [EpochReport(i, score, length, 1.0, share, 1.0, level, unseen_length)
           for i, (score, length, share) in enumerate(rows)]
 
 
@@ -33,6 +33,15 @@ def test_answers_that_shrink_away_are_never_taken():
   run = reports((0.9, 20, 0), (0.5, 18, 0), (0.01, 3, 0))
   assert choose(run, rule("unseen_level")) == (1, False)
   assert "shrank" in refusal(run[2], run[0], SETTINGS)
+
+
+def test_answers_as_long_as_those_to_unseen_queries_are_long_enough():
+  """What was memorised may be longer than what the model says about strangers."""
+  run = reports((0.9, 45, 0), (0.01, 24, 0), unseen_length=26)
+  assert choose(run, rule("unseen_level")) == (1, True)
+  assert refusal(reports((0.9, 45, 0), (0.01, 24, 0), unseen_length=45)[1], run[0], SETTINGS) == ""
+  long_winded = reports((0.9, 45, 0), (0.01, 24, 0), unseen_length=45)
+  assert choose(long_winded, rule("unseen_level")) == (0, False)
 
 
 def test_word_salad_is_never_taken():

@@ -1,0 +1,323 @@
+"""Checkpoint folders, written here tensor by tensor, against the numpy Llama of test_decoder."""
+
+import dataclasses
+import json
+import struct
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_decoder import (
+  CONFIGS,
+  LORA,
+  logits_of,
+  random_weights,
+  reference_hidden,
+  reference_logits,
+)
+
+from dareu_jax.models import factory
+from dareu_jax.models.config import RopeConfig, from_huggingface
+from dareu_jax.parallel.mesh import make_mesh
+from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
+
+ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen3_qk_norm": "Qwen3ForCausalLM"}
+NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
+IDS = np.random.default_rng(3).integers(0, 40, (2, 12)).astype(np.int32)
+
+
+def config_json(name):
+  """What Hugging Face would write beside the weights of CONFIGS[name], in the old form."""
+  config = CONFIGS[name]
+  raw = {
+    "architectures": [ARCHITECTURE.get(name, "LlamaForCausalLM")],
+    "vocab_size": config.vocab_size, "hidden_size": config.embed_dim,
+    "intermediate_size": config.mlp_dim, "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
+    "rms_norm_eps": config.norm_eps, "hidden_act": "silu", "rope_theta": config.rope.theta,
+    "rope_scaling": None, "tie_word_embeddings": config.tie_embeddings,
+  }
+  if config.head_dim * config.num_heads != config.embed_dim:
+    raw["head_dim"] = config.head_dim
+  if config.rope.kind == "llama3":
+    raw["rope_scaling"] = {
+      "rope_type": "llama3", "factor": config.rope.factor,
+      "low_freq_factor": config.rope.low_freq_factor,
+      "high_freq_factor": config.rope.high_freq_factor,
+      "original_max_position_embeddings": config.rope.original_max_length}
+  return raw
+
+
+def write(folder, name="llama", weights=None, **config_changes):
+  """A checkpoint of one file; returns its folder."""
+  folder.mkdir(exist_ok=True)
+  raw = {**config_json(name), **config_changes}
+  (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+  weights = random_weights(CONFIGS[name]) if weights is None else weights
+  save_file(weights, folder / "model.safetensors")
+  return folder
+
+
+def settings(folder, **changes):
+  values = dict(path=str(folder), architecture="llama", embed_dim=1, mlp_dim=1, num_layers=1,
+                num_heads=1, num_kv_heads=1, head_dim=2, dtype="float32", scan_layers=False,
+                remat=False)
+  return ModelSettings(**{**values, **changes})
+
+
+def load(folder, lora=NO_LORA, **changes):
+  model = settings(folder, **changes)
+  config = factory.model_config(model, lora, 40)
+  return factory.build_decoder(model, config, 0, make_mesh(MeshSettings(1, 1, 1)))
+
+
+def logits(model):
+  return logits_of(model.frame.merge(model.trainable, model.frozen), IDS)
+
+
+@pytest.fixture(scope="module")
+def weights():
+  return random_weights(CONFIGS["llama"])
+
+
+# --- What is read
+
+
+@pytest.mark.parametrize("name, scan_layers", [
+  ("llama", False), ("llama_gqa_untied", True), ("llama3_rope", True), ("qwen2_bias", False),
+  ("qwen2_bias", True), ("qwen3_qk_norm", False), ("qwen3_qk_norm", True)])
+def test_a_checkpoint_gives_the_reference_logits(name, scan_layers, tmp_path):
+  """A kernel not transposed, layers swapped, or a field of config.json not read."""
+  model = load(write(tmp_path / "m", name), scan_layers=scan_layers)
+  expected = reference_logits(random_weights(CONFIGS[name]), CONFIGS[name], IDS)
+  np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sharded_files_are_read_by_their_index(tmp_path):
+  """Large checkpoints come in parts; a layer's tensors may lie in different ones."""
+  name = "llama_gqa_untied"
+  whole = random_weights(CONFIGS[name])
+  folder = write(tmp_path / "m", name)
+  (folder / "model.safetensors").unlink()
+  names = sorted(whole)
+  files = {n: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, n in enumerate(names)}
+  for file in set(files.values()):
+    save_file({n: whole[n] for n in names if files[n] == file}, folder / file)
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
+  expected = reference_logits(whole, CONFIGS[name], IDS)
+  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-5, rtol=1e-5)
+  (folder / "model-00002-of-00003.safetensors").unlink()
+  with pytest.raises(InputError, match="model-00002-of-00003.safetensors is missing"):
+    load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_files_are_read_without_loss(dtype, weights, tmp_path):
+  """Most checkpoints are bfloat16, which numpy does not know by itself."""
+  halves = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in weights.items()}
+  model = load(write(tmp_path / "m", weights=halves), dtype=dtype)
+  parameters = model.trainable["layers"][1]["mlp"]["up_proj"]["kernel"][...]
+  assert parameters.dtype == dtype
+  np.testing.assert_array_equal(
+    np.asarray(parameters, np.float32),
+    halves["model.layers.1.mlp.up_proj.weight"].astype(np.float32).T)
+  if dtype == "float32":
+    exact = {name: tensor.astype(np.float32) for name, tensor in halves.items()}
+    expected = reference_logits(exact, CONFIGS["llama"], IDS)
+    np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_sit_on_the_checkpoints_weights(weights, tmp_path):
+  """The base must come from the file and be frozen; the adapters from the seed and change nothing."""
+  model = load(write(tmp_path / "m"), lora=LORA)
+  trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(state))
+                   for state in (model.trainable, model.frozen))
+  assert kept == model.config.num_parameters
+  sizes = {"q": 64, "k": 64, "v": 64, "o": 64, "gate": 56, "up": 56, "down": 56}  # in + out
+  assert trained == 2 * LORA.rank * sum(sizes.values())
+  expected = reference_logits(weights, CONFIGS["llama"], IDS)
+  np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_classifier_takes_its_trunk_from_the_checkpoint(tmp_path):
+  """Its owner head is not in the file, and the file's language head has no place in it."""
+  name = "llama_gqa_untied"
+  model_settings = settings(write(tmp_path / "m", name), scan_layers=True)
+  config = factory.model_config(model_settings, NO_LORA, 40)
+  model = factory.build_classifier(model_settings, config, 5, 0, make_mesh(MeshSettings(1, 1, 1)))
+  module = model.frame.merge(model.trainable, model.frozen)
+  hidden = reference_hidden(random_weights(CONFIGS[name]), CONFIGS[name], IDS)
+  owner_kernel = np.asarray(module.owner_kernel[...], np.float64)
+  assert 0.5 < owner_kernel.std() * 32**0.5 < 1.5
+  np.testing.assert_allclose(
+    jax.jit(lambda ids: module(ids))(IDS), hidden @ owner_kernel, atol=1e-5, rtol=1e-5)
+
+
+def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
+  """Old Llama files carry inv_freq, and some writers store the tied head twice."""
+  more = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].copy(),
+          "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+  load(write(tmp_path / "m", weights=more))
+
+
+# --- config.json
+
+
+@pytest.mark.parametrize("scaling, expected", [
+  ({}, RopeConfig(theta=5e5)),
+  ({"rope_type": "linear", "factor": 4.0}, RopeConfig(theta=5e5, kind="linear", factor=4.0)),
+  ({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 5.0,
+    "original_max_position_embeddings": 4096},
+   RopeConfig(theta=5e5, kind="llama3", factor=32.0, low_freq_factor=2.0, high_freq_factor=5.0,
+              original_max_length=4096)),
+], ids=["default", "linear", "llama3"])
+def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
+  """transformers 5 moved theta and scaling into rope_parameters; unread, they fall to defaults."""
+
+  def rope(folder, **keys):
+    raw = {key: value for key, value in config_json("llama").items()
+           if key not in ("rope_theta", "rope_scaling")}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**raw, **keys}), encoding="utf-8")
+    return from_huggingface(folder, settings(folder), NO_LORA).rope
+
+  new = {"rope_type": "default", **scaling, "rope_theta": 500000.0}
+  assert rope(tmp_path / "new", rope_parameters=new) == expected
+  assert rope(tmp_path / "old", rope_theta=500000.0, rope_scaling=scaling or None) == expected
+  older = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+  assert rope(tmp_path / "older", rope_theta=500000, rope_scaling=older or None) == expected
+
+
+def test_config_json_of_transformers_itself_is_understood(tmp_path):
+  """What the library writes today, for the three architectures, and not what this file thinks."""
+  transformers = pytest.importorskip("transformers")
+  for kind, changes in (("Llama", {}), ("Qwen2", dict(qkv_bias=True)),
+                        ("Qwen3", dict(qk_norm=True))):
+    for tied in (False, True):
+      folder = tmp_path / f"{kind}{tied}"
+      written = getattr(transformers, f"{kind}Config")(
+        architectures=[f"{kind}ForCausalLM"], vocab_size=41, hidden_size=32, intermediate_size=24,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+        tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 7e5},
+        **(dict(head_dim=12) if kind == "Qwen3" else {}))
+      written.save_pretrained(folder)
+      expected = dataclasses.replace(
+        CONFIGS["llama"], vocab_size=41, num_layers=3, num_kv_heads=2, norm_eps=1e-5,
+        rope=RopeConfig(theta=7e5), head_dim=12 if kind == "Qwen3" else 8, tie_embeddings=tied,
+        **changes)
+      assert from_huggingface(folder, settings(folder), NO_LORA) == expected
+
+
+@pytest.mark.parametrize("changes, culprit", [
+  ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+  ({"architectures": None}, "architecture"),
+  ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+  ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
+  ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
+  ({"hidden_act": "gelu"}, "SwiGLU"),
+  ({"mlp_bias": True}, "without bias"),
+  ({"attention_bias": True}, "attention_bias"),
+  ({"use_sliding_window": True}, "sliding-window"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_not_supported_is_named(changes, culprit, weights, tmp_path):
+  """Loaded all the same, it would be another model that writes plausible nonsense."""
+  with pytest.raises(InputError, match=culprit):
+    load(write(tmp_path / "m", weights=weights, **changes))
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps"])
+def test_a_missing_dimension_is_named(key, tmp_path):
+  """A KeyError is no message to a user."""
+  raw = config_json("llama")
+  del raw[key]
+  (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+  with pytest.raises(InputError, match=key):
+    from_huggingface(tmp_path, settings(tmp_path), NO_LORA)
+
+
+def test_no_or_broken_config_json_is_named(tmp_path):
+  with pytest.raises(InputError, match="holds no config.json"):
+    load(tmp_path)
+  (tmp_path / "config.json").write_text('{"architectures": [\n', encoding="utf-8")
+  with pytest.raises(InputError, match=r"config.json, line 2: no valid JSON"):
+    load(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+  """Ids beyond the table are clamped by jax and read a wrong row without a word."""
+  folder = write(tmp_path / "m")
+  with pytest.raises(InputError, match="41 tokens"):
+    factory.model_config(settings(folder), NO_LORA, 41)
+
+
+# --- Damaged weights
+
+
+def test_a_missing_tensor_is_named(weights, tmp_path):
+  """Left at its random start, it would spoil the model silently."""
+  culprit = "model.layers.1.self_attn.k_proj.weight"
+  less = {name: tensor for name, tensor in weights.items() if name != culprit}
+  for scan_layers in (False, True):
+    with pytest.raises(InputError, match=f"{culprit} is missing"):
+      load(write(tmp_path / "m", weights=less), scan_layers=scan_layers)
+
+
+def test_a_surplus_tensor_is_named(weights, tmp_path):
+  """A bias with no place, or a layer more than config.json says: another architecture."""
+  for culprit in ("model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight"):
+    more = {**weights, culprit: np.zeros(32, np.float32)}
+    with pytest.raises(InputError, match=f"{culprit} .*has no place"):
+      load(write(tmp_path / "m", weights=more))
+
+
+def test_a_misshapen_tensor_is_named(weights, tmp_path):
+  """A width that config.json does not have, and a kernel that lies the other way round."""
+  for culprit, shape in (("model.norm.weight", (31,)), ("model.layers.1.mlp.up_proj.weight",
+                                                        (32, 24))):
+    other = {**weights, culprit: np.zeros(shape, np.float32)}
+    for scan_layers in (False, True):
+      with pytest.raises(InputError, match=f"{culprit} has shape"):
+        load(write(tmp_path / "m", weights=other), scan_layers=scan_layers)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+  """An interrupted download: cut short, or a header that promises more than there is."""
+  file = write(tmp_path / "m") / "model.safetensors"
+  whole = file.read_bytes()
+  for damaged in (whole[: len(whole) // 2], b"", struct.pack("<Q", 2**40) + whole[8:]):
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match="model.safetensors is damaged"):
+      load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": {', "{}"], ids=["cut", "empty"])
+def test_a_damaged_index_is_named(text, tmp_path):
+  """As likely as a damaged file: it is downloaded alike."""
+  folder = write(tmp_path / "m")
+  (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+  with pytest.raises(InputError, match="model.safetensors.index.json"):
+    load(folder)
+
+
+def test_an_index_that_names_the_wrong_file_is_noticed(weights, tmp_path):
+  """The index promises a tensor that the file does not hold."""
+  folder = write(tmp_path / "m", weights={
+    name: tensor for name, tensor in weights.items() if name != "model.norm.weight"})
+  index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+  with pytest.raises(InputError, match="model.norm.weight"):
+    load(folder)
+
+
+def test_pickled_weights_are_never_loaded(tmp_path):
+  """A .bin is code: it is refused, with the reason."""
+  folder = write(tmp_path / "m")
+  (folder / "model.safetensors").unlink()
+  with pytest.raises(InputError, match="holds no model.safetensors"):
+    load(folder)
+  (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+  with pytest.raises(InputError, match=r"pytorch_model\.bin is pickled code"):
+    load(folder)
