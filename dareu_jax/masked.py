@@ -31,4 +31,6 @@ def explained_variance(predictions, targets, mask):
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
   total = variance(targets)
-  return jnp.where(total > 0, 1 - variance(targets - predictions) / jnp.maximum(total, 1e-12), 0.0)
+  # Constant targets have a variance of rounding errors, not of 0.
+  varies = total > 1e-10 * masked_mean(targets**2, mask)
+  return jnp.where(varies, 1 - variance(targets - predictions) / jnp.where(varies, total, 1.0), 0.0)

@@ -5,6 +5,8 @@ the key, the value and the mend.
 """
 
 import dataclasses
+import math
+import re
 import types
 import typing
 
@@ -43,8 +45,7 @@ class DataSettings:
       _at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
     if self.source == "jsonl" and not self.dir:
       raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
-    percent = self.forget.removeprefix("forget")
-    if not (self.forget.startswith("forget") and percent.isdigit() and 0 < int(percent) < 100):
+    if not re.fullmatch("forget(0[1-9]|[1-9][0-9])", self.forget, re.ASCII):
       raise InputError(
         f"config.data.forget is {self.forget!r}: it must be forgetNN, NN the percentage of owners "
         "to forget (forget01, forget05, forget10); or name them in config.data.forget_owners."
@@ -67,18 +68,19 @@ class ModelSettings:
   scan_layers: bool  # one compiled layer scanned over (accelerators) or all unrolled (CPU)
   remat: bool  # recompute layer activations in the backward pass
 
-  def __post_init__(self):
-    _one_of("model.architecture", self.architecture, ARCHITECTURES)
-    _one_of("model.dtype", self.dtype, DTYPES)
+  def check(self, section):
+    """Raises InputError for impossible values; `section` is the config key of this block."""
+    _one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
+    _one_of(f"{section}.dtype", self.dtype, DTYPES)
     for name in ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
-      _at_least(f"model.{name}", getattr(self, name), 1)
+      _at_least(f"{section}.{name}", getattr(self, name), 1)
     if self.num_heads % self.num_kv_heads:
       raise InputError(
-        f"config.model.num_kv_heads is {self.num_kv_heads}: it must divide "
-        f"config.model.num_heads ({self.num_heads})."
-      )
+        f"config.{section}.num_kv_heads is {self.num_kv_heads}: it must divide "
+        f"config.{section}.num_heads ({self.num_heads}).")
     if self.head_dim % 2:
-      raise InputError(f"config.model.head_dim is {self.head_dim}: rotary embeddings need it even.")
+      raise InputError(
+        f"config.{section}.head_dim is {self.head_dim}: rotary embeddings need it even.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +91,19 @@ class LoraSettings:
   alpha: float  # the update is scaled by alpha / rank
   targets: tuple[str, ...]  # linear layers that get an adapter
 
-  def __post_init__(self):
-    _at_least("lora.rank", self.rank, 0)
-    _positive("lora.alpha", self.alpha)
+  def check(self, section, model):
+    """Raises InputError for impossible values of the block `section`, on top of ModelSettings."""
+    _at_least(f"{section}.rank", self.rank, 0)
+    _positive(f"{section}.alpha", self.alpha)
     for target in self.targets:
-      _one_of("lora.targets", target, LORA_TARGETS)
+      _one_of(f"{section}.targets", target, LORA_TARGETS)
     if self.rank and not self.targets:
-      raise InputError("config.lora.targets is empty: an adapter needs a layer to sit on.")
+      raise InputError(f"config.{section}.targets is empty: an adapter needs a layer to sit on.")
+    if self.rank and not model.path:
+      path = section.replace("lora", "model.path")
+      raise InputError(
+        f"config.{section}.rank is {self.rank}, but config.{path} is empty: an adapter on random "
+        f"base weights learns little. Name a checkpoint, or set config.{section}.rank to 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +162,8 @@ class ClassifierSettings:
   label_smoothing: float
 
   def __post_init__(self):
+    self.model.check("classifier.model")
+    self.lora.check("classifier.lora", self.model)
     self.train.check("classifier.train")
     _within("classifier.token_noise", self.token_noise, 0.0, 0.9)
     _within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
@@ -296,16 +306,16 @@ class Settings:
   checkpoint: CheckpointSettings
 
   def __post_init__(self):
+    self.model.check("model")
+    self.lora.check("lora", self.model)
     self.finetune.check("finetune")
+    for seed in self.seeds:
+      if not 0 <= seed < 2**31:
+        raise InputError(f"config.seeds is {self.seeds}: a seed must lie in [0, 2^31).")
     if not self.seeds or len(set(self.seeds)) != len(self.seeds):
       raise InputError(f"config.seeds is {self.seeds}: give at least one seed, each once.")
     _at_least("max_length", self.max_length, 16)
     _at_least("length_multiple", self.length_multiple, 1)
-    if self.lora.rank and not self.model.path:
-      raise InputError(
-        "config.lora.rank is set, but config.model.path is empty: an adapter on random base "
-        "weights learns little. Name a checkpoint, or set config.lora.rank to 0."
-      )
 
   @classmethod
   def from_config(cls, config):
@@ -339,10 +349,10 @@ def _value(hint, value, key):
     item = typing.get_args(hint)[0]
     return tuple(_value(item, part, f"{key}[{i}]") for i, part in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    value = float(value) if abs(value) < 2**1023 else math.inf
   if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
     raise InputError(f"{key} is {value!r}: it must be of type {hint.__name__}.")
-  if hint is float and not abs(value) < float("inf"):
+  if hint is float and not math.isfinite(value):
     raise InputError(f"{key} is {value}: it must be finite.")
   return value
 

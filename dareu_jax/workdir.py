@@ -5,6 +5,7 @@ and of all that it stands on). `config.json` holds the whole configuration; anot
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import pathlib
@@ -44,19 +45,24 @@ class Workdir:
       InputError: if it holds a run with another configuration, or cannot be written.
     """
     path = self.folder / "config.json"
-    held = read_json(path)
-    if held is not None and not overwrite:
-      changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(held, self.config)]
-      if changes:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise InputError(f"{self.folder} holds a run with another configuration "
-                         f"({'; '.join(changes[:3])}{more}). Choose another --workdir, or give "
-                         "--overwrite to run again the stages that this changes.")
     try:
+      held = read_json(path)
+      if held is not None and not overwrite:
+        self._refuse_another(held)
       write_json(path, self.config)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+      if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise
       raise InputError(f"--workdir {self.folder} cannot be written ({error.strerror}): "
                        "choose another.") from None
+
+  def _refuse_another(self, held):
+    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(held, self.config)]
+    if changes:
+      more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+      raise InputError(f"{self.folder} holds a run with another configuration "
+                       f"({'; '.join(changes[:3])}{more}). Choose another --workdir, or give "
+                       "--overwrite to run again the stages that this changes.")
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name)

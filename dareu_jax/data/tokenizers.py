@@ -17,17 +17,18 @@ END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """What stands before and after a prompt, and the token that ends a response ('': the EOS)."""
+  """What stands before and after a prompt, and the token that ends a response."""
 
   before: str
   after: str
-  end: str = ""
+  end: str
+  begin: str = ""  # a token by itself at the very start
 
 
 TEMPLATES = {
   "plain": Template(USER, ASSISTANT, END),
   # No space after [/INST]: the response's own first token brings it.
-  "llama2": Template("<s>[INST] ", " [/INST]", "</s>"),
+  "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
   "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
   # The empty think block is what `enable_thinking=False` writes.
   "qwen3": Template(
@@ -46,9 +47,9 @@ class Tokenizer:
     self.template_name = template
     self.template = TEMPLATES[template]
     self.eos_id = backend.convert_tokens_to_ids(self.template.end)
-    if self.eos_id is None or self.eos_id == backend.unk_token_id:
+    if self.template.end not in backend.all_special_tokens:
       raise InputError(
-        f"config.tokenizer.template is {template!r}, but the tokenizer has no token "
+        f"config.tokenizer.template is {template!r}, but the tokenizer has no special token "
         f"{self.template.end!r}: choose the model's own template.")
     pad = backend.pad_token_id
     self.pad_id = self.eos_id if pad is None else pad
@@ -64,7 +65,9 @@ class Tokenizer:
 
   def encode_prompt(self, prompt):
     """Ids of a prompt within its template."""
-    return self.encode(self.template.before + prompt + self.template.after)
+    begin = self.template.begin
+    start = [self.backend.convert_tokens_to_ids(begin)] if begin else []
+    return start + self.encode(self.template.before + prompt + self.template.after)
 
   def encode_response(self, response):
     """Ids of a response, the end token last."""

@@ -12,6 +12,8 @@ ARCHITECTURES = {
   "Qwen2ForCausalLM": "qwen2",
   "Qwen3ForCausalLM": "qwen3",
 }
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+             "num_attention_heads", "rms_norm_eps")
 ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -105,6 +107,9 @@ def from_huggingface(folder, model: ModelSettings, lora: LoraSettings) -> ModelC
     raise InputError(f"{path}: attention_bias is not supported for {name}.")
   if raw.get("use_sliding_window"):
     raise InputError(f"{path}: sliding-window attention is not supported.")
+  for key in _REQUIRED:
+    if key not in raw:
+      raise InputError(f"{path}: {key} is missing.")
   heads = raw["num_attention_heads"]
   return ModelConfig(
     vocab_size=raw["vocab_size"],

@@ -119,15 +119,23 @@ def _index(folder):
   """
   index = folder / "model.safetensors.index.json"
   if index.exists():
+    return _read_index(index)
+  if (folder / "model.safetensors").exists():
+    return dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
+  pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+  hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
+  raise InputError(f"{folder} holds no model.safetensors{hint}.")
+
+
+def _read_index(index):
+  try:
     files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-  elif (folder / "model.safetensors").exists():
-    files = dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
-  else:
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-    hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
-    raise InputError(f"{folder} holds no model.safetensors{hint}.")
-  for name in sorted(set(files.values())):
-    _tensor_names(folder / name)
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    raise InputError(f"{index} is damaged: it must hold a weight_map. Download it again.") from None
+  held = {name: set(_tensor_names(index.parent / name)) for name in sorted(set(files.values()))}
+  for tensor, name in files.items():
+    if tensor not in held[name]:
+      raise InputError(f"{index} places tensor {tensor} in {name}, which does not hold it.")
   return files
 
 

@@ -40,10 +40,10 @@ PARAMETER_AXES = (
 
 
 def make_mesh(settings: MeshSettings):
-  """A mesh over all devices.
+  """A mesh over the devices; over the first of them if the axes ask for fewer.
 
   Raises:
-    InputError: if the axes ask for more devices than there are, or leave some unused.
+    InputError: if the axes ask for more devices than there are, or -1 cannot be filled evenly.
   """
   devices = jax.device_count()
   sizes = [settings.data, settings.fsdp, settings.tensor]

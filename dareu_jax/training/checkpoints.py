@@ -41,7 +41,8 @@ class Store:
     """Writes a checkpoint; it is there whole or not at all. An older one of that step goes."""
     if step in self._manager.all_steps():
       self._manager.delete(step)
-    self._manager.save(step, args=ocp.args.Composite(
+    # Forced: Orbax would silently skip a step below the newest, which may be a damaged one.
+    self._manager.save(step, force=True, args=ocp.args.Composite(
       state=ocp.args.StandardSave(flatten(state)), meta=ocp.args.JsonSave(meta or {})))
 
   def restore(self, template):

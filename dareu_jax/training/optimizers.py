@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import TrainSettings
 
 
@@ -17,7 +18,9 @@ def adamw_direction(weight_decay, clip_norm):
   """Optax transformation whose updates are still to be multiplied by minus the learning rate."""
 
   def matrices(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    # By name too: the norms and biases of scanned layers are stacked to two dimensions.
+    return jax.tree_util.tree_map_with_path(
+      lambda path, p: p.ndim > 1 and not path_name(path).endswith(("scale", "bias")), params)
 
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),
@@ -68,12 +71,12 @@ class Schedule:
     """The learning rate of a step, counted from 0."""
     s = self.settings
     warmup = max(1, round(s.warmup * self.limit))
-    if step < warmup:
-      return s.learning_rate * (step + 1) / warmup
-    if s.schedule == "plateau":
-      if self.cooldown_start < 0:
-        return s.learning_rate
-      return s.learning_rate * (self.num_steps - step) / (self.num_steps - self.cooldown_start)
+    rising = min(1.0, (step + 1) / warmup)
+    if s.schedule == "plateau" and self.cooldown_start >= 0:
+      peak = s.learning_rate * min(1.0, self.cooldown_start / warmup)
+      return peak * (self.num_steps - step) / (self.num_steps - self.cooldown_start)
+    if step < warmup or s.schedule == "plateau":
+      return s.learning_rate * rising
     done = (step - warmup) / max(1, self.limit - warmup)
     if s.schedule == "linear":
       return s.learning_rate * (1 - done)

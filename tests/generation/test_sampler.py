@@ -20,7 +20,7 @@ GREEDY, SAMPLE = Greedy(), Sample(temperature=0.7)
 
 
 def make_model(seed=0, scan_layers=False):
-  """A decoder of spread logits, neither uniform nor decided; drawn by numpy: that compiles nothing."""
+  """A decoder whose logits are neither uniform nor decided; drawn by numpy, to compile nothing."""
   config = ModelConfig(
     vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers)

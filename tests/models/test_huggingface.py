@@ -9,7 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_decoder import (
+
+from dareu_jax.models import factory
+from dareu_jax.models.config import RopeConfig, from_huggingface
+from dareu_jax.parallel.mesh import make_mesh
+from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
+from tests.models.test_decoder import (
   CONFIGS,
   LORA,
   logits_of,
@@ -17,11 +22,6 @@ from test_decoder import (
   reference_hidden,
   reference_logits,
 )
-
-from dareu_jax.models import factory
-from dareu_jax.models.config import RopeConfig, from_huggingface
-from dareu_jax.parallel.mesh import make_mesh
-from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
 
 ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen3_qk_norm": "Qwen3ForCausalLM"}
 NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
@@ -131,7 +131,7 @@ def test_bfloat16_files_are_read_without_loss(dtype, weights, tmp_path):
 
 
 def test_adapters_sit_on_the_checkpoints_weights(weights, tmp_path):
-  """The base must come from the file and be frozen; the adapters from the seed and change nothing."""
+  """The base must come from the file and be frozen; fresh adapters must change nothing."""
   model = load(write(tmp_path / "m"), lora=LORA)
   trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(state))
                    for state in (model.trainable, model.frozen))
