@@ -10,7 +10,7 @@ from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import write_report
-from dareu_jax.settings import Settings
+from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import METHOD, MODELS, SPLITS, Run, evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import read_metrics
@@ -30,6 +30,9 @@ def prepare(settings: Settings, workdir):
   mesh = meshes.make_mesh(settings.mesh)
   jax.set_mesh(mesh)
   corpus = load_corpus(settings.data)
+  if not corpus.holdout and settings.unlearning.target_score < 0:
+    raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
+                     "but the data has no hold-out: add one, or give a target in [0, 1].")
   folder = pathlib.Path(workdir)
   config = dataclasses.asdict(settings)
   return [Run(settings, seed, corpus, mesh, Workdir(
@@ -112,6 +115,8 @@ def _answers(run):
   for split in SPLITS:
     # Spread over the split: its first rows are all of one owner.
     count = len(held[MODELS[0]][split])
+    if not count:
+      continue
     step = max(1, count // ANSWERS_SHOWN[split])
     for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
       shown.append({"split": split, **{key: held[MODELS[0]][split][i][key]

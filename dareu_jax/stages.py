@@ -143,9 +143,11 @@ def run_seed(run: Run):
   train_classifier(run)
   unlearn(run)
   models = {name: dict(evaluate(run, name)["metrics"]) for name in MODELS}
+  # Data of one's own may come without D_test.
+  rouges = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in models["retrained"]]
   for name in MODELS:
     models[name]["tug_of_war"] = metrics.tug_of_war(
-      *([models[which][f"{split}_rouge"] for split in SPLITS] for which in (name, "retrained")))
+      *([models[which][rouge] for rouge in rouges] for which in (name, "retrained")))
   return models
 
 
@@ -223,9 +225,6 @@ def dareu_task(run: Run):
     settings, max_new_tokens=settings.max_new_tokens or run.longest_response)
   value = factory.build_value_head(run.config, run.mesh)
   models = dareu.Models(run.base.frame, value.frame, run.classifier.frame)
-  if not run.corpus.holdout and settings.target_score < 0:
-    raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
-                     "but the data has no hold-out: give a target in [0, 1].")
   longest = max(len(row.prompt) + len(row.completion) for row in run.rows(run.corpus.retain))
   return loop.Task(
     models=models, original=run.role("original"), frozen=run.base.frozen, value=value.trainable,
