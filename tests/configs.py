@@ -1,5 +1,6 @@
 """Configs for the tests: the tiny preset, and one made smaller still."""
 
+import copy
 import importlib.util
 import pathlib
 
@@ -12,6 +13,18 @@ def preset(name=None):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(name)
+
+
+def changed(config, **changes):
+  """A copy with other values; `a__b=1` stands for config.a.b = 1."""
+  config = copy.deepcopy(config)
+  for path, value in changes.items():
+    *groups, name = path.split("__")
+    part = config
+    for group in groups:
+      part = part[group]
+    part[name] = value
+  return config
 
 
 def tiny_config():

@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dareu_jax.settings import InputError, Settings
+from tests.configs import changed
 from tests.configs import preset as preset_config
 
 PRESETS = ("llama2_7b", "tinyllama", "qwen3_8b", "qwen3_0_6b")
@@ -15,18 +16,6 @@ PRESETS = ("llama2_7b", "tinyllama", "qwen3_8b", "qwen3_0_6b")
 def tiny():
   """The tiny config as nested dicts, whose types nothing guards."""
   return preset_config().to_dict()
-
-
-def changed(config, **changes):
-  """A copy with other values; `a__b=1` stands for config.a.b = 1."""
-  config = copy.deepcopy(config)
-  for path, value in changes.items():
-    *groups, name = path.split("__")
-    part = config
-    for group in groups:
-      part = part[group]
-    part[name] = value
-  return config
 
 
 def refusal(config):

@@ -1,6 +1,5 @@
 """The folder of a run: what is done stays done, and nothing else counts as done."""
 
-import copy
 import shutil
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from dareu_jax.settings import CheckpointSettings, InputError
 from dareu_jax.training.checkpoints import read_json
 from dareu_jax.workdir import Workdir, fingerprint
+from tests.configs import changed
 
 CONFIG = {"seeds": (42,), "model": {"num_layers": 4, "path": ""}, "unlearning": {"kl_coef": 0.1},
           "mesh": {"data": 1}, "checkpoint": {"every_steps": 1, "keep": 2}}
@@ -18,14 +18,7 @@ BLANK = {"w": np.zeros(4, np.float32), "n": np.array(0, np.int32)}
 
 def make(folder, **changes):
   """A workdir of CONFIG with other values; `model__num_layers=6` is config.model.num_layers."""
-  config = copy.deepcopy(CONFIG)
-  for path, value in changes.items():
-    *groups, name = path.split("__")
-    part = config
-    for group in groups:
-      part = part[group]
-    part[name] = value
-  return Workdir(folder, config, CheckpointSettings(every_steps=1, keep=2))
+  return Workdir(folder, changed(CONFIG, **changes), CheckpointSettings(every_steps=1, keep=2))
 
 
 def run_stage(workdir, mark="m"):

@@ -100,7 +100,7 @@ def _build(make, model, config, seed, mesh):
   # Only what the checkpoint does not hold is made here: adapters and the owner head.
   own = jax.jit(lambda: _without_weights(initialise()),
                 out_shardings=_all_shardings(_without_weights(shapes), mesh))()
-  weights = huggingface.read_weights(checkpoint_folder(model.path), config)
+  weights = huggingface.Weights(checkpoint_folder(model.path), config)
   trainable, frozen = (huggingface.fill(shape, made, weights, mesh, jnp.dtype(config.dtype))
                        for shape, made in zip(shapes, own, strict=True))
   weights.check_all_used()

@@ -84,11 +84,6 @@ class Weights:
     return tensor
 
 
-def read_weights(folder, config):
-  """Opens a checkpoint folder; see `Weights`."""
-  return Weights(folder, config)
-
-
 def fill(shapes, made, weights, mesh, dtype):
   """A state with the shapes given: LoRAParam leaves from `made`, all others from the checkpoint.
 

@@ -30,10 +30,7 @@ def adamw_direction(weight_decay, clip_norm):
 
 
 def apply_direction(params, direction, learning_rate):
-  """params - learning_rate · direction, in the parameters' own dtype.
-
-  `learning_rate` is a scalar, or a tree of them that is a prefix of `params`.
-  """
+  """params - learning_rate (a scalar) · direction, in the parameters' own dtype."""
   return jax.tree.map(
     lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
 
