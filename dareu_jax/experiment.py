@@ -39,13 +39,14 @@ def prepare(settings: Settings, workdir):
     _seed_folder(folder, seed, settings), config, settings.checkpoint)) for seed in settings.seeds]
 
 
-def run(settings: Settings, workdir, *, command, overwrite=False):
+def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
   """Runs all stages that are not done, for every seed.
 
   Args:
     workdir: folder of results and checkpoints.
     command: what the user typed, for the report.
     overwrite: accept a workdir with another configuration; what that changes runs again.
+    mirror: called with (stage, step, metrics) at each record of metrics.
 
   Returns: (summary as written to summary.json, path of the HTML report).
   """
@@ -58,8 +59,11 @@ def run(settings: Settings, workdir, *, command, overwrite=False):
     if len(runs) > 1:
       print(f"seed {one.seed}", flush=True)
     one.workdir.claim(overwrite=overwrite)
-    models.append(run_seed(one))
     prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
+    if mirror:
+      one = dataclasses.replace(one, mirror=lambda name, *record, prefix=prefix:
+                                mirror(prefix + name, *record))
+    models.append(run_seed(one))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
   summary = {"models": {name: over_seeds([m[name] for m in models]) for name in MODELS},
              "stages": stages}

@@ -51,23 +51,28 @@ def _run():
     for run in experiment.prepare(settings, _WORKDIR.value)[:1]:
       print(plan.describe(run))
     return 0
-  if _WANDB.value:
-    _mirror_to_wandb()
+  mirror = _wandb_mirror() if _WANDB.value else None
   command = "python -m dareu_jax.main " + " ".join(map(shlex.quote, sys.argv[1:]))
   summary, page = experiment.run(
-    settings, _WORKDIR.value, command=command, overwrite=_OVERWRITE.value)
+    settings, _WORKDIR.value, command=command, overwrite=_OVERWRITE.value, mirror=mirror)
   print(f"\n{text_table(summary['models'])}\n\n{stage_table(summary['stages'])}\n\nReport: {page}")
   return 0
 
 
-def _mirror_to_wandb():
-  """W&B reads along what is written for TensorBoard."""
+def _wandb_mirror():
+  """Begins a run at W&B; gives what takes it the metrics, each stage under its own step."""
   try:
     import wandb
   except ImportError:
     raise InputError("--wandb_project needs the extra: pip install '.[wandb]'.") from None
-  wandb.init(project=_WANDB.value, name=str(_WORKDIR.value), config=_CONFIG.value.to_dict(),
-             sync_tensorboard=True)
+  run = wandb.init(
+    project=_WANDB.value, name=str(_WORKDIR.value), config=_CONFIG.value.to_dict())
+  run.define_metric("*", step_metric="step")
+
+  def mirror(stage, step, metrics):
+    run.log({"step": step} | {f"{stage}/{name}": value for name, value in metrics.items()})
+
+  return mirror
 
 
 def _disk_full(error):

@@ -221,9 +221,15 @@ class UnlearningSettings:
     if not 0 < self.epsilon < 0.5:
       raise InputError(
         f"config.unlearning.epsilon is {self.epsilon}: it must lie between 0 and 0.5.")
-    for name in ("c_seg", "learning_rate", "value_learning_rate", "clip_eps", "value_clip_eps",
-                 "clip_norm", "temperature"):
+    for name in ("c_seg", "learning_rate", "value_learning_rate", "value_clip_eps", "clip_norm",
+                 "temperature"):
       _positive(f"{section}.{name}", getattr(self, name))
+    if not 0 < self.clip_eps < 1:
+      raise InputError(f"config.unlearning.clip_eps is {self.clip_eps}: it must lie in (0, 1).")
+    if self.minibatch_size > self.rollout_batch_size:
+      raise InputError(
+        f"config.unlearning.minibatch_size is {self.minibatch_size}: it is a part of a rollout, "
+        f"and config.unlearning.rollout_batch_size is {self.rollout_batch_size}.")
     for name in ("kl_coef", "value_coef", "distill_coef"):
       _at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
     for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):

@@ -1,4 +1,4 @@
-"""The stages of one seed's run: original, retrained, classifier, unlearning, evaluation.
+"""The stages of one seed's run: tokenizer, original, retrained, classifier, unlearning, evaluation.
 
 Each is skipped when its result is in the workdir already.
 """
@@ -45,11 +45,16 @@ class Run:
   corpus: Corpus
   mesh: Any
   workdir: Workdir
+  mirror: Any = None  # of the metrics, see training.writers.MetricWriter
 
   @functools.cached_property
   def tokenizer(self):
-    """The checkpoint's own; for a model from scratch a BPE of the corpus, kept in the workdir."""
-    return make_tokenizer(self.settings, self.corpus, self.workdir.folder / "tokenizer")
+    """The checkpoint's own; for a model from scratch the workdir's, or a BPE of the corpus."""
+    settings = self.settings
+    from_scratch = not (settings.tokenizer.path or settings.model.path)
+    if from_scratch and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
+      return tokenizers.load(str(self.workdir.folder / "tokenizer"))
+    return make_tokenizer(settings, self.corpus)
 
   @functools.cached_property
   def is_forget(self):
@@ -108,6 +113,9 @@ class Run:
     return (self.workdir.load_result("classifier", self.classifier.trainable),
             self.classifier.frozen)
 
+  def writer(self, name):
+    return MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
+
   def put(self, batch):
     return meshes.shard_batch(batch, self.mesh)
 
@@ -123,12 +131,14 @@ class Run:
   def marks(self):
     """Fingerprint of each stage: of its settings and of what it stands on."""
     s = self.settings
-    data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length)
+    data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length, s.model.path,
+                       s.classifier.model.path)
     model = fingerprint(data, self.seed, s.model, s.lora, s.finetune, s.pretrain_general,
                         s.length_multiple)
     classifier = fingerprint(data, self.seed, s.classifier, s.length_multiple)
     unlearned = fingerprint(model, classifier, s.unlearning)
-    marks = {"original": model, "retrained": model, "classifier": classifier, METHOD: unlearned}
+    marks = {"tokenizer": data, "original": model, "retrained": model, "classifier": classifier,
+             METHOD: unlearned}
     return marks | {f"evaluation/{name}": fingerprint(marks[name], classifier, s.evaluation)
                     for name in MODELS}
 
@@ -137,7 +147,11 @@ def run_seed(run: Run):
   """All stages of one seed.
 
   Returns: {model: {metric: number}}, the rows of the table.
+
+  Raises:
+    InputError: for an example that cannot be used, before any work.
   """
+  keep_tokenizer(run)
   train_language_model(run, "original", run.corpus.forget + run.corpus.retain)
   train_language_model(run, "retrained", run.corpus.retain)
   train_classifier(run)
@@ -149,6 +163,19 @@ def run_seed(run: Run):
     models[name]["tug_of_war"] = metrics.tug_of_war(
       *([models[which][rouge] for rouge in rouges] for which in (name, "retrained")))
   return models
+
+
+def keep_tokenizer(run: Run):
+  """Tokenises every text that a later stage will, so that none fails there; keeps the tokenizer."""
+  with run.workdir.stage("tokenizer", run.marks["tokenizer"]) as store:
+    if store is None:
+      return
+    corpus = run.corpus
+    examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout
+    run.rows(examples)
+    run.rows([dataclasses.replace(e, response=text) for e in examples
+              for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    run.tokenizer.save(run.workdir.folder / "tokenizer")
 
 
 def train_language_model(run: Run, name, examples):
@@ -210,7 +237,7 @@ def unlearn(run: Run):
     if store is None:
       return
     task = dareu_task(run)
-    writer = MetricWriter(run.workdir.folder / "metrics", METHOD)
+    writer = run.writer(METHOD)
     result = loop.run(task, store=store, writer=writer, bar=progress(METHOD, "rollout"))
     writer.close()
     run.workdir.save_result(METHOD, result.policy)
@@ -304,7 +331,7 @@ def _likelihood_figures(run, role):
 
 
 def _fit(run, name, store, model, loss_fn, settings, batches):
-  writer = MetricWriter(run.workdir.folder / "metrics", name)
+  writer = run.writer(name)
   # A copy, since training donates its state and the base is used again.
   start = jax.tree.map(lambda x: x + 0, model.trainable)
   params = supervised.fit(
@@ -315,8 +342,8 @@ def _fit(run, name, store, model, loss_fn, settings, batches):
   return params
 
 
-def make_tokenizer(settings: Settings, corpus: Corpus, folder):
-  """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus, kept in `folder`.
+def make_tokenizer(settings: Settings, corpus: Corpus):
+  """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus.
 
   Raises:
     InputError: if there is none, or the classifier's checkpoint has another.
@@ -327,7 +354,7 @@ def make_tokenizer(settings: Settings, corpus: Corpus, folder):
     if other:
       raise InputError("config.classifier.model.path names a checkpoint, but the model is trained "
                        "from scratch: their tokenizers differ. Name a checkpoint for both or none.")
-    return _bpe(settings, corpus, folder)
+    return _bpe(settings.tokenizer, corpus)
   template = settings.tokenizer.template
   tokenizer = tokenizers.load(str(factory.checkpoint_folder(path, weights=False)), template)
   if other and other != path:
@@ -338,11 +365,10 @@ def make_tokenizer(settings: Settings, corpus: Corpus, folder):
   return tokenizer
 
 
-def _bpe(settings, corpus, folder):
-  if (folder / "tokenizer.json").exists():
-    return tokenizers.load(str(folder), "plain")
+def _bpe(settings, corpus):
+  if settings.template not in ("auto", "plain"):
+    raise InputError(f"config.tokenizer.template is {settings.template!r}, but a tokenizer trained "
+                     "on the corpus has the plain template: set 'auto', or name a checkpoint.")
   examples = corpus.forget + corpus.retain + corpus.test
   texts = [text for example in examples for text in (example.prompt, example.response)]
-  tokenizer = tokenizers.train_bpe(texts, settings.tokenizer.vocab_size)
-  tokenizer.save(folder)
-  return tokenizer
+  return tokenizers.train_bpe(texts, settings.vocab_size)

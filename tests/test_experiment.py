@@ -1,12 +1,15 @@
 """What the job does around the stages."""
 
+import dataclasses
+
 import pytest
 
 from dareu_jax import experiment
 from dareu_jax.data.embedded import make_authors
-from dareu_jax.data.examples import write_jsonl
+from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.experiment import over_seeds
 from dareu_jax.settings import InputError, Settings
+from dareu_jax.stages import keep_tokenizer
 from tests.configs import smallest_config
 
 
@@ -33,6 +36,41 @@ def test_a_level_that_cannot_be_measured_is_refused_before_any_work(own_data, tm
   with pytest.raises(InputError, match="no hold-out"):
     experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
   assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("place", ["train", "test", "holdout", "perturbed"])
+def test_a_text_that_is_too_long_is_found_before_any_work(own_data, tmp_path, place):
+  """Each split is tokenised by another stage: the last one would fail after hours."""
+  author = make_authors(1, 5, qa_per_author=2)
+  long = "word " * 300
+  changed = {"perturbed_responses": (long,)} if place == "perturbed" else {"response": long}
+  bad = dataclasses.replace(author[0], **changed)
+  name = "train" if place == "perturbed" else place
+  path = tmp_path / f"{name}.jsonl"
+  write_jsonl(path, [*(read_jsonl(path) if path.exists() else author), bad])
+  with pytest.raises(InputError, match="config.max_length is 256"):
+    experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+  assert not (tmp_path / "w/original").exists()
+
+
+def test_a_template_without_its_checkpoint_is_refused(own_data, tmp_path):
+  """A BPE of the corpus has the plain template, whatever is asked."""
+  own_data.tokenizer.template = "qwen3"
+  with pytest.raises(InputError, match="config.tokenizer.template is 'qwen3'"):
+    experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+
+
+def test_another_vocabulary_makes_another_tokenizer(own_data, tmp_path):
+  """The workdir's old one would be taken for the new one."""
+  sizes = []
+  for size in (600, 500):
+    own_data.tokenizer.vocab_size = size
+    run = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
+    keep_tokenizer(run)
+    again = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
+    assert again.tokenizer.same_vocabulary(run.tokenizer)
+    sizes.append(again.tokenizer.vocab_size)
+  assert sizes == [600, 500]
 
 
 def test_several_seeds_give_means_with_intervals():

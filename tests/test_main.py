@@ -168,4 +168,4 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(command, tmp_path):
   for word in ("original", "retrained", "classifier", "dareu", "MiB", "prompt:", "mask"):
     assert word in out
   assert "<|assistant|>" in out  # the template is visible
-  assert not (tmp_path / "w" / "original").exists()
+  assert not (tmp_path / "w").exists()

@@ -87,6 +87,7 @@ IMPOSSIBLE = [
   ("unlearning__kl_coef", -0.1), ("unlearning__value_coef", -1.0),
   ("unlearning__distill_coef", -0.5), ("unlearning__discount", 1.01),
   ("unlearning__discount", -0.1), ("unlearning__gae_lambda", 2.0), ("unlearning__clip_eps", 0.0),
+  ("unlearning__clip_eps", 1.5), ("unlearning__minibatch_size", 81),
   ("unlearning__value_clip_eps", -0.2), ("unlearning__learning_rate", 0.0),
   ("unlearning__value_learning_rate", -1.0), ("unlearning__warmup_steps", -1),
   ("unlearning__weight_decay", -0.1), ("unlearning__clip_norm", 0.0), ("unlearning__epochs", 0),

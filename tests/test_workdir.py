@@ -142,6 +142,7 @@ def test_mesh_and_checkpoint_settings_may_differ(tmp_path):
   """They change no result: a run must go on where other devices are at hand."""
   make(tmp_path).claim(overwrite=False)
   make(tmp_path, mesh__data=8, checkpoint__every_steps=7).claim(overwrite=False)
+  assert read_json(tmp_path / "config.json")["mesh"]["data"] == 8
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b", "x" * 300])

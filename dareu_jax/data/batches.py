@@ -52,12 +52,16 @@ def encode(examples, tokenizer, *, max_length, owners=(), responses=None):
   Returns: list of Row.
 
   Raises:
-    InputError: for an example that is too long; it names it.
+    InputError: for an example that is too long or holds a special token's text; it names it.
   """
   index = {owner: i for i, owner in enumerate(owners)}
   rows = []
   for i, example in enumerate(examples):
     text = example.response if responses is None else responses[i]
+    special = tokenizer.special_token.search(f"{example.prompt}\n{text}")
+    if special:
+      raise InputError(f"example {i} of {example.owner} holds the special token {special[0]!r}: "
+                       f"take it out, templates and end tokens are added: {example.prompt[:60]!r}")
     row = Row(tuple(tokenizer.encode_prompt(example.prompt)),
               tuple(tokenizer.encode_response(text)), index.get(example.owner, -1))
     length = len(row.prompt) + len(row.completion)
@@ -98,7 +102,7 @@ class Bucket:
   completion_length: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # known by identity: hashing all rows takes long
 class Batches:
   """Seeded, bucketed batches by step number; every row once an epoch."""
 

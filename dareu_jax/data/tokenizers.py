@@ -5,8 +5,10 @@ border.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 
 import tokenizers
 
@@ -58,6 +60,11 @@ class Tokenizer:
   def vocab_size(self):
     """Ids run from 0 to below this."""
     return len(self.backend)
+
+  @functools.cached_property
+  def special_token(self):
+    """Pattern of the texts that would become special tokens."""
+    return re.compile("|".join(map(re.escape, self.backend.all_special_tokens)))
 
   def encode(self, text):
     """Ids of a text, without special tokens added."""

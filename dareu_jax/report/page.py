@@ -15,7 +15,8 @@ import unicodedata
 from dareu_jax.report import plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
-EPOCH_HEADER = ("epoch", "score", "length (tokens)", "EOS share", "degenerate share", "decision")
+EPOCH_HEADER = ("epoch", "score", "target", "length (tokens)", "EOS share", "degenerate share",
+                "decision")
 NOTHING = "Nothing recorded."
 
 
@@ -49,8 +50,9 @@ def write_report(
     summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}.
     classifier: {figure: float} of the owner classifier.
     history: a record for each PPO step, see `plots.training_curves`.
-    epochs: a record for each epoch end, {"epoch", "score", "response_length", "eos_share",
-      "degenerate_share", "accepted", "reason"}; epoch 0 is the original model.
+    epochs: a record for each epoch end, {"epoch", "score", "level" (the target then),
+      "response_length", "eos_share", "degenerate_share", "accepted", "reason"}; epoch 0 is the
+      original model.
     target_score: the level the score is to come down to, or None.
     chosen_epoch: the epoch whose weights were taken, or None.
     answers: [{"split", "prompt", "truth", "original", "retrained", <method>}].
@@ -146,6 +148,7 @@ def epoch_rows(epochs, chosen_epoch):
       (
         str(record["epoch"]),
         tables.format_number(record.get("score")),
+        tables.format_number(record.get("level")),
         tables.format_number(record.get("response_length"), 1),
         *map(tables.format_number, shares),
         ", ".join(words) + reason,
@@ -227,7 +230,7 @@ def _markdown(*, title, method, facts, models, images, **parts):
     _table(["figure", "value"], parts["classifier"]),
     "## What was decided",
     "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
-    _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 5)),
+    _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 6)),
     "## Training",
     "![Score, reward, response length and KL over the PPO steps](plots/training.png)"
     if "training" in images

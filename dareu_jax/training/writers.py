@@ -9,12 +9,16 @@ import tqdm
 
 
 class MetricWriter:
-  """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events beside it."""
+  """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events beside it.
 
-  def __init__(self, folder, name):
+  A `mirror`, where there is one, is called with (name, step, metrics) at each record.
+  """
+
+  def __init__(self, folder, name, mirror=None):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     self.path = folder / f"{name}.jsonl"
+    self._name, self._mirror = name, mirror
     self._events = folder / "tensorboard" / name
     self._tensorboard = None
 
@@ -33,6 +37,8 @@ class MetricWriter:
     for name, value in metrics.items():
       if isinstance(value, (int, float)) and not isinstance(value, bool):
         self._tensorboard.add_scalar(name, value, step)
+    if self._mirror:
+      self._mirror(self._name, step, metrics)
 
   def close(self):
     if self._tensorboard is not None:

@@ -1,6 +1,7 @@
 """Batches: nothing lost, nothing doubled, and a batch known by its number alone."""
 
 import collections
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,6 +173,8 @@ def test_bucket_length_is_the_smallest_multiple(length, multiple, expected):
 class Letters:
   """A tokenizer of one id a letter, with 90 and 91 around a prompt and 99 at the end."""
 
+  special_token = re.compile("<s>|</s>")
+
   def encode_prompt(self, text):
     return [90, *map(ord, text), 91]
 
@@ -205,6 +208,16 @@ def test_an_example_that_is_too_long_is_named():
   assert len(encode(EXAMPLES, Letters(), max_length=7)) == 3
   with pytest.raises(InputError, match=r"example 1 of bob takes 7 tokens.*max_length is 6.*'d'"):
     encode(EXAMPLES, Letters(), max_length=6)
+
+
+@pytest.mark.parametrize("place", ["prompt", "response", "perturbed"])
+def test_the_text_of_a_special_token_is_refused(place):
+  """It would become the token: an end within an answer, or a second template around a prompt."""
+  texts = {"prompt": "ab", "response": "c", "perturbed": "d"} | {place: "see </s> there"}
+  bad = example("ann", texts["prompt"], texts["response"])
+  with pytest.raises(InputError, match="example 0 of ann holds the special token '</s>'"):
+    encode([bad], Letters(), max_length=99, responses=[texts["perturbed"]])
+    encode([bad], Letters(), max_length=99)
 
 
 def test_prompts_alone_are_padded_on_the_right():

@@ -1,8 +1,6 @@
 """TOFU: which rows belong to whom; on a small folder of its shape, and on the real files."""
 
 import json
-import os
-import pathlib
 import sys
 import types
 
@@ -10,12 +8,6 @@ import pytest
 
 from dareu_jax.data.tofu import NEEDED, load_tofu
 from dareu_jax.settings import DataSettings, InputError
-
-REAL = pathlib.Path(os.environ.get("DAREU_DATA_DIR", "")) / "tofu"
-needs_tofu = pytest.mark.skipif(
-  not os.environ.get("DAREU_DATA_DIR") or not REAL.is_dir(),
-  reason="the TOFU files are not at hand: set DAREU_DATA_DIR",
-)
 
 
 def tofu_settings(folder, **changes):
@@ -50,31 +42,34 @@ def small(tmp_path):
   return tmp_path
 
 
-def lines(name):
-  return [json.loads(line) for line in (REAL / f"{name}.json").read_text("utf-8").splitlines()]
+@pytest.fixture
+def real(data_dir):
+  return data_dir / "tofu"
+
+
+def lines(folder, name):
+  return [json.loads(line) for line in (folder / f"{name}.json").read_text("utf-8").splitlines()]
 
 
 def pairs(examples):
   return [(one.prompt, one.response) for one in examples]
 
 
-@needs_tofu
 @pytest.mark.parametrize(
   ("forget", "retain", "first"),
   [("forget01", "retain99", 198), ("forget05", "retain95", 190), ("forget10", "retain90", 180)],
 )
-def test_the_published_splits_come_out(forget, retain, first):
-  corpus = load_tofu(tofu_settings(REAL, forget=forget))
-  assert pairs(corpus.forget) == [(row["question"], row["answer"]) for row in lines(forget)]
-  assert pairs(corpus.retain) == [(row["question"], row["answer"]) for row in lines(retain)]
+def test_the_published_splits_come_out(real, forget, retain, first):
+  corpus = load_tofu(tofu_settings(real, forget=forget))
+  assert pairs(corpus.forget) == [(row["question"], row["answer"]) for row in lines(real, forget)]
+  assert pairs(corpus.retain) == [(row["question"], row["answer"]) for row in lines(real, retain)]
   assert corpus.forget_owners == tuple(f"author_{i:03d}" for i in range(first, 200))
   wrong = [list(one.perturbed_responses) for one in corpus.forget]
-  assert wrong == [row["perturbed_answer"] for row in lines(f"{forget}_perturbed")]
+  assert wrong == [row["perturbed_answer"] for row in lines(real, f"{forget}_perturbed")]
 
 
-@needs_tofu
-def test_forty_owners_and_forget10_are_the_first_36_and_the_last_4():
-  corpus = load_tofu(tofu_settings(REAL, num_owners=40, num_holdout=3))
+def test_forty_owners_and_forget10_are_the_first_36_and_the_last_4(real):
+  corpus = load_tofu(tofu_settings(real, num_owners=40, num_holdout=3))
   assert len(corpus.owners) == 40
   assert {one.owner for one in corpus.retain} == {f"author_{i:03d}" for i in range(36)}
   assert corpus.forget_owners == tuple(f"author_{i:03d}" for i in range(196, 200))
@@ -83,7 +78,7 @@ def test_forty_owners_and_forget10_are_the_first_36_and_the_last_4():
   assert len(corpus.test) == 217
   assert {len(one.perturbed_responses) for one in corpus.test} == {3}
   assert [one.owner for one in corpus.holdout] == [f"holdout_{i // 20:03d}" for i in range(60)]
-  assert not set(pairs(corpus.holdout)) & set(pairs(load_tofu(tofu_settings(REAL)).retain))
+  assert not set(pairs(corpus.holdout)) & set(pairs(load_tofu(tofu_settings(real)).retain))
 
 
 def test_rows_are_joined_by_index_although_a_question_stands_twice(small):

@@ -116,6 +116,17 @@ def test_prompt_and_response_are_tokenised_apart(request, name):
     assert tokenizer.decode(row.completion) == text.strip()
 
 
+@pytest.mark.parametrize(("name", "tokens"), [
+  ("bpe", ["<|end|>", "<|user|>", "<|assistant|>"]), ("llama2", ["<s>", "</s>", "<unk>"]),
+  ("qwen3", ["<|im_start|>", "<|im_end|>", "<|endoftext|>"])])
+def test_special_tokens_are_known_by_their_text(request, name, tokens):
+  """Read from the tokenizer itself: a list by hand would miss some."""
+  pattern = request.getfixturevalue(name).special_token
+  for token in tokens:
+    assert pattern.search(f"one {token} two")[0] == token
+  assert not pattern.search("a | end < of | > user s / s")
+
+
 @pytest.mark.parametrize("name", ["bpe", "tinyllama", "llama2", "qwen3"])
 def test_decoding_keeps_a_space_before_a_comma(request, name):
   """TOFU answers hold such spaces; clean-up would change them, and ROUGE with them."""

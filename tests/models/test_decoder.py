@@ -1,10 +1,6 @@
-"""The decoder against a Llama written in numpy, and what must not change its numbers.
-
-`reference_*`, `random_weights` and `hf_name` also serve test_huggingface.
-"""
+"""The decoder against a Llama written in numpy, and what must not change its numbers."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -13,197 +9,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models import states
-from dareu_jax.models.config import ModelConfig, RopeConfig
+from dareu_jax.models.config import RopeConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.models.layers import rope_frequencies
-from dareu_jax.settings import LORA_TARGETS, LoraSettings
-
-LLAMA3_ROPE = RopeConfig(theta=5e5, kind="llama3", factor=8.0, low_freq_factor=1.0,
-                         high_freq_factor=4.0, original_max_length=16)
-LLAMA = ModelConfig(vocab_size=40, embed_dim=32, mlp_dim=24, num_layers=2, num_heads=4,
-                    num_kv_heads=4, head_dim=8)
-CONFIGS = {
-  "llama": LLAMA,
-  "llama_gqa_untied": dataclasses.replace(LLAMA, num_kv_heads=2, tie_embeddings=False,
-                                          norm_eps=1e-5),
-  "llama3_rope": dataclasses.replace(LLAMA, num_kv_heads=1, rope=LLAMA3_ROPE),
-  "qwen2_bias": dataclasses.replace(LLAMA, num_kv_heads=2, qkv_bias=True,
-                                    rope=RopeConfig(theta=1e6)),
-  # 4 heads of 12 are 48, not the 32 of the embedding.
-  "qwen3_qk_norm": dataclasses.replace(LLAMA, num_kv_heads=2, head_dim=12, qk_norm=True,
-                                       rope=RopeConfig(theta=1e6)),
-}
-LORA = LoraSettings(rank=3, alpha=12.0, targets=LORA_TARGETS)
-
-
-# --- The oracle: float64 numpy, one row and one head at a time, weights by their names on the hub.
-
-
-def reference_frequencies(rope, head_dim):
-  """Published rule, one frequency at a time: by wavelength in tokens, as Llama 3.1 states it."""
-  result = []
-  for i in range(head_dim // 2):
-    freq = 1.0 / math.pow(rope.theta, 2 * i / head_dim)
-    wavelength = 2 * math.pi / freq
-    if rope.kind == "linear":
-      freq /= rope.factor
-    elif rope.kind == "llama3":
-      longest_kept = rope.original_max_length / rope.high_freq_factor
-      shortest_divided = rope.original_max_length / rope.low_freq_factor
-      if wavelength > shortest_divided:
-        freq /= rope.factor
-      elif wavelength > longest_kept:
-        smooth = (rope.original_max_length / wavelength - rope.low_freq_factor) / (
-          rope.high_freq_factor - rope.low_freq_factor)
-        freq = (1 - smooth) * freq / rope.factor + smooth * freq
-    result.append(freq)
-  return np.array(result)
-
-
-def reference_hidden(weights, config, token_ids):
-  """Final hidden states [B, T, D] float64 of a Llama, Qwen2 or Qwen3."""
-  w = {name: np.asarray(tensor, np.float64) for name, tensor in weights.items()}
-  freqs = reference_frequencies(config.rope, config.head_dim)
-  return np.stack([_reference_row(w, config, freqs, row) for row in np.asarray(token_ids)])
-
-
-def reference_logits(weights, config, token_ids):
-  head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
-  return reference_hidden(weights, config, token_ids) @ np.asarray(weights[head], np.float64).T
-
-
-def _reference_row(w, config, freqs, row):
-  heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-
-  def norm(x, name):
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * w[name]
-
-  def linear(x, name):
-    return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
-
-  def rotate(x):  # the two halves of a head are the real and the imaginary parts
-    z = x[:, : dim // 2] + 1j * x[:, dim // 2:]
-    z = z * np.exp(1j * np.arange(len(x))[:, None] * freqs)
-    return np.concatenate([z.real, z.imag], axis=-1)
-
-  x = w["model.embed_tokens.weight"][row]
-  time = len(row)
-  for i in range(config.num_layers):
-    layer = f"model.layers.{i}"
-    h = norm(x, f"{layer}.input_layernorm.weight")
-    q, k, v = (linear(h, f"{layer}.self_attn.{n}_proj").reshape(time, -1, dim) for n in "qkv")
-    outputs = []
-    for n in range(heads):
-      q_n, k_n, v_n = (a[:, b] for a, b in ((q, n), *((a, n * kv_heads // heads) for a in (k, v))))
-      if config.qk_norm:
-        q_n = norm(q_n, f"{layer}.self_attn.q_norm.weight")
-        k_n = norm(k_n, f"{layer}.self_attn.k_norm.weight")
-      scores = rotate(q_n) @ rotate(k_n).T / np.sqrt(dim)
-      scores[np.triu_indices(time, 1)] = -np.inf
-      p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-      outputs.append(p / p.sum(axis=-1, keepdims=True) @ v_n)
-    x = x + linear(np.concatenate(outputs, axis=-1), f"{layer}.self_attn.o_proj")
-    h = norm(x, f"{layer}.post_attention_layernorm.weight")
-    gate = linear(h, f"{layer}.mlp.gate_proj")
-    x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{layer}.mlp.up_proj"),
-                   f"{layer}.mlp.down_proj")
-  return norm(x, "model.norm.weight")
-
-
-def random_weights(config, seed=0):
-  """Every tensor of a checkpoint [out, in], none of them uniform: norms and biases tell as well."""
-  rng = np.random.default_rng(seed)
-  d, h = config.embed_dim, config.head_dim
-  q_dim, kv_dim = config.num_heads * h, config.num_kv_heads * h
-
-  def normal(*shape):
-    return rng.normal(size=shape) * shape[-1] ** -0.5
-
-  def scale(n):
-    return rng.uniform(0.5, 1.5, n)
-
-  w = {"model.embed_tokens.weight": normal(config.vocab_size, d), "model.norm.weight": scale(d)}
-  if not config.tie_embeddings:
-    w["lm_head.weight"] = normal(config.vocab_size, d)
-  for i in range(config.num_layers):
-    layer, attention = f"model.layers.{i}", f"model.layers.{i}.self_attn"
-    w[f"{layer}.input_layernorm.weight"] = scale(d)
-    w[f"{layer}.post_attention_layernorm.weight"] = scale(d)
-    for name, rows in (("q", q_dim), ("k", kv_dim), ("v", kv_dim)):
-      w[f"{attention}.{name}_proj.weight"] = 2 * normal(rows, d)
-      if config.qkv_bias:
-        w[f"{attention}.{name}_proj.bias"] = 0.5 * rng.normal(size=rows)
-    if config.qk_norm:
-      w[f"{attention}.q_norm.weight"], w[f"{attention}.k_norm.weight"] = scale(h), 2 * scale(h)
-    w[f"{attention}.o_proj.weight"] = normal(d, q_dim)
-    w[f"{layer}.mlp.gate_proj.weight"] = normal(config.mlp_dim, d)
-    w[f"{layer}.mlp.up_proj.weight"] = normal(config.mlp_dim, d)
-    w[f"{layer}.mlp.down_proj.weight"] = normal(d, config.mlp_dim)
-  return {name: tensor.astype(np.float32) for name, tensor in w.items()}
-
-
-def hf_name(path):
-  """Name on the hub of a parameter of an unrolled decoder, by its path."""
-  if path[0] != "layers":
-    return {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight",
-            "lm_head": "lm_head.weight"}[path[0]]
-  *modules, leaf = path[2:]
-  renamed = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-             "attention": "self_attn"}
-  modules = [renamed.get(module, module) for module in modules]
-  return ".".join(["model.layers", str(path[1]), *modules, "bias" if leaf == "bias" else "weight"])
-
-
-def transposed(path):
-  return path[-1] in ("kernel", "lm_head")
-
-
-def decoder_of(config, weights):
-  """A decoder holding the tensors of `weights`."""
-  abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=0)))
-  graphdef, state = nnx.split(abstract)
-  flat = {}
-  for path, leaf in nnx.to_flat_state(state):
-    tensor = weights[hf_name(path)]
-    flat[path] = leaf.replace(jnp.asarray(tensor.T if transposed(path) else tensor))
-    assert flat[path].shape == leaf.shape, path
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
-
-
-def weights_of(decoder):
-  """The tensors of an unrolled decoder by name, adapters left out."""
-  weights = {}
-  for path, leaf in nnx.to_flat_state(nnx.state(decoder)):
-    if not path[-1].startswith("lora"):
-      array = np.asarray(leaf[...])
-      weights[hf_name(path)] = array.T if transposed(path) else array
-  return weights
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef, state, token_ids):
-  model = nnx.merge(graphdef, state)
-  return model.logits(model.hidden_states(token_ids))
-
-
-def logits_of(decoder, token_ids):
-  return np.asarray(_logits(*nnx.split(decoder), token_ids))
-
-
-# --- Fixtures
+from tests.models.reference import (
+  CONFIGS,
+  LLAMA,
+  LLAMA3_ROPE,
+  LORA,
+  decoder_of,
+  logits_of,
+  random_weights,
+  reference_frequencies,
+  reference_hidden,
+  reference_logits,
+  weights_of,
+)
 
 
 @pytest.fixture(scope="module")
 def token_ids():
   return np.random.default_rng(7).integers(0, 40, (3, 20)).astype(np.int32)
-
-
-@pytest.fixture(scope="module")
-def adapted():
-  """A fresh decoder with adapters on everything."""
-  return Decoder(dataclasses.replace(LLAMA, lora=LORA), rngs=nnx.Rngs(params=1))
 
 
 # --- Parity
@@ -353,64 +180,6 @@ def test_padding_and_batch_mates_change_no_valid_position(token_ids):
   short = logits_of(decoder, token_ids[:1, :5])
   np.testing.assert_allclose(short[0], whole[0, :5], atol=5e-6)
   assert np.abs(padded[0, 5] - whole[0, 5]).max() > 1e-3  # the padding itself does differ
-
-
-# --- Adapters
-
-
-def test_fresh_adapters_change_nothing(adapted, token_ids):
-  """B must start at zero and A must not."""
-  config = dataclasses.replace(LLAMA, lora=LoraSettings(rank=0, alpha=1.0, targets=()))
-  expected = reference_logits(weights_of(adapted), config, token_ids)
-  np.testing.assert_allclose(logits_of(adapted, token_ids), expected, atol=1e-5)
-  for path, leaf in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)):
-    assert np.any(leaf[...]) == (path[-1] == "lora_a"), path
-
-
-def test_adapters_equal_the_merged_kernel(adapted, token_ids):
-  """W + A B α/r: a lost or squared scale, or an adapter that is never applied."""
-  decoder = nnx.clone(adapted)
-  merged = weights_of(decoder)
-  rng = np.random.default_rng(3)
-  count = 0
-  for layer in decoder.layers:
-    for linear in [*(getattr(layer.attention, f"{n}_proj") for n in "qkvo"),
-                   *(getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down"))]:
-      linear.lora_b[...] = jnp.asarray(0.1 * rng.normal(size=linear.lora_b.shape), jnp.float32)
-  state = {path: np.asarray(leaf[...], np.float64)
-           for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
-  for path in state:
-    if path[-1] == "kernel":
-      a, b = (state[*path[:-1], name] for name in ("lora_a", "lora_b"))
-      merged[hf_name(path)] = (state[path] + a @ b * 12.0 / 3).T
-      count += 1
-  assert count == 2 * 7
-  got = logits_of(decoder, token_ids)
-  np.testing.assert_allclose(
-    got, reference_logits(merged, LLAMA, token_ids), atol=2e-5, rtol=1e-5)
-  assert np.abs(got - logits_of(adapted, token_ids)).max() > 0.05
-
-
-def test_only_targets_get_an_adapter():
-  """A target list that is not read would train every layer, or none."""
-  lora = LoraSettings(rank=2, alpha=2.0, targets=("q_proj", "down_proj"))
-  decoder = nnx.eval_shape(
-    lambda: Decoder(dataclasses.replace(LLAMA, lora=lora), rngs=nnx.Rngs(params=0)))
-  paths = {path[2:] for path, _ in nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam))}
-  assert paths == {(*module, leaf) for module in (("attention", "q_proj"), ("mlp", "down_proj"))
-                   for leaf in ("lora_a", "lora_b")}
-
-
-def test_adapters_only_trains_adapters_only(adapted):
-  """A base weight among the trained ones would be updated, saved and copied per role."""
-  _, trainable, frozen = states.split(adapted, adapters_only=True)
-  trained = {path for path, _ in nnx.to_flat_state(trainable)}
-  kept = {path for path, _ in nnx.to_flat_state(frozen)}
-  assert {path[-1] for path in trained} == {"lora_a", "lora_b"} and len(trained) == 2 * 7 * 2
-  assert not any(path[-1].startswith("lora") for path in kept)
-  _, everything, nothing = states.split(adapted, adapters_only=False)
-  assert {path for path, _ in nnx.to_flat_state(everything)} == trained | kept
-  assert not jax.tree.leaves(nothing)
 
 
 # --- Counts and heads

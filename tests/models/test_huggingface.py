@@ -1,4 +1,4 @@
-"""Checkpoint folders, written here tensor by tensor, against the numpy Llama of test_decoder."""
+"""Checkpoint folders, written here tensor by tensor, against the numpy Llama."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from dareu_jax.models import factory
 from dareu_jax.models.config import RopeConfig, from_huggingface
 from dareu_jax.parallel.mesh import make_mesh
 from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
-from tests.models.test_decoder import (
+from tests.models.reference import (
   CONFIGS,
   LORA,
   logits_of,
@@ -160,7 +160,10 @@ def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
   """Old Llama files carry inv_freq, and some writers store the tied head twice."""
   more = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].copy(),
           "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
-  load(write(tmp_path / "m", weights=more))
+  model = load(write(tmp_path / "m", weights=more))
+  np.testing.assert_array_equal(
+    model.frame.merge(model.trainable, model.frozen).embedding[...],
+    weights["model.embed_tokens.weight"])
 
 
 # --- config.json

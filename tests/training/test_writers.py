@@ -67,6 +67,17 @@ def test_numbers_go_to_tensorboard(writer, tmp_path):
   assert b"loss_of_test" in content and b"note" not in content and b"flag" not in content
 
 
+def test_a_mirror_gets_each_record_once_with_its_stage(tmp_path):
+  """Stages share one mirror: without their names all losses would be one curve."""
+  seen = []
+  for name in ("original", "dareu"):
+    writer = MetricWriter(tmp_path, name, mirror=lambda *record: seen.append(record))
+    writer.rewind(0)
+    writer.write(3, {"loss": 0.5})
+    writer.close()
+  assert seen == [("original", 3, {"loss": 0.5}), ("dareu", 3, {"loss": 0.5})]
+
+
 def test_progress_starts_where_the_stage_resumes(capsys):
   """From 0 the time left of a resumed stage is wrong."""
   with progress("original")(10, 4) as bar:
