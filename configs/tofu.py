@@ -55,6 +55,7 @@ def model(num_layers):
     dtype="float32",  # of base weights and activations; 'bfloat16' on accelerators
     scan_layers=False,  # True compiles one layer and scans it: for accelerators
     remat=False,  # recompute activations in the backward pass: less memory, more time
+    attention="auto",  # 'xla', 'cudnn' (NVIDIA GPUs), 'splash' (TPUs); auto takes what can be used
   ))
 
 

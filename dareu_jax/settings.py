@@ -16,6 +16,7 @@ SOURCES = ("embedded", "tofu", "jsonl")
 TEMPLATES = ("auto", "plain", "llama2", "tinyllama", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
 SCHEDULES = ("linear", "cosine", "constant", "plateau")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -67,11 +68,13 @@ class ModelSettings:
   dtype: str  # of base weights and activations: 'float32' or 'bfloat16'
   scan_layers: bool  # one compiled layer scanned over (accelerators) or all unrolled (CPU)
   remat: bool  # recompute layer activations in the backward pass
+  attention: str  # 'auto', 'xla', 'cudnn' (NVIDIA GPUs) or 'splash' (TPUs)
 
   def check(self, section):
     """Raises InputError for impossible values; `section` is the config key of this block."""
     _one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
     _one_of(f"{section}.dtype", self.dtype, DTYPES)
+    _one_of(f"{section}.attention", self.attention, ATTENTION)
     for name in ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
       _at_least(f"{section}.{name}", getattr(self, name), 1)
     if self.num_heads % self.num_kv_heads:

@@ -22,7 +22,7 @@ from dareu_jax.data.batches import Batches, bucket_length, encode
 from dareu_jax.data.examples import Corpus
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator, response_scores
-from dareu_jax.models import factory
+from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training import supervised
@@ -356,9 +356,14 @@ def make_tokenizer(settings: Settings, corpus: Corpus):
                        "from scratch: their tokenizers differ. Name a checkpoint for both or none.")
     return _bpe(settings.tokenizer, corpus)
   template = settings.tokenizer.template
-  tokenizer = tokenizers.load(str(factory.checkpoint_folder(path, weights=False)), template)
+
+  def load(path):
+    folder = huggingface.checkpoint_folder(path, weights=False)
+    return tokenizers.load(str(folder), template)
+
+  tokenizer = load(path)
   if other and other != path:
-    of_classifier = tokenizers.load(str(factory.checkpoint_folder(other, weights=False)), template)
+    of_classifier = load(other)
     if not tokenizer.same_vocabulary(of_classifier):
       raise InputError(f"the tokenizers of {path} and of {other} differ: the classifier must read "
                        "the model's own tokens. Choose another config.classifier.model.path.")

@@ -12,7 +12,7 @@ from dareu_jax.data.batches import Batches, encode, prompt_batch
 from dareu_jax.evaluation import metrics
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
-from dareu_jax.models.logprobs import completion_hidden, token_logprobs
+from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def completion_logprobs(frame, trainable, frozen, batch):
   model = frame.merge(trainable, frozen)
   time = batch.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  return token_logprobs(hidden, model.head, batch.completion_ids)
+  return logprobs_and_entropy(hidden, model.head, batch.completion_ids)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,13 +59,11 @@ def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, stra
   """
   model = frame.merge(trainable, frozen)
   batch, prompt_slots = prompt_ids.shape
-  slots = jnp.arange(prompt_slots + max_new_tokens)
-  in_prompt = slots < prompt_lengths[:, None]  # [B, P+T]
-
+  key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
   positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)
-  causal = slots <= jnp.arange(prompt_slots)[:, None]
-  cache = model.empty_cache(batch, prompt_slots + max_new_tokens)
-  hidden, cache = model(prompt_ids, positions, in_prompt[:, None] & causal, cache, 0)
+  hidden, cache = model(
+    prompt_ids, positions, prompt_lengths, key_positions=key_positions,
+    cache=model.empty_cache(batch, prompt_slots + max_new_tokens))
   last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
 
   def decode(state):
@@ -81,12 +79,10 @@ def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, stra
       logprobs=old.logprobs.at[:, state.step].set(jnp.where(live, logprobs, 0.0)),
       steps=state.step + 1,
     )
-    slot = prompt_slots + state.step
-    written = (slots >= prompt_slots) & (slots <= slot)
-    mask = (in_prompt | written)[:, None]
     hidden, cache = model(
-      tokens[:, None], (prompt_lengths + state.step)[:, None], mask, state.cache, slot)
-    return _DecodeState(state.step + 1, model.logits(hidden[:, 0]), done, completions, cache)
+      tokens[:, None], (prompt_lengths + state.step)[:, None], cache=state.cache,
+      key_positions=key_positions, slot=prompt_slots + state.step)
+    return _DecodeState(state.step + 1, model.unembed(hidden[:, 0]), done, completions, cache)
 
   def going(state):
     return (state.step < max_new_tokens) & ~jnp.all(state.done)
@@ -98,8 +94,17 @@ def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, stra
     logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
-  state = _DecodeState(jnp.int32(0), model.logits(last), jnp.zeros(batch, bool), start, cache)
+  state = _DecodeState(jnp.int32(0), model.unembed(last), jnp.zeros(batch, bool), start, cache)
   return jax.lax.while_loop(going, decode, state).completions
+
+
+def _slot_positions(prompt_lengths, prompt_slots, max_new_tokens):
+  """The position of the token in each cache slot, large in a prompt's padding: [B, P+T] int."""
+  slots = jnp.arange(prompt_slots + max_new_tokens)
+  lengths = prompt_lengths[:, None]
+  in_completion = jnp.where(slots < prompt_slots, jnp.iinfo(jnp.int32).max // 2,
+                            lengths + slots - prompt_slots)
+  return jnp.where(slots < lengths, slots, in_completion)
 
 
 def row_keys(key, rows):

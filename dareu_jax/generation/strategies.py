@@ -34,17 +34,23 @@ class Sample:
     return tokens, _pick(logprobs, tokens)
 
   def logprobs(self, logits):
-    """logits [..., V] -> log-probs [..., V] of the truncated distribution; -inf outside of it."""
+    """logits [..., V] -> log-probs [..., V] of the truncated distribution; -inf outside of it.
+
+    Of equal logits the lower token id counts as the likelier, so that no tie lets in more tokens.
+    """
     logits = logits / self.temperature
-    if self.top_k and self.top_k < logits.shape[-1]:
-      threshold = jax.lax.top_k(logits, self.top_k)[0][..., -1:]
-      logits = jnp.where(logits >= threshold, logits, -jnp.inf)
-    if self.top_p < 1.0:
-      descending = -jnp.sort(-logits, axis=-1)
-      before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1)
-      before -= jax.nn.softmax(descending, axis=-1)  # probability of the tokens likelier than this
-      kept = jnp.where(before < self.top_p, descending, jnp.inf)
-      logits = jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, -jnp.inf)
+    vocab = logits.shape[-1]
+    if self.top_p < 1.0 or 0 < self.top_k < vocab:
+      order = jnp.argsort(-logits, axis=-1, stable=True)
+      descending = jnp.take_along_axis(logits, order, axis=-1)
+      ranks = jnp.arange(vocab)
+      kept = ranks < (self.top_k or vocab)
+      probs = jax.nn.softmax(jnp.where(kept, descending, -jnp.inf), axis=-1)
+      before = jnp.cumsum(probs, axis=-1) - probs  # probability of the tokens likelier than this
+      kept &= (before < self.top_p) | (ranks == 0)
+      # Back from ranks to token ids.
+      kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
+      logits = jnp.where(kept, logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
 
 

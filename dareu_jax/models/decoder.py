@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dareu_jax.masked import length_mask
 from dareu_jax.models.config import ModelConfig
-from dareu_jax.models.layers import Layer, RMSNorm
+from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm
+from dareu_jax.models.rope import rotation
 from dareu_jax.parallel.mesh import constrain_batch
 
 
@@ -39,52 +41,74 @@ class Decoder(nnx.Module):
     """The language-model head [D, V]."""
     return self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
 
-  def hidden_states(self, token_ids):
+  def hidden_states(self, token_ids, lengths=None):
     """Final-norm hidden states of right-padded rows; causal, so padding reaches no valid position.
 
     Args:
       token_ids: [B, T] int.
+      lengths: [B] int; valid tokens of each row, all where not given. (Only 'dynamic' rotary
+        embeddings, beyond their original length, depend on it.)
 
-    Returns: [B, T, D].
+    Returns: [B, T, D]; arbitrary beyond a row's length.
     """
     positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-    return self(token_ids, positions)[0]
+    return self(token_ids, positions, lengths)[0]
 
-  def logits(self, hidden):
-    """[..., D] -> [..., V] float32."""
+  def logits(self, token_ids, lengths=None):
+    """Logits of the token after each position.
+
+    Args:
+      token_ids: [B, T] int, right-padded.
+      lengths: [B] int; all T where not given.
+
+    Returns: [B, T, V] float32; 0 beyond a row's length.
+    """
+    logits = self.unembed(self.hidden_states(token_ids, lengths))
+    if lengths is None:
+      return logits
+    return jnp.where(length_mask(lengths, token_ids.shape[1])[..., None], logits, 0.0)
+
+  def unembed(self, hidden):
+    """[..., D] -> logits [..., V] float32."""
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
   def empty_cache(self, batch, slots):
-    """A cache of zeros: a layer's (keys, values), each [B, S, K, H]; stacked if scanned."""
+    """A cache of zeros: a KVCache a layer; one, stacked, if scanned."""
     config = self.config
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
 
     def zeros(*lead):
-      return tuple(jnp.zeros(lead + shape, jnp.dtype(config.dtype)) for _ in range(2))
+      return KVCache(*(jnp.zeros(lead + shape, jnp.dtype(config.dtype)) for _ in range(2)))
 
     if config.scan_layers:
       return zeros(config.num_layers)
     return tuple(zeros() for _ in range(config.num_layers))
 
-  def __call__(self, token_ids, positions, mask=None, cache=None, slot=0):
+  def __call__(self, token_ids, positions, lengths=None, *, cache=None, key_positions=None, slot=0):
     """Runs the trunk, with or without a key-value cache.
 
     Args:
       token_ids: [B, T] int.
-      positions: [B, T] int, for the rotary embedding.
-      mask: [B, T, S] bool, which cache slots each token sees; None without a cache (causal).
+      positions: [B, T] int.
+      lengths: [B] int; valid tokens of each row so far, up to its last position where not given.
       cache: as of `empty_cache`, or None.
+      key_positions: [B, S] int; the position of the token in each cache slot, now or later. A
+        token sees the slots up to its own position, so a slot that stays empty has a large one.
       slot: scalar int, the first cache slot that these tokens fill.
 
     Returns: (hidden states [B, T, D], the updated cache or None).
     """
+    config = self.config
+    lengths = positions[:, -1] + 1 if lengths is None else lengths
+    context = Context(
+      *rotation(config.rope, config.head_dim, positions, lengths), positions, key_positions, slot)
     x = constrain_batch(jnp.take(self.embedding[...], token_ids, axis=0))
 
-    def apply(layer, x, cache):
-      x, cache = layer(x, positions, mask, cache, slot)
+    def apply(layer, x, window, cache):
+      x, cache = layer(x, context, window, cache)
       return constrain_batch(x), cache
 
-    if self.config.scan_layers:
+    if config.scan_layers:
       x, cache = self._scan(apply, x, cache)
     else:
       x, cache = self._unroll(apply, x, cache)
@@ -92,21 +116,26 @@ class Decoder(nnx.Module):
 
   def _scan(self, apply, x, cache):
     graphdef, stacked = nnx.split(self.layers)
+    windows = self.config.layer_windows
+    if not any(windows):
+      windows = None
+    else:  # one program for all layers: a window that nothing falls out of stands for none
+      windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in windows])
 
-    def body(x, layer_and_cache):
-      state, cache = layer_and_cache
-      return apply(nnx.merge(graphdef, state), x, cache)
+    def body(x, inputs):
+      state, window, cache = inputs
+      return apply(nnx.merge(graphdef, state), x, window, cache)
 
-    return jax.lax.scan(self._rematerialised(body), x, (stacked, cache))
+    return jax.lax.scan(self._rematerialised(body), x, (stacked, windows, cache))
 
   def _unroll(self, apply, x, cache):
     caches = []
     for index, layer in enumerate(self.layers):
       graphdef, state = nnx.split(layer)
 
-      def body(x, state_and_cache, graphdef=graphdef):
+      def body(x, state_and_cache, graphdef=graphdef, window=self.config.layer_windows[index]):
         state, cache = state_and_cache
-        return apply(nnx.merge(graphdef, state), x, cache)
+        return apply(nnx.merge(graphdef, state), x, window, cache)
 
       layer_cache = None if cache is None else cache[index]
       x, layer_cache = self._rematerialised(body)(x, (state, layer_cache))

@@ -1,11 +1,8 @@
 """Builds the modules of a run: from dimensions and a seed, or from a Hugging Face checkpoint."""
 
-import functools
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dareu_jax.models import huggingface, states
@@ -33,31 +30,13 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
   """
   if not model.path:
     return from_settings(model, lora, vocab_size)
-  config = from_huggingface(checkpoint_folder(model.path, weights=False), model, lora)
+  config = from_huggingface(
+    huggingface.checkpoint_folder(model.path, weights=False), dtype=model.dtype,
+    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention, lora=lora)
   if vocab_size > config.vocab_size:
     raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
                      f"{config.vocab_size}: they do not belong together.")
   return config
-
-
-@functools.cache
-def checkpoint_folder(path, *, weights=True):
-  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded.
-
-  Args:
-    weights: whether they are needed too, or only the configuration and the tokenizer.
-  """
-  if pathlib.Path(path).is_dir():
-    return pathlib.Path(path)
-  import huggingface_hub
-
-  patterns = ["*.json", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
-  except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
-    reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name a "
-                     "checkpoint's folder in config.model.path, or check the network.") from None
 
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed, mesh):
@@ -100,8 +79,8 @@ def _build(make, model, config, seed, mesh):
   # Only what the checkpoint does not hold is made here: adapters and the owner head.
   own = jax.jit(lambda: _without_weights(initialise()),
                 out_shardings=_all_shardings(_without_weights(shapes), mesh))()
-  weights = huggingface.Weights(checkpoint_folder(model.path), config)
-  trainable, frozen = (huggingface.fill(shape, made, weights, mesh, jnp.dtype(config.dtype))
+  weights = huggingface.Weights(huggingface.checkpoint_folder(model.path), config)
+  trainable, frozen = (huggingface.fill(shape, made, weights, mesh)
                        for shape, made in zip(shapes, own, strict=True))
   weights.check_all_used()
   return Model(frame, trainable, frozen, config)

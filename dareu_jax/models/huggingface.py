@@ -1,19 +1,29 @@
-"""Weights of Hugging Face checkpoints: strict reading of safetensors into the decoder's states."""
+"""Hugging Face checkpoints in and out: strict reading of safetensors, and writing them.
 
+A decoder's parameters and a checkpoint's tensors are matched by name; linear weights are stored
+[out, in] there and [in, out] here, and layers may be stacked here.
+"""
+
+import contextlib
+import functools
 import json
 import pathlib
+import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from dareu_jax.models.config import ModelConfig
-from dareu_jax.parallel.mesh import parameter_spec, path_name
-from dareu_jax.settings import InputError
+from dareu_jax.data import tokenizers
+from dareu_jax.models.config import ModelConfig, from_huggingface, to_huggingface
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.parallel.mesh import make_mesh, parameter_spec, path_name
+from dareu_jax.settings import InputError, MeshSettings
 
-# Our path -> the checkpoint's name; linear weights are stored [out, in] there and transposed.
+# Our path -> the checkpoint's name.
 _NAMES = {
   "embedding": "model.embed_tokens.weight",
   "lm_head": "lm_head.weight",
@@ -22,77 +32,161 @@ _NAMES = {
 _LAYER_NAMES = {
   "attention_norm/scale": "input_layernorm.weight",
   "mlp_norm/scale": "post_attention_layernorm.weight",
-  **{f"attention/{x}_proj/kernel": f"self_attn.{x}_proj.weight" for x in "qkvo"},
-  **{f"attention/{x}_proj/bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
   **{f"attention/{x}_norm/scale": f"self_attn.{x}_norm.weight" for x in "qk"},
-  **{f"mlp/{x}_proj/kernel": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
+  **{f"{ours}/{x}_proj/{leaf}": f"{theirs}.{x}_proj.{name}"
+     for ours, theirs, linears in (("attention", "self_attn", "qkvo"),
+                                   ("mlp", "mlp", ("gate", "up", "down")))
+     for x in linears for leaf, name in (("kernel", "weight"), ("bias", "bias"))},
 }
 # Buffers that old checkpoints carry; they hold no weights.
 _IGNORED = ("rotary_emb.inv_freq",)
 
 
+def load(path_or_id, *, dtype, mesh=None, scan_layers=False, remat=False, attention="auto"):
+  """A checkpoint's decoder and tokenizer.
+
+  Args:
+    path_or_id: folder, or name of a model of the hub.
+    dtype: of weights and activations, 'float32' or 'bfloat16'.
+    mesh: where the weights go, of `parallel.mesh.make_mesh`; one device if not given.
+    scan_layers, remat, attention: see `settings.ModelSettings`.
+
+  Returns: (models.decoder.Decoder, data.tokenizers.Tokenizer).
+
+  Raises:
+    InputError: for a checkpoint that is missing, damaged, of an unsupported architecture, or whose
+      tensors are not exactly those of its config.json.
+  """
+  folder = checkpoint_folder(path_or_id)
+  tokenizer = tokenizers.load(str(folder))
+  config = from_huggingface(
+    folder, dtype=dtype, scan_layers=scan_layers, remat=remat, attention=attention)
+  mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
+  graphdef, shapes = nnx.split(
+    nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0)))))
+  weights = Weights(folder, config)
+  state = fill(shapes, nnx.State({}), weights, mesh)
+  weights.check_all_used()
+  return nnx.merge(graphdef, state), tokenizer
+
+
+@functools.cache
+def checkpoint_folder(path, *, weights=True):
+  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded.
+
+  Args:
+    weights: whether they are needed too, or only the configuration and the tokenizer.
+  """
+  if pathlib.Path(path).is_dir():
+    return pathlib.Path(path)
+  import huggingface_hub
+
+  patterns = ["*.json", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+  except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name a "
+                     "checkpoint's folder in config.model.path, or check the network.") from None
+
+
 class Weights:
-  """The tensors of a checkpoint folder, read one at a time, each accounted for."""
+  """The tensors of a checkpoint folder, read part by part, each accounted for."""
 
   def __init__(self, folder, config: ModelConfig):
     self.folder = pathlib.Path(folder)
     self.config = config
     self._files = _index(self.folder)
     self._used = set()
+    self._open = {}  # file name -> its reader
 
-  def read(self, name):
-    """One tensor as numpy.
-
-    Raises:
-      InputError: if it is missing.
-    """
+  def _slice(self, name):
+    """A tensor that can be indexed without reading all of it."""
     if name not in self._files:
       raise InputError(f"{self.folder}: tensor {name} is missing from the checkpoint.")
     self._used.add(name)
-    with safe_open(self.folder / self._files[name], framework="numpy") as file:
-      return file.get_tensor(name)
+    file = self._files[name]
+    if file not in self._open:
+      self._open[file] = safe_open(self.folder / file, framework="numpy")
+    return self._open[file].get_slice(name)
 
   def check_all_used(self):
     """Raises InputError if the checkpoint holds tensors that the model has no place for."""
     unused = [name for name in self._files if name not in self._used
               and not name.endswith(_IGNORED)]
-    # A tied head, stored as a copy by some writers, or one that a classifier does without.
-    unused = [name for name in unused if name != "lm_head.weight"]
+    if "lm_head.weight" in unused:  # that of a classifier, or a copy of the tied one
+      unused.remove("lm_head.weight")
+      if self.config.tie_embeddings:
+        self._check_tied()
     if unused:
       raise InputError(f"{self.folder}: tensor {unused[0]} (of {len(unused)}) has no place in the "
                        "model; the checkpoint is of another architecture.")
 
-  def parameter(self, path, shape):
-    """The tensor of one of our parameters, in our layout; `path` as of `mesh.path_name`."""
-    path = path.removeprefix("decoder/")
-    if not path.startswith("layers/"):
-      return self._oriented(_NAMES[path], path, shape)
-    head, _, rest = path.removeprefix("layers/").partition("/")
-    if head.isdigit():
-      return self._oriented(f"model.layers.{head}.{_LAYER_NAMES[rest]}", rest, shape)
-    rest = f"{head}/{rest}"  # scanned: all layers in one array
-    return np.stack([self._oriented(f"model.layers.{i}.{_LAYER_NAMES[rest]}", rest, shape[1:])
-                     for i in range(self.config.num_layers)])
+  def _check_tied(self):
+    head, embedding = self._slice("lm_head.weight"), self._slice(_NAMES["embedding"])
+    shape = embedding.get_shape()
+    parts = (slice(i, min(i + 4096, shape[0])) for i in range(0, shape[0], 4096))
+    same = head.get_shape() == shape and all(
+      np.array_equal(head[rows], embedding[rows]) for rows in parts)
+    if not same:
+      raise InputError(f"{self.folder}: config.json ties the embeddings, but tensor lm_head.weight "
+                       "is another one: set tie_word_embeddings to false there.")
 
-  def _oriented(self, name, path, shape):
-    tensor = self.read(name)
-    if path.endswith(("kernel", "lm_head")):
-      tensor = tensor.T
-    if tensor.shape != tuple(shape):
-      raise InputError(f"{self.folder}: tensor {name} has shape {tensor.shape}, but config.json "
-                       f"says {tuple(shape)} (as [in, out]).")
-    return tensor
+  def array(self, path, shape, dtype, sharding):
+    """One of our parameters on the devices, each of which reads its own part of the file alone.
+
+    Args:
+      path: of the parameter, as of `mesh.path_name`.
+      shape: of the parameter, in our layout.
+    """
+    names, stacked = checkpoint_names(path, self.config.num_layers)
+    transposed = path.endswith(("kernel", "lm_head"))
+    slices = [self._slice(name) for name in names]
+    for name, tensor in zip(names, slices, strict=True):
+      expected = list(shape[1:] if stacked else shape)
+      found = tensor.get_shape()
+      if (found[::-1] if transposed else found) != expected:
+        raise InputError(f"{self.folder}: tensor {name} has shape {tuple(found)}, but config.json "
+                         f"says {tuple(expected[::-1] if transposed else expected)}.")
+
+    @functools.cache
+    def part(*bounds):
+      index = tuple(slice(*bound) for bound in bounds)
+      layers, index = (slices[index[0]], index[1:]) if stacked else (slices, index)
+      read = [np.asarray(tensor[index[::-1]]).T if transposed else np.asarray(tensor[index])
+              for tensor in layers]
+      return (np.stack(read) if stacked else read[0]).astype(dtype)
+
+    return jax.make_array_from_callback(
+      tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index)))
 
 
-def fill(shapes, made, weights, mesh, dtype):
-  """A state with the shapes given: LoRAParam leaves from `made`, all others from the checkpoint.
+def checkpoint_names(path, num_layers):
+  """The checkpoint's names of one of our parameters.
+
+  Args:
+    path: as of `mesh.path_name`; within a classifier too.
+
+  Returns: (names, stacked): one name, or one a layer where our array holds all layers.
+  """
+  path = path.removeprefix("decoder/")
+  if not path.startswith("layers/"):
+    return [_NAMES[path]], False
+  head, _, rest = path.removeprefix("layers/").partition("/")
+  if head.isdigit():
+    return [f"model.layers.{head}.{_LAYER_NAMES[rest]}"], False
+  name = _LAYER_NAMES[f"{head}/{rest}"]
+  return [f"model.layers.{i}.{name}" for i in range(num_layers)], True
+
+
+def fill(shapes, made, weights, mesh):
+  """A state with the shapes given: leaves that `made` holds from there, others from the checkpoint.
 
   Args:
     shapes: nnx.State of ShapeDtypeStructs.
-    made: nnx.State that holds the LoRAParam leaves.
+    made: nnx.State.
     weights: Weights.
     mesh: where they go.
-    dtype: of the weights.
   """
   ready = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(made)}
 
@@ -101,9 +195,112 @@ def fill(shapes, made, weights, mesh, dtype):
     if name in ready:
       return ready[name]
     sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
-    return jax.device_put(jnp.asarray(weights.parameter(name, leaf.shape), dtype), sharding)
+    return weights.array(name, leaf.shape, leaf.dtype, sharding)
 
   return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def save(model, path, *, tokenizer=None, max_shard_bytes=5 * 2**30):
+  """Writes a decoder as a Hugging Face checkpoint, adapters merged; all of it or nothing.
+
+  Args:
+    model: models.decoder.Decoder.
+    path: folder; it must not exist yet.
+    tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+    max_shard_bytes: of a file; one tensor may be more.
+
+  Raises:
+    InputError: if the folder exists.
+  """
+  raw = to_huggingface(model.config)
+  if tokenizer is not None:
+    raw |= {f"{name}_token_id": getattr(tokenizer.backend, f"{name}_token_id")
+            for name in ("bos", "eos", "pad")}
+  with new_folder(path) as folder:
+    write_json(folder / "config.json", raw)
+    _write_tensors(folder, _merged_tensors(model), max_shard_bytes)
+    if tokenizer is not None:
+      tokenizer.save(folder)
+
+
+def _merged_tensors(model):
+  """Yields (name, bytes, function that gives the tensor) in the checkpoint's layout."""
+  flat = {path_name(path): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
+  for path, leaf in flat.items():
+    if path.endswith(("lora_a", "lora_b")):
+      continue
+    names, stacked = checkpoint_names(path, model.config.num_layers)
+    for layer, name in enumerate(names):
+      tensor = functools.partial(
+        _merged_tensor, flat, path, layer if stacked else None, model.config.lora)
+      yield name, leaf.nbytes // len(names), tensor
+
+
+def _merged_tensor(flat, path, layer, lora):
+  """W, or W + A B α/r where there is an adapter, as [out, in]."""
+  module, _, kind = path.rpartition("/")
+  weight = on_host(flat[path], layer)
+  if kind == "kernel" and f"{module}/lora_a" in flat:
+    a, b = (on_host(flat[f"{module}/{name}"], layer) for name in ("lora_a", "lora_b"))
+    update = a @ b * np.float32(lora.alpha / lora.rank)
+    weight = (weight.astype(np.float32) + update).astype(weight.dtype)
+  return weight.T if kind in ("kernel", "lm_head") else weight
+
+
+def on_host(array, layer=None):
+  """An array, or one layer of a stacked one, as numpy; on several hosts it is gathered."""
+  array = array if layer is None else array[layer]
+  if not array.is_fully_addressable:
+    from jax.experimental import multihost_utils
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
+
+
+def _write_tensors(folder, tensors, max_shard_bytes):
+  shards, sizes = [], []
+  for name, size, tensor in tensors:
+    if not shards or sizes[-1] + size > max_shard_bytes:
+      shards.append({})
+      sizes.append(0)
+    shards[-1][name] = tensor
+    sizes[-1] += size
+  files = {}
+  for number, shard in enumerate(shards, start=1):
+    file = (f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1
+            else "model.safetensors")
+    # Contiguous: the writer takes a transposed array's memory as it lies.
+    arrays = {name: np.ascontiguousarray(tensor()) for name, tensor in shard.items()}
+    save_file(arrays, folder / file, metadata={"format": "pt"})
+    files |= dict.fromkeys(shard, file)
+  if len(shards) > 1:
+    write_json(folder / "model.safetensors.index.json",
+               {"metadata": {"total_size": sum(sizes)}, "weight_map": files})
+
+
+@contextlib.contextmanager
+def new_folder(path):
+  """A temporary folder beside `path` that becomes it when the body ends without error.
+
+  Raises:
+    InputError: if `path` exists.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise InputError(f"{path} exists already: choose another folder, or remove it.")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.partial")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  try:
+    yield temporary
+    temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path, value):
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _index(folder):

@@ -1,14 +1,17 @@
-"""The parts of a decoder layer: linear maps with adapters, norms, rotary embeddings, attention.
+"""The parts of a decoder layer: linear maps with adapters, norms, attention, MLP.
 
 B batch, T time, S cache slots, D model, F mlp, N heads, K kv heads, H head dim.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from dareu_jax.models.config import ModelConfig, RopeConfig
+from dareu_jax.models.attention import causal_attention, masked_attention
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.rope import rotate
 
 
 class Linear(nnx.Module):
@@ -55,38 +58,29 @@ class RMSNorm(nnx.Module):
     return normed.astype(x.dtype) * self.scale[...]
 
 
-def rope_frequencies(rope: RopeConfig, head_dim):
-  """Angular frequencies [H/2] float32 of the rotary embedding.
+class KVCache(NamedTuple):
+  """Keys and values of one layer, or of all layers stacked: each [(L,) B, S, K, H]."""
 
-  'linear' divides all by `factor` (Chen et al. 2023); 'llama3' divides the long wavelengths, keeps
-  the short ones and blends between (Llama 3.1's config).
-  """
-  freqs = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-  if rope.kind == "linear":
-    freqs = freqs / rope.factor
-  elif rope.kind == "llama3":
-    turns = rope.original_max_length * freqs / (2 * np.pi)
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = np.clip(blend, 0.0, 1.0)
-    freqs = blend * freqs + (1 - blend) * freqs / rope.factor
-  return freqs.astype(np.float32)
+  keys: jax.Array
+  values: jax.Array
 
 
-def apply_rope(x, positions, freqs):
-  """Rotates the halves of each head (the Hugging Face layout).
+class Context(NamedTuple):
+  """What all layers share about the tokens at hand.
 
-  Args:
-    x: [B, T, N, H].
+  Attributes:
+    sin, cos: [B, T, 1, H/2]; of `rope.rotation`.
     positions: [B, T] int.
-    freqs: [H/2] float32.
-
-  Returns: [B, T, N, H] of x's dtype.
+    key_positions: [B, S] int of the cache's slots, larger than any query's where a slot is empty;
+      None without a cache.
+    slot: scalar int; the first cache slot that these tokens fill.
   """
-  angles = positions[..., None, None].astype(jnp.float32) * freqs
-  sin, cos = jnp.sin(angles), jnp.cos(angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return rotated.astype(x.dtype)
+
+  sin: jax.Array
+  cos: jax.Array
+  positions: jax.Array
+  key_positions: jax.Array | None
+  slot: jax.Array | int
 
 
 class Attention(nnx.Module):
@@ -99,19 +93,19 @@ class Attention(nnx.Module):
     self.q_proj = Linear("q_proj", d, n * h, config, rngs=rngs, use_bias=bias)
     self.k_proj = Linear("k_proj", d, k * h, config, rngs=rngs, use_bias=bias)
     self.v_proj = Linear("v_proj", d, k * h, config, rngs=rngs, use_bias=bias)
-    self.o_proj = Linear(
-      "o_proj", n * h, d, config, rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
+    self.o_proj = Linear("o_proj", n * h, d, config, rngs=rngs, use_bias=config.out_bias,
+                         scale=(2 * config.num_layers) ** -0.5)
     if config.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(h, config), RMSNorm(h, config)
 
-  def __call__(self, x, positions, mask, cache, slot):
-    """x [B, T, D]; without a cache causal over x itself, else over the cache's slots under `mask`.
+  def __call__(self, x, context: Context, window, cache):
+    """Without a cache over the tokens themselves, else over the cache's slots.
 
     Args:
-      positions: [B, T] int, for the rotary embedding.
-      mask: [B, T, S] bool over cache slots, or None without a cache.
-      cache: (keys, values), each [B, S, K, H], or None.
-      slot: scalar int, the first cache slot that these T tokens fill.
+      x: [B, T, D].
+      context: Context.
+      window: scalar int, the positions back that a query sees, its own included; None: all.
+      cache: KVCache or None.
 
     Returns: (y [B, T, D], the cache with these tokens in it or None).
     """
@@ -122,16 +116,16 @@ class Attention(nnx.Module):
     v = self.v_proj(x).reshape(batch, time, config.num_kv_heads, config.head_dim)
     if config.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    freqs = rope_frequencies(config.rope, config.head_dim)
-    q, k = apply_rope(q, positions, freqs), apply_rope(k, positions, freqs)
-    if cache is None:
-      y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
+    if cache is not None:
+      cache = KVCache(*(
+        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1)
+        for old, new in zip(cache, (k, v), strict=True)))
+      y = masked_attention(q, *cache, context.positions, context.key_positions, window)
+    elif window is not None:
+      y = masked_attention(q, k, v, context.positions, context.positions, window)
     else:
-      keys, values = (
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=1)
-        for old, new in zip(cache, (k, v), strict=True))
-      cache = (keys, values)
-      y = jax.nn.dot_product_attention(q, keys, values, mask=mask[:, None])
+      y = causal_attention(q, k, v, implementation=config.attention)
     return self.o_proj(y.reshape(batch, time, -1)), cache
 
 
@@ -139,11 +133,11 @@ class MLP(nnx.Module):
   """SwiGLU (Shazeer 2020)."""
 
   def __init__(self, config: ModelConfig, *, rngs):
-    d, f = config.embed_dim, config.mlp_dim
-    self.gate_proj = Linear("gate_proj", d, f, config, rngs=rngs)
-    self.up_proj = Linear("up_proj", d, f, config, rngs=rngs)
-    self.down_proj = Linear(
-      "down_proj", f, d, config, rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
+    d, f, bias = config.embed_dim, config.mlp_dim, config.mlp_bias
+    self.gate_proj = Linear("gate_proj", d, f, config, rngs=rngs, use_bias=bias)
+    self.up_proj = Linear("up_proj", d, f, config, rngs=rngs, use_bias=bias)
+    self.down_proj = Linear("down_proj", f, d, config, rngs=rngs, use_bias=bias,
+                            scale=(2 * config.num_layers) ** -0.5)
 
   def __call__(self, x):
     return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -158,7 +152,8 @@ class Layer(nnx.Module):
     self.mlp_norm = RMSNorm(config.embed_dim, config)
     self.mlp = MLP(config, rngs=rngs)
 
-  def __call__(self, x, positions, mask=None, cache=None, slot=0):
-    y, cache = self.attention(self.attention_norm(x), positions, mask, cache, slot)
+  def __call__(self, x, context: Context, window=None, cache=None):
+    """x [B, T, D] -> (y [B, T, D], cache); see `Attention`."""
+    y, cache = self.attention(self.attention_norm(x), context, window, cache)
     x = x + y
     return x + self.mlp(self.mlp_norm(x)), cache

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 CHUNK = 64  # positions whose logits are held at a time
+CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite
 
 
 def completion_hidden(hidden, prompt_lengths, completion_time):
@@ -25,34 +26,27 @@ def completion_hidden(hidden, prompt_lengths, completion_time):
   return jnp.take_along_axis(hidden, index[..., None], axis=1)
 
 
-def token_logprobs(hidden, head, targets, *, temperature=1.0):
-  """log π(target | hidden), with π = softmax(hidden head / temperature).
+def logprobs_and_entropy(hidden, head, targets, distribution=jax.nn.log_softmax):
+  """log π(target | hidden) and the entropy of π; for old, new and reference policies alike.
 
   Args:
     hidden: [B, T, D].
     head: [D, V].
     targets: [B, T] int.
-    temperature: of the sampling distribution.
+    distribution: logits [..., V] float32 -> log-probs [..., V] of the distribution that is sampled
+      from, such as `generation.strategies.Sample(...).logprobs`.
 
-  Returns: [B, T] float32.
+  Returns: (log-probs [B, T], entropies in nats [B, T]), float32. A target that the distribution
+    cuts off gets `CUT_OFF` in place of -inf.
   """
 
   def chunk(hidden, targets):
-    logits = _logits(hidden, head, temperature)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    logprobs = distribution(_logits(hidden, head))
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    kept = jnp.where(jnp.isneginf(logprobs), 0.0, logprobs)
+    return jnp.maximum(chosen, CUT_OFF), -jnp.sum(jnp.exp(logprobs) * kept, axis=-1)
 
   return _over_time(chunk, hidden, targets)
-
-
-def entropy(hidden, head, *, temperature=1.0):
-  """Entropy of softmax(hidden head / temperature) in nats: hidden [B, T, D] -> [B, T] float32."""
-
-  def chunk(hidden):
-    logprobs = jax.nn.log_softmax(_logits(hidden, head, temperature), axis=-1)
-    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-
-  return _over_time(chunk, hidden)
 
 
 def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
@@ -66,19 +60,19 @@ def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
   """
 
   def chunk(hidden, other_hidden):
-    logprobs = jax.nn.log_softmax(_logits(hidden, head, temperature), axis=-1)
-    other = jax.nn.log_softmax(_logits(other_hidden, other_head, temperature), axis=-1)
+    logprobs = jax.nn.log_softmax(_logits(hidden, head) / temperature, axis=-1)
+    other = jax.nn.log_softmax(_logits(other_hidden, other_head) / temperature, axis=-1)
     return jnp.sum(jnp.exp(logprobs) * (logprobs - other), axis=-1)
 
   return _over_time(chunk, hidden, other_hidden)
 
 
-def _logits(hidden, head, temperature):
-  return jnp.dot(hidden, head, preferred_element_type=jnp.float32) / temperature
+def _logits(hidden, head):
+  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
 def _over_time(chunk_fn, *arrays):
-  """Applies `chunk_fn` to [B, c, ...] slices of arrays [B, T, ...] and joins the [B, c] results."""
+  """Applies `chunk_fn` to [B, c, ...] slices of arrays [B, T, ...] and joins its [B, c] results."""
   batch, time = arrays[0].shape[:2]
   if time <= CHUNK:
     return chunk_fn(*arrays)
@@ -89,4 +83,5 @@ def _over_time(chunk_fn, *arrays):
     return jnp.pad(x, pad).reshape(batch, chunks, CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
   outputs = jax.lax.map(lambda xs: jax.checkpoint(chunk_fn)(*xs), tuple(map(to_chunks, arrays)))
-  return outputs.swapaxes(0, 1).reshape(batch, chunks * CHUNK)[:, :time]
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(batch, chunks * CHUNK)[:, :time], outputs)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from dareu_jax.masked import masked_mean
 
+MAX_LOG_RATIO = 20.0
+
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
   """The clipped surrogate, to be minimised.
@@ -24,7 +26,8 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
   Source: Schulman et al. 2017, eq. 7.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
-  log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
+  # The bound matters only where a truncated distribution has cut a token off.
+  log_ratio = jnp.clip(jnp.where(mask, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
   ratio = jnp.exp(log_ratio)
   clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
   loss = -masked_mean(jnp.minimum(ratio * advantages, clipped * advantages), mask)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.masked import length_mask, masked_sum
-from dareu_jax.models.logprobs import completion_hidden, token_logprobs
+from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.settings import TrainSettings
 from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 
@@ -37,7 +37,7 @@ def language_model_loss(frame, params, frozen, batch, key):
   model = frame.merge(params, frozen)
   time = batch.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  logprobs = token_logprobs(hidden, model.head, batch.completion_ids)
+  logprobs, _ = logprobs_and_entropy(hidden, model.head, batch.completion_ids)
   mask = length_mask(batch.completion_lengths, time)
   return -masked_sum(logprobs, mask), jnp.sum(mask), {}
 

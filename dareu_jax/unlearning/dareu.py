@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from dareu_jax.attribution.classifier import last_valid, prefix_scores
+from dareu_jax.generation.strategies import Sample
 from dareu_jax.masked import explained_variance, length_mask, masked_mean, masked_whiten
-from dareu_jax.models.logprobs import completion_hidden, entropy, policy_kl, token_logprobs
+from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
 from dareu_jax.reinforcement.advantages import generalized_advantage_estimation
 from dareu_jax.reinforcement.ppo import policy_loss, value_loss
 from dareu_jax.reinforcement.rewards import token_rewards
@@ -55,6 +56,11 @@ class Models:
   classifier: Any  # of an OwnerClassifier
 
 
+def sampling(settings: UnlearningSettings):
+  """The distribution that responses are sampled from, and their log-probs taken under."""
+  return Sample(settings.temperature, settings.top_k, settings.top_p)
+
+
 def init_learner(policy, value, settings: UnlearningSettings):
   """A learner at step 0, every role of the policy at its start."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
@@ -94,7 +100,6 @@ def score_rollout(state, frozen, value_frozen, classifier, is_forget, prompt_ids
   ids, lengths = completions.ids, completions.lengths
   time = ids.shape[1]
   mask = length_mask(lengths, time)
-  temperature = settings.temperature
   token_ids = join(prompt_ids, prompt_lengths, ids)
 
   def role(params):
@@ -104,8 +109,9 @@ def score_rollout(state, frozen, value_frozen, classifier, is_forget, prompt_ids
 
   hidden, head = role(state.policy)
   previous_hidden, previous_head = role(state.previous)
-  logprobs = token_logprobs(hidden, head, ids, temperature=temperature)
-  kl = policy_kl(hidden, head, previous_hidden, previous_head, temperature=temperature)
+  logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
+  kl = policy_kl(hidden, head, previous_hidden, previous_head,
+                 temperature=settings.temperature)
   values = models.value.merge(state.value, value_frozen)(hidden)
   scores = prefix_scores(models.classifier, *classifier, ids, is_forget)
   rewards = token_rewards(
@@ -118,7 +124,7 @@ def score_rollout(state, frozen, value_frozen, classifier, is_forget, prompt_ids
     "score": jnp.mean(last_valid(scores, lengths)),
     "reward": jnp.mean(jnp.sum(rewards, axis=1)),
     "kl": masked_mean(kl, mask),
-    "entropy": masked_mean(entropy(hidden, head, temperature=temperature), mask),
+    "entropy": masked_mean(entropy, mask),
     "explained_variance": explained_variance(values, returns, mask),
     "response_length": jnp.mean((lengths - completions.ended).astype(jnp.float32)),
     "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
@@ -162,8 +168,8 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
   def total_loss(policy, value):
     model = models.policy.merge(policy, frozen)
     hidden = completion_hidden(model.hidden_states(part.token_ids), part.prompt_lengths, time)
-    logprobs = token_logprobs(
-      hidden, model.head, part.completion_ids, temperature=settings.temperature)
+    logprobs, _ = logprobs_and_entropy(
+      hidden, model.head, part.completion_ids, sampling(settings).logprobs)
     values = models.value.merge(value, value_frozen)(hidden)
     ppo, ppo_metrics = policy_loss(
       logprobs, part.old_logprobs, part.advantages, mask, clip_eps=settings.clip_eps)

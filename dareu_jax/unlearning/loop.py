@@ -12,7 +12,6 @@ from dareu_jax.data.batches import Batches, prompt_batch
 from dareu_jax.evaluation.evaluator import Evaluator, response_scores
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.generation.sampler import generate, row_keys
-from dareu_jax.generation.strategies import Sample
 from dareu_jax.settings import UnlearningSettings
 from dareu_jax.unlearning import dareu
 from dareu_jax.unlearning.selection import EpochReport, choose, refusal
@@ -117,7 +116,7 @@ def learn(task: Task, state, step):
   key = jax.random.fold_in(jax.random.key(task.seed), step)
   completions = generate(
     task.models.policy, state.policy, task.frozen, *prompts, row_keys(key, numbers),
-    strategy=Sample(settings.temperature, settings.top_k, settings.top_p),
+    strategy=dareu.sampling(settings),
     max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
     pad_id=evaluator.tokenizer.pad_id)
   rollout, metrics = dareu.score_rollout(

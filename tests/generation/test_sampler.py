@@ -9,9 +9,10 @@ from flax import nnx
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models import states
-from dareu_jax.models.config import ModelConfig, RopeConfig
+from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.models.logprobs import completion_hidden, token_logprobs
+from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
+from dareu_jax.models.rope import RopeConfig
 
 B, P, T, V = 4, 6, 8, 40
 LENGTHS = np.array([3, 6, 1, 4])
@@ -63,7 +64,7 @@ def full_forward(model):
   @jax.jit
   def run(token_ids):
     module = frame.merge(trainable, frozen)
-    return module.logits(module.hidden_states(token_ids))
+    return module.logits(token_ids)
 
   return lambda token_ids: np.asarray(run(token_ids))
 
@@ -133,7 +134,8 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
   def learn():
     module = model[0].merge(*model[1:])
     hidden = completion_hidden(module.hidden_states(rows), jnp.asarray(LENGTHS), T)
-    return [token_logprobs(hidden, module.head, sampled.ids, temperature=t) for t in (0.7, 1.0)]
+    return [logprobs_and_entropy(hidden, module.head, sampled.ids, Sample(t).logprobs)[0]
+            for t in (0.7, 1.0)]
 
   learner, other_temperature = learn()
   np.testing.assert_allclose(sampled.logprobs, learner, atol=1e-5)

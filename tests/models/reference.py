@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dareu_jax.models.config import ModelConfig, RopeConfig
+from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.rope import RopeConfig
 from dareu_jax.settings import LORA_TARGETS, LoraSettings
 
 LLAMA3_ROPE = RopeConfig(theta=5e5, kind="llama3", factor=8.0, low_freq_factor=1.0,
                          high_freq_factor=4.0, original_max_length=16)
+YARN_ROPE = RopeConfig(theta=1e4, kind="yarn", factor=4.0, original_max_length=64, beta_fast=8.0,
+                       beta_slow=1.0, attention_factor=1.14)
 LLAMA = ModelConfig(vocab_size=40, embed_dim=32, mlp_dim=24, num_layers=2, num_heads=4,
                     num_kv_heads=4, head_dim=8)
 CONFIGS = {
@@ -25,18 +28,33 @@ CONFIGS = {
   "llama_gqa_untied": dataclasses.replace(LLAMA, num_kv_heads=2, tie_embeddings=False,
                                           norm_eps=1e-5),
   "llama3_rope": dataclasses.replace(LLAMA, num_kv_heads=1, rope=LLAMA3_ROPE),
-  "qwen2_bias": dataclasses.replace(LLAMA, num_kv_heads=2, qkv_bias=True,
+  "llama_yarn_bias": dataclasses.replace(LLAMA, rope=YARN_ROPE, qkv_bias=True, out_bias=True,
+                                         mlp_bias=True),
+  # 20 tokens are beyond 6: the rows of a batch are stretched each by its own length.
+  "llama_dynamic": dataclasses.replace(
+    LLAMA, rope=RopeConfig(kind="dynamic", factor=3.0, original_max_length=6)),
+  "qwen2_bias": dataclasses.replace(LLAMA, architecture="qwen2", num_kv_heads=2, qkv_bias=True,
                                     rope=RopeConfig(theta=1e6)),
+  "qwen2_windows": dataclasses.replace(LLAMA, architecture="qwen2", qkv_bias=True,
+                                       windows=(None, 5)),
   # 4 heads of 12 are 48, not the 32 of the embedding.
-  "qwen3_qk_norm": dataclasses.replace(LLAMA, num_kv_heads=2, head_dim=12, qk_norm=True,
+  "qwen3_qk_norm": dataclasses.replace(LLAMA, architecture="qwen3", num_kv_heads=2, head_dim=12, qk_norm=True,
                                        rope=RopeConfig(theta=1e6)),
 }
 LORA = LoraSettings(rank=3, alpha=12.0, targets=LORA_TARGETS)
 
 
-def reference_frequencies(rope, head_dim):
+def reference_frequencies(rope, head_dim, length=0):
   """Published rule, one frequency at a time: by wavelength in tokens, as Llama 3.1 states it."""
   result = []
+  if rope.kind == "dynamic" and length > rope.original_max_length:
+    stretch = rope.factor * length / rope.original_max_length - (rope.factor - 1)
+    rope = RopeConfig(theta=rope.theta * stretch ** (head_dim / (head_dim - 2)))
+
+  def yarn_border(turns):  # solves θ^(2i/H) = length / (2π turns) for i
+    return head_dim * math.log(rope.original_max_length / (2 * math.pi * turns)) / (
+      2 * math.log(rope.theta))
+
   for i in range(head_dim // 2):
     freq = 1.0 / math.pow(rope.theta, 2 * i / head_dim)
     wavelength = 2 * math.pi / freq
@@ -51,6 +69,10 @@ def reference_frequencies(rope, head_dim):
         smooth = (rope.original_max_length / wavelength - rope.low_freq_factor) / (
           rope.high_freq_factor - rope.low_freq_factor)
         freq = (1 - smooth) * freq / rope.factor + smooth * freq
+    elif rope.kind == "yarn":
+      low, high = math.floor(yarn_border(rope.beta_fast)), math.ceil(yarn_border(rope.beta_slow))
+      divided = min(max((i - max(low, 0)) / (min(high, head_dim - 1) - max(low, 0)), 0), 1)
+      freq = divided * freq / rope.factor + (1 - divided) * freq
     result.append(freq)
   return np.array(result)
 
@@ -58,8 +80,7 @@ def reference_frequencies(rope, head_dim):
 def reference_hidden(weights, config, token_ids):
   """Final hidden states [B, T, D] float64 of a Llama, Qwen2 or Qwen3."""
   w = {name: np.asarray(tensor, np.float64) for name, tensor in weights.items()}
-  freqs = reference_frequencies(config.rope, config.head_dim)
-  return np.stack([_reference_row(w, config, freqs, row) for row in np.asarray(token_ids)])
+  return np.stack([_reference_row(w, config, row) for row in np.asarray(token_ids)])
 
 
 def reference_logits(weights, config, token_ids):
@@ -67,8 +88,9 @@ def reference_logits(weights, config, token_ids):
   return reference_hidden(weights, config, token_ids) @ np.asarray(weights[head], np.float64).T
 
 
-def _reference_row(w, config, freqs, row):
+def _reference_row(w, config, row):
   heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+  freqs = reference_frequencies(config.rope, dim, len(row))
 
   def norm(x, name):
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * w[name]
@@ -78,7 +100,7 @@ def _reference_row(w, config, freqs, row):
 
   def rotate(x):  # the two halves of a head are the real and the imaginary parts
     z = x[:, : dim // 2] + 1j * x[:, dim // 2:]
-    z = z * np.exp(1j * np.arange(len(x))[:, None] * freqs)
+    z = z * np.exp(1j * np.arange(len(x))[:, None] * freqs) * config.rope.attention_factor
     return np.concatenate([z.real, z.imag], axis=-1)
 
   x = w["model.embed_tokens.weight"][row]
@@ -94,7 +116,9 @@ def _reference_row(w, config, freqs, row):
         q_n = norm(q_n, f"{layer}.self_attn.q_norm.weight")
         k_n = norm(k_n, f"{layer}.self_attn.k_norm.weight")
       scores = rotate(q_n) @ rotate(k_n).T / np.sqrt(dim)
-      scores[np.triu_indices(time, 1)] = -np.inf
+      for query in range(time):
+        first = query - (config.layer_windows[i] or time) + 1
+        scores[query, :max(first, 0)] = scores[query, query + 1:] = -np.inf
       p = np.exp(scores - scores.max(axis=-1, keepdims=True))
       outputs.append(p / p.sum(axis=-1, keepdims=True) @ v_n)
     x = x + linear(np.concatenate(outputs, axis=-1), f"{layer}.self_attn.o_proj")
@@ -131,9 +155,13 @@ def random_weights(config, seed=0):
     if config.qk_norm:
       w[f"{attention}.q_norm.weight"], w[f"{attention}.k_norm.weight"] = scale(h), 2 * scale(h)
     w[f"{attention}.o_proj.weight"] = normal(d, q_dim)
-    w[f"{layer}.mlp.gate_proj.weight"] = normal(config.mlp_dim, d)
-    w[f"{layer}.mlp.up_proj.weight"] = normal(config.mlp_dim, d)
-    w[f"{layer}.mlp.down_proj.weight"] = normal(d, config.mlp_dim)
+    if config.out_bias:
+      w[f"{attention}.o_proj.bias"] = 0.5 * rng.normal(size=d)
+    for name, rows, columns in (("gate", config.mlp_dim, d), ("up", config.mlp_dim, d),
+                                ("down", d, config.mlp_dim)):
+      w[f"{layer}.mlp.{name}_proj.weight"] = normal(rows, columns)
+      if config.mlp_bias:
+        w[f"{layer}.mlp.{name}_proj.bias"] = 0.5 * rng.normal(size=rows)
   return {name: tensor.astype(np.float32) for name, tensor in w.items()}
 
 
@@ -178,7 +206,7 @@ def weights_of(decoder):
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef, state, token_ids):
   model = nnx.merge(graphdef, state)
-  return model.logits(model.hidden_states(token_ids))
+  return model.logits(token_ids)
 
 
 def logits_of(decoder, token_ids):

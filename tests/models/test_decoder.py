@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models.config import RopeConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier
-from dareu_jax.models.layers import rope_frequencies
+from dareu_jax.models.rope import RopeConfig, rope_frequencies
 from tests.models.reference import (
   CONFIGS,
   LLAMA,
@@ -66,12 +65,14 @@ def test_wrong_constants_are_noticed(wrong, token_ids):
   RopeConfig(theta=5e5, kind="llama3", factor=8.0),
   RopeConfig(theta=5e5, kind="llama3", factor=32.0, low_freq_factor=2.0, high_freq_factor=6.0,
              original_max_length=4096),
-], ids=["default", "linear", "llama3.1", "llama3_other"])
+  RopeConfig(theta=1e6, kind="yarn", factor=4.0, original_max_length=32768),
+  RopeConfig(theta=1e4, kind="dynamic", factor=4.0),
+], ids=["default", "linear", "llama3.1", "llama3_other", "yarn", "dynamic"])
 def test_rope_frequencies_follow_the_published_rule(rope):
   """Scaling ignored, applied to the wrong end of the spectrum, or blended the wrong way round."""
   expected = reference_frequencies(rope, 128)
   np.testing.assert_allclose(rope_frequencies(rope, 128), expected, rtol=1e-6)
-  if rope.kind == "llama3":  # the case holds all three regimes
+  if rope.kind in ("llama3", "yarn"):  # the case holds all three regimes
     plain = reference_frequencies(dataclasses.replace(rope, kind="default"), 128)
     ratio = expected / plain
     assert ratio[0] == 1 and ratio[-1] == pytest.approx(1 / rope.factor)
@@ -97,7 +98,7 @@ def _logits_and_gradients(decoder, config, token_ids):
   def loss(state):
     model = nnx.merge(graphdef, state)
     model.config = config
-    logits = model.logits(model.hidden_states(token_ids))
+    logits = model.logits(token_ids)
     return jnp.mean(jnp.sin(3 * logits)), logits
 
   gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(state)

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from dareu_jax.models import factory
-from dareu_jax.models.config import RopeConfig, from_huggingface
+from dareu_jax.models.config import from_huggingface
+from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import make_mesh
 from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
 from tests.models.reference import (
@@ -23,7 +24,8 @@ from tests.models.reference import (
   reference_logits,
 )
 
-ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen3_qk_norm": "Qwen3ForCausalLM"}
+ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen2_windows": "Qwen2ForCausalLM",
+                "qwen3_qk_norm": "Qwen3ForCausalLM"}
 NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
 IDS = np.random.default_rng(3).integers(0, 40, (2, 12)).astype(np.int32)
 
@@ -41,12 +43,23 @@ def config_json(name):
   }
   if config.head_dim * config.num_heads != config.embed_dim:
     raw["head_dim"] = config.head_dim
-  if config.rope.kind == "llama3":
+  rope = config.rope
+  if rope.kind == "llama3":
     raw["rope_scaling"] = {
-      "rope_type": "llama3", "factor": config.rope.factor,
-      "low_freq_factor": config.rope.low_freq_factor,
-      "high_freq_factor": config.rope.high_freq_factor,
-      "original_max_position_embeddings": config.rope.original_max_length}
+      "rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low_freq_factor,
+      "high_freq_factor": rope.high_freq_factor,
+      "original_max_position_embeddings": rope.original_max_length}
+  if rope.kind == "yarn":
+    raw["rope_scaling"] = {
+      "type": "yarn", "factor": rope.factor, "beta_fast": rope.beta_fast,
+      "attention_factor": rope.attention_factor,
+      "original_max_position_embeddings": rope.original_max_length}
+  if rope.kind == "dynamic":
+    raw |= {"rope_scaling": {"type": "dynamic", "factor": rope.factor},
+            "max_position_embeddings": rope.original_max_length}
+  raw |= {"attention_bias": config.out_bias, "mlp_bias": config.mlp_bias}
+  if any(config.layer_windows):
+    raw |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
   return raw
 
 
@@ -63,7 +76,7 @@ def write(folder, name="llama", weights=None, **config_changes):
 def settings(folder, **changes):
   values = dict(path=str(folder), architecture="llama", embed_dim=1, mlp_dim=1, num_layers=1,
                 num_heads=1, num_kv_heads=1, head_dim=2, dtype="float32", scan_layers=False,
-                remat=False)
+                remat=False, attention="xla")
   return ModelSettings(**{**values, **changes})
 
 
@@ -86,8 +99,9 @@ def weights():
 
 
 @pytest.mark.parametrize("name, scan_layers", [
-  ("llama", False), ("llama_gqa_untied", True), ("llama3_rope", True), ("qwen2_bias", False),
-  ("qwen2_bias", True), ("qwen3_qk_norm", False), ("qwen3_qk_norm", True)])
+  ("llama", False), ("llama_gqa_untied", True), ("llama3_rope", True), ("llama_yarn_bias", True),
+  ("llama_dynamic", False), ("qwen2_bias", False), ("qwen2_bias", True), ("qwen2_windows", False),
+  ("qwen2_windows", True), ("qwen3_qk_norm", False), ("qwen3_qk_norm", True)])
 def test_a_checkpoint_gives_the_reference_logits(name, scan_layers, tmp_path):
   """A kernel not transposed, layers swapped, or a field of config.json not read."""
   model = load(write(tmp_path / "m", name), scan_layers=scan_layers)
@@ -166,6 +180,13 @@ def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
     weights["model.embed_tokens.weight"])
 
 
+def test_a_tied_head_that_is_no_copy_is_refused(weights, tmp_path):
+  """Config and file disagree on which head the model has: taking either in silence may be wrong."""
+  more = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1.0}
+  with pytest.raises(InputError, match="lm_head.weight is another one"):
+    load(write(tmp_path / "m", weights=more))
+
+
 # --- config.json
 
 
@@ -176,16 +197,26 @@ def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
     "original_max_position_embeddings": 4096},
    RopeConfig(theta=5e5, kind="llama3", factor=32.0, low_freq_factor=2.0, high_freq_factor=5.0,
               original_max_length=4096)),
-], ids=["default", "linear", "llama3"])
+  ({"rope_type": "dynamic", "factor": 4.0},
+   RopeConfig(theta=5e5, kind="dynamic", factor=4.0, original_max_length=1000)),
+  # 0.1 ln 4 + 1, and the length where the file gives none.
+  ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 16},
+   RopeConfig(theta=5e5, kind="yarn", factor=4.0, beta_fast=16.0, original_max_length=1000,
+              attention_factor=1.1386294361119891)),
+  ({"rope_type": "yarn", "original_max_position_embeddings": 250, "mscale": 2.0,
+    "mscale_all_dim": 1.0, "truncate": False},
+   RopeConfig(theta=5e5, kind="yarn", factor=4.0, original_max_length=250, truncate=False,
+              attention_factor=1.2772588722239782 / 1.1386294361119891)),
+], ids=["default", "linear", "llama3", "dynamic", "yarn", "yarn_mscale"])
 def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
   """transformers 5 moved theta and scaling into rope_parameters; unread, they fall to defaults."""
 
   def rope(folder, **keys):
     raw = {key: value for key, value in config_json("llama").items()
-           if key not in ("rope_theta", "rope_scaling")}
+           if key not in ("rope_theta", "rope_scaling")} | {"max_position_embeddings": 1000}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**raw, **keys}), encoding="utf-8")
-    return from_huggingface(folder, settings(folder), NO_LORA).rope
+    return from_huggingface(folder).rope
 
   new = {"rope_type": "default", **scaling, "rope_theta": 500000.0}
   assert rope(tmp_path / "new", rope_parameters=new) == expected
@@ -197,33 +228,37 @@ def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
 def test_config_json_of_transformers_itself_is_understood(tmp_path):
   """What the library writes today, for the three architectures, and not what this file thinks."""
   transformers = pytest.importorskip("transformers")
-  for kind, changes in (("Llama", {}), ("Qwen2", dict(qkv_bias=True)),
-                        ("Qwen3", dict(qk_norm=True))):
+  for kind, changes in (
+    ("Llama", dict(architecture="llama")), ("Qwen2", dict(architecture="qwen2", qkv_bias=True)),
+    ("Qwen3", dict(architecture="qwen3", qk_norm=True)),
+  ):
     for tied in (False, True):
       folder = tmp_path / f"{kind}{tied}"
       written = getattr(transformers, f"{kind}Config")(
         architectures=[f"{kind}ForCausalLM"], vocab_size=41, hidden_size=32, intermediate_size=24,
         num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
         tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 7e5},
+        max_position_embeddings=4321,
         **(dict(head_dim=12) if kind == "Qwen3" else {}))
       written.save_pretrained(folder)
       expected = dataclasses.replace(
         CONFIGS["llama"], vocab_size=41, num_layers=3, num_kv_heads=2, norm_eps=1e-5,
         rope=RopeConfig(theta=7e5), head_dim=12 if kind == "Qwen3" else 8, tie_embeddings=tied,
+        max_length=4321,
         **changes)
-      assert from_huggingface(folder, settings(folder), NO_LORA) == expected
+      assert from_huggingface(folder) == expected
 
 
 @pytest.mark.parametrize("changes, culprit", [
   ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
   ({"architectures": None}, "architecture"),
-  ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-  ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
-  ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
-  ({"hidden_act": "gelu"}, "SwiGLU"),
-  ({"mlp_bias": True}, "without bias"),
-  ({"attention_bias": True}, "attention_bias"),
-  ({"use_sliding_window": True}, "sliding-window"),
+  ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+   "longrope.*Supported: default, linear, dynamic, llama3, yarn"),
+  ({"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
+  ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+  ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+  ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8,
+    "layer_types": ["sliding_attention"]}, "layer_types must name 2 layers"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_is_not_supported_is_named(changes, culprit, weights, tmp_path):
   """Loaded all the same, it would be another model that writes plausible nonsense."""
@@ -238,7 +273,7 @@ def test_a_missing_dimension_is_named(key, tmp_path):
   del raw[key]
   (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
   with pytest.raises(InputError, match=key):
-    from_huggingface(tmp_path, settings(tmp_path), NO_LORA)
+    from_huggingface(tmp_path)
 
 
 def test_no_or_broken_config_json_is_named(tmp_path):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.generation.strategies import Sample
 from dareu_jax.models import logprobs as L
 
 B, D, V = 2, 6, 40
@@ -27,9 +28,13 @@ def draw(time, seed=0):
   return hidden, head, rng.integers(0, V, (B, time)).astype(np.int32)
 
 
-def run(function, *arrays, temperature=1.0):
+def run(function, *arrays, **options):
   """Compiled whole, and anew: the chunk's size is read while tracing."""
-  return np.asarray(jax.jit(lambda *arrays: function(*arrays, temperature=temperature))(*arrays))
+  return jax.tree.map(np.asarray, jax.jit(lambda *arrays: function(*arrays, **options))(*arrays))
+
+
+def tempered(temperature):
+  return Sample(temperature).logprobs
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +49,7 @@ def test_chunked_logprobs_equal_the_dense_ones(time, temperature):
   hidden, head, targets = draw(time)
   expected = np.take_along_axis(
     numpy_log_softmax(hidden, head, temperature), targets[..., None], -1)[..., 0]
-  got = run(L.token_logprobs, hidden, head, targets, temperature=temperature)
+  got, _ = run(L.logprobs_and_entropy, hidden, head, targets, distribution=tempered(temperature))
   assert got.shape == (B, time) and got.dtype == np.float32
   np.testing.assert_allclose(got, expected, atol=2e-6, rtol=1e-5)
 
@@ -55,8 +60,8 @@ def test_chunked_gradient_equals_the_closed_form():
   temperature, weight = 0.7, np.linspace(-1, 1, 22).reshape(2, 11)
 
   def loss(hidden, head):
-    return jnp.sum(
-      jnp.asarray(weight) * L.token_logprobs(hidden, head, targets, temperature=temperature))
+    logprobs, _ = L.logprobs_and_entropy(hidden, head, targets, tempered(temperature))
+    return jnp.sum(jnp.asarray(weight) * logprobs)
 
   by_hidden, by_head = jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden, head)
   by_logits = np.eye(V)[targets] - np.exp(numpy_log_softmax(hidden, head, temperature))
@@ -73,7 +78,7 @@ def test_no_array_of_all_logits_is_held():
   def largest(chunk):
     L.CHUNK = chunk  # set back by monkeypatch
     program = jax.make_jaxpr(jax.grad(
-      lambda hidden: jnp.sum(L.token_logprobs(hidden, head, targets))))(hidden)
+      lambda hidden: jnp.sum(L.logprobs_and_entropy(hidden, head, targets)[0])))(hidden)
     shapes = re.findall(r"[a-z]+\d*\[([\d,]+)\]", str(program))
     return max(math.prod(map(int, shape.split(","))) for shape in shapes)
 
@@ -84,13 +89,33 @@ def test_no_array_of_all_logits_is_held():
 @pytest.mark.parametrize("time, temperature", [(3, 1.0), (11, 0.7)])
 def test_entropy_is_that_of_the_tempered_distribution(time, temperature):
   """A sign, a base of the logarithm, or a temperature left out."""
-  hidden, head, _ = draw(time)
+  hidden, head, targets = draw(time)
   logprobs = numpy_log_softmax(hidden, head, temperature)
   expected = -(np.exp(logprobs) * logprobs).sum(axis=-1)
-  np.testing.assert_allclose(
-    run(L.entropy, hidden, head, temperature=temperature), expected, atol=1e-5)
-  uniform = run(L.entropy, np.zeros_like(hidden), head, temperature=temperature)
+  options = {"distribution": tempered(temperature)}
+  _, entropy = run(L.logprobs_and_entropy, hidden, head, targets, **options)
+  np.testing.assert_allclose(entropy, expected, atol=1e-5)
+  _, uniform = run(L.logprobs_and_entropy, np.zeros_like(hidden), head, targets, **options)
   np.testing.assert_allclose(uniform, math.log(V), rtol=1e-6)
+
+
+def test_a_token_that_was_cut_off_is_finite_and_moves_nothing():
+  """-inf in a ratio or a gradient is NaN in the next update's weights."""
+  hidden, head, _ = draw(11)
+  dense = numpy_log_softmax(hidden, head, 1.0)
+  least, most = dense.argmin(axis=-1), dense.argmax(axis=-1)
+
+  def total(hidden, targets):
+    logprobs, entropy = L.logprobs_and_entropy(
+      hidden, head, targets, Sample(top_k=3, top_p=0.9).logprobs)
+    return jnp.sum(logprobs), (logprobs, entropy)
+
+  gradient, (logprobs, entropy) = jax.jit(jax.grad(total, has_aux=True))(hidden, least)
+  np.testing.assert_array_equal(logprobs, L.CUT_OFF)
+  np.testing.assert_array_equal(gradient, 0.0)
+  assert (entropy >= 0).all() and (entropy <= math.log(3)).all()
+  gradient, (logprobs, _) = jax.jit(jax.grad(total, has_aux=True))(hidden, most)
+  assert np.isfinite(gradient).all() and (logprobs > math.log(1 / 3) - 1e-6).all()
 
 
 @pytest.mark.parametrize("time", [3, 11])

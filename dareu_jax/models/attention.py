@@ -1,0 +1,99 @@
+"""How attention is computed: one function, three implementations.
+
+B batch, T time, S key slots, N heads, K kv heads, H head dim.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec as P
+
+from dareu_jax.parallel.mesh import BATCH
+from dareu_jax.settings import InputError
+
+SPLASH_BLOCK = 128  # its lengths and head dims are multiples of this
+
+
+def causal_attention(q, k, v, *, implementation):
+  """Attention of right-padded rows over themselves: a query sees the keys up to its own position.
+
+  Padding stands behind all valid positions, so that causality alone keeps them apart.
+
+  Args:
+    q: [B, T, N, H]; k, v: [B, T, K, H].
+    implementation: 'xla'; 'cudnn' (flash attention on NVIDIA GPUs); 'splash' (on TPUs); 'auto'
+      takes 'cudnn' where it can be used and 'xla' elsewhere.
+
+  Returns: [B, T, N, H].
+
+  Raises:
+    InputError: where the shapes do not allow the implementation that was asked for.
+  """
+  if implementation == "auto":
+    implementation = "cudnn" if _why_not_cudnn(q) is None else "xla"
+  if implementation == "splash":
+    return _splash(q, k, v)
+  if implementation == "cudnn" and _why_not_cudnn(q):
+    raise InputError(f"config.model.attention is 'cudnn', {_why_not_cudnn(q)}: set it to 'auto'.")
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+
+def masked_attention(q, k, v, q_positions, k_positions, window=None):
+  """Attention by positions: a query sees keys at its own position or before, within its window.
+
+  Args:
+    q: [B, T, N, H]; k, v: [B, S, K, H].
+    q_positions: [B, T] int.
+    k_positions: [B, S] int; of an empty slot anything larger than every query's.
+    window: scalar int or None; how many positions back a query sees, its own included.
+
+  Returns: [B, T, N, H].
+  """
+  distance = q_positions[:, :, None] - k_positions[:, None]  # [B, T, S]
+  mask = distance >= 0
+  if window is not None:
+    mask &= distance < window
+  return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+
+
+def _why_not_cudnn(q):
+  """Why cuDNN's flash attention cannot be used on a query [B, T, N, H], or None if it can."""
+  if jax.default_backend() != "gpu" or jax.devices()[0].platform != "gpu":
+    return "but there is no NVIDIA GPU"
+  if q.dtype not in (jnp.bfloat16, jnp.float16):
+    return f"but it has no {q.dtype} kernel"
+  if q.shape[-1] % 8 or q.shape[-1] > 128:
+    return f"but head_dim {q.shape[-1]} is no multiple of 8 up to 128"
+  return None
+
+
+def _splash(q, k, v):
+  """Splash attention, split over batch and heads where there are several devices."""
+  time, head_dim = q.shape[1], q.shape[-1]
+  if time % SPLASH_BLOCK or head_dim % SPLASH_BLOCK:
+    raise InputError(
+      f"config.model.attention is 'splash', but a batch has {time} positions and heads of "
+      f"{head_dim}: both must be multiples of {SPLASH_BLOCK}. Set config.length_multiple to "
+      f"{SPLASH_BLOCK}, or config.model.attention to 'auto'.")
+  mesh = jax.sharding.get_abstract_mesh()
+  split = not mesh.empty and mesh.size > 1
+  ways = mesh.shape["tensor"] if split and k.shape[2] % mesh.shape["tensor"] == 0 else 1
+  kernel = jax.vmap(_splash_kernel(q.shape[2] // ways, time))
+  if split:  # the compiler cannot split a kernel by itself
+    rows = BATCH if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    spec = P(rows, "tensor" if ways > 1 else None)
+    kernel = jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+  # It scales nothing itself, and wants [B, N, T, H].
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * head_dim**-0.5, k, v))
+  return jnp.swapaxes(kernel(q, k, v), 1, 2)
+
+
+def _splash_kernel(num_heads, time):
+  block = next(size for size in (512, 256, SPLASH_BLOCK) if time % size == 0)
+  sizes = splash.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+  mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((time, time))] * num_heads)
+  return splash.make_splash_mha_single_device(
+    mask, block_sizes=sizes, interpret=jax.default_backend() == "cpu")

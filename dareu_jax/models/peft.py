@@ -1,0 +1,48 @@
+"""Adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors."""
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from dareu_jax.models.huggingface import checkpoint_names, new_folder, on_host, write_json
+from dareu_jax.parallel.mesh import path_name
+from dareu_jax.settings import InputError
+
+
+def save(model, path, *, base, tokenizer=None):
+  """Writes a decoder's adapters alone, for PEFT to put on the checkpoint they were trained on.
+
+  Args:
+    model: models.decoder.Decoder with adapters.
+    path: folder; it must not exist yet.
+    base: folder or hub name of that checkpoint.
+    tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+
+  Raises:
+    InputError: for a model without adapters, or if the folder exists.
+  """
+  lora = model.config.lora
+  if not lora.rank:
+    raise InputError("the model has no adapter, all its parameters were trained: export it merged.")
+  with new_folder(path) as folder:
+    write_json(folder / "adapter_config.json", {
+      "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
+      "r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets),
+      "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True})
+    save_file(_tensors(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+      tokenizer.save(folder)
+
+
+def _tensors(model):
+  tensors = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.LoRAParam)):
+    module, _, kind = path_name(path).rpartition("/")
+    names, stacked = checkpoint_names(f"{module}/kernel", model.config.num_layers)
+    factor = {"lora_a": "lora_A", "lora_b": "lora_B"}[kind]
+    for layer, name in enumerate(names):
+      array = on_host(leaf, layer if stacked else None).T
+      name = f"base_model.model.{name.removesuffix('.weight')}.{factor}.weight"
+      tensors[name] = np.ascontiguousarray(array)
+  return tensors
