@@ -3,8 +3,8 @@
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
     python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # one 16 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # one 24 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # H100 or v5e-16
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...       # H100 or v5e-16
+    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # one 80 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...       # or TPU host
 
 Without a preset: embedded authors and a model trained from scratch, no network, no accelerator. The
 presets fine-tune a checkpoint of the hub on the real TOFU with LoRA, by the published protocol. The
@@ -22,7 +22,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 # Preset -> (checkpoint of the model, checkpoint of the classifier, template).
 CHECKPOINTS = {
-  "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf", "TinyLlama/TinyLlama_v1.1", "llama2"),
+  "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "llama2"),
   "tinyllama": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
                 "tinyllama"),
   "qwen3_8b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "qwen3"),
@@ -103,7 +103,7 @@ def tiny():
   config.tokenizer = ConfigDict(dict(
     path="",  # folder or hub name; '': the model's own, or (from scratch) a BPE of the corpus
     vocab_size=2000,  # of that BPE
-    template="auto",  # 'plain', 'llama2', 'tinyllama', 'qwen3'; 'auto' follows the tokenizer
+    template="auto",  # 'llama2', 'tinyllama', 'qwen2', 'qwen3', 'plain'; 'auto': as the tokenizer
   ))
   config.model = model(num_layers=4)
   config.lora = lora()

@@ -9,9 +9,10 @@ import jax
 from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
-from dareu_jax.report.page import write_report
+from dareu_jax.report.page import decision, write_report
+from dareu_jax.run import METHOD, MODELS, SPLITS, Run
 from dareu_jax.settings import InputError, Settings
-from dareu_jax.stages import METHOD, MODELS, SPLITS, Run, evaluate, run_seed
+from dareu_jax.stages import evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import read_metrics
 from dareu_jax.workdir import Workdir
@@ -30,7 +31,8 @@ def prepare(settings: Settings, workdir):
   mesh = meshes.make_mesh(settings.mesh)
   jax.set_mesh(mesh)
   corpus = load_corpus(settings.data)
-  if not corpus.holdout and settings.unlearning.target_score < 0:
+  unlearning = settings.unlearning
+  if not corpus.holdout and unlearning.target_score < 0 and unlearning.selection == "unseen_level":
     raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
                      "but the data has no hold-out: add one, or give a target in [0, 1].")
   folder = pathlib.Path(workdir)
@@ -54,22 +56,31 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
   folder = pathlib.Path(workdir)
   top = Workdir(folder, dataclasses.asdict(settings), settings.checkpoint)
   top.claim(overwrite=overwrite)
-  models, stages = [], {}
+  models, stages, notes = [], {}, []
   for one in runs:
-    if len(runs) > 1:
-      print(f"seed {one.seed}", flush=True)
-    one.workdir.claim(overwrite=overwrite)
     prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
-    if mirror:
-      one = dataclasses.replace(one, mirror=lambda name, *record, prefix=prefix:
-                                mirror(prefix + name, *record))
-    models.append(run_seed(one))
+    print(prefix, end="\n" if prefix else "", flush=True)
+    one.workdir.claim(overwrite=overwrite)
+    # A copy: a run holds on to its models, and the next seed needs their memory.
+    models.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
+    notes.append(f"{prefix}{METHOD}: " + " ".join(decision(**_epochs(one))))
   summary = {"models": {name: over_seeds([m[name] for m in models]) for name in MODELS},
-             "stages": stages}
+             "stages": stages, "notes": notes}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page
+
+
+def _with_prefix(mirror, prefix):
+  return mirror and (lambda name, step, metrics: mirror(prefix + name, step, metrics))
+
+
+def _epochs(run):
+  """Epoch reports of a seed's run, which was chosen, and the level it was to come down to."""
+  held = read_json(run.workdir.folder / METHOD / "epochs.json")
+  return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
+          "target_score": held["epochs"][held["chosen_epoch"]]["level"]}
 
 
 def over_seeds(figures):
@@ -87,7 +98,6 @@ def report(runs, summary, folder, command):
   first = runs[0]
   settings, corpus = first.settings, first.corpus
   work = first.workdir.folder
-  epochs = read_json(work / METHOD / "epochs.json")
   facts = {
     "command": command,
     "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
@@ -105,9 +115,7 @@ def report(runs, summary, folder, command):
   paths = write_report(
     folder, title="Unlearning with DareU", summary=summary,
     classifier=read_json(work / "classifier" / "quality.json") or {},
-    history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), epochs=epochs["epochs"],
-    target_score=epochs["epochs"][epochs["chosen_epoch"]]["level"],
-    chosen_epoch=epochs["chosen_epoch"],
+    history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), **_epochs(first),
     answers=_answers(first), facts=facts, method=METHOD)
   return paths.html
 

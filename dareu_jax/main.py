@@ -4,6 +4,7 @@
 """
 
 import errno
+import os
 import shlex
 import sys
 
@@ -55,7 +56,8 @@ def _run():
   command = "python -m dareu_jax.main " + " ".join(map(shlex.quote, sys.argv[1:]))
   summary, page = experiment.run(
     settings, _WORKDIR.value, command=command, overwrite=_OVERWRITE.value, mirror=mirror)
-  print(f"\n{text_table(summary['models'])}\n\n{stage_table(summary['stages'])}\n\nReport: {page}")
+  print("", text_table(summary["models"]), "\n".join(summary["notes"]),
+        stage_table(summary["stages"]), f"Report: {page}", sep="\n\n")
   return 0
 
 
@@ -95,11 +97,23 @@ def _parse(args):
   try:
     flags.mark_flags_as_required(["config", "workdir"])
     rest = FLAGS(args)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    sys.exit(_fail(str(error).strip().strip("'\"").splitlines()[0]))
+    _CONFIG.value.keys()  # a file that is not there fails only when it is looked at
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
+          ImportError) as error:
+    sys.exit(_fail(_flag_error(error, args)))
   logging.set_verbosity(logging.ERROR if FLAGS["verbosity"].using_default_value
                         else FLAGS.verbosity)
   return rest
+
+
+def _flag_error(error, args):
+  """One line of what absl and ml_collections say; of a config file's own error the last one."""
+  for arg in args:
+    file = arg.removeprefix("--config=").partition(":")[0]
+    if arg.startswith("--config=") and not os.path.exists(file):
+      return f"{arg}: there is no such file."
+  lines = str(error).strip().strip("'\"").splitlines() or [type(error).__name__]
+  return lines[-1 if "whilst parsing config file" in lines[0] else 0]
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 
 from dareu_jax.models import states
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.stages import METHOD, Run, finetune_batches
+from dareu_jax.run import METHOD, MODELS, SPLITS, Run
+from dareu_jax.stages import evaluated_examples, finetune_batches
 
 # Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
 EFFICIENCY = 0.35
 
 
 def describe(run: Run):
-  """The plan of one seed as text."""
+  """The plan of a run as text."""
   return "\n\n".join([_data(run), _stages(run), _memory(run),
                       *(_sample(run, split) for split in ("forget", "retain"))])
 
@@ -35,12 +36,16 @@ def _stages(run):
   rows, total = [], 0.0
   speed = matmul_speed(run.config.dtype) * EFFICIENCY * run.mesh.size
   for name, (steps, flops) in _work(run).items():
-    done = run.workdir.is_done(name, run.marks[name])
+    done = name in run.marks and run.workdir.is_done(name, run.marks[name])
     seconds = 0.0 if done else flops / speed
     total += seconds
     rows.append([name, str(steps), f"{flops:.2g}", "done" if done else format_seconds(seconds)])
   rows.append(["all", "", "", format_seconds(total)])
-  return "Stages (times are estimates, compiling and evaluation not counted):\n" + pipe_table(
+  seeds = len(run.settings.seeds)
+  title = "Stages (times are rough estimates, compiling not counted)"
+  if seeds > 1:
+    title += f", of each of {seeds} seeds, together {format_seconds(seeds * total)}"
+  return f"{title}:\n" + pipe_table(
     ["stage", "updates", "FLOPs", "time"], rows)
 
 
@@ -69,7 +74,20 @@ def _work(run):
   decoded = rollouts * u.rollout_batch_size * slots * (6 * size + 2 * classifier_size)
   learned = updates * slots * (u.minibatch_size * cost + u.retain_batch_size * (cost + 2)) * size
   work[METHOD] = (updates, decoded + learned)
+  work["evaluation"] = (0, _evaluation_flops(run, size))
   return work
+
+
+def _evaluation_flops(run, size):
+  """Greedy answers to each split and the likelihoods of given answers, by each model."""
+  examples = {split: evaluated_examples(run, split) for split in (*SPLITS, "holdout")}
+  prompts = sum(len(row.prompt) for split in SPLITS for row in run.rows(examples[split]))
+  answers = sum(len(examples[split]) for split in SPLITS)
+  longest = run.settings.evaluation.max_new_tokens or run.longest_response
+  texts = len(examples["forget"]) + len(examples["holdout"]) + sum(
+    1 + len(e.perturbed_responses) for e in examples["forget"] if e.paraphrased_response)
+  tokens = prompts + (answers + texts) * longest
+  return 2 * size * tokens * len(MODELS)
 
 
 def _tokens(batches):
@@ -96,17 +114,20 @@ def _memory(run):
   base = run.config.num_parameters * jnp.dtype(run.config.dtype).itemsize
   trained = states.bytes_of(run.abstract_trainable)
   shared = 0 if settings.lora.rank == 0 else base
-  policy = shared + trained * (3 + 2 + 1)  # three roles and the teacher, two moments, gradients
-  batch = settings.unlearning.minibatch_size + settings.unlearning.retain_batch_size
-  width = settings.max_length * run.config.embed_dim * jnp.dtype(run.config.dtype).itemsize
+  # The start, the teacher, and the policy now, before and as kept; two moments and the gradients.
+  policy = shared + trained * (5 + 2 + 1)
+  u, itemsize = settings.unlearning, jnp.dtype(run.config.dtype).itemsize
   kept = 2 if run.config.remat else 16
-  activations = batch * width * run.config.num_layers * kept
+  activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
+    run.config.embed_dim * run.config.num_layers * itemsize)
+  cache = 2 * u.rollout_batch_size * settings.max_length * (
+    run.config.num_kv_heads * run.config.head_dim * run.config.num_layers * itemsize)
   config = run.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
-  rows = [["policy, its roles and optimizer", f"{(policy + trained) / 2**20:,.0f}"],
-          ["classifier", f"{classifier / 2**20:,.0f}"],
-          ["activations of an update (rough)", f"{activations / 2**20:,.0f}"],
-          ["all", f"{(policy + trained + classifier + activations) / 2**20:,.0f}"]]
+  parts = {"policy, its roles and optimizer": policy, "classifier": classifier,
+           "activations of an update (rough)": activations, "cache of a rollout": cache}
+  parts["all"] = sum(parts.values())
+  rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
   return f"Memory while unlearning, MiB over {run.mesh.size} device(s):\n" + pipe_table(
     ["what", "MiB"], rows)
 

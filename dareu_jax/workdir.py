@@ -77,7 +77,7 @@ class Workdir:
     """Runs a stage: yields its store, or None where it is done already.
 
     What another configuration left is removed first; when the body ends without error, the stage is
-    marked done. Time that a killed run spent on it counts too, as far as checkpoints kept it.
+    marked done. Its seconds are those of this process.
     """
     folder = self.folder / name
     done = read_json(folder / "done.json")

@@ -41,7 +41,8 @@ def test_a_level_that_cannot_be_measured_is_refused_before_any_work(own_data, tm
 @pytest.mark.parametrize("place", ["train", "test", "holdout", "perturbed"])
 def test_a_text_that_is_too_long_is_found_before_any_work(own_data, tmp_path, place):
   """Each split is tokenised by another stage: the last one would fail after hours."""
-  author = make_authors(1, 5, qa_per_author=2)
+  author = [dataclasses.replace(example, owner="somebody")
+            for example in make_authors(1, 5, qa_per_author=2)]
   long = "word " * 300
   changed = {"perturbed_responses": (long,)} if place == "perturbed" else {"response": long}
   bad = dataclasses.replace(author[0], **changed)

@@ -31,10 +31,10 @@ def command(tmp_path_factory):
   environment = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 
-  def start(workdir, *flags, config=config):
+  def start(workdir, *flags, config=config, **more):
     return subprocess.Popen(
       [sys.executable, "-m", "dareu_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
-      cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      cwd=ROOT, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
   return start
 
@@ -82,21 +82,45 @@ def test_the_same_command_again_skips_every_stage(finished, command):
   assert figures(workdir) == before
 
 
+def killed_at(sign, workdir, start):
+  """Starts the job and kills it as soon as the path `sign` is there, while it is at work."""
+  process = start(workdir)
+  deadline = time.monotonic() + 200
+  while not (workdir / sign).exists() and process.poll() is None:
+    assert time.monotonic() < deadline, f"{sign} never came"
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  _, err = process.communicate()
+  assert process.returncode == -signal.SIGKILL, f"it ended before {sign} was seen: {err}"
+
+
 def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command, tmp_path):
   """SIGKILL in each stage that takes long; on CPU the figures are equal to the last bit."""
   workdir = tmp_path / "killed"
   for sign in ("original/progress/3", "retrained/progress/3", "classifier/started.json",
-               "dareu/progress"):
-    process = command(workdir)
-    deadline = time.monotonic() + 200
-    while not (workdir / sign).exists() and process.poll() is None:
-      assert time.monotonic() < deadline, f"{sign} never came"
-      time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+               "dareu/progress/2"):
+    killed_at(sign, workdir, command)
   code, _, err = finish(command(workdir))
   assert code == 0, err
   assert figures(workdir) == figures(finished[0])
+
+
+def test_eight_devices_sample_alike_and_resume_to_the_same_table(finished, command, tmp_path):
+  """Arrays restored to one device, or a key for the batch in place of one a row."""
+
+  def start(workdir):
+    return command(workdir, "--config.mesh.data=2", "--config.mesh.tensor=2", JAX_PLATFORMS="cpu",
+                   XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+  code, out, err = finish(start(tmp_path / "whole"))
+  assert code == 0, err
+  first, expected = (json.loads((workdir / "metrics/dareu.jsonl").read_text().splitlines()[0])
+                     for workdir in (tmp_path / "whole", finished[0]))
+  assert first == pytest.approx(expected, rel=1e-3, abs=1e-3)
+  killed_at("dareu/progress/2", tmp_path / "killed", start)
+  code, out, err = finish(start(tmp_path / "killed"))
+  assert code == 0, err
+  assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_and_overwrite_redoes_what_it_changes(finished, command):
@@ -148,18 +172,44 @@ def test_bad_input_is_one_clear_error_before_any_work(command, tmp_path, flags, 
   assert not (tmp_path / "w" / "original").exists()
 
 
-def test_a_full_disk_ends_in_one_error(command):
-  """/dev/full takes no byte, as a full disk."""
-  from dareu_jax import main
-  try:
-    with open("/dev/full", "w") as file:
-      file.write("x")
-      file.flush()
-  except OSError as error:
-    wrapped = RuntimeError("saving failed")
-    wrapped.__cause__ = error
-    assert "No space left" in main._disk_full(wrapped)
-  assert main._disk_full(ValueError("something else")) == ""
+@pytest.mark.parametrize(("config", "words"), [
+  ("configs/nowhere.py", ["configs/nowhere.py", "no such file"]),
+  ("configs/tofu.py:llama9", ["no preset 'llama9'", "qwen3_0_6b"]),
+  ("{folder}/broken.py", ["invalid syntax"]),
+])
+def test_a_config_file_that_cannot_be_used_is_one_clear_error(command, tmp_path, config, words):
+  """ml_collections puts its traceback into the message, and a missing file off until it is read."""
+  (tmp_path / "broken.py").write_text("def get_config(:\n")
+  code, _, err = finish(command(tmp_path / "w", config=config.format(folder=tmp_path)))
+  assert code == 2, err
+  assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
+  for word in words:
+    assert word in err
+
+
+FULL_DISK = """
+import errno
+from dareu_jax.training import checkpoints
+
+def fail(self, *args, **kwargs):
+  if "retrained" in str(self.folder):
+    raise RuntimeError("saving failed") from OSError(errno.ENOSPC, "No space left on device")
+  return save(self, *args, **kwargs)
+
+save, checkpoints.Store.save = checkpoints.Store.save, fail
+"""
+
+
+def test_a_full_disk_is_one_error_and_finished_stages_are_kept(command, tmp_path):
+  """The error comes wrapped in those of the writer."""
+  config = tmp_path / "full.py"
+  config.write_text(CONFIG.format(root=str(ROOT)) + FULL_DISK)
+  code, _, err = finish(command(tmp_path / "w", config=config))
+  assert code == 2, err
+  assert len(re.findall("^error: no space left on the disk", err, re.M)) == 1
+  assert "Traceback" not in err
+  assert (tmp_path / "w/original/done.json").exists()
+  assert not (tmp_path / "w/retrained/done.json").exists()
 
 
 def test_a_dry_run_shows_the_plan_and_trains_nothing(command, tmp_path):

@@ -1,5 +1,6 @@
 """The path of the big presets, rehearsed: a checkpoint folder, its tokenizer, LoRA, real TOFU."""
 
+import gc
 import json
 import shutil
 
@@ -10,7 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dareu_jax import experiment
+from dareu_jax.run import Run
 from dareu_jax.settings import InputError, Settings
+from dareu_jax.stages import keep_tokenizer
 from tests.configs import preset
 
 WIDTH, MLP, HEADS, KV_HEADS, LAYERS, VOCAB = 32, 48, 4, 2, 2, 32000
@@ -53,7 +56,7 @@ def checkpoint(tmp_path_factory, data_dir):
 def config(checkpoint, data_dir):
   """The tinyllama preset with everything shortened but nothing replaced."""
   config = preset("tinyllama")
-  config.seeds = (41,)
+  config.seeds = (41, 42)
   config.model.path = config.classifier.model.path = str(checkpoint)
   config.data.update(dir=str(data_dir / "tofu"), num_owners=4, forget="forget25", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
@@ -69,11 +72,15 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
   summary, page = experiment.run(Settings.from_config(config), tmp_path, command="rehearsal")
   assert page.exists()
   assert all(np.isfinite(value) for value in summary["models"]["dareu"].values())
-  saved = json.loads((tmp_path / "original/result/0/state/_METADATA").read_text())
+  saved = json.loads((tmp_path / "seed_42/original/result/0/state/_METADATA").read_text())
   names = " ".join(saved["tree_metadata"])
   assert "lora_a" in names and "kernel" not in names and "embedding" not in names
-  prompt = json.loads((tmp_path / "evaluation/dareu.json").read_text())["answers"]
+  prompt = json.loads((tmp_path / "seed_41/evaluation/dareu.json").read_text())["answers"]
   assert prompt["forget"][0]["prompt"].endswith("?")
+  assert summary["models"]["retrained"]["tug_of_war_ci95"] == 0.0
+  assert {"seed_41/dareu", "seed_42/evaluation/retrained"} <= set(summary["stages"])
+  gc.collect()  # the models of a seed that is done would take the place of the next seed's
+  assert not [one for one in gc.get_objects() if isinstance(one, Run) and "base" in vars(one)]
 
 
 def test_the_adapter_off_is_the_checkpoint_itself(config, checkpoint, tmp_path):
@@ -101,3 +108,16 @@ def test_a_classifier_with_another_tokenizer_is_refused(config, checkpoint, tmp_
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
   with pytest.raises(InputError, match="must read"):
     _ = run.tokenizer
+
+
+def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, checkpoint, tmp_path):
+  """Its checkpoint is first used by the third stage, after two models have been trained."""
+  other = tmp_path / "other"
+  shutil.copytree(checkpoint, other)
+  raw = json.loads((other / "config.json").read_text())
+  (other / "config.json").write_text(json.dumps(raw | {"intermediate_size": MLP + 1}))
+  config.classifier.model.path = str(other)
+  run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+  with pytest.raises(InputError, match="mlp.*weight has shape"):
+    keep_tokenizer(run)
+  assert not (tmp_path / "w/tokenizer/done.json").exists()

@@ -60,16 +60,20 @@ def encode(examples, tokenizer, *, max_length, owners=(), responses=None):
     text = example.response if responses is None else responses[i]
     special = tokenizer.special_token.search(f"{example.prompt}\n{text}")
     if special:
-      raise InputError(f"example {i} of {example.owner} holds the special token {special[0]!r}: "
-                       f"take it out, templates and end tokens are added: {example.prompt[:60]!r}")
+      raise InputError(f"a text of {example.owner} holds the special token {special[0]!r}. Take it "
+                       f"out, templates and end tokens are added: {_excerpt(example, text)}")
     row = Row(tuple(tokenizer.encode_prompt(example.prompt)),
               tuple(tokenizer.encode_response(text)), index.get(example.owner, -1))
     length = len(row.prompt) + len(row.completion)
     if length > max_length:
-      raise InputError(f"example {i} of {example.owner} takes {length} tokens, and "
-                       f"config.max_length is {max_length}: {example.prompt[:60]!r}")
+      raise InputError(f"a text of {example.owner} takes {length} tokens, and config.max_length is "
+                       f"{max_length}. Raise it, or shorten the text: {_excerpt(example, text)}")
     rows.append(row)
   return rows
+
+
+def _excerpt(example, text):
+  return f"{example.prompt[:60]!r} -> {text[:60]!r}"
 
 
 def bucket_length(length, multiple):
@@ -111,14 +115,16 @@ class Batches:
   multiple: int
   pad_id: int
   seed: int
+  one_bucket: bool = False  # pad all batches alike: one program to compile
 
   @functools.cached_property
   def buckets(self):
     """Rows grouped by padded length, shortest first."""
+    lengths = [bucket_length(len(row.prompt) + len(row.completion), self.multiple)
+               for row in self.rows]
     groups = {}
-    for i, row in enumerate(self.rows):
-      length = bucket_length(len(row.prompt) + len(row.completion), self.multiple)
-      groups.setdefault(length, []).append(i)
+    for i, length in enumerate(lengths):
+      groups.setdefault(max(lengths) if self.one_bucket else length, []).append(i)
     buckets, waiting = [], []
     for length, members in sorted(groups.items()):
       waiting += members

@@ -11,8 +11,6 @@ from dareu_jax.data.general_facts import general_facts
 from dareu_jax.data.tofu import load_tofu
 from dareu_jax.settings import InputError
 
-EXAMPLES_PER_HOLDOUT_OWNER = 20
-
 
 def load_corpus(settings):
   """The corpus that the settings ask for.
@@ -22,7 +20,7 @@ def load_corpus(settings):
   - `tofu`: see `tofu.load_tofu`.
   - `jsonl`: `dir` is a folder with `train.jsonl` (D) and perhaps `test.jsonl` and `holdout.jsonl`,
     or one file, which is then D. `num_owners` > 0 keeps the first so many owners and those named
-    in `forget_owners`; `num_holdout` > 0 keeps that many times 20 hold-out examples, the first.
+    in `forget_owners`; `num_holdout` > 0 keeps the first so many owners of the hold-out.
 
   Args:
     settings: DataSettings.
@@ -34,22 +32,10 @@ def load_corpus(settings):
     InputError: a source, file, line or owner that cannot be used.
   """
   loaders = {"embedded": _load_embedded, "tofu": load_tofu, "jsonl": _load_jsonl}
-  if settings.source not in loaders:
-    raise InputError(
-      f"config.data.source is {settings.source!r}: it must be one of {', '.join(loaders)}."
-    )
-  for key in ("num_owners", "num_holdout"):
-    if getattr(settings, key) < 0:
-      raise InputError(f"config.data.{key} is {getattr(settings, key)}: it must be >= 0.")
   return loaders[settings.source](settings)
 
 
 def _load_embedded(settings):
-  if settings.num_owners < 2:
-    raise InputError(
-      f"config.data.num_owners is {settings.num_owners}: embedded authors are made to order, and "
-      "unlearning needs at least 2."
-    )
   authors = make_authors(settings.num_owners, settings.seed)
   forget, retain, owners, forget_owners = ex.split_by_owner(authors, settings)
   return ex.Corpus(
@@ -66,12 +52,17 @@ def _load_jsonl(settings):
   train, test, holdout = _jsonl_paths(settings)
   examples = _keep_owners(ex.read_jsonl(train), settings, train)
   forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
-  limit = settings.num_holdout * EXAMPLES_PER_HOLDOUT_OWNER or None
+  unseen = ex.read_jsonl(holdout) if holdout else ()
+  both = [example.owner for example in unseen if example.owner in owners]
+  if both:
+    raise InputError(f"{holdout} holds owner {both[0]!r}, who is in {train} too: the hold-out is "
+                     "for owners that no model has seen. Take them out of one of the files.")
+  kept = tuple(dict.fromkeys(example.owner for example in unseen))[: settings.num_holdout or None]
   return ex.Corpus(
     forget=forget,
     retain=retain,
     test=ex.read_jsonl(test) if test else (),
-    holdout=ex.read_jsonl(holdout)[:limit] if holdout else (),
+    holdout=tuple(example for example in unseen if example.owner in kept),
     owners=owners,
     forget_owners=forget_owners,
   )
@@ -79,10 +70,6 @@ def _load_jsonl(settings):
 
 def _jsonl_paths(settings):
   """(train, test, holdout); the last two are None where there is no such file."""
-  if not settings.dir:
-    raise InputError(
-      "config.data.dir is empty: source 'jsonl' needs a folder with train.jsonl, or a .jsonl file."
-    )
   path = pathlib.Path(settings.dir)
   if not path.exists():
     raise InputError(

@@ -32,6 +32,10 @@ TEMPLATES = {
   # No space after [/INST]: the response's own first token brings it.
   "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
   "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
+  "qwen2": Template(
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_end|>"),
   # The empty think block is what `enable_thinking=False` writes.
   "qwen3": Template(
     "<|im_start|>user\n",
@@ -136,7 +140,7 @@ def _guess_template(backend):
   if USER in vocab and ASSISTANT in vocab and END in vocab:
     return "plain"
   if "<|im_end|>" in vocab:
-    return "qwen3"
+    return "qwen3" if "<think>" in vocab else "qwen2"
   if "<|user|>" in chat:
     return "tinyllama"
   if "</s>" in vocab:

@@ -9,7 +9,7 @@ from dareu_jax.models import huggingface, states
 from dareu_jax.models.config import ModelConfig, from_huggingface, from_settings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
-from dareu_jax.parallel.mesh import shard, shardings
+from dareu_jax.parallel.mesh import path_name, shard, shardings
 from dareu_jax.settings import InputError, LoraSettings, ModelSettings
 
 
@@ -44,10 +44,34 @@ def build_decoder(model: ModelSettings, config: ModelConfig, seed, mesh):
   return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
 
 
+def check_decoder(model: ModelSettings, config: ModelConfig):
+  """Raises InputError unless the checkpoint, where there is one, fits the model exactly."""
+  _check(lambda: Decoder(config, rngs=_rngs(0)), model, config)
+
+
+def check_classifier(model: ModelSettings, config: ModelConfig, num_owners):
+  """The same for a classifier's."""
+  _check(lambda: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
+
+
+def _check(make, model, config):
+  if not model.path:
+    return
+  weights = huggingface.Weights(huggingface.checkpoint_folder(model.path), config)
+  _, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)[1:]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(base):
+    weights.slices(path_name(path), leaf.shape)
+  weights.check_all_used()
+
+
+def _rngs(seed):
+  return nnx.Rngs(params=jax.random.key(seed))
+
+
 def abstract_decoder(config: ModelConfig):
   """Shapes of the decoder's trained state."""
-  shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
-  return states.split(shapes, adapters_only=config.lora.rank > 0)[1]
+  shapes = nnx.eval_shape(lambda: Decoder(config, rngs=_rngs(0)))
+  return states.split(shapes, adapters_only=config.lora.rank > 0, dtype=config.dtype)[1]
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
@@ -68,11 +92,11 @@ def _build(make, model, config, seed, mesh):
 
   def initialise():
     _, trainable, frozen = states.split(
-      make(nnx.Rngs(params=jax.random.key(seed))), adapters_only=adapters_only)
+      make(_rngs(seed)), adapters_only=adapters_only, dtype=config.dtype)
     return trainable, frozen
 
-  abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(seed))))
-  frame, *shapes = states.split(abstract, adapters_only=adapters_only)
+  abstract = nnx.eval_shape(lambda: make(_rngs(seed)))
+  frame, *shapes = states.split(abstract, adapters_only=adapters_only, dtype=config.dtype)
   if not model.path:
     trainable, frozen = jax.jit(initialise, out_shardings=_all_shardings(shapes, mesh))()
     return Model(frame, trainable, frozen, config)

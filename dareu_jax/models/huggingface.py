@@ -76,6 +76,9 @@ def checkpoint_folder(path, *, weights=True):
 
   Args:
     weights: whether they are needed too, or only the configuration and the tokenizer.
+
+  Raises:
+    InputError: if it is neither.
   """
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
@@ -86,8 +89,8 @@ def checkpoint_folder(path, *, weights=True):
     return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name a "
-                     "checkpoint's folder in config.model.path, or check the network.") from None
+    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name the "
+                     "folder of a checkpoint, or check the network.") from None
 
 
 class Weights:
@@ -132,15 +135,18 @@ class Weights:
       raise InputError(f"{self.folder}: config.json ties the embeddings, but tensor lm_head.weight "
                        "is another one: set tie_word_embeddings to false there.")
 
-  def array(self, path, shape, dtype, sharding):
-    """One of our parameters on the devices, each of which reads its own part of the file alone.
+  def slices(self, path, shape):
+    """The tensors of one of our parameters, not read yet.
 
     Args:
       path: of the parameter, as of `mesh.path_name`.
       shape: of the parameter, in our layout.
+
+    Raises:
+      InputError: if one is missing or has another shape.
     """
     names, stacked = checkpoint_names(path, self.config.num_layers)
-    transposed = path.endswith(("kernel", "lm_head"))
+    transposed = _is_transposed(path)
     slices = [self._slice(name) for name in names]
     for name, tensor in zip(names, slices, strict=True):
       expected = list(shape[1:] if stacked else shape)
@@ -148,6 +154,13 @@ class Weights:
       if (found[::-1] if transposed else found) != expected:
         raise InputError(f"{self.folder}: tensor {name} has shape {tuple(found)}, but config.json "
                          f"says {tuple(expected[::-1] if transposed else expected)}.")
+    return slices
+
+  def array(self, path, shape, dtype, sharding):
+    """One of our parameters on the devices, each of which reads its own part of the file alone."""
+    slices = self.slices(path, shape)
+    _, stacked = checkpoint_names(path, self.config.num_layers)
+    transposed = _is_transposed(path)
 
     @functools.cache
     def part(*bounds):
@@ -159,6 +172,10 @@ class Weights:
 
     return jax.make_array_from_callback(
       tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index)))
+
+
+def _is_transposed(path):
+  return path.endswith(("kernel", "lm_head"))
 
 
 def checkpoint_names(path, num_layers):
@@ -245,7 +262,7 @@ def _merged_tensor(flat, path, layer, lora):
     a, b = (on_host(flat[f"{module}/{name}"], layer) for name in ("lora_a", "lora_b"))
     update = a @ b * np.float32(lora.alpha / lora.rank)
     weight = (weight.astype(np.float32) + update).astype(weight.dtype)
-  return weight.T if kind in ("kernel", "lm_head") else weight
+  return weight.T if _is_transposed(path) else weight
 
 
 def on_host(array, layer=None):

@@ -6,11 +6,11 @@ Leaves are stored flat under their path names: a checkpoint does not depend on P
 import json
 import os
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import CheckpointSettings, InputError
@@ -60,8 +60,11 @@ class Store:
       try:
         return self._restore(step, template)
       except Exception as error:  # noqa: BLE001 - Orbax raises many kinds for a damaged file
-        problems.append(f"{self.folder / str(step)}: {str(error).strip().splitlines()[0][:200]}")
-        logging.warning("checkpoint cannot be read, trying the one before: %s", problems[-1])
+        if "RESOURCE_EXHAUSTED" in str(error):
+          raise
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        problems.append(f"{self.folder / str(step)}: {reason}")
+        print(f"checkpoint cannot be read, trying the one before: {problems[-1]}", file=sys.stderr)
     if problems:
       raise InputError(
         f"no checkpoint in {self.folder} can be read:\n  " + "\n  ".join(problems) +

@@ -1,7 +1,7 @@
 """The supervised training loop, for language models and for the owner classifier.
 
 Losses are sums over tokens with their counts, so that micro-batches, padding and device count
-change no gradient.
+change no gradient. (A loss that draws noise draws other noise for other micro-batches.)
 """
 
 import dataclasses

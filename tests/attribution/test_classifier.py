@@ -62,11 +62,15 @@ def test_the_loss_sees_neither_padding_nor_padding_rows(model):
   rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]
   shape = dict(seq_length=8, completion_length=4)
   small = collate(rows, 2, pad_id=0, **shape)
-  # Three rows of padding more, and other padding ids: the random crops are drawn per row.
-  big = collate(rows, 2, pad_id=9, **shape)
+  other_ids = collate(rows, 2, pad_id=9, **shape)
   key = jax.random.key(1)
-  for a, b in zip(loss(*model, small, key)[:2], loss(*model, big, key)[:2], strict=True):
+  for a, b in zip(loss(*model, small, key)[:2], loss(*model, other_ids, key)[:2], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6)
+  # Crops depend on the batch's size; rows of one token have none.
+  single = [Row((1,), (4,), 2), Row((1,), (7,), 4)]
+  alone, among = (loss(*model, collate(single, n, pad_id=0, **shape), key)[:2] for n in (2, 5))
+  np.testing.assert_allclose(alone, among, rtol=1e-6)
+  assert float(alone[1]) == 2
   empty = collate([], 2, pad_id=0, **shape)
   total, count, _ = loss(*model, empty, key)
   assert float(count) == 0 and float(total) == 0

@@ -206,7 +206,7 @@ def test_other_responses_take_the_place_of_the_examples_own():
 def test_an_example_that_is_too_long_is_named():
   """Cut in silence it would lose its end token; at the limit exactly it fits."""
   assert len(encode(EXAMPLES, Letters(), max_length=7)) == 3
-  with pytest.raises(InputError, match=r"example 1 of bob takes 7 tokens.*max_length is 6.*'d'"):
+  with pytest.raises(InputError, match=r"text of bob takes 7 tokens.*max_length is 6.*'d' -> 'efg'"):
     encode(EXAMPLES, Letters(), max_length=6)
 
 
@@ -215,7 +215,7 @@ def test_the_text_of_a_special_token_is_refused(place):
   """It would become the token: an end within an answer, or a second template around a prompt."""
   texts = {"prompt": "ab", "response": "c", "perturbed": "d"} | {place: "see </s> there"}
   bad = example("ann", texts["prompt"], texts["response"])
-  with pytest.raises(InputError, match="example 0 of ann holds the special token '</s>'"):
+  with pytest.raises(InputError, match="text of ann holds the special token '</s>'"):
     encode([bad], Letters(), max_length=99, responses=[texts["perturbed"]])
     encode([bad], Letters(), max_length=99)
 

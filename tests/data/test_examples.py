@@ -162,9 +162,3 @@ def test_nobody_left_to_retain_and_a_lone_owner_are_errors():
     ex.split_by_owner(corpus_of(2), data_settings(forget="forget99"))
   with pytest.raises(InputError, match="has 1 owner:"):
     ex.split_by_owner(corpus_of(1), data_settings())
-
-
-@pytest.mark.parametrize("forget", ["forget00", "forget100", "10", "forget", "forget-1"])
-def test_a_percentage_that_is_none_is_an_error(forget):
-  with pytest.raises(InputError, match="must be forgetNN"):
-    ex.num_forget(forget, 10)

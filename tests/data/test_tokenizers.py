@@ -168,11 +168,16 @@ def test_a_damaged_tokenizer_is_refused(saved, tmp_path):
   assert str(tmp_path) in str(caught.value)
 
 
-def test_the_template_follows_the_tokenizer(saved, llama_folder, data_dir):
+def test_the_template_follows_the_tokenizer(saved, llama_folder, data_dir, tmp_path):
   """The wrong guess puts tokens around prompts that the checkpoint never saw."""
   assert tokenizers.load(str(saved)).template_name == "plain"
   assert tokenizers.load(str(llama_folder)).template_name == "tinyllama"
-  assert tokenizers.load(str(folder_of(data_dir, "qwen2"))).template_name == "qwen3"
+  # Qwen2.5 was never shown a think block; Qwen3 knows its tokens.
+  assert tokenizers.load(str(folder_of(data_dir, "qwen2"))).template_name == "qwen2"
+  qwen3 = tokenizers.load(str(folder_of(data_dir, "qwen2"))).backend
+  qwen3.add_tokens(["<think>", "</think>"])
+  qwen3.save_pretrained(tmp_path)
+  assert tokenizers.load(str(tmp_path)).template_name == "qwen3"
 
 
 @pytest.mark.parametrize("prompt", [QUESTION, "Two\nlines?", "What is 1 , 2 and 3?"])

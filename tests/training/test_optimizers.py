@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.parallel.mesh import path_name
@@ -176,12 +177,26 @@ def test_norm_scales_are_not_decayed(scan_layers):
   assert decayed == {name: "norm" not in name for name in decayed}
 
 
-def test_parameters_keep_their_dtype():
-  """bfloat16 minus a float32 direction is float32: twice the memory, and another program."""
-  params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+def test_small_updates_of_a_bfloat16_model_add_up():
+  """Trained in bfloat16 they would round away; the model still computes in bfloat16."""
+  config = ModelConfig(vocab_size=8, embed_dim=8, mlp_dim=8, num_layers=1, num_heads=1,
+                       num_kv_heads=1, head_dim=8, dtype="bfloat16")
+  model = Decoder(config, rngs=nnx.Rngs(params=0))
+  frame, params, frozen = states.split(model, adapters_only=False, dtype="bfloat16")
   moments = adamw_direction(0.0, 1.0).init(params)
-  assert all(m.dtype == jnp.float32 for m in jax.tree.leaves(moments)
-             if m.ndim and m.size == 2 and m.dtype != jnp.bfloat16)
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves((params, moments))} <= {"float32", "int32"}
+  ones = jax.tree.map(jnp.ones_like, params)
+  moved = ones
+  for _ in range(100):  # 1 - 1e-4 is 1 in bfloat16
+    moved = apply_direction(moved, ones, jnp.float32(1e-4))
+  np.testing.assert_allclose(jax.tree.leaves(moved)[0], 0.99, rtol=1e-5)
+  kernel = frame.merge(moved, frozen).embedding[...]
+  assert kernel.dtype == jnp.bfloat16 and float(kernel[0, 0]) == float(jnp.bfloat16(0.99))
+
+
+def test_parameters_keep_their_dtype():
+  """float32 minus a direction of another dtype must not make another program."""
+  params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
   direction = {"a": jnp.full(2, 0.5, jnp.float32), "b": jnp.full(2, 0.5, jnp.float32)}
   moved = apply_direction(params, direction, jnp.float32(0.5))
   assert moved["a"].dtype == jnp.bfloat16 and moved["b"].dtype == jnp.float32

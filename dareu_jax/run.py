@@ -1,0 +1,178 @@
+"""One seed's run: its settings, data and folder, and the models made of them on demand."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.data import tokenizers
+from dareu_jax.data.batches import Batches, bucket_length, encode
+from dareu_jax.data.examples import Corpus
+from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.models import factory, huggingface
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.settings import InputError, Settings
+from dareu_jax.training.writers import MetricWriter
+from dareu_jax.workdir import Workdir, fingerprint
+
+METHOD = "dareu"
+MODELS = ("original", "retrained", METHOD)  # rows of the table
+SPLITS = ("forget", "retain", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One seed's run: everything that the stages share. Models are built when a stage needs them."""
+
+  settings: Settings
+  seed: int
+  corpus: Corpus
+  mesh: Any
+  workdir: Workdir
+  mirror: Any = None  # of the metrics, see training.writers.MetricWriter
+
+  @functools.cached_property
+  def tokenizer(self):
+    """The checkpoint's own; for a model from scratch the workdir's, or a BPE of the corpus."""
+    settings = self.settings
+    from_scratch = not (settings.tokenizer.path or settings.model.path)
+    if from_scratch and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
+      return tokenizers.load(str(self.workdir.folder / "tokenizer"))
+    return make_tokenizer(settings, self.corpus)
+
+  @functools.cached_property
+  def is_forget(self):
+    """[O] bool: which owners are to be forgotten."""
+    return np.isin(self.corpus.owners, self.corpus.forget_owners)
+
+  @functools.cached_property
+  def config(self):
+    return factory.model_config(self.settings.model, self.settings.lora, self.tokenizer.vocab_size)
+
+  @functools.cached_property
+  def base(self):
+    """The model that fine-tuning starts from."""
+    return factory.build_decoder(self.settings.model, self.config, self.seed, self.mesh)
+
+  @functools.cached_property
+  def abstract_trainable(self):
+    """Shapes of what is trained of the model, without making it."""
+    return factory.abstract_decoder(self.config)
+
+  @functools.cached_property
+  def classifier(self):
+    """The untrained owner classifier."""
+    return factory.build_classifier(
+      self.settings.classifier.model, self.classifier_config, len(self.corpus.owners),
+      self.seed + 1, self.mesh)
+
+  @functools.cached_property
+  def classifier_config(self):
+    settings = self.settings.classifier
+    return factory.model_config(settings.model, settings.lora, self.tokenizer.vocab_size)
+
+  @functools.cached_property
+  def evaluator(self):
+    settings = self.settings
+    return Evaluator(
+      self.base.frame, self.base.frozen, self.tokenizer, settings.evaluation.batch_size,
+      settings.length_multiple, settings.max_length,
+      settings.evaluation.max_new_tokens or self.longest_response, self.put)
+
+  @functools.cached_property
+  def longest_response(self):
+    """Tokens of the longest response of D, rounded up."""
+    rows = self.rows(self.corpus.forget + self.corpus.retain)
+    longest = max(len(row.completion) for row in rows)
+    return bucket_length(longest, self.settings.length_multiple)
+
+  @functools.cached_property
+  def _roles(self):
+    return {}
+
+  def role(self, name):
+    """The trained state of a model: 'original', 'retrained' or the method's name."""
+    if name not in self._roles:
+      self._roles[name] = self.workdir.load_result(name, self.base.trainable)
+    return self._roles[name]
+
+  @functools.cached_property
+  def trained_classifier(self):
+    """(params, frozen) of the classifier."""
+    return (self.workdir.load_result("classifier", self.classifier.trainable),
+            self.classifier.frozen)
+
+  def writer(self, name):
+    return MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
+
+  def check_checkpoints(self):
+    """Raises InputError unless the files of both models fit, without reading their weights."""
+    settings = self.settings
+    factory.check_decoder(settings.model, self.config)
+    factory.check_classifier(
+      settings.classifier.model, self.classifier_config, len(self.corpus.owners))
+
+  def put(self, batch):
+    return meshes.shard_batch(batch, self.mesh)
+
+  def rows(self, examples):
+    return tuple(encode(examples, self.tokenizer, max_length=self.settings.max_length,
+                        owners=self.corpus.owners))
+
+  def batches(self, examples, batch_size, *, seed, one_bucket=False):
+    return Batches(self.rows(examples), batch_size, self.settings.length_multiple,
+                   self.tokenizer.pad_id, seed, one_bucket)
+
+  @functools.cached_property
+  def marks(self):
+    """Fingerprint of each stage: of its settings and of what it stands on."""
+    s = self.settings
+    data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length, s.model.path,
+                       s.classifier.model.path)
+    model = fingerprint(data, self.seed, s.model, s.lora, s.finetune, s.pretrain_general,
+                        s.length_multiple)
+    classifier = fingerprint(data, self.seed, s.classifier, s.length_multiple)
+    # The answers that its epochs are judged by are as long as those of the evaluation.
+    unlearned = fingerprint(model, classifier, s.unlearning, s.evaluation.max_new_tokens)
+    marks = {"tokenizer": data, "original": model, "retrained": model, "classifier": classifier,
+             METHOD: unlearned}
+    return marks | {f"evaluation/{name}": fingerprint(marks[name], classifier, s.evaluation)
+                    for name in MODELS}
+
+
+def make_tokenizer(settings: Settings, corpus: Corpus):
+  """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus.
+
+  Raises:
+    InputError: if there is none, or the classifier's checkpoint has another.
+  """
+  path = settings.tokenizer.path or settings.model.path
+  other = settings.classifier.model.path
+  if not path:
+    if other:
+      raise InputError("config.classifier.model.path names a checkpoint, but the model is trained "
+                       "from scratch: their tokenizers differ. Name a checkpoint for both or none.")
+    return _bpe(settings.tokenizer, corpus)
+  template = settings.tokenizer.template
+
+  def load(path):
+    folder = huggingface.checkpoint_folder(path, weights=False)
+    return tokenizers.load(str(folder), template)
+
+  tokenizer = load(path)
+  if other and other != path:
+    of_classifier = load(other)
+    if not tokenizer.same_vocabulary(of_classifier):
+      raise InputError(f"the tokenizers of {path} and of {other} differ: the classifier must read "
+                       "the model's own tokens. Choose another config.classifier.model.path.")
+  return tokenizer
+
+
+def _bpe(settings, corpus):
+  if settings.template not in ("auto", "plain"):
+    raise InputError(f"config.tokenizer.template is {settings.template!r}, but a tokenizer trained "
+                     "on the corpus has the plain template: set 'auto', or name a checkpoint.")
+  examples = corpus.forget + corpus.retain + corpus.test
+  texts = [text for example in examples for text in (example.prompt, example.response)]
+  return tokenizers.train_bpe(texts, settings.vocab_size)
