@@ -235,12 +235,12 @@ def save(model, path, *, tokenizer=None, max_shard_bytes=5 * 2**30):
             for name in ("bos", "eos", "pad")}
   with new_folder(path) as folder:
     write_json(folder / "config.json", raw)
-    _write_tensors(folder, _merged_tensors(model), max_shard_bytes)
+    _write_tensors(folder, merged_tensors(model), max_shard_bytes)
     if tokenizer is not None:
       tokenizer.save(folder)
 
 
-def _merged_tensors(model):
+def merged_tensors(model):
   """Yields (name, bytes, function that gives the tensor) in the checkpoint's layout."""
   flat = {path_name(path): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
@@ -268,7 +268,7 @@ def _merged_tensor(flat, path, layer, lora):
 def on_host(array, layer=None):
   """An array, or one layer of a stacked one, as numpy; on several hosts it is gathered."""
   array = array if layer is None else array[layer]
-  if not array.is_fully_addressable:
+  if not getattr(array, "is_fully_addressable", True):
     from jax.experimental import multihost_utils
     array = multihost_utils.process_allgather(array, tiled=True)
   return np.asarray(array)

@@ -39,13 +39,14 @@ def rope_frequencies(rope: RopeConfig, head_dim):
 
   Of 'dynamic' they are those of rows within the original length; see `rotation`.
   """
-  # In float32, in the reference's order: that is what published weights were trained with.
+  # Rounded to float32 where the references round: at position 1000 one unit in the last place of a
+  # frequency is 6e-5 of a turn, and sharp attention multiplies that.
   exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-  freqs = np.float32(1.0) / np.float32(rope.theta) ** exponents
+  freqs = np.float32(1.0) / (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
   if rope.kind == "linear":
     freqs = freqs / np.float32(rope.factor)
   elif rope.kind == "llama3":
-    turns = rope.original_max_length * freqs / np.float32(2 * math.pi)
+    turns = np.float32(rope.original_max_length) / (np.float32(2 * math.pi) / freqs)
     kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     freqs = _blend(freqs, rope.factor, kept)
   elif rope.kind == "yarn":

@@ -1,0 +1,85 @@
+"""What is exported: transformers and PEFT must load it as it is, and get the same logits."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from peft import PeftModel
+from safetensors.numpy import load_file
+
+from dareu_jax.models import huggingface, peft
+from dareu_jax.settings import LORA_TARGETS, LoraSettings
+from tests.parity.checkpoints import CASES, make, token_ids, torch_logits, write
+
+LIMIT = 1e-4
+
+
+def reloaded(folder):
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def tensors(folder):
+  found = {}
+  for file in sorted(folder.glob("*.safetensors")):
+    found |= load_file(file)
+  return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_loads_an_export_and_gets_the_same_logits(name, tmp_path):
+  """A field of config.json that is not written falls to a default without a word."""
+  model = make(name)
+  decoder, tokenizer = huggingface.load(write(model, tmp_path / "in"), dtype="float32")
+  huggingface.save(decoder, tmp_path / "out", tokenizer=tokenizer)
+  ids = token_ids(rows=1)
+  assert np.abs(torch_logits(reloaded(tmp_path / "out"), ids) - torch_logits(model, ids)).max() <= LIMIT
+  config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+  assert config.eos_token_id == tokenizer.eos_id
+  again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  assert again("Who is he?")["input_ids"] == tokenizer.backend("Who is he?")["input_ids"]
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_safetensors_in_are_safetensors_out_bit_for_bit(dtype, scan_layers, tmp_path):
+  """In several files on both sides, cut at other places."""
+  model = make("qwen2_bias", dtype=getattr(torch, dtype))
+  folder = write(model, tmp_path / "in", max_shard_size="60KB")
+  assert len(list(folder.glob("*.safetensors"))) > 2
+  decoder, tokenizer = huggingface.load(folder, dtype=dtype, scan_layers=scan_layers)
+  huggingface.save(decoder, tmp_path / "out", tokenizer=tokenizer, max_shard_bytes=100_000)
+  assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+  before, after = tensors(folder), tensors(tmp_path / "out")
+  assert set(before) == set(after)
+  for name, value in before.items():
+    assert value.dtype == after[name].dtype and value.tobytes() == after[name].tobytes(), name
+  assert reloaded(tmp_path / "out")  # by its index
+
+
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+def test_an_adapter_goes_out_merged_and_apart(scan_layers, tmp_path):
+  """PEFT puts it on the checkpoint and gets our logits; so does the merged export."""
+  folder = write(make("qwen3_qk_norm"), tmp_path / "base")
+  lora = LoraSettings(rank=4, alpha=10.0, targets=LORA_TARGETS)
+  base, tokenizer = huggingface.load(folder, dtype="float32", scan_layers=scan_layers)
+  from dareu_jax.models.decoder import Decoder
+  config = dataclasses.replace(base.config, lora=lora)
+  decoder = Decoder(config, rngs=nnx.Rngs(params=3))
+  nnx.update(decoder, nnx.state(base))
+  rng = np.random.default_rng(5)
+  adapter = jax.tree.map(
+    lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32), nnx.state(decoder, nnx.LoRAParam))
+  nnx.update(decoder, adapter)
+  ids = token_ids(rows=1)
+  ours = np.asarray(jax.jit(lambda model: model.logits(ids))(decoder))
+  assert np.abs(ours - torch_logits(reloaded(folder), ids)).max() > 0.1  # the adapter does something
+  huggingface.save(decoder, tmp_path / "merged", tokenizer=tokenizer)
+  assert np.abs(torch_logits(reloaded(tmp_path / "merged"), ids) - ours).max() <= LIMIT
+  peft.save(decoder, tmp_path / "adapter", base=folder, tokenizer=tokenizer)
+  with_peft = PeftModel.from_pretrained(reloaded(folder), tmp_path / "adapter").eval()
+  assert np.abs(torch_logits(with_peft, ids) - ours).max() <= LIMIT
