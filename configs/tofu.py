@@ -154,6 +154,7 @@ def tiny():
     max_new_tokens=0,  # 0: as long as the longest response of D
     # Which epoch is kept, and when the run stops.
     selection="unseen_level",  # or 'lowest_score', 'last'
+    settle_epochs=3,  # epochs in a row at or below the level before the run stops
     target_score=-1.0,  # level to come down to; negative: that of unseen owners' queries
     min_length_ratio=0.75,  # shorter answers than this share of the usual length are refused
     max_degenerate_share=0.05,  # so is an epoch with more empty or repetitive answers than this
@@ -197,5 +198,6 @@ def checkpoint(config, path, classifier_path, template):
   config.classifier.train.update(learning_rate=2e-4, batch_size=32, epochs=5, weight_decay=0.0)
   config.unlearning.update(
     learning_rate=1e-4, value_learning_rate=1e-3, epochs=5, samples_per_prompt=1,
-    rollout_batch_size=64, minibatch_size=16, retain_batch_size=16, max_new_tokens=128)
+    rollout_batch_size=64, minibatch_size=16, retain_batch_size=16, max_new_tokens=128,
+    settle_epochs=1)  # an epoch is 400 answers here, not 60
   config.evaluation.update(batch_size=64, max_new_tokens=200)

@@ -10,7 +10,7 @@ from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import decision, write_report
-from dareu_jax.run import METHOD, MODELS, SPLITS, Run
+from dareu_jax.run import METHOD, MODELS, SPLITS, Run, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
@@ -38,7 +38,7 @@ def prepare(settings: Settings, workdir):
   folder = pathlib.Path(workdir)
   config = dataclasses.asdict(settings)
   return [Run(settings, seed, corpus, mesh, Workdir(
-    _seed_folder(folder, seed, settings), config, settings.checkpoint)) for seed in settings.seeds]
+    seed_folder(folder, seed, settings), config, settings.checkpoint)) for seed in settings.seeds]
 
 
 def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
@@ -135,7 +135,3 @@ def _answers(run):
                                        for key in ("prompt", "truth")},
                     **{name: held[name][split][i]["answer"] for name in MODELS}})
   return shown
-
-
-def _seed_folder(folder, seed, settings):
-  return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from dareu_jax.data.examples import Corpus
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
-from dareu_jax.settings import InputError, Settings
+from dareu_jax.settings import InputError, MeshSettings, Settings
+from dareu_jax.training.checkpoints import read_json
 from dareu_jax.training.writers import MetricWriter
 from dareu_jax.workdir import Workdir, fingerprint
 
@@ -139,6 +141,46 @@ class Run:
              METHOD: unlearned}
     return marks | {f"evaluation/{name}": fingerprint(marks[name], classifier, s.evaluation)
                     for name in MODELS}
+
+
+def load_model(workdir, name, *, seed=None):
+  """A model that a run left, ready to use: `model.logits(token_ids, lengths)`.
+
+  Args:
+    workdir: folder of the run.
+    name: 'original', 'retrained' or the method's name.
+    seed: of a run with several; the first if not given.
+
+  Returns: (models.decoder.Decoder, data.tokenizers.Tokenizer, Settings).
+
+  Raises:
+    InputError: if the folder holds no such model.
+  """
+  config = read_json(pathlib.Path(workdir) / "config.json")
+  if config is None:
+    raise InputError(f"{workdir} holds no run: it has no config.json. Give the --workdir of a run.")
+  settings = Settings.from_config(config)
+  seed = settings.seeds[0] if seed is None else seed
+  if seed not in settings.seeds:
+    raise InputError(f"--seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+  folder = seed_folder(workdir, seed, settings)
+  if not (folder / name / "done.json").exists():
+    there = [path.parent.name for path in sorted(folder.glob("*/done.json"))
+             if path.parent.name in MODELS]
+    raise InputError(f"{folder} holds no finished model {name!r}. It has: "
+                     f"{', '.join(there) or 'none'}.")
+  tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)
+  mesh = meshes.make_mesh(MeshSettings(data=1, fsdp=-1, tensor=1))  # of this machine, not the run's
+  model_config = factory.model_config(settings.model, settings.lora, tokenizer.vocab_size)
+  base = factory.build_decoder(settings.model, model_config, seed, mesh)
+  state = Workdir(folder, config, settings.checkpoint).load_result(name, base.trainable)
+  return base.frame.merge(state, base.frozen), tokenizer, settings
+
+
+def seed_folder(workdir, seed, settings: Settings):
+  """Where a seed's stages lie: in the workdir itself, or one folder a seed."""
+  folder = pathlib.Path(workdir)
+  return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"
 
 
 def make_tokenizer(settings: Settings, corpus: Corpus):

@@ -13,7 +13,7 @@ import typing
 REWARD_FORMS = ("published", "telescoped", "absorbing")
 SELECTION_RULES = ("unseen_level", "lowest_score", "last")
 SOURCES = ("embedded", "tofu", "jsonl")
-TEMPLATES = ("auto", "plain", "llama2", "tinyllama", "qwen2", "qwen3")
+TEMPLATES = ("auto", "plain", "raw", "llama2", "tinyllama", "qwen2", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
@@ -209,6 +209,7 @@ class UnlearningSettings:
   max_new_tokens: int  # the longest response; 0: as long as the longest of the data
   # which epoch is kept
   selection: str  # 'unseen_level', 'lowest_score' or 'last'
+  settle_epochs: int  # epochs in a row at or below the level before the run stops
   target_score: float  # the level to come down to; negative: measured on unseen owners' queries
   min_length_ratio: float  # of the usual response length; below it an epoch is refused
   max_degenerate_share: float  # of empty or repetitive responses; above it an epoch is refused
@@ -218,7 +219,7 @@ class UnlearningSettings:
     _one_of("unlearning.reward_form", self.reward_form, REWARD_FORMS)
     _one_of("unlearning.selection", self.selection, SELECTION_RULES)
     counts = ("segment_length", "epochs", "samples_per_prompt", "rollout_batch_size",
-              "minibatch_size", "inner_epochs", "retain_batch_size")
+              "minibatch_size", "inner_epochs", "retain_batch_size", "settle_epochs")
     for name in counts:
       _at_least(f"{section}.{name}", getattr(self, name), 1)
     if not 0 < self.epsilon < 0.5:

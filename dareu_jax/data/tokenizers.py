@@ -15,6 +15,10 @@ import tokenizers
 from dareu_jax.settings import InputError
 
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
+# The plain template for other libraries, which know the tokenizer alone.
+PLAIN_CHAT = (
+  "{% for m in messages %}{% if m['role'] == 'user' %}" + USER + "{{ m['content'] }}" + ASSISTANT
+  + "{% elif m['role'] == 'assistant' %}{{ m['content'] }}" + END + "{% endif %}{% endfor %}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Template:
 
 
 TEMPLATES = {
+  "raw": Template("", "", "</s>", begin="<s>"),  # of models that only continue a text
   "plain": Template(USER, ASSISTANT, END),
   # No space after [/INST]: the response's own first token brings it.
   "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
@@ -113,10 +118,15 @@ def train_bpe(texts, vocab_size):
     vocab_size=vocab_size, special_tokens=specials, show_progress=False,
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
   backend.train_from_iterator(texts, trainer)
+  return wrap(backend, "plain", eos_token=END, pad_token=END, chat_template=PLAIN_CHAT,
+              additional_special_tokens=[USER, ASSISTANT])
+
+
+def wrap(backend, template, **options):
+  """A Tokenizer of a `tokenizers.Tokenizer`; options as of transformers' fast tokenizer."""
   fast = _transformers().PreTrainedTokenizerFast(
-    tokenizer_object=backend, eos_token=END, pad_token=END,
-    additional_special_tokens=[USER, ASSISTANT], clean_up_tokenization_spaces=False)
-  return Tokenizer(fast, "plain")
+    tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
+  return Tokenizer(fast, template)
 
 
 def load(path, template="auto"):

@@ -53,16 +53,20 @@ def choose(reports, settings: UnlearningSettings):
     reports: EpochReports from epoch 0 on, in order.
 
   Returns:
-    (epoch, done). `unseen_level`: the first acceptable epoch at or below its level, where the run
-    stops; until there is one, the acceptable epoch with the lowest score. `lowest_score`: that one.
-    `last`: the last epoch, whatever it is like. Without any acceptable epoch: 0, the original.
+    (epoch, done). `unseen_level`: the run stops with the first epoch that ends `settle_epochs`
+    acceptable ones in a row, each at or below its level: score and level are means over few
+    answers, and a single crossing may be chance. Until there is one, the acceptable epoch with the
+    lowest score. `lowest_score`: that one. `last`: the last epoch, whatever it is like. Without any
+    acceptable epoch: 0, the original.
   """
   original = reports[0]
   if settings.selection == "last":
     return reports[-1].epoch, False
   acceptable = [r for r in reports if not refusal(r, original, settings)]
   if settings.selection == "unseen_level":
-    for report in acceptable:
-      if report.score <= report.level:
+    settled = 0
+    for report in reports:
+      settled = settled + 1 if report in acceptable and report.score <= report.level else 0
+      if settled == settings.settle_epochs:
         return report.epoch, True
   return min(acceptable, key=lambda r: r.score, default=original).epoch, False

@@ -9,7 +9,8 @@ from dareu_jax.unlearning.selection import EpochReport, choose, refusal
 from tests.configs import tiny_config
 
 SETTINGS = dataclasses.replace(
-  Settings.from_config(tiny_config()).unlearning, min_length_ratio=0.7, max_degenerate_share=0.05)
+  Settings.from_config(tiny_config()).unlearning, min_length_ratio=0.7, max_degenerate_share=0.05,
+  settle_epochs=1)
 
 
 def reports(*rows, level=0.12, unseen_length=20):
@@ -26,6 +27,16 @@ def test_the_run_stops_at_the_first_epoch_at_the_unseen_level():
   run = reports((0.9, 20, 0), (0.4, 20, 0), (0.1, 19, 0))
   assert choose(run, rule("unseen_level")) == (2, True)
   assert choose(run[:2], rule("unseen_level")) == (1, False)
+
+
+def test_the_level_must_be_held_for_some_epochs():
+  """A mean over 60 answers crosses it by chance; a refused epoch counts as above."""
+  settled = dataclasses.replace(SETTINGS, settle_epochs=2)
+  run = reports((0.9, 20, 0), (0.1, 20, 0), (0.2, 20, 0), (0.11, 20, 0), (0.12, 20, 0))
+  assert choose(run[:4], settled) == (1, False)
+  assert choose(run, settled) == (4, True)
+  run[3] = dataclasses.replace(run[3], degenerate_share=0.5)
+  assert choose(run, settled) == (1, False)
 
 
 def test_answers_that_shrink_away_are_never_taken():

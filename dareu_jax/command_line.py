@@ -1,0 +1,83 @@
+"""What the entry modules share: flags, and errors as one line."""
+
+import errno
+import os
+import sys
+
+from absl import flags, logging
+
+from dareu_jax.settings import InputError
+
+
+def guarded(job, argv):
+  """Runs a job; what a user can mend is printed alone.
+
+  Args:
+    job: function without arguments.
+    argv: what the flags left over, the program first.
+
+  Returns: exit status; 2 for an error that the user can mend.
+  """
+  if len(argv) > 1:
+    return fail(f"{argv[1]!r} is no flag. Settings are given as --config.section.key=value.")
+  try:
+    job()
+  except InputError as error:
+    return fail(error)
+  except KeyboardInterrupt:
+    return fail("interrupted. The same command goes on from the last checkpoint.")
+  except Exception as error:
+    full = _disk_full(error)
+    if full:
+      return fail(f"no space left on the disk ({full}). Free some and give the same command again: "
+                  "it goes on from the last checkpoint.")
+    raise
+  return 0
+
+
+def parse_flags(args, check=lambda: None):
+  """Flags from the command line; a wrong one ends the program with one line.
+
+  Args:
+    args: of the program.
+    check: called when they are parsed; raises for values that cannot be used.
+
+  Returns: what is no flag.
+  """
+  known = flags.FLAGS
+  try:
+    rest = known(args)
+    check()
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
+          ImportError) as error:
+    sys.exit(fail(_flag_error(error, args)))
+  logging.set_verbosity(logging.ERROR if known["verbosity"].using_default_value
+                        else known.verbosity)
+  return rest
+
+
+def fail(message):
+  """Prints an error; gives the exit status."""
+  print(f"error: {message}", file=sys.stderr)
+  return 2
+
+
+def _disk_full(error):
+  """The message of a full disk somewhere in the chain of causes, or ''."""
+  while error is not None:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+      return str(error).strip().splitlines()[0]
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _flag_error(error, args):
+  """One line of what absl and ml_collections say; of a config file's own error the last one."""
+  for arg in args:
+    file = arg.removeprefix("--config=").partition(":")[0]
+    if arg.startswith("--config=") and not os.path.exists(file):
+      return f"{arg}: there is no such file."
+  text = error.args[0] if isinstance(error, KeyError) else error
+  lines = str(text).strip().splitlines() or [type(error).__name__]
+  return lines[-1 if "whilst parsing config file" in lines[0] else 0]

@@ -1,0 +1,90 @@
+"""Entry: a model of a run as a Hugging Face folder, or as a PEFT adapter.
+
+    python -m dareu_jax.export --workdir=runs/tofu --method=dareu --output=exported
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from dareu_jax.command_line import guarded, parse_flags
+from dareu_jax.models import huggingface, peft
+from dareu_jax.report.tables import markdown_table
+from dareu_jax.run import METHOD, load_model
+from dareu_jax.settings import InputError
+from dareu_jax.training.checkpoints import read_json
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_METHOD = flags.DEFINE_string("method", METHOD, "Which model: original, retrained or dareu.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
+_ADAPTER = flags.DEFINE_enum(
+  "adapter", "merged", ["merged", "apart"], "Whether LoRA adapters are merged, or go alone (PEFT).")
+_SEED = flags.DEFINE_integer("seed", None, "Of a run with several; the first if not given.")
+_PUSH = flags.DEFINE_string(
+  "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
+
+
+def main(argv):
+  """Exports."""
+  return guarded(lambda: export(
+    _WORKDIR.value, _METHOD.value, _OUTPUT.value, adapter=_ADAPTER.value, seed=_SEED.value,
+    push_to_hub=_PUSH.value), argv)
+
+
+def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=None):
+  """Writes a model of a run, with its tokenizer and a model card.
+
+  Args:
+    workdir: folder of the run.
+    method: 'original', 'retrained' or the method's name.
+    output: folder; it must not exist.
+    adapter: 'merged', or 'apart' for the adapter alone.
+    seed: of a run with several.
+    push_to_hub: repository to upload the folder to, or None.
+
+  Raises:
+    InputError: if there is no such model, or the folder exists.
+  """
+  output = pathlib.Path(output)
+  model, tokenizer, settings = load_model(workdir, method, seed=seed)
+  if adapter == "apart":
+    peft.save(model, output, base=settings.model.path, tokenizer=tokenizer)
+  else:
+    huggingface.save(model, output, tokenizer=tokenizer)
+  (output / "README.md").write_text(_card(workdir, method, settings), encoding="utf-8")
+  print(f"{method} is in {output}: transformers' from_pretrained({str(output)!r}) loads it.")
+  if push_to_hub:
+    _push(output, push_to_hub)
+
+
+def _card(workdir, method, settings):
+  base = f"base_model: {settings.model.path}\n" if settings.model.path else ""
+  forgotten = ", ".join(settings.data.forget_owners) or settings.data.forget
+  summary = read_json(pathlib.Path(workdir) / "summary.json")
+  table = markdown_table(summary["models"]) if summary else "(The run is not finished.)"
+  return (f"---\nlibrary_name: transformers\n{base}tags: [unlearning, dareu]\n---\n\n"
+          f"# {method}\n\nA model of a dareu_jax run on {settings.data.source} "
+          f"(to forget: {forgotten}).\n\n{table}\n")
+
+
+def _push(folder, repository):
+  from huggingface_hub import HfApi
+
+  api = HfApi()
+  try:
+    api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=folder)
+  except Exception as error:  # noqa: BLE001 - offline, not logged in, no right: kinds of their own
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(f"{folder} is written, but the hub did not take it as {repository} ({reason})."
+                     " Log in with `hf auth login`, and upload the folder.") from None
+  print(f"Uploaded to {repository}.")
+
+
+def _parse(args):
+  flags.mark_flags_as_required(["workdir", "output"])
+  return parse_flags(args)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,103 @@
+"""The export command on a finished run, and what can be wrong with it."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dareu_jax import experiment, export
+from dareu_jax.models import huggingface
+from dareu_jax.run import load_model
+from dareu_jax.settings import InputError, Settings
+from tests.configs import ROOT, smallest_config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run")
+  config = smallest_config()
+  config.unlearning.selection = "last"  # else the model kept may be the original itself
+  experiment.run(Settings.from_config(config), folder, command="export")
+  return folder
+
+
+@pytest.mark.parametrize("method", ["original", "dareu"])
+def test_an_export_is_the_runs_model(workdir, tmp_path, method):
+  """The base in place of what was trained, or another stage's model."""
+  export.export(workdir, method, tmp_path / "out")
+  model, tokenizer, _ = load_model(workdir, method)
+  again, tokenizer_again = huggingface.load(tmp_path / "out", dtype="float32")
+  ids = np.array([tokenizer.encode_prompt("Who is Basil?")])
+  assert ids.tolist() == [tokenizer_again.encode_prompt("Who is Basil?")]
+  logits = jax.jit(lambda model: model.logits(ids))
+  np.testing.assert_array_equal(logits(model), logits(again))
+  saved = load_file(tmp_path / "out/model.safetensors")
+  assert len(saved) == 2 + 9 * model.config.num_layers
+  card = (tmp_path / "out/README.md").read_text()
+  assert "| retrained |" in card and "library_name: transformers" in card
+
+
+def test_methods_differ(workdir):
+  """One model under all names would pass the test above."""
+  first, second = (load_model(workdir, name)[0] for name in ("original", "dareu"))
+  assert np.abs(first.embedding[...] - second.embedding[...]).max() > 1e-6
+
+
+def test_other_libraries_know_the_template(workdir, tmp_path):
+  """lm-eval and vLLM ask the tokenizer's chat template, and must ask as the model was taught."""
+  export.export(workdir, "original", tmp_path / "out")
+  _, tokenizer = huggingface.load(tmp_path / "out", dtype="float32")
+  chat = tokenizer.backend.apply_chat_template(
+    [{"role": "user", "content": "Who is he?"}], tokenize=True, return_dict=True)
+  assert chat["input_ids"] == tokenizer.encode_prompt("Who is he?")
+
+
+def test_what_cannot_be_exported_is_said(workdir, tmp_path):
+  with pytest.raises(InputError, match="no finished model 'npo'. It has: dareu, original, retrained"):
+    export.export(workdir, "npo", tmp_path / "out")
+  with pytest.raises(InputError, match="holds no run"):
+    export.export(tmp_path, "dareu", tmp_path / "out")
+  with pytest.raises(InputError, match="--seed is 5: the run has 42"):
+    export.export(workdir, "dareu", tmp_path / "out", seed=5)
+  with pytest.raises(InputError, match="no adapter"):
+    export.export(workdir, "dareu", tmp_path / "out", adapter="apart")
+  assert not (tmp_path / "out").exists()
+  (tmp_path / "out").mkdir()
+  with pytest.raises(InputError, match="exists already"):
+    export.export(workdir, "dareu", tmp_path / "out")
+  assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_hub_gets_the_folder(workdir, tmp_path, monkeypatch):
+  calls = []
+
+  class Hub:
+    def create_repo(self, name, exist_ok):
+      calls.append(name)
+
+    def upload_folder(self, repo_id, folder_path):
+      if repo_id == "me/denied":
+        raise PermissionError("403 Forbidden")
+      calls.append((repo_id, json.loads((folder_path / "config.json").read_text())["model_type"]))
+
+  monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+  export.export(workdir, "dareu", tmp_path / "out", push_to_hub="me/forgetful")
+  assert calls == ["me/forgetful", ("me/forgetful", "llama")]
+  with pytest.raises(InputError, match="me/denied .403 Forbidden"):
+    export.export(workdir, "dareu", tmp_path / "denied", push_to_hub="me/denied")
+  assert (tmp_path / "denied/model.safetensors").exists()
+
+
+def test_the_command_writes_the_folder(workdir, tmp_path):
+  command = [sys.executable, "-m", "dareu_jax.export", f"--workdir={workdir}", "--method=retrained"]
+  done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], cwd=ROOT, capture_output=True,
+                        text=True)
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "out/model.safetensors").exists()
+  done = subprocess.run([*command, "--method=npo", f"--output={tmp_path / 'other'}"], cwd=ROOT,
+                        capture_output=True, text=True)
+  assert done.returncode == 2 and done.stderr.startswith("error: ") and "npo" in done.stderr
