@@ -111,6 +111,10 @@ class Run:
   def check_checkpoints(self):
     """Raises InputError unless the files of both models fit, without reading their weights."""
     settings = self.settings
+    longest = self.config.max_length
+    if settings.model.path and settings.max_length > longest:
+      raise InputError(f"config.max_length is {settings.max_length}, but {settings.model.path} "
+                       f"knows positions up to {longest} alone.")
     factory.check_decoder(settings.model, self.config)
     factory.check_classifier(
       settings.classifier.model, self.classifier_config, len(self.corpus.owners))

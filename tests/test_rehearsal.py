@@ -121,3 +121,15 @@ def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, che
   with pytest.raises(InputError, match="mlp.*weight has shape"):
     keep_tokenizer(run)
   assert not (tmp_path / "w/tokenizer/done.json").exists()
+
+
+def test_texts_beyond_the_checkpoints_positions_are_refused(config, checkpoint, tmp_path):
+  """Its rotations mean nothing there; 'dynamic' ones would even differ between two forward passes."""
+  raw = json.loads((checkpoint / "config.json").read_text()) | {"max_position_embeddings": 300}
+  folder = tmp_path / "short"
+  shutil.copytree(checkpoint, folder)
+  (folder / "config.json").write_text(json.dumps(raw))
+  config.model.path = str(folder)
+  run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+  with pytest.raises(InputError, match="config.max_length is 512, but .* positions up to 300"):
+    keep_tokenizer(run)

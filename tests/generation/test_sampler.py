@@ -20,11 +20,12 @@ NEVER = V + 1  # an end-of-sequence id that no model samples
 GREEDY, SAMPLE = Greedy(), Sample(temperature=0.7)
 
 
-def make_model(seed=0, scan_layers=False):
+def make_model(seed=0, scan_layers=False, windows=()):
   """A decoder whose logits are neither uniform nor decided; drawn by numpy, to compile nothing."""
   config = ModelConfig(
     vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers)
+    rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers,
+    windows=windows)
   gain = {"embedding": 4.0, "lm_head": 3.0, "scale": 4.0}
 
   def draw(path, layer, shape):
@@ -112,6 +113,18 @@ def test_greedy_equals_repeated_full_forward(greedy, prompts, full_forward):
   assert len(np.unique(expected)) > 6  # a model that repeats itself would hide a wrong position
 
 
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+def test_sliding_windows_go_by_position_in_the_cache(scan_layers, prompts):
+  """The gap between a short prompt and its completion is no distance."""
+  model = make_model(scan_layers=scan_layers, windows=(None, 3))
+  got = complete(model, prompts)
+  rows = joined(prompts, got)
+  logits = np.asarray(jax.jit(lambda: model[0].merge(*model[1:]).logits(rows))())
+  expected = [[logits[row, n - 1 + t].argmax() for t in range(T)] for row, n in enumerate(LENGTHS)]
+  np.testing.assert_array_equal(got.ids, expected)
+  assert (got.ids != complete(make_model(scan_layers=scan_layers), prompts).ids).any()
+
+
 def test_scanned_layers_decode_alike(greedy, prompts):
   """The stacked cache: another layer's keys and values, or one cache for all."""
   got = complete(make_model(scan_layers=True), prompts)
@@ -140,6 +153,25 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
   learner, other_temperature = learn()
   np.testing.assert_allclose(sampled.logprobs, learner, atol=1e-5)
   assert np.abs(sampled.logprobs - other_temperature).max() > 0.01  # the control
+
+
+@pytest.mark.parametrize("strategy", [Sample(0.7, top_p=0.8), Sample(0.7, top_k=5, top_p=0.9)],
+                         ids=["top_p", "top_k_top_p"])
+def test_sampler_and_learner_agree_on_logprobs_of_a_truncated_distribution(strategy, model, prompts):
+  """The learner that leaves the truncation out optimises another policy than the one that sampled."""
+  got = complete(model, prompts, strategy=strategy)
+
+  @jax.jit
+  def learn():
+    module = model[0].merge(*model[1:])
+    hidden = module.hidden_states(joined(prompts, got))
+    hidden = completion_hidden(hidden, jnp.asarray(LENGTHS), T)
+    return [logprobs_and_entropy(hidden, module.head, got.ids, s.logprobs)[0]
+            for s in (strategy, Sample(0.7))]
+
+  learner, untruncated = learn()
+  np.testing.assert_allclose(got.logprobs, learner, atol=1e-5)
+  assert np.abs(got.logprobs - untruncated).max() > 0.05  # the control
 
 
 def test_a_sample_depends_on_its_own_key_alone(model, sampled, prompts):

@@ -42,6 +42,13 @@ def test_top_k_keeps_exactly_k(k, logits):
     assert set(np.flatnonzero(kept)) == set(np.argsort(-row)[:k])
 
 
+@pytest.mark.parametrize("strategy", [Sample(top_k=2), Sample(top_p=0.5)], ids=["top_k", "top_p"])
+def test_a_tie_lets_in_no_more_tokens(strategy):
+  """By a threshold all four would stay: twice as many as asked for, or a nucleus of 1."""
+  logprobs = np.asarray(strategy.logprobs(np.zeros((1, 4), np.float32)))
+  assert np.isfinite(logprobs[0]).tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.5, 0.9, 0.999])
 def test_top_p_keeps_the_smallest_nucleus(p, logits):
   """The token that crosses p belongs to it, and no more; the likeliest one always stays."""

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import struct
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -15,6 +18,7 @@ from dareu_jax.models.config import from_huggingface
 from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import make_mesh
 from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
+from tests.configs import ROOT
 from tests.models.reference import (
   CONFIGS,
   LORA,
@@ -128,12 +132,64 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     load(folder)
 
 
+READ_IN_PARTS = '''
+import sys
+import jax, numpy as np
+from dareu_jax.models import huggingface
+from dareu_jax.models.config import from_huggingface
+from dareu_jax.parallel.mesh import make_mesh, parameter_spec
+from dareu_jax.settings import MeshSettings
+from jax.sharding import NamedSharding
+
+mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=2))
+weights = huggingface.Weights(sys.argv[1], from_huggingface(sys.argv[1], scan_layers=True))
+read = []
+
+class Slice:
+  def __init__(self, tensor):
+    self.tensor = tensor
+  def get_shape(self):
+    return self.tensor.get_shape()
+  def __getitem__(self, index):
+    read.append(self.tensor[index])
+    return read[-1]
+
+original = huggingface.Weights._slice
+huggingface.Weights._slice = lambda self, name: Slice(original(self, name))
+for path, shape in (("layers/mlp/up_proj/kernel", (2, 32, 24)), ("embedding", (40, 32))):
+  read.clear()
+  sharding = NamedSharding(mesh, parameter_spec(path, shape, mesh))
+  array = weights.array(path, shape, "float32", sharding)
+  assert {shard.data.size for shard in array.addressable_shards} == {int(np.prod(shape)) // 8}
+  layers = 2 if len(shape) == 3 else 1
+  assert [part.size for part in read] == [int(np.prod(shape)) // 8 // layers] * 8 * layers
+  whole = np.stack([original(weights, f"model.layers.{i}.mlp.up_proj.weight")[:, :].T
+                    for i in range(2)]) if layers == 2 else original(
+                      weights, "model.embed_tokens.weight")[:, :]
+  np.testing.assert_array_equal(np.asarray(array), whole)
+print("read in parts")
+'''
+
+
+def test_each_device_reads_its_own_part_of_the_file_once(tmp_path):
+  """A full copy of a 7B model on one host, or eight, is what runs out of memory."""
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  done = subprocess.run([sys.executable, "-c", READ_IN_PARTS, write(tmp_path / "m")],
+                        env=environment, capture_output=True, text=True, timeout=240)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "read in parts" in done.stdout
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bfloat16_files_are_read_without_loss(dtype, weights, tmp_path):
   """Most checkpoints are bfloat16, which numpy does not know by itself."""
   halves = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in weights.items()}
   model = load(write(tmp_path / "m", weights=halves), dtype=dtype)
-  parameters = model.trainable["layers"][1]["mlp"]["up_proj"]["kernel"][...]
+  assert model.trainable["layers"][1]["mlp"]["up_proj"]["kernel"][...].dtype == "float32"  # master
+  module = model.frame.merge(model.trainable, model.frozen)
+  parameters = module.layers[1].mlp.up_proj.kernel[...]
   assert parameters.dtype == dtype
   np.testing.assert_array_equal(
     np.asarray(parameters, np.float32),
