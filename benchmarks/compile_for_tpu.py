@@ -1,6 +1,7 @@
 """Compiles the training step of a 7B shape for a TPU that is not there, with each attention.
 
-    pip install . libtpu && TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/compile_for_tpu.py
+    pip install . libtpu
+    TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/compile_for_tpu.py
 
 Takes two minutes on 2 cores; prints memory and work of one device of a v5e-8.
 """
@@ -60,10 +61,11 @@ def main():
     compiled = compile_gradient(llama2_7b(attention), mesh)
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    kernels = compiled.as_text().count("tpu_custom_call")
     print(f"{attention:<7} compiled in {seconds:.0f} s; a device: weights "
           f"{memory.argument_size_in_bytes / 2**30:.2f} GiB, temporaries "
           f"{memory.temp_size_in_bytes / 2**30:.2f} GiB, {cost['flops']:.3g} FLOPs, "
-          f"{cost['bytes accessed']:.3g} bytes; kernels {compiled.as_text().count('tpu_custom_call')}")
+          f"{cost['bytes accessed']:.3g} bytes; {kernels} kernels")
 
 
 if __name__ == "__main__":
