@@ -35,7 +35,7 @@ def llama2_7b(attention):
 def compile_gradient(config, mesh):
   """The gradient of a loss on hidden states by the adapters, compiled from shapes alone."""
   shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
-  frame, adapter, base = states.split(shapes, adapters_only=True, dtype=config.dtype)
+  frame, adapter, base = states.split(shapes, adapters_only=True)
 
   def on_mesh(tree):
     return jax.tree.map(

@@ -103,7 +103,7 @@ def tiny():
   config.tokenizer = ConfigDict(dict(
     path="",  # folder or hub name; '': the model's own, or (from scratch) a BPE of the corpus
     vocab_size=2000,  # of that BPE
-    template="auto",  # 'llama2', 'tinyllama', 'qwen2', 'qwen3', 'plain'; 'auto': as the tokenizer
+    template="auto",  # 'llama2', 'llama3', 'qwen3', ...; 'auto' follows the tokenizer
   ))
   config.model = model(num_layers=4)
   config.lora = lora()

@@ -9,28 +9,29 @@ from absl import flags, logging
 from dareu_jax.settings import InputError
 
 
-def guarded(job, argv):
+def guarded(job, argv, *, hint):
   """Runs a job; what a user can mend is printed alone.
 
   Args:
     job: function without arguments.
     argv: what the flags left over, the program first.
+    hint: what the same command does after an interruption.
 
   Returns: exit status; 2 for an error that the user can mend.
   """
   if len(argv) > 1:
-    return fail(f"{argv[1]!r} is no flag. Settings are given as --config.section.key=value.")
+    return fail(f"{argv[1]!r} is no flag. Flags are given as --name=value.")
   try:
     job()
   except InputError as error:
     return fail(error)
   except KeyboardInterrupt:
-    return fail("interrupted. The same command goes on from the last checkpoint.")
+    return fail(f"interrupted. {hint}")
   except Exception as error:
     full = _disk_full(error)
     if full:
-      return fail(f"no space left on the disk ({full}). Free some and give the same command again: "
-                  "it goes on from the last checkpoint.")
+      return fail(f"no space left on the disk ({full}). Free some, and give the same command "
+                  f"again. {hint}")
     raise
   return 0
 
@@ -58,7 +59,7 @@ def parse_flags(args, check=lambda: None):
 
 def fail(message):
   """Prints an error; gives the exit status."""
-  print(f"error: {message}", file=sys.stderr)
+  print(f"error: {message}".rstrip(), file=sys.stderr)
   return 2
 
 

@@ -28,7 +28,7 @@ def main(argv):
   """Exports."""
   return guarded(lambda: export(
     _WORKDIR.value, _METHOD.value, _OUTPUT.value, adapter=_ADAPTER.value, seed=_SEED.value,
-    push_to_hub=_PUSH.value), argv)
+    push_to_hub=_PUSH.value), argv, hint="")
 
 
 def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=None):
@@ -47,18 +47,19 @@ def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=
   """
   output = pathlib.Path(output)
   model, tokenizer, settings = load_model(workdir, method, seed=seed)
+  card = _card(workdir, method, settings)
   if adapter == "apart":
-    peft.save(model, output, base=settings.model.path, tokenizer=tokenizer)
+    peft.save(model, output, base=settings.model.path, tokenizer=tokenizer, card=card)
   else:
-    huggingface.save(model, output, tokenizer=tokenizer)
-  (output / "README.md").write_text(_card(workdir, method, settings), encoding="utf-8")
-  print(f"{method} is in {output}: transformers' from_pretrained({str(output)!r}) loads it.")
+    huggingface.save(model, output, tokenizer=tokenizer, card=card)
+  print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:
     _push(output, push_to_hub)
 
 
 def _card(workdir, method, settings):
-  base = f"base_model: {settings.model.path}\n" if settings.model.path else ""
+  path = settings.model.path  # a folder means nothing on another machine
+  base = f"base_model: {path}\n" if path and not pathlib.Path(path).exists() else ""
   forgotten = ", ".join(settings.data.forget_owners) or settings.data.forget
   summary = read_json(pathlib.Path(workdir) / "summary.json")
   table = markdown_table(summary["models"]) if summary else "(The run is not finished.)"

@@ -6,6 +6,7 @@
 import shlex
 import sys
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -28,10 +29,12 @@ _WANDB = flags.DEFINE_string(
 
 def main(argv):
   """Runs the job."""
-  return guarded(_run, argv)
+  return guarded(_run, argv, hint="The same command goes on from the last checkpoint.")
 
 
 def _run():
+  # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
+  jax.config.update("jax_default_matmul_precision", "highest")
   settings = Settings.from_config(_CONFIG.value)
   if _DRY_RUN.value:
     for run in experiment.prepare(settings, _WORKDIR.value)[:1]:

@@ -111,10 +111,13 @@ class Run:
   def check_checkpoints(self):
     """Raises InputError unless the files of both models fit, without reading their weights."""
     settings = self.settings
-    longest = self.config.max_length
-    if settings.model.path and settings.max_length > longest:
-      raise InputError(f"config.max_length is {settings.max_length}, but {settings.model.path} "
-                       f"knows positions up to {longest} alone.")
+    prompts = max(len(row.prompt) for row in self.rows(self.corpus.forget))
+    longest = max(settings.max_length, prompts + (
+      settings.unlearning.max_new_tokens or self.longest_response))
+    if settings.model.path and longest > self.config.max_length:
+      raise InputError(
+        f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
+        f"{longest} tokens, but {settings.model.path} knows {self.config.max_length} positions.")
     factory.check_decoder(settings.model, self.config)
     factory.check_classifier(
       settings.classifier.model, self.classifier_config, len(self.corpus.owners))

@@ -13,7 +13,7 @@ import typing
 REWARD_FORMS = ("published", "telescoped", "absorbing")
 SELECTION_RULES = ("unseen_level", "lowest_score", "last")
 SOURCES = ("embedded", "tofu", "jsonl")
-TEMPLATES = ("auto", "plain", "raw", "llama2", "tinyllama", "qwen2", "qwen3")
+TEMPLATES = ("auto", "plain", "raw", "llama2", "llama3", "tinyllama", "qwen2", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")
 ATTENTION = ("auto", "xla", "cudnn", "splash")

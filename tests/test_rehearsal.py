@@ -8,10 +8,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from dareu_jax import experiment
-from dareu_jax.run import Run
+from dareu_jax import experiment, export
+from dareu_jax.models import huggingface
+from dareu_jax.run import Run, load_model
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import keep_tokenizer
 from tests.configs import preset
@@ -79,13 +80,30 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
   assert prompt["forget"][0]["prompt"].endswith("?")
   assert summary["models"]["retrained"]["tug_of_war_ci95"] == 0.0
   assert {"seed_41/dareu", "seed_42/evaluation/retrained"} <= set(summary["stages"])
+  check_exports(tmp_path, tmp_path / "exports", config.model.path)
   gc.collect()  # the models of a seed that is done would take the place of the next seed's
   assert not [one for one in gc.get_objects() if isinstance(one, Run) and "base" in vars(one)]
 
 
+def check_exports(workdir, folder, base):
+  """The run's model goes out merged, and as an adapter of the checkpoint."""
+  export.export(workdir, "dareu", folder / "merged", seed=42)
+  model, tokenizer, _ = load_model(workdir, "dareu", seed=42)
+  merged, again = huggingface.load(folder / "merged", dtype="bfloat16", template="tinyllama")
+  ids = np.array([tokenizer.encode_prompt("Who is he?")])
+  assert again.encode_prompt("Who is he?") == ids[0].tolist()
+  ours, theirs = (np.asarray(jax.jit(lambda m: m.logits(ids))(m)) for m in (model, merged))
+  np.testing.assert_allclose(theirs, ours, atol=0.1)  # rounded to bfloat16 after merging, not before
+  export.export(workdir, "dareu", folder / "adapter", seed=42, adapter="apart")
+  adapter = json.loads((folder / "adapter/adapter_config.json").read_text())
+  assert adapter["base_model_name_or_path"] == base and adapter["r"] == 8
+  tensors = load_file(folder / "adapter/adapter_model.safetensors")
+  assert len(tensors) == LAYERS * 7 * 2
+  assert tensors["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"].shape == (8, MLP)
+
+
 def test_the_adapter_off_is_the_checkpoint_itself(config, checkpoint, tmp_path):
   """Embedding and head of the loaded model are the file's, to the bit."""
-  from safetensors.numpy import load_file
   run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
   model = run.base.frame.merge(run.base.trainable, run.base.frozen)
   tensors = load_file(checkpoint / "model.safetensors")
@@ -131,5 +149,5 @@ def test_texts_beyond_the_checkpoints_positions_are_refused(config, checkpoint, 
   (folder / "config.json").write_text(json.dumps(raw))
   config.model.path = str(folder)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  with pytest.raises(InputError, match="config.max_length is 512, but .* positions up to 300"):
+  with pytest.raises(InputError, match="config.max_length is 512.* knows 300 positions"):
     keep_tokenizer(run)

@@ -68,7 +68,7 @@ IMPOSSIBLE = [
   ("data__forget", "forget100"), ("data__forget", "retain90"), ("data__forget", "forget1.5"),
   ("data__forget", "forget\u00b2"), ("data__num_owners", -1), ("data__num_owners", 1),
   ("data__num_holdout", 0), ("data__num_holdout", -1),
-  ("tokenizer__vocab_size", 299), ("tokenizer__template", "llama3"),
+  ("tokenizer__vocab_size", 299), ("tokenizer__template", "llama9"),
   ("model__architecture", "gpt2"), ("model__dtype", "float16"), ("model__embed_dim", 0),
   ("model__mlp_dim", -8), ("model__num_layers", 0), ("model__num_heads", 0),
   ("model__num_kv_heads", 3), ("model__num_kv_heads", 0), ("model__head_dim", 33),

@@ -6,6 +6,7 @@ border.
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import re
@@ -23,20 +24,27 @@ PLAIN_CHAT = (
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """What stands before and after a prompt, and the token that ends a response."""
+  """What stands before and after a prompt, and the token that ends a response.
+
+  `begin` is a token by itself at the very start; None takes the tokenizer's own token, if any.
+  """
 
   before: str
   after: str
-  end: str
-  begin: str = ""  # a token by itself at the very start
+  end: str | None
+  begin: str | None = ""
 
 
 TEMPLATES = {
-  "raw": Template("", "", "</s>", begin="<s>"),  # of models that only continue a text
   "plain": Template(USER, ASSISTANT, END),
+  "raw": Template("", "", None, begin=None),  # of base models, which continue a text
   # No space after [/INST]: the response's own first token brings it.
   "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
   "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
+  "llama3": Template(
+    "<|start_header_id|>user<|end_header_id|>\n\n",
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|eot_id|>", begin="<|begin_of_text|>"),
   "qwen2": Template(
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
@@ -57,11 +65,12 @@ class Tokenizer:
     self.backend = backend
     self.template_name = template
     self.template = TEMPLATES[template]
-    self.eos_id = backend.convert_tokens_to_ids(self.template.end)
-    if self.template.end not in backend.all_special_tokens:
+    end = backend.eos_token if self.template.end is None else self.template.end
+    if end not in backend.all_special_tokens:
       raise InputError(
         f"config.tokenizer.template is {template!r}, but the tokenizer has no special token "
-        f"{self.template.end!r}: choose the model's own template.")
+        f"{end!r}: choose the model's own template.")
+    self.eos_id = backend.convert_tokens_to_ids(end)
     pad = backend.pad_token_id
     self.pad_id = self.eos_id if pad is None else pad
 
@@ -81,7 +90,7 @@ class Tokenizer:
 
   def encode_prompt(self, prompt):
     """Ids of a prompt within its template."""
-    begin = self.template.begin
+    begin = self.backend.bos_token if self.template.begin is None else self.template.begin
     start = [self.backend.convert_tokens_to_ids(begin)] if begin else []
     return start + self.encode(self.template.before + prompt + self.template.after)
 
@@ -103,8 +112,18 @@ class Tokenizer:
     return self.backend.decode([int(index)], clean_up_tokenization_spaces=False)
 
   def save(self, folder):
-    """Writes it so that `load` and transformers read it."""
+    """Writes it so that `load` and transformers, from version 4 on, read it."""
     self.backend.save_pretrained(folder)
+    path = pathlib.Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # Version 5 has new names for an old class and an old key, and notes where it loaded from.
+    if config.get("tokenizer_class") == "TokenizersBackend":
+      config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+      config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for key in ("is_local", "local_files_only"):
+      config.pop(key, None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def train_bpe(texts, vocab_size):
@@ -153,10 +172,14 @@ def _guess_template(backend):
     return "qwen3" if "<think>" in vocab else "qwen2"
   if "<|user|>" in chat:
     return "tinyllama"
-  if "</s>" in vocab:
+  if "<|eot_id|>" in vocab:
+    return "llama3"
+  if "[INST]" in chat:
     return "llama2"
-  raise InputError("config.tokenizer.template is 'auto', but this tokenizer fits none of the known "
-                   f"templates: name one of {', '.join(TEMPLATES)}.")
+  if not chat:
+    return "raw"
+  raise InputError("config.tokenizer.template is 'auto', but this tokenizer's chat template is "
+                   f"none of those known: name one of {', '.join(TEMPLATES)}.")
 
 
 def _transformers():

@@ -59,8 +59,11 @@ def masked_attention(q, k, v, q_positions, k_positions, window=None):
 
 def _why_not_cudnn(q):
   """Why cuDNN's flash attention cannot be used on a query [B, T, N, H], or None if it can."""
-  if jax.default_backend() != "gpu" or jax.devices()[0].platform != "gpu":
+  device = jax.devices()[0]
+  if device.platform != "gpu" or "cuda" not in device.client.platform_version:
     return "but there is no NVIDIA GPU"
+  if float(device.compute_capability) < 8.0:
+    return f"but it needs compute capability 8.0, and the GPU has {device.compute_capability}"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"but it has no {q.dtype} kernel"
   if q.shape[-1] % 8 or q.shape[-1] > 128:

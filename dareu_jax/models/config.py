@@ -208,7 +208,7 @@ def _read_json(path):
 
 def _windows(raw, path):
   """The sliding window of each layer, () if there is none."""
-  size = raw.get("sliding_window")
+  size = raw.get("sliding_window", 4096)
   if not raw.get("use_sliding_window") or not size:
     return ()
   count = raw["num_hidden_layers"]
@@ -223,8 +223,9 @@ def _windows(raw, path):
 
 
 def _rope(raw, path):
-  # New files keep everything in rope_parameters; old ones theta at the top and rope_scaling beside.
-  rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+  # New files keep everything in rope_parameters; old ones theta at the top and rope_scaling beside,
+  # which transformers lets win where a file has both.
+  rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind not in ROPE_TYPES:
     raise InputError(f"{path}: rope_type {kind!r} is not supported. "
@@ -241,7 +242,8 @@ def _rope(raw, path):
     if value is not None:
       values[ours] = value
   if kind in ("llama3", "yarn"):
-    values.setdefault("original_max_length", raw.get("original_max_position_embeddings", length))
+    outside = raw.get("original_max_position_embeddings")  # wins too
+    values["original_max_length"] = outside or values.get("original_max_length", length)
   if kind == "dynamic":
     values["original_max_length"] = length
   if kind == "yarn":

@@ -71,7 +71,7 @@ def _rngs(seed):
 def abstract_decoder(config: ModelConfig):
   """Shapes of the decoder's trained state."""
   shapes = nnx.eval_shape(lambda: Decoder(config, rngs=_rngs(0)))
-  return states.split(shapes, adapters_only=config.lora.rank > 0, dtype=config.dtype)[1]
+  return states.split(shapes, adapters_only=config.lora.rank > 0)[1]
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
@@ -92,11 +92,11 @@ def _build(make, model, config, seed, mesh):
 
   def initialise():
     _, trainable, frozen = states.split(
-      make(_rngs(seed)), adapters_only=adapters_only, dtype=config.dtype)
+      make(_rngs(seed)), adapters_only=adapters_only)
     return trainable, frozen
 
   abstract = nnx.eval_shape(lambda: make(_rngs(seed)))
-  frame, *shapes = states.split(abstract, adapters_only=adapters_only, dtype=config.dtype)
+  frame, *shapes = states.split(abstract, adapters_only=adapters_only)
   if not model.path:
     trainable, frozen = jax.jit(initialise, out_shardings=_all_shardings(shapes, mesh))()
     return Model(frame, trainable, frozen, config)

@@ -42,13 +42,18 @@ _LAYER_NAMES = {
 _IGNORED = ("rotary_emb.inv_freq",)
 
 
-def load(path_or_id, *, dtype, mesh=None, scan_layers=False, remat=False, attention="auto"):
+def load(path_or_id, *, dtype, mesh=None, template="auto", scan_layers=False, remat=False,
+         attention="auto"):
   """A checkpoint's decoder and tokenizer.
+
+  GPUs and TPUs round the products of float32 numbers unless told not to, as within
+  `jax.default_matmul_precision("highest")`.
 
   Args:
     path_or_id: folder, or name of a model of the hub.
     dtype: of weights and activations, 'float32' or 'bfloat16'.
     mesh: where the weights go, of `parallel.mesh.make_mesh`; one device if not given.
+    template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
     scan_layers, remat, attention: see `settings.ModelSettings`.
 
   Returns: (models.decoder.Decoder, data.tokenizers.Tokenizer).
@@ -58,7 +63,7 @@ def load(path_or_id, *, dtype, mesh=None, scan_layers=False, remat=False, attent
       tensors are not exactly those of its config.json.
   """
   folder = checkpoint_folder(path_or_id)
-  tokenizer = tokenizers.load(str(folder))
+  tokenizer = tokenizers.load(str(folder), template)
   config = from_huggingface(
     folder, dtype=dtype, scan_layers=scan_layers, remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
@@ -84,7 +89,7 @@ def checkpoint_folder(path, *, weights=True):
     return pathlib.Path(path)
   import huggingface_hub
 
-  patterns = ["*.json", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
+  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
@@ -217,27 +222,30 @@ def fill(shapes, made, weights, mesh):
   return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def save(model, path, *, tokenizer=None, max_shard_bytes=5 * 2**30):
+def save(model, path, *, tokenizer=None, card="", max_shard_bytes=5 * 2**30):
   """Writes a decoder as a Hugging Face checkpoint, adapters merged; all of it or nothing.
 
   Args:
     model: models.decoder.Decoder.
     path: folder; it must not exist yet.
     tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+    card: text of the README.md, if any.
     max_shard_bytes: of a file; one tensor may be more.
 
   Raises:
     InputError: if the folder exists.
   """
-  raw = to_huggingface(model.config)
+  special = {}
   if tokenizer is not None:
-    raw |= {f"{name}_token_id": getattr(tokenizer.backend, f"{name}_token_id")
-            for name in ("bos", "eos", "pad")}
-  with new_folder(path) as folder:
-    write_json(folder / "config.json", raw)
+    backend = tokenizer.backend
+    # Answers end with the template's token, which need not be the tokenizer's own.
+    ends = list(dict.fromkeys([tokenizer.eos_id, backend.eos_token_id]))
+    special = {"bos_token_id": backend.bos_token_id, "pad_token_id": tokenizer.pad_id,
+               "eos_token_id": ends[0] if len(ends) == 1 else ends}
+  with new_folder(path, tokenizer, card) as folder:
+    write_json(folder / "config.json", to_huggingface(model.config) | special)
+    write_json(folder / "generation_config.json", special)
     _write_tensors(folder, merged_tensors(model), max_shard_bytes)
-    if tokenizer is not None:
-      tokenizer.save(folder)
 
 
 def merged_tensors(model):
@@ -296,8 +304,13 @@ def _write_tensors(folder, tensors, max_shard_bytes):
 
 
 @contextlib.contextmanager
-def new_folder(path):
+def new_folder(path, tokenizer, card):
   """A temporary folder beside `path` that becomes it when the body ends without error.
+
+  Args:
+    path: folder; it must not exist yet.
+    tokenizer: data.tokenizers.Tokenizer that it is to hold too, or None.
+    card: text of its README.md, if any.
 
   Raises:
     InputError: if `path` exists.
@@ -311,6 +324,10 @@ def new_folder(path):
   temporary.mkdir()
   try:
     yield temporary
+    if tokenizer is not None:
+      tokenizer.save(temporary)
+    if card:
+      (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -345,6 +362,10 @@ def _read_index(index):
   for tensor, name in files.items():
     if tensor not in held[name]:
       raise InputError(f"{index} places tensor {tensor} in {name}, which does not hold it.")
+  for name, tensors in held.items():
+    unnamed = sorted(tensor for tensor in tensors if files.get(tensor) != name)
+    if unnamed:
+      raise InputError(f"{index} does not name tensor {unnamed[0]}, which {name} holds.")
   return files
 
 

@@ -75,7 +75,7 @@ def _over_time(chunk_fn, *arrays):
   """Applies `chunk_fn` to [B, c, ...] slices of arrays [B, T, ...] and joins its [B, c] results."""
   batch, time = arrays[0].shape[:2]
   if time <= CHUNK:
-    return chunk_fn(*arrays)
+    return jax.checkpoint(chunk_fn)(*arrays)
   chunks = -(-time // CHUNK)
 
   def to_chunks(x):

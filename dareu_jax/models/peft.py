@@ -10,7 +10,7 @@ from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import InputError
 
 
-def save(model, path, *, base, tokenizer=None):
+def save(model, path, *, base, tokenizer=None, card=""):
   """Writes a decoder's adapters alone, for PEFT to put on the checkpoint they were trained on.
 
   Args:
@@ -18,6 +18,7 @@ def save(model, path, *, base, tokenizer=None):
     path: folder; it must not exist yet.
     base: folder or hub name of that checkpoint.
     tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+    card: text of the README.md, if any.
 
   Raises:
     InputError: for a model without adapters, or if the folder exists.
@@ -25,14 +26,12 @@ def save(model, path, *, base, tokenizer=None):
   lora = model.config.lora
   if not lora.rank:
     raise InputError("the model has no adapter, all its parameters were trained: export it merged.")
-  with new_folder(path) as folder:
+  with new_folder(path, tokenizer, card) as folder:
     write_json(folder / "adapter_config.json", {
       "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
       "r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets),
       "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True})
     save_file(_tensors(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    if tokenizer is not None:
-      tokenizer.save(folder)
 
 
 def _tensors(model):

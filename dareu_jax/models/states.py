@@ -23,7 +23,7 @@ class Frame:
     return nnx.merge(self.graphdef, _cast(trainable, self.dtype), frozen)
 
 
-def split(model, *, adapters_only, dtype="float32"):
+def split(model, *, adapters_only):
   """Splits a module into (frame, trainable state, frozen state).
 
   What is trained is float32, whatever it is computed with: small updates of a bfloat16 weight round
@@ -32,8 +32,9 @@ def split(model, *, adapters_only, dtype="float32"):
   Args:
     model: an NNX module, of arrays or of shapes.
     adapters_only: train the LoRAParam variables (adapters and heads), else every parameter.
-    dtype: of the module's weights; LoRAParam variables are float32 always.
   """
+  dtype = next(str(leaf.dtype) for leaf in jax.tree.leaves(
+    nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))))
   trained = nnx.LoRAParam if adapters_only else nnx.Param
   graphdef, trainable, frozen = nnx.split(model, trained, ...)
   return Frame(graphdef, dtype), _cast(trainable, "float32"), frozen

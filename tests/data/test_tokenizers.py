@@ -1,5 +1,6 @@
 """Tokenizers: text comes back as it was, and templates are those of the checkpoints."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -213,3 +214,62 @@ def test_llama2_prompt_has_the_ids_of_the_checkpoints_tokenizer_file(llama2, lla
   expected = file.encode(f"<s>[INST] {QUESTION} [/INST]", add_special_tokens=False).ids
   assert expected[:2] == [1, 518]
   assert llama2.encode_prompt(QUESTION) == expected
+
+
+def chat_tokenizer(specials, chat="", **options):
+  """A byte-level tokenizer with the special tokens of a family."""
+  alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+  backend = hf.Tokenizer(hf.models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+  backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = hf.decoders.ByteLevel()
+  return tokenizers.wrap(
+    backend, "raw", additional_special_tokens=specials, chat_template=chat, **options)
+
+
+LLAMA3_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+# The user's turn and the start of the assistant's, in the words of Llama 3's own template.
+LLAMA3_CHAT = (
+  "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+  "{{ m['content'] }}<|eot_id|>{% endfor %}"
+  "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+
+
+def test_llama3_is_known_and_asked_as_by_its_own_template(tmp_path):
+  """Its answers end with <|eot_id|>, which is not the tokenizer's own end token."""
+  chat_tokenizer(LLAMA3_TOKENS, LLAMA3_CHAT, bos_token="<|begin_of_text|>",
+                 eos_token="<|end_of_text|>").save(tmp_path)
+  tokenizer = tokenizers.load(str(tmp_path))
+  assert tokenizer.template_name == "llama3"
+  own = tokenizer.backend.apply_chat_template(
+    [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True)
+  assert tokenizer.encode_prompt(QUESTION) == own["input_ids"]
+  assert tokenizer.backend.convert_ids_to_tokens(tokenizer.eos_id) == "<|eot_id|>"
+
+
+def test_a_base_model_continues_the_text(tmp_path):
+  """Without a chat template there is nothing to wrap a prompt in."""
+  chat_tokenizer([], bos_token="<s>", eos_token="</s>").save(tmp_path)
+  tokenizer = tokenizers.load(str(tmp_path))
+  assert tokenizer.template_name == "raw"
+  assert tokenizer.encode_prompt("ab")[1:] == tokenizer.encode("ab")
+  assert tokenizer.decode_piece(tokenizer.encode_prompt("ab")[0]) == "<s>"
+  assert tokenizer.encode_response("ab")[-1] == tokenizer.backend.eos_token_id
+
+
+def test_an_unknown_chat_template_must_be_named(tmp_path):
+  """A guess would ask the checkpoint in words it was never asked in."""
+  chat_tokenizer(["<|turn|>"], "<|turn|>{{ messages[0]['content'] }}", eos_token="</s>").save(tmp_path)
+  with pytest.raises(InputError, match="chat template is none of those known: name one of plain"):
+    tokenizers.load(str(tmp_path))
+  assert tokenizers.load(str(tmp_path), "raw").template_name == "raw"
+
+
+def test_saved_files_have_the_names_that_transformers_4_knows(tmp_path):
+  """Class and list of version 5 end in a traceback there."""
+  chat_tokenizer(["<|turn|>"], eos_token="</s>").save(tmp_path)
+  config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert config["additional_special_tokens"] == ["<|turn|>"]
+  assert not {"extra_special_tokens", "is_local", "local_files_only"} & set(config)
+  again = tokenizers.load(str(tmp_path), "raw")
+  assert again.special_token.search("a <|turn|>")

@@ -277,6 +277,9 @@ def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
   new = {"rope_type": "default", **scaling, "rope_theta": 500000.0}
   assert rope(tmp_path / "new", rope_parameters=new) == expected
   assert rope(tmp_path / "old", rope_theta=500000.0, rope_scaling=scaling or None) == expected
+  assert rope(tmp_path / "both", rope_theta=500000.0, rope_scaling=scaling or None,
+              rope_parameters=new | {"factor": 77.0}) == (expected if scaling else rope(
+                tmp_path / "one", rope_parameters=new | {"factor": 77.0}))
   older = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
   assert rope(tmp_path / "older", rope_theta=500000, rope_scaling=older or None) == expected
 
@@ -403,6 +406,15 @@ def test_an_index_that_names_the_wrong_file_is_noticed(weights, tmp_path):
   index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
   (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
   with pytest.raises(InputError, match="model.norm.weight"):
+    load(folder)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_surplus(weights, tmp_path):
+  """Left out of the index it would be left out of the model, without a word."""
+  folder = write(tmp_path / "m", weights={**weights, "model.layers.9.extra": np.zeros(3, np.float32)})
+  index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+  with pytest.raises(InputError, match="does not name tensor model.layers.9.extra"):
     load(folder)
 
 

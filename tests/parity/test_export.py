@@ -38,10 +38,19 @@ def test_transformers_loads_an_export_and_gets_the_same_logits(name, tmp_path):
   huggingface.save(decoder, tmp_path / "out", tokenizer=tokenizer)
   ids = token_ids(rows=1)
   assert np.abs(torch_logits(reloaded(tmp_path / "out"), ids) - torch_logits(model, ids)).max() <= LIMIT
-  config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
-  assert config.eos_token_id == tokenizer.eos_id
   again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
   assert again("Who is he?")["input_ids"] == tokenizer.backend("Who is he?")["input_ids"]
+
+
+def test_generation_stops_at_the_templates_end_and_the_tokenizers_own(tmp_path):
+  """Answers are taught to end with the template's token; else every one runs to the limit."""
+  decoder, tokenizer = huggingface.load(write(make("qwen2_bias"), tmp_path / "in"), dtype="float32")
+  tokenizer.eos_id = tokenizer.backend.convert_tokens_to_ids("<|user|>")
+  huggingface.save(decoder, tmp_path / "out", tokenizer=tokenizer)
+  expected = [tokenizer.eos_id, tokenizer.backend.eos_token_id]
+  assert expected[0] != expected[1]
+  assert reloaded(tmp_path / "out").generation_config.eos_token_id == expected
+  assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == expected
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])

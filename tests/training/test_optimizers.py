@@ -182,7 +182,7 @@ def test_small_updates_of_a_bfloat16_model_add_up():
   config = ModelConfig(vocab_size=8, embed_dim=8, mlp_dim=8, num_layers=1, num_heads=1,
                        num_kv_heads=1, head_dim=8, dtype="bfloat16")
   model = Decoder(config, rngs=nnx.Rngs(params=0))
-  frame, params, frozen = states.split(model, adapters_only=False, dtype="bfloat16")
+  frame, params, frozen = states.split(model, adapters_only=False)
   moments = adamw_direction(0.0, 1.0).init(params)
   assert {str(leaf.dtype) for leaf in jax.tree.leaves((params, moments))} <= {"float32", "int32"}
   ones = jax.tree.map(jnp.ones_like, params)
