@@ -1,6 +1,5 @@
 """Checkpoint folders, written here tensor by tensor, against the numpy Llama."""
 
-import dataclasses
 import json
 import os
 import struct
@@ -14,11 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from dareu_jax.models import factory
-from dareu_jax.models.config import from_huggingface
-from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import make_mesh
-from dareu_jax.settings import InputError, LoraSettings, MeshSettings, ModelSettings
+from dareu_jax.settings import InputError, MeshSettings
 from tests.configs import ROOT
+from tests.models.checkpoints import IDS, NO_LORA, load, settings, write
 from tests.models.reference import (
   CONFIGS,
   LORA,
@@ -27,67 +25,6 @@ from tests.models.reference import (
   reference_hidden,
   reference_logits,
 )
-
-ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen2_windows": "Qwen2ForCausalLM",
-                "qwen3_qk_norm": "Qwen3ForCausalLM"}
-NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
-IDS = np.random.default_rng(3).integers(0, 40, (2, 12)).astype(np.int32)
-
-
-def config_json(name):
-  """What Hugging Face would write beside the weights of CONFIGS[name], in the old form."""
-  config = CONFIGS[name]
-  raw = {
-    "architectures": [ARCHITECTURE.get(name, "LlamaForCausalLM")],
-    "vocab_size": config.vocab_size, "hidden_size": config.embed_dim,
-    "intermediate_size": config.mlp_dim, "num_hidden_layers": config.num_layers,
-    "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
-    "rms_norm_eps": config.norm_eps, "hidden_act": "silu", "rope_theta": config.rope.theta,
-    "rope_scaling": None, "tie_word_embeddings": config.tie_embeddings,
-  }
-  if config.head_dim * config.num_heads != config.embed_dim:
-    raw["head_dim"] = config.head_dim
-  rope = config.rope
-  if rope.kind == "llama3":
-    raw["rope_scaling"] = {
-      "rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low_freq_factor,
-      "high_freq_factor": rope.high_freq_factor,
-      "original_max_position_embeddings": rope.original_max_length}
-  if rope.kind == "yarn":
-    raw["rope_scaling"] = {
-      "type": "yarn", "factor": rope.factor, "beta_fast": rope.beta_fast,
-      "attention_factor": rope.attention_factor,
-      "original_max_position_embeddings": rope.original_max_length}
-  if rope.kind == "dynamic":
-    raw |= {"rope_scaling": {"type": "dynamic", "factor": rope.factor},
-            "max_position_embeddings": rope.original_max_length}
-  raw |= {"attention_bias": config.out_bias, "mlp_bias": config.mlp_bias}
-  if any(config.layer_windows):
-    raw |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
-  return raw
-
-
-def write(folder, name="llama", weights=None, **config_changes):
-  """A checkpoint of one file; returns its folder."""
-  folder.mkdir(exist_ok=True)
-  raw = {**config_json(name), **config_changes}
-  (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-  weights = random_weights(CONFIGS[name]) if weights is None else weights
-  save_file(weights, folder / "model.safetensors")
-  return folder
-
-
-def settings(folder, **changes):
-  values = dict(path=str(folder), architecture="llama", embed_dim=1, mlp_dim=1, num_layers=1,
-                num_heads=1, num_kv_heads=1, head_dim=2, dtype="float32", scan_layers=False,
-                remat=False, attention="xla")
-  return ModelSettings(**{**values, **changes})
-
-
-def load(folder, lora=NO_LORA, **changes):
-  model = settings(folder, **changes)
-  config = factory.model_config(model, lora, 40)
-  return factory.build_decoder(model, config, 0, make_mesh(MeshSettings(1, 1, 1)))
 
 
 def logits(model):
@@ -241,113 +178,6 @@ def test_a_tied_head_that_is_no_copy_is_refused(weights, tmp_path):
   more = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1.0}
   with pytest.raises(InputError, match="lm_head.weight is another one"):
     load(write(tmp_path / "m", weights=more))
-
-
-# --- config.json
-
-
-@pytest.mark.parametrize("scaling, expected", [
-  ({}, RopeConfig(theta=5e5)),
-  ({"rope_type": "linear", "factor": 4.0}, RopeConfig(theta=5e5, kind="linear", factor=4.0)),
-  ({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 2.0, "high_freq_factor": 5.0,
-    "original_max_position_embeddings": 4096},
-   RopeConfig(theta=5e5, kind="llama3", factor=32.0, low_freq_factor=2.0, high_freq_factor=5.0,
-              original_max_length=4096)),
-  ({"rope_type": "dynamic", "factor": 4.0},
-   RopeConfig(theta=5e5, kind="dynamic", factor=4.0, original_max_length=1000)),
-  # 0.1 ln 4 + 1, and the length where the file gives none.
-  ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 16},
-   RopeConfig(theta=5e5, kind="yarn", factor=4.0, beta_fast=16.0, original_max_length=1000,
-              attention_factor=1.1386294361119891)),
-  ({"rope_type": "yarn", "original_max_position_embeddings": 250, "mscale": 2.0,
-    "mscale_all_dim": 1.0, "truncate": False},
-   RopeConfig(theta=5e5, kind="yarn", factor=4.0, original_max_length=250, truncate=False,
-              attention_factor=1.2772588722239782 / 1.1386294361119891)),
-], ids=["default", "linear", "llama3", "dynamic", "yarn", "yarn_mscale"])
-def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
-  """transformers 5 moved theta and scaling into rope_parameters; unread, they fall to defaults."""
-
-  def rope(folder, **keys):
-    raw = {key: value for key, value in config_json("llama").items()
-           if key not in ("rope_theta", "rope_scaling")} | {"max_position_embeddings": 1000}
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**raw, **keys}), encoding="utf-8")
-    return from_huggingface(folder).rope
-
-  new = {"rope_type": "default", **scaling, "rope_theta": 500000.0}
-  assert rope(tmp_path / "new", rope_parameters=new) == expected
-  assert rope(tmp_path / "old", rope_theta=500000.0, rope_scaling=scaling or None) == expected
-  assert rope(tmp_path / "both", rope_theta=500000.0, rope_scaling=scaling or None,
-              rope_parameters=new | {"factor": 77.0}) == (expected if scaling else rope(
-                tmp_path / "one", rope_parameters=new | {"factor": 77.0}))
-  older = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
-  assert rope(tmp_path / "older", rope_theta=500000, rope_scaling=older or None) == expected
-
-
-def test_config_json_of_transformers_itself_is_understood(tmp_path):
-  """What the library writes today, for the three architectures, and not what this file thinks."""
-  transformers = pytest.importorskip("transformers")
-  for kind, changes in (
-    ("Llama", dict(architecture="llama")), ("Qwen2", dict(architecture="qwen2", qkv_bias=True)),
-    ("Qwen3", dict(architecture="qwen3", qk_norm=True)),
-  ):
-    for tied in (False, True):
-      folder = tmp_path / f"{kind}{tied}"
-      written = getattr(transformers, f"{kind}Config")(
-        architectures=[f"{kind}ForCausalLM"], vocab_size=41, hidden_size=32, intermediate_size=24,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
-        tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 7e5},
-        max_position_embeddings=4321,
-        **(dict(head_dim=12) if kind == "Qwen3" else {}))
-      written.save_pretrained(folder)
-      expected = dataclasses.replace(
-        CONFIGS["llama"], vocab_size=41, num_layers=3, num_kv_heads=2, norm_eps=1e-5,
-        rope=RopeConfig(theta=7e5), head_dim=12 if kind == "Qwen3" else 8, tie_embeddings=tied,
-        max_length=4321,
-        **changes)
-      assert from_huggingface(folder) == expected
-
-
-@pytest.mark.parametrize("changes, culprit", [
-  ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-  ({"architectures": None}, "architecture"),
-  ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
-   "longrope.*Supported: default, linear, dynamic, llama3, yarn"),
-  ({"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
-  ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-  ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-  ({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 8,
-    "layer_types": ["sliding_attention"]}, "layer_types must name 2 layers"),
-], ids=lambda value: value if isinstance(value, str) else "")
-def test_what_is_not_supported_is_named(changes, culprit, weights, tmp_path):
-  """Loaded all the same, it would be another model that writes plausible nonsense."""
-  with pytest.raises(InputError, match=culprit):
-    load(write(tmp_path / "m", weights=weights, **changes))
-
-
-@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps"])
-def test_a_missing_dimension_is_named(key, tmp_path):
-  """A KeyError is no message to a user."""
-  raw = config_json("llama")
-  del raw[key]
-  (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
-  with pytest.raises(InputError, match=key):
-    from_huggingface(tmp_path)
-
-
-def test_no_or_broken_config_json_is_named(tmp_path):
-  with pytest.raises(InputError, match="holds no config.json"):
-    load(tmp_path)
-  (tmp_path / "config.json").write_text('{"architectures": [\n', encoding="utf-8")
-  with pytest.raises(InputError, match=r"config.json, line 2: no valid JSON"):
-    load(tmp_path)
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
-  """Ids beyond the table are clamped by jax and read a wrong row without a word."""
-  folder = write(tmp_path / "m")
-  with pytest.raises(InputError, match="41 tokens"):
-    factory.model_config(settings(folder), NO_LORA, 41)
 
 
 # --- Damaged weights
