@@ -17,6 +17,7 @@ from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import read_metrics
 from dareu_jax.workdir import Workdir
 
+JUDGE_MARGIN = 0.05  # of the score: within it the judge agrees
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
@@ -65,11 +66,22 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
     models.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
     notes.append(f"{prefix}{METHOD}: " + " ".join(decision(**_epochs(one))))
-  summary = {"models": {name: over_seeds([m[name] for m in models]) for name in MODELS},
+  models = {name: over_seeds([m[name] for m in models]) for name in MODELS}
+  notes.append(judgement(models))
+  summary = {"models": models,
              "stages": stages, "notes": notes}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page
+
+
+def judgement(models):
+  """One sentence: whether a classifier that the reward never asked agrees that it is forgotten."""
+  judged, floor = (models[name]["judge_score"] for name in (METHOD, "retrained"))
+  agrees = abs(judged - floor) <= JUDGE_MARGIN
+  verdict = "it agrees with the reward" if agrees else "reward and judge DISAGREE"
+  return (f"{METHOD}: the judge gives its answers to forget queries {judged:.3f}, and the "
+          f"retrained model's {floor:.3f}: {verdict}.")
 
 
 def _with_prefix(mirror, prefix):

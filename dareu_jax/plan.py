@@ -62,8 +62,8 @@ def _work(run):
     work[name] = (epochs * batches.steps_per_epoch, cost * size * epochs * _tokens(batches))
   batches = run.batches(corpus.forget + corpus.retain, settings.classifier.train.batch_size, seed=0)
   epochs = settings.classifier.train.epochs
-  work["classifier"] = (epochs * batches.steps_per_epoch,
-                        6 * classifier_size * epochs * _tokens(batches))
+  work["classifier"] = work["judge"] = (
+    epochs * batches.steps_per_epoch, 6 * classifier_size * epochs * _tokens(batches))
   u = settings.unlearning
   longest = max(len(row.prompt) for row in run.rows(corpus.forget))
   slots = longest + (u.max_new_tokens or run.longest_response)

@@ -65,9 +65,12 @@ class Run:
   @functools.cached_property
   def classifier(self):
     """The untrained owner classifier."""
+    return self.fresh_classifier(self.seed + 1)
+
+  def fresh_classifier(self, seed):
     return factory.build_classifier(
-      self.settings.classifier.model, self.classifier_config, len(self.corpus.owners),
-      self.seed + 1, self.mesh)
+      self.settings.classifier.model, self.classifier_config, len(self.corpus.owners), seed,
+      self.mesh)
 
   @functools.cached_property
   def classifier_config(self):
@@ -99,11 +102,11 @@ class Run:
       self._roles[name] = self.workdir.load_result(name, self.base.trainable)
     return self._roles[name]
 
-  @functools.cached_property
-  def trained_classifier(self):
-    """(params, frozen) of the classifier."""
-    return (self.workdir.load_result("classifier", self.classifier.trainable),
-            self.classifier.frozen)
+  def trained_classifier(self, name="classifier"):
+    """(params, frozen) of the classifier that rewards, or of the 'judge' that it never sees."""
+    if name not in self._roles:
+      self._roles[name] = self.workdir.load_result(name, self.classifier.trainable)
+    return self._roles[name], self.classifier.frozen
 
   def writer(self, name):
     return MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
@@ -145,8 +148,8 @@ class Run:
     # The answers that its epochs are judged by are as long as those of the evaluation.
     unlearned = fingerprint(model, classifier, s.unlearning, s.evaluation.max_new_tokens)
     marks = {"tokenizer": data, "original": model, "retrained": model, "classifier": classifier,
-             METHOD: unlearned}
-    return marks | {f"evaluation/{name}": fingerprint(marks[name], classifier, s.evaluation)
+             "judge": classifier, METHOD: unlearned}
+    return marks | {f"evaluation/{name}": fingerprint(marks[name], model, classifier, s.evaluation)
                     for name in MODELS}
 
 

@@ -24,6 +24,8 @@ from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop
 
+JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
+
 
 def run_seed(run: Run):
   """All stages of one seed.
@@ -36,7 +38,8 @@ def run_seed(run: Run):
   keep_tokenizer(run)
   train_language_model(run, "original", run.corpus.forget + run.corpus.retain)
   train_language_model(run, "retrained", run.corpus.retain)
-  train_classifier(run)
+  train_classifier(run, "classifier", run.seed)
+  train_classifier(run, "judge", run.seed + JUDGE_SEED)
   unlearn(run)
   models = {name: dict(evaluate(run, name)["metrics"]) for name in MODELS}
   # Data of one's own may come without D_test.
@@ -69,7 +72,7 @@ def train_language_model(run: Run, name, examples):
     if store is None:
       return
     params = _fit(run, name, store, run.base, supervised.language_model_loss, settings.finetune,
-                  finetune_batches(run, examples))
+                  finetune_batches(run, examples), run.seed)
     run.workdir.save_result(name, params)
 
 
@@ -81,22 +84,29 @@ def finetune_batches(run: Run, examples):
   return run.batches(examples, settings.finetune.batch_size, seed=run.seed)
 
 
-def train_classifier(run: Run):
-  """Trains the owner classifier on the responses of all owners, and measures it."""
+def train_classifier(run: Run, name, seed):
+  """Trains an owner classifier on the responses of all owners, and measures it.
+
+  Args:
+    name: 'classifier', which gives the reward, or 'judge', which never does: it starts elsewhere
+      and sees the data in another order with other noise.
+    seed: of that.
+  """
   settings = run.settings.classifier
-  with run.workdir.stage("classifier", run.marks["classifier"]) as store:
+  with run.workdir.stage(name, run.marks[name]) as store:
     if store is None:
       return
     examples, held_out = held_out_split(run.corpus.forget + run.corpus.retain, run.seed)
     loss = PrefixLoss(settings.token_noise, settings.label_smoothing)
-    params = _fit(run, "classifier", store, run.classifier, loss, settings.train,
-                  run.batches(examples, settings.train.batch_size, seed=run.seed + 1))
-    run.workdir.save_result("classifier", params)
+    model = run.classifier if name == "classifier" else run.fresh_classifier(seed + 1)
+    params = _fit(run, name, store, model, loss, settings.train,
+                  run.batches(examples, settings.train.batch_size, seed=seed + 1), seed)
+    run.workdir.save_result(name, params)
     quality = {}
     for prefix, split in (("", examples), ("held_out_", held_out)):
       accuracy, error = classifier_quality(run, (params, run.classifier.frozen), split)
       quality |= {f"{prefix}accuracy": accuracy, f"{prefix}ece": error}
-    write_json(run.workdir.folder / "classifier" / "quality.json", quality)
+    write_json(run.workdir.folder / name / "quality.json", quality)
 
 
 def held_out_split(examples, seed):
@@ -150,7 +160,7 @@ def dareu_task(run: Run):
   models = dareu.Models(run.base.frame, value.frame, run.classifier.frame)
   return loop.Task(
     models=models, original=run.role("original"), frozen=run.base.frozen, value=value.trainable,
-    value_frozen=value.frozen, classifier=run.trained_classifier, is_forget=run.is_forget,
+    value_frozen=value.frozen, classifier=run.trained_classifier(), is_forget=run.is_forget,
     forget_rows=run.rows(run.corpus.forget), unseen_rows=run.rows(run.corpus.holdout),
     # The PPO update is the costliest program to compile: it has one shape alone.
     retain=run.batches(run.corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
@@ -198,14 +208,23 @@ def _answer_figures(run, name, split):
   answers = [{"prompt": example.prompt, "truth": example.response, "answer": text, "rouge": score}
              for example, text, score in zip(examples, given.texts, rouge, strict=True)]
   if split == "forget":
-    scores = response_scores(
-      run.classifier.frame, run.trained_classifier, run.is_forget, given.ids, given.lengths,
-      batch_size=run.settings.evaluation.batch_size)
-    figures["attribution_score"] = float(scores.mean())
-    figures["response_length"] = float(given.text_lengths.mean())
+    scores, judged = (response_scores(
+      run.classifier.frame, run.trained_classifier(which), run.is_forget, given.ids, given.lengths,
+      batch_size=run.settings.evaluation.batch_size) for which in ("classifier", "judge"))
+    figures |= {"attribution_score": float(scores.mean()), "judge_score": float(judged.mean()),
+                "response_length": float(given.text_lengths.mean()),
+                "fluency_nll": _fluency(run, examples, given)}
     for answer, score in zip(answers, scores, strict=True):
       answer["score"] = float(score)
   return figures, answers
+
+
+def _fluency(run, examples, given):
+  """NLL per token of answers under the retrained model: what broken language makes large."""
+  own = [row._replace(completion=tuple(ids[:n].tolist())) for row, ids, n in zip(
+    run.rows(examples), given.ids, given.lengths, strict=True)]
+  logprobs = run.evaluator.logprobs(run.role("retrained"), own)
+  return -float(np.concatenate(logprobs).mean(dtype=np.float64))
 
 
 def _likelihood_figures(run, role):
@@ -226,13 +245,13 @@ def _likelihood_figures(run, role):
   return figures
 
 
-def _fit(run, name, store, model, loss_fn, settings, batches):
+def _fit(run, name, store, model, loss_fn, settings, batches, seed):
   writer = run.writer(name)
   # A copy, since training donates its state and the base is used again.
   start = jax.tree.map(lambda x: x + 0, model.trainable)
   params = supervised.fit(
     supervised.init_train_state(start, settings), model.frozen, batches, frame=model.frame,
-    loss_fn=loss_fn, settings=settings, key=jax.random.key(run.seed), store=store, writer=writer,
+    loss_fn=loss_fn, settings=settings, key=jax.random.key(seed), store=store, writer=writer,
     bar=progress(name), put=run.put)
   writer.close()
   return params

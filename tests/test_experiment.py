@@ -7,7 +7,7 @@ import pytest
 from dareu_jax import experiment
 from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
-from dareu_jax.experiment import over_seeds
+from dareu_jax.experiment import judgement, over_seeds
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import keep_tokenizer
 from tests.configs import smallest_config
@@ -83,3 +83,10 @@ def test_several_seeds_give_means_with_intervals():
 
 def test_one_seed_has_no_interval():
   assert over_seeds([{"tug_of_war": 0.9}]) == {"tug_of_war": 0.9}
+
+
+@pytest.mark.parametrize(("judged", "word"), [(0.06, "agrees"), (0.2, "DISAGREE"), (0.0, "agrees")])
+def test_a_judge_that_disagrees_is_said(judged, word):
+  """A reward that was fooled shows in no other column."""
+  models = {"retrained": {"judge_score": 0.02}, "dareu": {"judge_score": judged}}
+  assert word in judgement(models)

@@ -62,8 +62,8 @@ def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
   for row in ("original", "retrained", "dareu"):
     assert re.search(rf"^{row}\s+\d\.\d+", out, re.M)
     assert {"forget_rouge", "retain_rouge", "test_rouge", "tug_of_war", "truth_ratio",
-            "forget_probability", "mia_min_k_auc", "attribution_score", "response_length"} \
-      <= set(figures(workdir)[row])
+            "forget_probability", "mia_min_k_auc", "attribution_score", "response_length",
+            "judge_score", "fluency_nll"} <= set(figures(workdir)[row])
   assert figures(workdir)["retrained"]["tug_of_war"] == 1.0
   assert "data:image/png" in (workdir / "report.html").read_text()
   history = [json.loads(line) for line in (workdir / "metrics/dareu.jsonl").read_text().splitlines()]

@@ -66,6 +66,21 @@ COLUMNS = (
     "probability, by the owner classifier, that the responses to forget queries come from the "
     "forget owners; the target is the retrained model's floor, not zero",
   ),
+  Column(
+    "judge_score",
+    "judge",
+    CLOSER,
+    3,
+    "the same by a second classifier, which the reward never asked: where it stays high, the "
+    "reward was fooled",
+  ),
+  Column(
+    "fluency_nll",
+    "fluency NLL",
+    CLOSER,
+    3,
+    "nats per token of the responses under the retrained model; broken language is improbable",
+  ),
   Column("response_length", "length (tokens)", CLOSER, 1, "mean length of the responses"),
 )
 
