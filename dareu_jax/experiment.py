@@ -128,7 +128,7 @@ def report(runs, summary, folder, command):
     folder, title="Unlearning with DareU", summary=summary,
     classifier=read_json(work / "classifier" / "quality.json") or {},
     history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), **_epochs(first),
-    answers=_answers(first), facts=facts, method=METHOD)
+    answers=_answers(first), facts=facts, method=METHOD, notes=[judgement(summary["models"])])
   return paths.html
 
 

@@ -41,6 +41,7 @@ def write_report(
   answers,
   facts,
   method="dareu",
+  notes=(),
 ):
   """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all.
 
@@ -58,6 +59,7 @@ def write_report(
     answers: [{"split", "prompt", "truth", "original", "retrained", <method>}].
     facts: {name: text} for the header.
     method: the key of the unlearned model in `summary` and `answers`.
+    notes: sentences to put beside what was decided.
 
   Returns:
     ReportPaths.
@@ -76,7 +78,7 @@ def write_report(
     "models": models,
     "headline": headline(models, method),
     "classifier": [(_spoken(name), _figure(value)) for name, value in classifier.items()],
-    "decision": decision(epochs, target_score, chosen_epoch),
+    "decision": [*decision(epochs, target_score, chosen_epoch), *notes],
     "epochs": epoch_rows(epochs, chosen_epoch),
     "images": images,
     "answers": _by_split(answers),
