@@ -68,8 +68,7 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
     notes.append(f"{prefix}{METHOD}: " + " ".join(decision(**_epochs(one))))
   models = {name: over_seeds([m[name] for m in models]) for name in MODELS}
   notes.append(judgement(models))
-  summary = {"models": models,
-             "stages": stages, "notes": notes}
+  summary = {"models": models, "stages": stages, "notes": notes}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page

@@ -60,7 +60,7 @@ class Run:
   @functools.cached_property
   def abstract_trainable(self):
     """Shapes of what is trained of the model, without making it."""
-    return factory.abstract_decoder(self.config)
+    return factory.abstract_trainable(self.config)
 
   @functools.cached_property
   def classifier(self):
@@ -114,16 +114,21 @@ class Run:
   def check_checkpoints(self):
     """Raises InputError unless the files of both models fit, without reading their weights."""
     settings = self.settings
-    prompts = max(len(row.prompt) for row in self.rows(self.corpus.forget))
-    longest = max(settings.max_length, prompts + (
-      settings.unlearning.max_new_tokens or self.longest_response))
-    if settings.model.path and longest > self.config.max_length:
-      raise InputError(
-        f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
-        f"{longest} tokens, but {settings.model.path} knows {self.config.max_length} positions.")
+    if settings.model.path:
+      self._check_positions()
     factory.check_decoder(settings.model, self.config)
     factory.check_classifier(
       settings.classifier.model, self.classifier_config, len(self.corpus.owners))
+
+  def _check_positions(self):
+    settings = self.settings
+    prompts = max(len(row.prompt) for row in self.rows(self.corpus.forget))
+    longest = max(settings.max_length, prompts + (
+      settings.unlearning.max_new_tokens or self.longest_response))
+    if longest > self.config.max_length:
+      raise InputError(
+        f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
+        f"{longest} tokens, but {settings.model.path} knows {self.config.max_length} positions.")
 
   def put(self, batch):
     return meshes.shard_batch(batch, self.mesh)

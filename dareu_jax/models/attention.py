@@ -5,8 +5,6 @@ B batch, T time, S key slots, N heads, K kv heads, H head dim.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec as P
 
 from dareu_jax.parallel.mesh import BATCH
@@ -30,12 +28,13 @@ def causal_attention(q, k, v, *, implementation):
   Raises:
     InputError: where the shapes do not allow the implementation that was asked for.
   """
-  if implementation == "auto":
-    implementation = "cudnn" if _why_not_cudnn(q) is None else "xla"
   if implementation == "splash":
     return _splash(q, k, v)
-  if implementation == "cudnn" and _why_not_cudnn(q):
-    raise InputError(f"config.model.attention is 'cudnn', {_why_not_cudnn(q)}: set it to 'auto'.")
+  if implementation in ("auto", "cudnn"):
+    reason = _why_not_cudnn(q)
+    if reason and implementation == "cudnn":
+      raise InputError(f"config.model.attention is 'cudnn', {reason}: set it to 'auto'.")
+    implementation = "xla" if reason else "cudnn"
   return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
 
 
@@ -93,10 +92,14 @@ def _splash(q, k, v):
 
 
 def _splash_kernel(num_heads, time):
+  # Imported on demand: only TPUs use it, and it takes long to load.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
   block = next(size for size in (512, 256, SPLASH_BLOCK) if time % size == 0)
   sizes = splash.BlockSizes(
     block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
     block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
-  mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((time, time))] * num_heads)
+  mask = masks.MultiHeadMask([masks.CausalMask((time, time))] * num_heads)
   return splash.make_splash_mha_single_device(
     mask, block_sizes=sizes, interpret=jax.default_backend() == "cpu")

@@ -14,6 +14,11 @@ from dareu_jax.models.rope import rotation
 from dareu_jax.parallel.mesh import constrain_batch
 
 
+def abstract_decoder(config: ModelConfig):
+  """A decoder of shapes alone."""
+  return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
+
+
 class Decoder(nnx.Module):
   """A causal language model. Layers are one stacked module when `config.scan_layers`, else a list;
   either way layer i starts from the same random key, so that both are the same model."""

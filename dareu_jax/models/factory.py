@@ -7,7 +7,7 @@ from flax import nnx
 
 from dareu_jax.models import huggingface, states
 from dareu_jax.models.config import ModelConfig, from_huggingface, from_settings
-from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
 from dareu_jax.parallel.mesh import path_name, shard, shardings
 from dareu_jax.settings import InputError, LoraSettings, ModelSettings
@@ -68,10 +68,9 @@ def _rngs(seed):
   return nnx.Rngs(params=jax.random.key(seed))
 
 
-def abstract_decoder(config: ModelConfig):
+def abstract_trainable(config: ModelConfig):
   """Shapes of the decoder's trained state."""
-  shapes = nnx.eval_shape(lambda: Decoder(config, rngs=_rngs(0)))
-  return states.split(shapes, adapters_only=config.lora.rank > 0)[1]
+  return states.split(abstract_decoder(config), adapters_only=config.lora.rank > 0)[1]
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig, from_huggingface, to_huggingface
-from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.parallel.mesh import make_mesh, parameter_spec, path_name
 from dareu_jax.settings import InputError, MeshSettings
 
@@ -67,8 +67,7 @@ def load(path_or_id, *, dtype, mesh=None, template="auto", scan_layers=False, re
   config = from_huggingface(
     folder, dtype=dtype, scan_layers=scan_layers, remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
-  graphdef, shapes = nnx.split(
-    nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0)))))
+  graphdef, shapes = nnx.split(abstract_decoder(config))
   weights = Weights(folder, config)
   state = fill(shapes, nnx.State({}), weights, mesh)
   weights.check_all_used()

@@ -11,7 +11,7 @@ from flax import nnx
 
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig
-from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import InputError
 
@@ -33,8 +33,7 @@ def load(folder, *, dtype="float32"):
     raise InputError(f"{folder} must hold one model (such as stories260K.bin) and its tokenizer "
                      "(such as tok512.bin).")
   config, weights = _read_model(files[False][0], dtype)
-  graphdef, shapes = nnx.split(
-    nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0)))))
+  graphdef, shapes = nnx.split(abstract_decoder(config))
   state = jax.tree_util.tree_map_with_path(
     lambda path, leaf: jnp.asarray(weights[path_name(path)], leaf.dtype), shapes)
   return nnx.merge(graphdef, state), read_tokenizer(files[True][0], config.vocab_size)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import transformers
 
 from dareu_jax.models import factory
 from dareu_jax.models.config import from_huggingface
@@ -58,7 +59,6 @@ def test_old_and_new_rope_keys_mean_the_same(scaling, expected, tmp_path):
 
 def test_config_json_of_transformers_itself_is_understood(tmp_path):
   """What the library writes today, for the three architectures, and not what this file thinks."""
-  transformers = pytest.importorskip("transformers")
   for kind, changes in (
     ("Llama", dict(architecture="llama")), ("Qwen2", dict(architecture="qwen2", qkv_bias=True)),
     ("Qwen3", dict(architecture="qwen3", qk_norm=True)),
