@@ -36,6 +36,9 @@ def prepare(settings: Settings, workdir):
   if not corpus.holdout and unlearning.target_score < 0 and unlearning.selection == "unseen_level":
     raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
                      "but the data has no hold-out: add one, or give a target in [0, 1].")
+  if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
+    raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
+                     "the base could learn from: add general.jsonl or test.jsonl, or set rank 0.")
   folder = pathlib.Path(workdir)
   config = dataclasses.asdict(settings)
   return [Run(settings, seed, corpus, mesh, Workdir(

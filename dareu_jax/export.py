@@ -49,6 +49,8 @@ def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=
   model, tokenizer, settings = load_model(workdir, method, seed=seed)
   card = _card(workdir, method, settings)
   if adapter == "apart":
+    if settings.lora.rank and not settings.model.path:
+      raise InputError("the adapter's base was made in the run itself: export it merged.")
     peft.save(model, output, base=settings.model.path, tokenizer=tokenizer, card=card)
   else:
     huggingface.save(model, output, tokenizer=tokenizer, card=card)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dareu_jax.models import states
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.run import METHOD, MODELS, SPLITS, Run
-from dareu_jax.stages import evaluated_examples, finetune_batches
+from dareu_jax.stages import evaluated_examples, finetune_batches, pretrain_batches
 
 # Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
 EFFICIENCY = 0.35
@@ -28,7 +28,8 @@ def _data(run):
     f"Data: {settings.data.source}, {len(corpus.owners)} owners; to forget: "
     f"{', '.join(corpus.forget_owners)}",
     f"  D_F {len(corpus.forget)}, D_R {len(corpus.retain)}, D_test {len(corpus.test)}, unseen "
-    f"{len(corpus.holdout)} examples; {sum(lengths)} tokens, the longest example {max(lengths)}",
+    f"{len(corpus.holdout)}, general {len(corpus.general)} examples; {sum(lengths)} tokens in "
+    f"D, the longest example {max(lengths)}",
     f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh {dict(run.mesh.shape)}"])
 
 
@@ -56,6 +57,9 @@ def _work(run):
   # Forward 2, backward 4 a parameter and token; with adapters the weights need no gradient.
   cost = 4 if run.config.lora.rank else 6
   work = {}
+  if settings.pretrains:
+    batches, epochs = pretrain_batches(run), settings.pretrain.epochs
+    work["base"] = (epochs * batches.steps_per_epoch, 6 * size * epochs * _tokens(batches))
   for name, examples in (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain)):
     batches = finetune_batches(run, examples)
     epochs = settings.finetune.epochs

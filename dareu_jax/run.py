@@ -54,8 +54,13 @@ class Run:
 
   @functools.cached_property
   def base(self):
-    """The model that fine-tuning starts from."""
-    return factory.build_decoder(self.settings.model, self.config, self.seed, self.mesh)
+    """The model that fine-tuning starts from: the checkpoint's, or what the base stage left."""
+    return base_model(self.settings, self.config, self.seed, self.mesh, self.workdir)
+
+  @functools.cached_property
+  def fresh(self):
+    """A model from scratch before it has read anything."""
+    return fresh_model(self.settings, self.config, self.seed, self.mesh)
 
   @functools.cached_property
   def abstract_trainable(self):
@@ -147,15 +152,30 @@ class Run:
     s = self.settings
     data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length, s.model.path,
                        s.classifier.model.path)
-    model = fingerprint(data, self.seed, s.model, s.lora, s.finetune, s.pretrain_general,
-                        s.length_multiple)
+    base = fingerprint(data, self.seed, s.model, s.pretrain, s.length_multiple)
+    model = fingerprint(base, s.lora, s.finetune)
     classifier = fingerprint(data, self.seed, s.classifier, s.length_multiple)
     # The answers that its epochs are judged by are as long as those of the evaluation.
     unlearned = fingerprint(model, classifier, s.unlearning, s.evaluation.max_new_tokens)
-    marks = {"tokenizer": data, "original": model, "retrained": model, "classifier": classifier,
-             "judge": classifier, METHOD: unlearned}
+    marks = {"tokenizer": data, "base": base, "original": model, "retrained": model,
+             "classifier": classifier, "judge": classifier, METHOD: unlearned}
     return marks | {f"evaluation/{name}": fingerprint(marks[name], model, classifier, s.evaluation)
                     for name in MODELS}
+
+
+def base_model(settings: Settings, config, seed, mesh, workdir: Workdir):
+  """The model that fine-tuning starts from, as models.factory.Model."""
+  model = factory.build_decoder(settings.model, config, seed, mesh)
+  if not settings.pretrains:
+    return model
+  fresh = fresh_model(settings, config, seed, mesh)
+  return factory.with_weights(model, workdir.load_result("base", fresh.trainable))
+
+
+def fresh_model(settings: Settings, config, seed, mesh):
+  """A model from scratch, all of whose parameters are trained."""
+  config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
+  return factory.build_decoder(settings.model, config, seed, mesh)
 
 
 def load_model(workdir, name, *, seed=None):
@@ -187,8 +207,9 @@ def load_model(workdir, name, *, seed=None):
   tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)
   mesh = meshes.make_mesh(MeshSettings(data=1, fsdp=-1, tensor=1))  # of this machine, not the run's
   model_config = factory.model_config(settings.model, settings.lora, tokenizer.vocab_size)
-  base = factory.build_decoder(settings.model, model_config, seed, mesh)
-  state = Workdir(folder, config, settings.checkpoint).load_result(name, base.trainable)
+  workdir = Workdir(folder, config, settings.checkpoint)
+  base = base_model(settings, model_config, seed, mesh, workdir)
+  state = workdir.load_result(name, base.trainable)
   return base.frame.merge(state, base.frozen), tokenizer, settings
 
 
@@ -230,6 +251,6 @@ def _bpe(settings, corpus):
   if settings.template not in ("auto", "plain"):
     raise InputError(f"config.tokenizer.template is {settings.template!r}, but a tokenizer trained "
                      "on the corpus has the plain template: set 'auto', or name a checkpoint.")
-  examples = corpus.forget + corpus.retain + corpus.test
+  examples = corpus.forget + corpus.retain + corpus.test + corpus.general
   texts = [text for example in examples for text in (example.prompt, example.response)]
   return tokenizers.train_bpe(texts, settings.vocab_size)

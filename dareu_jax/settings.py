@@ -35,12 +35,14 @@ class DataSettings:
   forget: str  # 'forgetNN': the last NN percent of the owners
   forget_owners: tuple[str, ...]  # names of the owners to forget; wins over `forget`
   num_holdout: int  # unseen owners, for the MIA and the unseen level; 0: all there are
+  num_general: int  # further owners, whose texts are general; 0: all there are (embedded: none)
   seed: int  # of the embedded authors
 
   def __post_init__(self):
     _one_of("data.source", self.source, SOURCES)
     _at_least("data.num_owners", self.num_owners, 0)
     _at_least("data.num_holdout", self.num_holdout, 0)
+    _at_least("data.num_general", self.num_general, 0)
     if self.source == "embedded":
       _at_least("data.num_owners", self.num_owners, 2, "the embedded authors are made to order")
       _at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
@@ -94,15 +96,19 @@ class LoraSettings:
   alpha: float  # the update is scaled by alpha / rank
   targets: tuple[str, ...]  # linear layers that get an adapter
 
-  def check(self, section, model):
-    """Raises InputError for impossible values of the block `section`, on top of ModelSettings."""
+  def check(self, section, *, pretrained):
+    """Raises InputError for impossible values of the block `section`.
+
+    Args:
+      pretrained: whether the base weights have learnt something.
+    """
     _at_least(f"{section}.rank", self.rank, 0)
     _positive(f"{section}.alpha", self.alpha)
     for target in self.targets:
       _one_of(f"{section}.targets", target, LORA_TARGETS)
     if self.rank and not self.targets:
       raise InputError(f"config.{section}.targets is empty: an adapter needs a layer to sit on.")
-    if self.rank and not model.path:
+    if self.rank and not pretrained:
       path = section.replace("lora", "model.path")
       raise InputError(
         f"config.{section}.rank is {self.rank}, but config.{path} is empty: an adapter on random "
@@ -124,7 +130,7 @@ class TokenizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-  """Supervised training: of the original and the retrained model, and of the classifier."""
+  """Supervised training: of the base, the original and the retrained model, and the classifier."""
 
   learning_rate: float  # peak
   batch_size: int  # examples a step, over all devices
@@ -136,11 +142,11 @@ class TrainSettings:
   weight_decay: float
   clip_norm: float  # global gradient norm
 
-  def check(self, section):
+  def check(self, section, *, min_epochs=1):
     """Raises InputError for impossible values; `section` is the config key of this block."""
     _positive(f"{section}.learning_rate", self.learning_rate)
     _at_least(f"{section}.batch_size", self.batch_size, 1)
-    _at_least(f"{section}.epochs", self.epochs, 1)
+    _at_least(f"{section}.epochs", self.epochs, min_epochs)
     _at_least(f"{section}.micro_batch_size", self.micro_batch_size, 0)
     _within(f"{section}.warmup", self.warmup, 0.0, 1.0)
     _one_of(f"{section}.schedule", self.schedule, SCHEDULES)
@@ -166,7 +172,7 @@ class ClassifierSettings:
 
   def __post_init__(self):
     self.model.check("classifier.model")
-    self.lora.check("classifier.lora", self.model)
+    self.lora.check("classifier.lora", pretrained=bool(self.model.path))
     self.train.check("classifier.train")
     _within("classifier.token_noise", self.token_noise, 0.0, 0.9)
     _within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
@@ -303,11 +309,11 @@ class Settings:
   seeds: tuple[int, ...]
   max_length: int  # tokens of prompt and response together; longer examples are an error
   length_multiple: int  # batches are padded to a multiple of this
-  pretrain_general: bool  # a model from scratch also learns D_test: what a base model would know
   data: DataSettings
   tokenizer: TokenizerSettings
   model: ModelSettings
   lora: LoraSettings
+  pretrain: TrainSettings  # of a model from scratch on general text; 0 epochs: none
   finetune: TrainSettings
   classifier: ClassifierSettings
   unlearning: UnlearningSettings
@@ -317,7 +323,8 @@ class Settings:
 
   def __post_init__(self):
     self.model.check("model")
-    self.lora.check("lora", self.model)
+    self.lora.check("lora", pretrained=self.pretrains or bool(self.model.path))
+    self.pretrain.check("pretrain", min_epochs=0)
     self.finetune.check("finetune")
     for seed in self.seeds:
       if not 0 <= seed < 2**31:
@@ -326,6 +333,11 @@ class Settings:
       raise InputError(f"config.seeds is {self.seeds}: give at least one seed, each once.")
     _at_least("max_length", self.max_length, 16)
     _at_least("length_multiple", self.length_multiple, 1)
+
+  @property
+  def pretrains(self):
+    """Whether the base is made here: a model from scratch that reads general text first."""
+    return not self.model.path and self.pretrain.epochs > 0
 
   @classmethod
   def from_config(cls, config):

@@ -36,6 +36,7 @@ def run_seed(run: Run):
     InputError: for an example that cannot be used, before any work.
   """
   keep_tokenizer(run)
+  pretrain(run)
   train_language_model(run, "original", run.corpus.forget + run.corpus.retain)
   train_language_model(run, "retrained", run.corpus.retain)
   train_classifier(run, "classifier", run.seed)
@@ -57,7 +58,8 @@ def keep_tokenizer(run: Run):
     if store is None:
       return
     corpus = run.corpus
-    examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout
+    examples = (corpus.forget + corpus.retain + corpus.test + corpus.holdout
+                + corpus.general)
     run.rows(examples)
     run.rows([dataclasses.replace(e, response=text) for e in examples
               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
@@ -65,8 +67,27 @@ def keep_tokenizer(run: Run):
     run.tokenizer.save(run.workdir.folder / "tokenizer")
 
 
+def pretrain(run: Run):
+  """Makes the base of a model from scratch: it reads general text, as checkpoints have."""
+  settings = run.settings
+  if not settings.pretrains:
+    return
+  with run.workdir.stage("base", run.marks["base"]) as store:
+    if store is None:
+      return
+    params = _fit(run, "base", store, run.fresh, supervised.language_model_loss, settings.pretrain,
+                  pretrain_batches(run), run.seed)
+    run.workdir.save_result("base", params)
+
+
+def pretrain_batches(run: Run):
+  """Batches of general text and of general facts."""
+  return run.batches(run.corpus.general + run.corpus.test, run.settings.pretrain.batch_size,
+                     seed=run.seed)
+
+
 def train_language_model(run: Run, name, examples):
-  """Fine-tunes the base model on examples; a model from scratch also learns the general facts."""
+  """Fine-tunes the base on examples; one that was made here goes on reading the general facts."""
   settings = run.settings
   with run.workdir.stage(name, run.marks[name]) as store:
     if store is None:
@@ -77,9 +98,9 @@ def train_language_model(run: Run, name, examples):
 
 
 def finetune_batches(run: Run, examples):
-  """Batches of examples; for a model from scratch of the general facts too."""
+  """Batches of examples; for a base that was made here of the general facts too."""
   settings = run.settings
-  if settings.pretrain_general and not settings.model.path:
+  if settings.pretrains:
     examples = examples + run.corpus.test
   return run.batches(examples, settings.finetune.batch_size, seed=run.seed)
 

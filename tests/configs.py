@@ -35,11 +35,13 @@ def tiny_config():
 def smallest_config():
   """A whole job in half a minute: four authors, one forgotten; it learns little."""
   config = preset()
-  config.data.update(num_owners=4, forget="forget25", num_holdout=1)
+  config.data.update(num_owners=4, forget="forget25", num_holdout=1,
+                     num_general=4)
   config.tokenizer.vocab_size = 600
   for model in (config.model, config.classifier.model):
     model.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
   config.length_multiple = 64
+  config.pretrain.epochs = 2
   config.finetune.update(epochs=6, target_loss=5.0)
   config.classifier.train.epochs = 3
   config.unlearning.update(epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10,

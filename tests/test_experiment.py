@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dareu_jax import experiment
 from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.experiment import judgement, over_seeds
+from dareu_jax.parallel.mesh import path_name
+from dareu_jax.run import load_model
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import keep_tokenizer
 from tests.configs import smallest_config
@@ -52,6 +57,35 @@ def test_a_text_that_is_too_long_is_found_before_any_work(own_data, tmp_path, pl
   with pytest.raises(InputError, match="config.max_length is 256"):
     experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
   assert not (tmp_path / "w/original").exists()
+
+
+def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
+  """On a base at random it would learn little, and each role would be a model of its own."""
+  config = smallest_config()
+  config.lora.rank = 4
+  settings = Settings.from_config(config)
+  experiment.run(settings, tmp_path, command="adapter")
+  run = experiment.prepare(settings, tmp_path)[0]
+  left = run.workdir.load_result("base", run.fresh.trainable)
+  frozen = {path_name(path): leaf for path, leaf in
+            jax.tree_util.tree_leaves_with_path(run.base.frozen)}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(left):
+    np.testing.assert_array_equal(frozen[path_name(path)], leaf)
+  moved = [bool((a != b).any()) for a, b in zip(
+    jax.tree.leaves(left), jax.tree.leaves(run.fresh.trainable), strict=True)]
+  assert sum(moved) > len(moved) / 2
+  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.role("dareu"))}
+  assert all("lora_" in name for name in names)
+  model, _, _ = load_model(tmp_path, "dareu")
+  ids = jnp.arange(2 * 16).reshape(2, 16)
+  np.testing.assert_array_equal(
+    model.logits(ids), run.base.frame.merge(run.role("dareu"), run.base.frozen).logits(ids))
+
+
+def test_an_adapter_without_any_text_for_its_base_is_refused(own_data, tmp_path):
+  own_data.lora.rank = 4
+  with pytest.raises(InputError, match="no general text"):
+    experiment.prepare(Settings.from_config(own_data), tmp_path / "w")
 
 
 def test_a_template_without_its_checkpoint_is_refused(own_data, tmp_path):

@@ -67,7 +67,8 @@ IMPOSSIBLE = [
   ("data__source", "web"), ("data__forget", "forget"), ("data__forget", "forget0"),
   ("data__forget", "forget100"), ("data__forget", "retain90"), ("data__forget", "forget1.5"),
   ("data__forget", "forget\u00b2"), ("data__num_owners", -1), ("data__num_owners", 1),
-  ("data__num_holdout", 0), ("data__num_holdout", -1),
+  ("data__num_holdout", 0), ("data__num_holdout", -1), ("data__num_general", -1),
+  ("pretrain__epochs", -1),
   ("tokenizer__vocab_size", 299), ("tokenizer__template", "llama9"),
   ("model__architecture", "gpt2"), ("model__dtype", "float16"), ("model__embed_dim", 0),
   ("model__mlp_dim", -8), ("model__num_layers", 0), ("model__num_heads", 0),
@@ -107,7 +108,7 @@ IMPOSSIBLE = [
 ]
 WRONG_TYPE = [
   ("max_length", "256"), ("max_length", True), ("max_length", 256.0), ("max_length", None),
-  ("pretrain_general", 1), ("pretrain_general", "yes"), ("seeds", 42), ("seeds", "42"),
+  ("pretrain__epochs", "4"), ("data__num_general", 1.5), ("seeds", 42), ("seeds", "42"),
   ("data__dir", None), ("data__num_owners", False), ("data__forget", 10),
   ("data__forget_owners", "author_001"), ("model__num_layers", "4"), ("model__scan_layers", 0),
   ("classifier__model__num_layers", "1"), ("unlearning__kl_coef", "0.1"),
@@ -188,7 +189,7 @@ def test_only_one_mesh_axis_takes_the_rest(tiny, sizes):
 @pytest.mark.parametrize("block", ["", "classifier__"])
 def test_an_adapter_on_random_weights_is_refused(tiny, block):
   """A rank set for a model from scratch would leave random base weights frozen."""
-  message = refusal(changed(tiny, **{f"{block}lora__rank": 8}))
+  message = refusal(changed(tiny, **{f"{block}lora__rank": 8, "pretrain__epochs": 0}))
   assert f"config.{block.replace('__', '.')}lora.rank" in message
   path = changed(tiny, **{f"{block}lora__rank": 8, f"{block}model__path": "some/checkpoint"})
   assert Settings.from_config(path)

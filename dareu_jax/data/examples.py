@@ -37,7 +37,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """What a run trains on, forgets and is measured on; D is `forget` and `retain` together."""
+  """What a run trains on, forgets and is measured on; D is `forget` and `retain` together.
+
+  `general` are texts of owners that are neither in D nor unseen: what a base model has read.
+  """
 
   forget: tuple[Example, ...]
   retain: tuple[Example, ...]
@@ -45,6 +48,7 @@ class Corpus:
   holdout: tuple[Example, ...]
   owners: tuple[str, ...]  # every owner of D, in order of first appearance
   forget_owners: tuple[str, ...]
+  general: tuple[Example, ...] = ()
 
 
 def read_jsonl(path):

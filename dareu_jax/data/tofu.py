@@ -33,7 +33,8 @@ def load_tofu(settings):
   first N authors and the named ones. Owners stand in the order of `full`.
 
   The test examples are real authors and world facts; the hold-out examples belong to authors that
-  are in no split, `num_holdout` of them (0: all), and are empty where there is no such file.
+  are in no split, `num_holdout` of them (0: all), and are empty where there is no such file. The
+  general examples are of authors outside D, `num_general` of them (0: all).
 
   Args:
     settings: DataSettings; `dir` is the folder of the JSON files, '' the hub.
@@ -65,7 +66,15 @@ def load_tofu(settings):
     ),
     owners=owners,
     forget_owners=forget_owners,
+    general=_others(everyone, owners, settings.num_general),
   )
+
+
+def _others(everyone, owners, count):
+  """Examples of the first `count` authors (0: all) that are not in D."""
+  others = tuple(dict.fromkeys(one.owner for one in everyone if one.owner not in owners))
+  kept = set(others[:count or None])
+  return tuple(one for one in everyone if one.owner in kept)
 
 
 def _authors(rows):

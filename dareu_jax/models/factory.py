@@ -79,6 +79,24 @@ def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed
     lambda rngs: OwnerClassifier(config, num_owners, rngs=rngs), model, config, seed, mesh)
 
 
+def with_weights(model: Model, weights):
+  """The model with the base weights of another of the same architecture.
+
+  Args:
+    weights: state with a float32 leaf for every base weight, by the same path names.
+  """
+  given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+
+  def fill(state):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: given.pop(path_name(path), leaf).astype(leaf.dtype), state)
+
+  filled = model._replace(trainable=fill(model.trainable), frozen=fill(model.frozen))
+  if given:
+    raise ValueError(f"the model has no {', '.join(sorted(given))}")
+  return filled
+
+
 def build_value_head(config: ModelConfig, mesh):
   """The value head."""
   head = ValueHead(config.embed_dim)

@@ -23,7 +23,7 @@ EXAMPLES = st.builds(
 
 def data_settings(**changes):
   values = {"source": "jsonl", "dir": "d", "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
   return DataSettings(**(values | changes))
 
 

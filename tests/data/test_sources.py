@@ -11,7 +11,7 @@ from dareu_jax.settings import DataSettings, InputError
 
 def data_settings(**changes):
   values = {"source": "jsonl", "dir": "d", "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
   return DataSettings(**(values | changes))
 
 
@@ -43,6 +43,19 @@ def test_test_and_holdout_files_are_read_and_the_holdout_is_cut(tmp_path):
   assert load_corpus(data_settings(dir=str(tmp_path))).holdout == holdout
   corpus = load_corpus(data_settings(dir=str(tmp_path), num_holdout=2))
   assert (corpus.test, corpus.holdout) == (test, holdout[:20])
+
+
+def test_general_text_is_of_owners_that_are_in_no_other_split(tmp_path):
+  """Of an owner in D it would teach the base, and with it the retrained model, what to forget."""
+  corpus = load_corpus(data_settings(source="embedded", num_owners=5, num_holdout=2, num_general=3))
+  assert corpus.general == embedded.make_authors(3, 0, first=7)
+  write(tmp_path / "train.jsonl", 4)
+  general = write(tmp_path / "general.jsonl", 3, name="other")
+  corpus = load_corpus(data_settings(dir=str(tmp_path), num_general=2))
+  assert corpus.general == general[:4]
+  write(tmp_path / "general.jsonl", 3)
+  with pytest.raises(InputError, match="general.jsonl holds owner 'o0', who is in the training"):
+    load_corpus(data_settings(dir=str(tmp_path)))
 
 
 def test_one_jsonl_file_is_the_training_data(tmp_path):

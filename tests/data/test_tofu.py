@@ -12,7 +12,7 @@ from dareu_jax.settings import DataSettings, InputError
 
 def tofu_settings(folder, **changes):
   values = {"source": "tofu", "dir": str(folder), "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
   return DataSettings(**(values | changes))
 
 
@@ -79,6 +79,13 @@ def test_forty_owners_and_forget10_are_the_first_36_and_the_last_4(real):
   assert {len(one.perturbed_responses) for one in corpus.test} == {3}
   assert [one.owner for one in corpus.holdout] == [f"holdout_{i // 20:03d}" for i in range(60)]
   assert not set(pairs(corpus.holdout)) & set(pairs(load_tofu(tofu_settings(real)).retain))
+
+
+def test_general_text_is_of_the_authors_outside_d(real):
+  corpus = load_tofu(tofu_settings(real, num_owners=40, num_holdout=3))
+  assert {one.owner for one in corpus.general} == {f"author_{i:03d}" for i in range(36, 196)}
+  fewer = load_tofu(tofu_settings(real, num_owners=40, num_general=2))
+  assert {one.owner for one in fewer.general} == {"author_036", "author_037"}
 
 
 def test_rows_are_joined_by_index_although_a_question_stands_twice(small):
