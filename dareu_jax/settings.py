@@ -5,13 +5,11 @@ the key, the value and the mend.
 """
 
 import dataclasses
-import math
 import re
-import types
-import typing
 
-REWARD_FORMS = ("published", "telescoped", "absorbing")
-SELECTION_RULES = ("unseen_level", "lowest_score", "last")
+from dareu_jax.checks import InputError, at_least, build, one_of, positive, within
+from dareu_jax.unlearning_settings import UnlearningSettings
+
 SOURCES = ("embedded", "tofu", "jsonl")
 TEMPLATES = ("auto", "plain", "raw", "llama2", "llama3", "tinyllama", "qwen2", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -19,10 +17,6 @@ DTYPES = ("float32", "bfloat16")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 SCHEDULES = ("linear", "cosine", "constant", "plateau")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class InputError(ValueError):
-  """What a user can mend: the entry modules print it alone, without a traceback."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +33,13 @@ class DataSettings:
   seed: int  # of the embedded authors
 
   def __post_init__(self):
-    _one_of("data.source", self.source, SOURCES)
-    _at_least("data.num_owners", self.num_owners, 0)
-    _at_least("data.num_holdout", self.num_holdout, 0)
-    _at_least("data.num_general", self.num_general, 0)
+    one_of("data.source", self.source, SOURCES)
+    at_least("data.num_owners", self.num_owners, 0)
+    at_least("data.num_holdout", self.num_holdout, 0)
+    at_least("data.num_general", self.num_general, 0)
     if self.source == "embedded":
-      _at_least("data.num_owners", self.num_owners, 2, "the embedded authors are made to order")
-      _at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
+      at_least("data.num_owners", self.num_owners, 2, "the embedded authors are made to order")
+      at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
     if self.source == "jsonl" and not self.dir:
       raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
     if not re.fullmatch("forget(0[1-9]|[1-9][0-9])", self.forget, re.ASCII):
@@ -74,11 +68,11 @@ class ModelSettings:
 
   def check(self, section):
     """Raises InputError for impossible values; `section` is the config key of this block."""
-    _one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
-    _one_of(f"{section}.dtype", self.dtype, DTYPES)
-    _one_of(f"{section}.attention", self.attention, ATTENTION)
+    one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
+    one_of(f"{section}.dtype", self.dtype, DTYPES)
+    one_of(f"{section}.attention", self.attention, ATTENTION)
     for name in ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
-      _at_least(f"{section}.{name}", getattr(self, name), 1)
+      at_least(f"{section}.{name}", getattr(self, name), 1)
     if self.num_heads % self.num_kv_heads:
       raise InputError(
         f"config.{section}.num_kv_heads is {self.num_kv_heads}: it must divide "
@@ -102,10 +96,10 @@ class LoraSettings:
     Args:
       pretrained: whether the base weights have learnt something.
     """
-    _at_least(f"{section}.rank", self.rank, 0)
-    _positive(f"{section}.alpha", self.alpha)
+    at_least(f"{section}.rank", self.rank, 0)
+    positive(f"{section}.alpha", self.alpha)
     for target in self.targets:
-      _one_of(f"{section}.targets", target, LORA_TARGETS)
+      one_of(f"{section}.targets", target, LORA_TARGETS)
     if self.rank and not self.targets:
       raise InputError(f"config.{section}.targets is empty: an adapter needs a layer to sit on.")
     if self.rank and not pretrained:
@@ -124,8 +118,8 @@ class TokenizerSettings:
   template: str  # how a prompt is wrapped; 'auto' follows the tokenizer
 
   def __post_init__(self):
-    _at_least("tokenizer.vocab_size", self.vocab_size, 300, "bytes and special tokens take that")
-    _one_of("tokenizer.template", self.template, TEMPLATES)
+    at_least("tokenizer.vocab_size", self.vocab_size, 300, "bytes and special tokens take that")
+    one_of("tokenizer.template", self.template, TEMPLATES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,15 +138,15 @@ class TrainSettings:
 
   def check(self, section, *, min_epochs=1):
     """Raises InputError for impossible values; `section` is the config key of this block."""
-    _positive(f"{section}.learning_rate", self.learning_rate)
-    _at_least(f"{section}.batch_size", self.batch_size, 1)
-    _at_least(f"{section}.epochs", self.epochs, min_epochs)
-    _at_least(f"{section}.micro_batch_size", self.micro_batch_size, 0)
-    _within(f"{section}.warmup", self.warmup, 0.0, 1.0)
-    _one_of(f"{section}.schedule", self.schedule, SCHEDULES)
-    _at_least(f"{section}.target_loss", self.target_loss, 0.0)
-    _at_least(f"{section}.weight_decay", self.weight_decay, 0.0)
-    _positive(f"{section}.clip_norm", self.clip_norm)
+    positive(f"{section}.learning_rate", self.learning_rate)
+    at_least(f"{section}.batch_size", self.batch_size, 1)
+    at_least(f"{section}.epochs", self.epochs, min_epochs)
+    at_least(f"{section}.micro_batch_size", self.micro_batch_size, 0)
+    within(f"{section}.warmup", self.warmup, 0.0, 1.0)
+    one_of(f"{section}.schedule", self.schedule, SCHEDULES)
+    at_least(f"{section}.target_loss", self.target_loss, 0.0)
+    at_least(f"{section}.weight_decay", self.weight_decay, 0.0)
+    positive(f"{section}.clip_norm", self.clip_norm)
     if self.micro_batch_size and self.batch_size % self.micro_batch_size:
       raise InputError(
         f"config.{section}.micro_batch_size is {self.micro_batch_size}: it must divide "
@@ -174,85 +168,8 @@ class ClassifierSettings:
     self.model.check("classifier.model")
     self.lora.check("classifier.lora", pretrained=bool(self.model.path))
     self.train.check("classifier.train")
-    _within("classifier.token_noise", self.token_noise, 0.0, 0.9)
-    _within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
-
-
-@dataclasses.dataclass(frozen=True)
-class UnlearningSettings:
-  """DareU: PPO on attribution rewards with distillation on retained data."""
-
-  # reward
-  reward_form: str  # 'published', 'telescoped' or 'absorbing'
-  segment_length: int  # κ: tokens between two invocations of the attribution function
-  epsilon: float  # ε: the score is clipped to [ε, 1-ε] before the log
-  c_seg: float  # C_seg: small is sharp and clips early, large is flat
-  kl_coef: float  # β: weight of the KL to the previous epoch's policy
-  # policy optimisation
-  discount: float  # γ
-  gae_lambda: float  # λ
-  clip_eps: float  # of the probability ratio
-  value_clip_eps: float
-  value_coef: float  # c_v
-  distill_coef: float  # λ_distill
-  whiten_advantages: bool
-  learning_rate: float
-  value_learning_rate: float
-  warmup_steps: int  # updates with a rising learning rate
-  weight_decay: float
-  clip_norm: float
-  # batches
-  epochs: int  # at most; an epoch is `samples_per_prompt` rollouts of every forget query
-  samples_per_prompt: int
-  rollout_batch_size: int  # responses a rollout; a query may come more than once
-  minibatch_size: int  # rollout rows an update
-  inner_epochs: int  # passes over a rollout
-  retain_batch_size: int  # retain examples distilled in each update
-  # sampling
-  temperature: float
-  top_k: int  # 0: off
-  top_p: float  # 1: off
-  max_new_tokens: int  # the longest response; 0: as long as the longest of the data
-  # which epoch is kept
-  selection: str  # 'unseen_level', 'lowest_score' or 'last'
-  settle_epochs: int  # epochs in a row at or below the level before the run stops
-  target_score: float  # the level to come down to; negative: measured on unseen owners' queries
-  min_length_ratio: float  # of the usual response length; below it an epoch is refused
-  max_degenerate_share: float  # of empty or repetitive responses; above it an epoch is refused
-
-  def __post_init__(self):
-    section = "unlearning"
-    _one_of("unlearning.reward_form", self.reward_form, REWARD_FORMS)
-    _one_of("unlearning.selection", self.selection, SELECTION_RULES)
-    counts = ("segment_length", "epochs", "samples_per_prompt", "rollout_batch_size",
-              "minibatch_size", "inner_epochs", "retain_batch_size", "settle_epochs")
-    for name in counts:
-      _at_least(f"{section}.{name}", getattr(self, name), 1)
-    if not 0 < self.epsilon < 0.5:
-      raise InputError(
-        f"config.unlearning.epsilon is {self.epsilon}: it must lie between 0 and 0.5.")
-    for name in ("c_seg", "learning_rate", "value_learning_rate", "value_clip_eps", "clip_norm",
-                 "temperature"):
-      _positive(f"{section}.{name}", getattr(self, name))
-    if not 0 < self.clip_eps < 1:
-      raise InputError(f"config.unlearning.clip_eps is {self.clip_eps}: it must lie in (0, 1).")
-    if self.minibatch_size > self.rollout_batch_size:
-      raise InputError(
-        f"config.unlearning.minibatch_size is {self.minibatch_size}: it is a part of a rollout, "
-        f"and config.unlearning.rollout_batch_size is {self.rollout_batch_size}.")
-    for name in ("kl_coef", "value_coef", "distill_coef"):
-      _at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
-    for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):
-      _at_least(f"{section}.{name}", getattr(self, name), 0)
-    for name in ("discount", "gae_lambda", "min_length_ratio", "max_degenerate_share"):
-      _within(f"{section}.{name}", getattr(self, name), 0.0, 1.0)
-    if not 0 < self.top_p <= 1:
-      raise InputError(f"config.unlearning.top_p is {self.top_p}: it must lie in (0, 1].")
-    if self.target_score > 1:
-      raise InputError(
-        f"config.unlearning.target_score is {self.target_score}: a score lies in [0, 1]; "
-        "a negative value has it measured on unseen owners' queries."
-      )
+    within("classifier.token_noise", self.token_noise, 0.0, 0.9)
+    within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,9 +182,9 @@ class EvaluationSettings:
   min_k: float  # share of the least likely tokens that the Min-K% attack averages
 
   def __post_init__(self):
-    _at_least("evaluation.batch_size", self.batch_size, 1)
-    _at_least("evaluation.max_examples", self.max_examples, 0)
-    _at_least("evaluation.max_new_tokens", self.max_new_tokens, 0)
+    at_least("evaluation.batch_size", self.batch_size, 1)
+    at_least("evaluation.max_examples", self.max_examples, 0)
+    at_least("evaluation.max_new_tokens", self.max_new_tokens, 0)
     if not 0 < self.min_k <= 1:
       raise InputError(f"config.evaluation.min_k is {self.min_k}: it must lie in (0, 1].")
 
@@ -298,8 +215,8 @@ class CheckpointSettings:
   keep: int  # how many of them stay
 
   def __post_init__(self):
-    _at_least("checkpoint.every_steps", self.every_steps, 1)
-    _at_least("checkpoint.keep", self.keep, 1)
+    at_least("checkpoint.every_steps", self.every_steps, 1)
+    at_least("checkpoint.keep", self.keep, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,8 +248,8 @@ class Settings:
         raise InputError(f"config.seeds is {self.seeds}: a seed must lie in [0, 2^31).")
     if not self.seeds or len(set(self.seeds)) != len(self.seeds):
       raise InputError(f"config.seeds is {self.seeds}: give at least one seed, each once.")
-    _at_least("max_length", self.max_length, 16)
-    _at_least("length_multiple", self.length_multiple, 1)
+    at_least("max_length", self.max_length, 16)
+    at_least("length_multiple", self.length_multiple, 1)
 
   @property
   def pretrains(self):
@@ -346,55 +263,4 @@ class Settings:
     Raises:
       InputError: for a missing or unknown key, a wrong type or an impossible value.
     """
-    return _build(cls, config, "config")
-
-
-def _build(cls, config, key):
-  if not hasattr(config, "keys"):
-    raise InputError(f"{key} is {config!r}: it must be a group of settings.")
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(config.keys()) - set(hints))
-  missing = sorted(set(hints) - set(config.keys()))
-  if unknown:
-    raise InputError(f"{key}.{unknown[0]} is no setting. Known here: {', '.join(sorted(hints))}.")
-  if missing:
-    raise InputError(f"{key}.{missing[0]} is missing from the config file.")
-  return cls(**{name: _value(hint, config[name], f"{key}.{name}") for name, hint in hints.items()})
-
-
-def _value(hint, value, key):
-  if dataclasses.is_dataclass(hint):
-    return _build(hint, value, key)
-  if isinstance(hint, types.GenericAlias):  # tuple[item, ...]
-    if not isinstance(value, (tuple, list)):
-      raise InputError(f"{key} is {value!r}: it must be a tuple.")
-    item = typing.get_args(hint)[0]
-    return tuple(_value(item, part, f"{key}[{i}]") for i, part in enumerate(value))
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value) if abs(value) < 2**1023 else math.inf
-  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-    raise InputError(f"{key} is {value!r}: it must be of type {hint.__name__}.")
-  if hint is float and not math.isfinite(value):
-    raise InputError(f"{key} is {value}: it must be finite.")
-  return value
-
-
-def _one_of(key, value, choices):
-  if value not in choices:
-    raise InputError(f"config.{key} is {value!r}: it must be one of {', '.join(choices)}.")
-
-
-def _at_least(key, value, bound, why=""):
-  if value < bound:
-    reason = f"{why} and must be" if why else "it must be"
-    raise InputError(f"config.{key} is {value}: {reason} >= {bound}.")
-
-
-def _positive(key, value):
-  if not value > 0:
-    raise InputError(f"config.{key} is {value}: it must be > 0.")
-
-
-def _within(key, value, low, high):
-  if not low <= value <= high:
-    raise InputError(f"config.{key} is {value}: it must lie in [{low:g}, {high:g}].")
+    return build(cls, config, "config")

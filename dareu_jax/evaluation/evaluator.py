@@ -12,7 +12,7 @@ from dareu_jax.data.batches import Batches, encode, prompt_batch
 from dareu_jax.evaluation import metrics
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
-from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
+from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask, masked_sum
-from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.settings import TrainSettings
 from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 

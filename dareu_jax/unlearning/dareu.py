@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from dareu_jax.attribution.classifier import last_valid, prefix_scores
 from dareu_jax.generation.strategies import Sample
+from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
 from dareu_jax.masked import explained_variance, length_mask, masked_mean, masked_whiten
-from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
 from dareu_jax.reinforcement.advantages import generalized_advantage_estimation
+from dareu_jax.reinforcement.distillation import kl_to_teacher
 from dareu_jax.reinforcement.ppo import policy_loss, value_loss
 from dareu_jax.reinforcement.rewards import token_rewards
 from dareu_jax.settings import UnlearningSettings
@@ -175,8 +176,8 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
       logprobs, part.old_logprobs, part.advantages, mask, clip_eps=settings.clip_eps)
     critic, critic_metrics = value_loss(
       values, part.old_values, part.returns, mask, clip_eps=settings.value_clip_eps)
-    distill = masked_mean(
-      policy_kl(teacher_hidden, teacher_model.head, retain_hidden(model), model.head), retain_mask)
+    distill = kl_to_teacher(
+      retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
     loss = ppo + settings.value_coef * critic + settings.distill_coef * distill
     return loss, {"loss": loss, "policy_loss": ppo, "value_loss": critic, "distill_loss": distill,
                   **ppo_metrics, **critic_metrics}

@@ -8,10 +8,10 @@ from flax import nnx
 
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
+from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.models.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.models.rope import RopeConfig
 
 B, P, T, V = 4, 6, 8, 40
