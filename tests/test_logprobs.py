@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.generation.strategies import Sample
-from dareu_jax.models import logprobs as L
+from dareu_jax import logprobs as L
 
 B, D, V = 2, 6, 40
 CHUNK = 4
