@@ -4,6 +4,7 @@ Each is skipped when its result is in the workdir already.
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -44,12 +45,15 @@ def run_seed(run: Run):
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
   unlearn(run)
   models = {name: dict(evaluate(run, name)["metrics"]) for name in MODELS}
-  # Data of one's own may come without D_test.
-  rouges = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in models["retrained"]]
   for name in MODELS:
-    models[name]["tug_of_war"] = metrics.tug_of_war(
-      *([models[which][rouge] for rouge in rouges] for which in (name, "retrained")))
+    models[name]["tug_of_war"] = closeness(models[name], models["retrained"])
   return models
+
+
+def closeness(figures, retrained):
+  """ToW of a model's figures; data of one's own may come without D_test."""
+  names = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in retrained]
+  return metrics.tug_of_war(*([each[name] for name in names] for each in (figures, retrained)))
 
 
 def keep_tokenizer(run: Run):
@@ -217,7 +221,8 @@ def dareu_task(run: Run):
     # The PPO update is the costliest program to compile: it has one shape alone.
     retain=run.batches(corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
                        one_bucket=True),
-    evaluator=run.evaluator, settings=settings, seed=run.seed)
+    evaluator=run.evaluator, settings=settings, seed=run.seed,
+    watch=functools.partial(rouges, run) if settings.watch_rouge else None)
 
 
 def _reward(run, name):
@@ -257,14 +262,29 @@ def evaluated_examples(run: Run, split):
   return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
 
 
+def rouges(run: Run, policy):
+  """ROUGE of a trainable state's greedy answers to each split: {"<split>_rouge": mean}."""
+  figures = {}
+  for split in SPLITS:
+    examples = evaluated_examples(run, split)
+    if examples:
+      texts = run.evaluator.answers(policy, run.rows(examples)).texts
+      figures[f"{split}_rouge"] = float(np.mean(_rouge_of(examples, texts)))
+  return figures
+
+
+def _rouge_of(examples, texts):
+  return [metrics.rouge_l_recall(example.response, text)
+          for example, text in zip(examples, texts, strict=True)]
+
+
 def _answer_figures(run, name, split):
   """Figures of the greedy answers to a split, and the answers themselves."""
   examples = evaluated_examples(run, split)
   if not examples:
     return {}, []
   given = run.evaluator.answers(run.role(name), run.rows(examples))
-  rouge = [metrics.rouge_l_recall(example.response, text)
-           for example, text in zip(examples, given.texts, strict=True)]
+  rouge = _rouge_of(examples, given.texts)
   figures = {f"{split}_rouge": float(np.mean(rouge))}
   answers = [{"prompt": example.prompt, "truth": example.response, "answer": text, "rouge": score}
              for example, text, score in zip(examples, given.texts, rouge, strict=True)]
@@ -274,7 +294,8 @@ def _answer_figures(run, name, split):
                       for which in ("classifier", "judge"))
     figures |= {"attribution_score": float(scores.mean()), "judge_score": float(judged.mean()),
                 "response_length": float(given.text_lengths.mean()),
-                "fluency_nll": _fluency(run, examples, given)}
+                "fluency_nll": _fluency(run, examples, given),
+                "distinct_share": len(set(given.texts)) / len(given.texts)}
     for answer, score in zip(answers, scores, strict=True):
       answer["score"] = float(score)
   return figures, answers

@@ -83,6 +83,7 @@ class UnlearningSettings:
   settle_epochs: int  # epochs in a row at or below the level before the run stops
   target_score: float  # the level to come down to; negative: measured on unseen owners' queries
   guards: GuardSettings
+  watch_rouge: bool  # measure ROUGE at each epoch's end too; it decides nothing
 
   def __post_init__(self):
     section = "unlearning"

@@ -7,12 +7,17 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def preset(name=None):
-  """The ConfigDict of configs/tofu.py."""
-  spec = importlib.util.spec_from_file_location("tofu_config", ROOT / "configs" / "tofu.py")
+def load_config(path):
+  """The module of a config file."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(name)
+  return module
+
+
+def preset(name=None):
+  """The ConfigDict of configs/tofu.py."""
+  return load_config(ROOT / "configs" / "tofu.py").get_config(name)
 
 
 def changed(config, **changes):

@@ -32,6 +32,7 @@ class EpochReport:
   unseen_fluency: float
   judge_score: float  # mean b(y) of the classifier that the reward never asks
   judge_level: float  # the same for unseen owners' queries, or as set
+  watched: dict = dataclasses.field(default_factory=dict)  # figures that decide nothing
 
 
 def tripped(report, original, guards: GuardSettings):

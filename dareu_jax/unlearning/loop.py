@@ -47,6 +47,7 @@ class Task:
   evaluator: Evaluator
   settings: UnlearningSettings
   seed: int
+  watch: Any = None  # policy -> {figure: float}, measured at each epoch's end
 
   @property
   def rollouts_per_epoch(self):
@@ -193,6 +194,7 @@ def assess(task: Task, policy, epoch):
     unseen_fluency=unseen["fluency"],
     judge_score=forget["judge"],
     judge_level=target if target >= 0 else unseen["judge"],
+    watched=task.watch(policy) if task.watch else {},
   )
 
 
