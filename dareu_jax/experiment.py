@@ -113,6 +113,7 @@ def over_seeds(figures):
 def report(runs, summary, folder, command):
   """Writes report.md and report.html; curves and answers are those of the first seed."""
   first = runs[0]
+  history = read_metrics(first.workdir.folder / "metrics" / f"{METHOD}.jsonl")
   settings, corpus = first.settings, first.corpus
   work = first.workdir.folder
   facts = {
@@ -123,7 +124,7 @@ def report(runs, summary, folder, command):
                 f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
     "model": settings.model.path or f"{settings.model.architecture} from scratch",
     "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
-    "reward": f"{settings.unlearning.reward_form}, κ {settings.unlearning.segment_length}",
+    "reward": _reward_facts(first, history),
     "seeds": ", ".join(map(str, settings.seeds)),
     "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
     "versions": f"jax {jax.__version__}",
@@ -132,9 +133,22 @@ def report(runs, summary, folder, command):
   paths = write_report(
     folder, title="Unlearning with DareU", summary=summary,
     classifier=read_json(work / "classifier" / "quality.json") or {},
-    history=read_metrics(work / "metrics" / f"{METHOD}.jsonl"), **_epochs(first),
+    history=history, **_epochs(first),
     answers=_answers(first), facts=facts, method=METHOD, notes=[judgement(summary["models"])])
   return paths.html
+
+
+def _reward_facts(run, history):
+  """What the reward is and what it cost."""
+  settings = run.settings.unlearning
+  seconds, reward = (sum(record.get(key, 0.0) for record in history)
+                     for key in ("step_seconds", "reward_seconds"))
+  again = ""
+  if run.classifier_tokenizer is not run.tokenizer:
+    again = ", responses tokenised again for the classifier"
+  return (f"{settings.reward} by {settings.learner}, {settings.reward_form}, "
+          f"κ {settings.segment_length}{again}; scoring took {reward:.1f} s of the "
+          f"{seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")
 
 
 def _answers(run):

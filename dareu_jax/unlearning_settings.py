@@ -53,6 +53,7 @@ class UnlearningSettings:
   epsilon: float  # ε: the score is clipped to [ε, 1-ε] before the log
   c_seg: float  # C_seg: small is sharp and clips early, large is flat
   kl_coef: float  # β: weight of the KL to the previous epoch's policy
+  anchor_coef: float  # η: weight of each token's log-ratio to the original policy; 0 in the paper
   # policy optimisation
   discount: float  # γ
   gae_lambda: float  # λ
@@ -114,7 +115,7 @@ class UnlearningSettings:
         f"config.unlearning.samples_per_prompt is {self.samples_per_prompt}: {self.learner} "
         "compares that many responses to a query, so it must be >= 2 and divide "
         f"config.unlearning.rollout_batch_size ({self.rollout_batch_size}).")
-    for name in ("kl_coef", "value_coef", "distill_coef"):
+    for name in ("kl_coef", "anchor_coef", "value_coef", "distill_coef"):
       at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
     for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):
       at_least(f"{section}.{name}", getattr(self, name), 0)

@@ -12,9 +12,10 @@ from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.experiment import judgement, over_seeds
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.run import load_model
+from dareu_jax.run import MODELS, load_model
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import keep_tokenizer
+from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
 
 
@@ -124,3 +125,22 @@ def test_a_judge_that_disagrees_is_said(judged, word):
   """A reward that was fooled shows in no other column."""
   models = {"retrained": {"judge_score": 0.02}, "dareu": {"judge_score": judged}}
   assert word in judgement(models)
+
+
+def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(tmp_path):
+  """All of it at once, through the whole job: scores stay probabilities, the cost is reported."""
+  config = smallest_config()
+  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
+  settings = Settings.from_config(config)
+  summary, page = experiment.run(settings, tmp_path, command="options")
+  run = experiment.prepare(settings, tmp_path)[0]
+  assert run.classifier_tokenizer.vocab_size == 400 and run.tokenizer.vocab_size == 600
+  assert run.classes == len(run.corpus.owners) + 1 and not run.is_forget[-1]
+  rows = run.classifier_rows(run.none_examples)
+  assert {row.owner for row in rows} == {len(run.corpus.owners)}
+  assert len(rows) == len(run.corpus.forget + run.corpus.retain) // 2
+  quality = read_json(tmp_path / "classifier/quality.json")
+  assert run.scorer().temperature == quality["temperature"] != 1.0
+  assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
+  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in MODELS)
+  assert "responses tokenised again for the classifier" in page.read_text()

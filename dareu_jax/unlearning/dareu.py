@@ -105,12 +105,16 @@ def copy(tree):
 
 
 @functools.partial(jax.jit, static_argnames=("models", "settings"))
-def score_rollout(state, frozen, value_frozen, scores, prompt_ids, prompt_lengths, completions, *,
-                  models: Models, settings: UnlearningSettings):
+def score_rollout(state, teacher, frozen, value_frozen, scores, prompt_ids, prompt_lengths,
+                  completions, *, models: Models, settings: UnlearningSettings):
   """Rewards, values and advantages of sampled completions.
+
+  Beyond the paper, each token may pay η · (log π(y_t) - log π_N(y_t)), η = anchor_coef: of all ways
+  not to say what is to be forgotten, those that the original finds likeliest are the cheapest.
 
   Args:
     state: LearnerState.
+    teacher: trainable state of the original policy π_N.
     frozen, value_frozen: the frozen states of policy and value head.
     scores: [B, T] float; of each prefix, high for what is to be forgotten (unlearning.rewards).
     prompt_ids: [B, P] int.
@@ -136,6 +140,9 @@ def score_rollout(state, frozen, value_frozen, scores, prompt_ids, prompt_length
     scores, lengths, kl, segment_length=settings.segment_length, epsilon=settings.epsilon,
     c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
     max_length=settings.max_new_tokens)
+  if settings.anchor_coef:
+    anchor, _ = logprobs_and_entropy(*role(teacher), ids, sampling(settings).logprobs)
+    rewards -= settings.anchor_coef * jnp.where(mask, logprobs - anchor, 0.0)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),
     "reward": jnp.mean(jnp.sum(rewards, axis=1)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from typing import Any
 
 import jax
@@ -117,6 +118,7 @@ def run(task: Task, *, store, writer, bar):
 def learn(task: Task, state, step, rate_scale=1.0):
   """One rollout and its updates: (state, metrics as floats)."""
   settings, evaluator = task.settings, task.evaluator
+  begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
   prompts = evaluator.put(prompt_batch(
     [task.forget_rows[i] for i in chosen], len(chosen), multiple=evaluator.multiple,
@@ -128,9 +130,11 @@ def learn(task: Task, state, step, rate_scale=1.0):
     max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
     pad_id=evaluator.tokenizer.pad_id)
   texts = _texts(evaluator.tokenizer, completions)
+  sampled = time.monotonic()
   scores = evaluator.put(task.reward(chosen, completions, texts))
+  rewarded = time.monotonic()
   rollout, metrics = dareu.score_rollout(
-    state, task.frozen, task.value_frozen, scores, *prompts, completions,
+    state, task.original, task.frozen, task.value_frozen, scores, *prompts, completions,
     models=task.models, settings=settings)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned = []
@@ -143,6 +147,7 @@ def learn(task: Task, state, step, rate_scale=1.0):
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}
+  metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
   return state._replace(step=state.step + 1), metrics
 
 

@@ -47,7 +47,7 @@ def rollout_of(world, state, key=0, settings=SETTINGS):
     max_new_tokens=8, eos_id=EOS, pad_id=0)
   scores = np.random.default_rng(key).uniform(size=(8, 8)).astype(np.float32)
   rollout, metrics = dareu.score_rollout(
-    state, frozen, value_frozen, scores, PROMPTS, LENGTHS, completions, models=models,
+    state, world[1], frozen, value_frozen, scores, PROMPTS, LENGTHS, completions, models=models,
     settings=settings)
   return completions, rollout, metrics
 
@@ -102,6 +102,27 @@ def test_distillation_holds_the_policy_at_the_original(world):
     state, metrics = step(world, state, still)
     losses.append(float(metrics["distill_loss"]))
   assert losses[-1] < 0.5 * max(losses)
+
+
+def test_the_anchor_charges_each_token_for_what_the_original_finds_unlikely(world):
+  """At the original it costs nothing; where the policy has moved, the log-ratio of each token."""
+  plain = dataclasses.replace(SETTINGS, anchor_coef=0.0, gae_lambda=1.0, discount=0.0,
+                              whiten_advantages=False)  # so that advantages are rewards - values
+  anchored = dataclasses.replace(plain, anchor_coef=0.5)
+  state = dareu.init_learner(world[1], world[3], plain)
+  for strayed in (False, True):
+    completions, rollout, _ = rollout_of(world, state, settings=plain)
+    got = rollout.advantages - rollout_of(world, state, settings=anchored)[1].advantages
+    at_start = dareu.init_learner(world[1], world[3], plain)
+    original = dareu.score_rollout(
+      at_start, world[1], world[2], world[4], np.zeros((8, 8), np.float32), PROMPTS, LENGTHS,
+      completions, models=world[0], settings=plain)[0].old_logprobs
+    valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
+    want = np.where(valid, 0.5 * (rollout.old_logprobs - original), 0.0)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert bool(np.abs(want).max() > 1e-2) == strayed
+    state, _ = step(world, state, rollout, plain)
+    state, _ = step(world, state, rollout, plain)
 
 
 def with_separate_critic(**changes):

@@ -1,0 +1,88 @@
+"""What the reward step costs: one causal pass against a pass for each segment.
+
+    pip install . && python benchmarks/reward_cost.py
+
+One minute on 2 cores. The reward step is what the learner does with sampled responses: scores of
+all prefixes by the owner classifier, then token rewards. The oracle invokes the classifier once a
+segment, on the prefix alone, as the method is written down; both must give the same rewards.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dareu_jax.attribution.classifier import prefix_scores
+from dareu_jax.models import states
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.heads import OwnerClassifier
+from dareu_jax.reinforcement.rewards import token_rewards
+
+ROWS, LENGTH, OWNERS, ROUNDS = 80, 64, 30, 15
+KAPPAS = (1, 2, 4, 8, 16, 32, 64)
+CONFIG = ModelConfig(vocab_size=2000, embed_dim=128, mlp_dim=344, num_layers=2, num_heads=4,
+                     num_kv_heads=4, head_dim=32)
+
+
+@functools.partial(jax.jit, static_argnames=("frame", "kappa"))
+def reward_step(frame, params, frozen, ids, lengths, kl, is_forget, *, kappa):
+  """Token rewards from one pass."""
+  scores = prefix_scores(frame, params, frozen, ids, is_forget)
+  return rewards_of(scores, lengths, kl, kappa)
+
+
+def rewards_of(scores, lengths, kl, kappa):
+  return token_rewards(scores, lengths, kl, segment_length=kappa, epsilon=0.01, c_seg=1.0,
+                       kl_coef=0.1, form="telescoped", max_length=LENGTH)
+
+
+def per_prefix(frame, params, frozen, ids, lengths, kl, is_forget, *, kappa):
+  """Token rewards from a pass for each segment, each on its prefix alone."""
+  scores = jnp.zeros(ids.shape)
+  for end in range(kappa, LENGTH + 1, kappa):
+    scores = scores.at[:, end - 1].set(
+      prefix_scores(frame, params, frozen, ids[:, :end], is_forget)[:, -1])
+  return rewards_of(scores, lengths, kl, kappa)
+
+
+def seconds(steps):
+  """The median time of each function over rounds in which all take turns."""
+  for step in steps:
+    jax.block_until_ready(step())
+  times = np.zeros((ROUNDS, len(steps)))
+  for row in times:
+    for i, step in enumerate(steps):
+      start = time.perf_counter()
+      jax.block_until_ready(step())
+      row[i] = time.perf_counter() - start
+  return np.median(times, axis=0)
+
+
+def main():
+  """Prints the table."""
+  model = states.split(
+    OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
+  rng = np.random.default_rng(0)
+  ids = rng.integers(0, 2000, (ROWS, LENGTH)).astype(np.int32)
+  lengths = np.full(ROWS, LENGTH)  # a multiple of every κ: the oracle has no pass for a ragged end
+  kl = rng.uniform(0, 0.1, (ROWS, LENGTH)).astype(np.float32)
+  args = (*model, ids, lengths, kl, np.arange(OWNERS) < 3)
+  one = [functools.partial(reward_step, *args, kappa=kappa) for kappa in KAPPAS]
+  each = functools.partial(per_prefix, *args, kappa=4)
+  difference = np.abs(np.asarray(one[KAPPAS.index(4)]()) - np.asarray(each())).max()
+  *times, oracle = seconds([*one, each])
+  print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {ROWS} responses of {LENGTH} "
+        "tokens, medians\n")
+  print("| κ | reward step, ms | against κ = 1 |\n|--:|--:|--:|")
+  for kappa, taken in zip(KAPPAS, times, strict=True):
+    print(f"| {kappa} | {1e3 * taken:.1f} | {taken / times[0] - 1:+.1%} |")
+  print(f"\nper-prefix oracle at κ = 4: {1e3 * oracle:.1f} ms, "
+        f"{oracle / times[KAPPAS.index(4)]:.1f} times one pass; largest difference of a reward "
+        f"{difference:.1e}")
+
+
+if __name__ == "__main__":
+  main()
