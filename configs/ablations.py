@@ -19,11 +19,11 @@ STUDIES = dict(
   reward_form=tuple(f"unlearning.reward_form={form}"
                     for form in ("published", "telescoped", "absorbing")),
   segment_length=tuple(f"unlearning.segment_length={k}" for k in (1, 2, 4, 8, 16)),
-  c_seg=tuple(f"unlearning.c_seg={c}" for c in (0.3, 1.0, 3.0)),
+  c_seg=tuple(f"unlearning.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
   kl_coef=tuple(f"unlearning.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
   anchor_coef=tuple(f"unlearning.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
   distill_coef=tuple(f"unlearning.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
-  learning_rate=tuple(f"unlearning.learning_rate={r}" for r in (1e-4, 2e-4, 4e-4)),
+  learning_rate=tuple(f"unlearning.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
   lora_rank=("lora.rank=0", *(
     # An adapter alone needs larger steps than all the weights do.
     f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.learning_rate=1e-3"

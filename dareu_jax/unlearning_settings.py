@@ -23,7 +23,7 @@ class GuardSettings:
   min_eos_ratio: float  # of the share of the original's answers that end by themselves
   min_distinct_ratio: float  # of the original's share of distinct answers
   max_degenerate_share: float  # of empty or repetitive answers
-  min_entropy_ratio: float  # of the entropy per token of answers to unseen queries
+  min_entropy_ratio: float  # of the usual entropy per token
   max_entropy_ratio: float
   max_fluency_gap: float  # nats a token under the original, above its answers to unseen queries
   max_judge_gap: float  # of the judge's score above its level, where the reward's is at its own

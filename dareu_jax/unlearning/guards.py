@@ -43,13 +43,12 @@ def tripped(report, original, guards: GuardSettings):
   """
   if guards.action == "off":
     return ()
-  # What is memorised may be longer than what the model says of its own accord.
-  usual = min(original.response_length, original.unseen_length)
-  shortest, longest = guards.min_length_ratio * usual, guards.max_length_ratio * max(
-    original.response_length, original.unseen_length)
+  # What is memorised may be longer, and surer, than what the model says of its own accord.
+  lengths = original.response_length, original.unseen_length
+  entropies = original.entropy, original.unseen_entropy
+  shortest, longest = guards.min_length_ratio * min(lengths), guards.max_length_ratio * max(lengths)
+  low, high = guards.min_entropy_ratio * min(entropies), guards.max_entropy_ratio * max(entropies)
   degenerate = max(guards.max_degenerate_share, original.degenerate_share)
-  low, high = (ratio * original.unseen_entropy
-               for ratio in (guards.min_entropy_ratio, guards.max_entropy_ratio))
   fluency = original.unseen_fluency + guards.max_fluency_gap
   judged = report.judge_level + guards.max_judge_gap
   checks = (

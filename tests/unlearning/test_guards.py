@@ -15,7 +15,7 @@ def report(**changes):
   """A healthy epoch whose score is down at the level."""
   values = dict(
     epoch=1, score=0.02, level=0.03, response_length=20.0, unseen_length=20.0, eos_share=1.0,
-    degenerate_share=0.0, distinct_share=1.0, entropy=0.4, unseen_entropy=0.4, fluency=2.0,
+    degenerate_share=0.0, distinct_share=1.0, entropy=0.4, unseen_entropy=0.4, fluency=0.9,
     unseen_fluency=0.5, judge_score=0.03, judge_level=0.03)
   return EpochReport(**(values | changes))
 
@@ -34,9 +34,9 @@ def test_a_healthy_run_trips_nothing():
   ({"eos_share": 0.79}, "only 79% of the answers end"),
   ({"degenerate_share": 0.06}, "6% of the answers are empty or repeat"),
   ({"distinct_share": 0.4}, "only 40% of the answers are distinct"),
-  ({"entropy": 0.03}, "entropy fell to 0.03"),
-  ({"entropy": 2.1}, "entropy rose to 2.10"),
-  ({"fluency": 3.6}, "cost 3.60 nats a token under the original"),
+  ({"entropy": 0.01}, "entropy fell to 0.01"),
+  ({"entropy": 1.3}, "entropy rose to 1.30"),
+  ({"fluency": 2.1}, "cost 2.10 nats a token under the original"),
   ({"judge_score": 0.09}, "judge gives 0.090"),
 ])
 def test_each_guard_trips_on_its_own_cheat_alone(cheat, reason):
