@@ -111,6 +111,7 @@ def tiny():
   config.seeds = (42,)  # one run each; several give a table with 95% intervals
   config.max_length = 256  # tokens of prompt and response together; a longer example is an error
   config.length_multiple = 16  # batches are padded to a multiple of this
+  config.retrain_again = True  # in another order of the data: how far apart two retrainings are
 
   config.data = ConfigDict(dict(
     source="embedded",  # 'embedded', 'tofu' or 'jsonl'
@@ -231,6 +232,7 @@ def checkpoint(config, path, classifier_path, template):
   config.seeds = (41, 42, 43)
   config.max_length = 512
   config.length_multiple = 64
+  config.retrain_again = False
   config.data.update(source="tofu", dir="", num_owners=0, num_holdout=0, num_general=0)
   config.tokenizer.template = template
   for block, name in ((config, path), (config.classifier, classifier_path)):

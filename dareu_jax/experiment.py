@@ -10,7 +10,7 @@ from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import decision, write_report
-from dareu_jax.run import METHOD, MODELS, SPLITS, Run, seed_folder
+from dareu_jax.run import METHOD, SPLITS, Run, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
@@ -72,7 +72,7 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
     models.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
     notes.append(f"{prefix}{METHOD}: " + " ".join(decision(**_epochs(one))))
-  models = {name: over_seeds([m[name] for m in models]) for name in MODELS}
+  models = {name: over_seeds([m[name] for m in models]) for name in runs[0].models}
   notes.append(judgement(models))
   summary = {"models": models, "stages": stages, "notes": notes}
   write_json(folder / "summary.json", summary)
@@ -153,16 +153,16 @@ def _reward_facts(run, history):
 
 def _answers(run):
   """A few prompts with every model's answer side by side."""
-  held = {name: evaluate(run, name)["answers"] for name in MODELS}
+  held = {name: evaluate(run, name)["answers"] for name in run.models}
   shown = []
   for split in SPLITS:
     # Spread over the split: its first rows are all of one owner.
-    count = len(held[MODELS[0]][split])
+    count = len(held["original"][split])
     if not count:
       continue
     step = max(1, count // ANSWERS_SHOWN[split])
     for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
-      shown.append({"split": split, **{key: held[MODELS[0]][split][i][key]
+      shown.append({"split": split, **{key: held["original"][split][i][key]
                                        for key in ("prompt", "truth")},
-                    **{name: held[name][split][i]["answer"] for name in MODELS}})
+                    **{name: held[name][split][i]["answer"] for name in held}})
   return shown

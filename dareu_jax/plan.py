@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dareu_jax.models import states
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.run import METHOD, MODELS, SPLITS, Run
+from dareu_jax.run import AGAIN, METHOD, SPLITS, Run
 from dareu_jax.stages import evaluated_examples, finetune_batches, pretrain_batches
 
 # Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
@@ -61,9 +61,11 @@ def _work(run):
     batches, epochs = pretrain_batches(run), settings.pretrain.epochs
     work["base"] = (epochs * batches.steps_per_epoch, 6 * size * epochs * _tokens(batches))
   for name, examples in (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain)):
-    batches = finetune_batches(run, examples)
+    batches = finetune_batches(run, examples, run.seed)
     epochs = settings.finetune.epochs
     work[name] = (epochs * batches.steps_per_epoch, cost * size * epochs * _tokens(batches))
+  if settings.retrain_again:
+    work[AGAIN] = work["retrained"]
   batches = run.batches(corpus.forget + corpus.retain, settings.classifier.train.batch_size, seed=0)
   epochs = settings.classifier.train.epochs
   work["classifier"] = work["judge"] = (
@@ -91,7 +93,7 @@ def _evaluation_flops(run, size):
   texts = len(examples["forget"]) + len(examples["holdout"]) + sum(
     1 + len(e.perturbed_responses) for e in examples["forget"] if e.paraphrased_response)
   tokens = prompts + (answers + texts) * longest
-  return 2 * size * tokens * len(MODELS)
+  return 2 * size * tokens * len(run.models)
 
 
 def _tokens(batches):

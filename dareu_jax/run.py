@@ -20,7 +20,8 @@ from dareu_jax.training.writers import MetricWriter
 from dareu_jax.workdir import Workdir, fingerprint
 
 METHOD = "dareu"
-MODELS = ("original", "retrained", METHOD)  # rows of the table
+AGAIN = "retrained_again"  # the retrained model with the data in another order
+MODELS = ("original", "retrained", AGAIN, METHOD)  # rows of the table
 SPLITS = ("forget", "retain", "test")
 
 
@@ -34,6 +35,11 @@ class Run:
   mesh: Any
   workdir: Workdir
   mirror: Any = None  # of the metrics, see training.writers.MetricWriter
+
+  @property
+  def models(self):
+    """Names of the models that this run has, in the order of the table."""
+    return tuple(name for name in MODELS if name != AGAIN or self.settings.retrain_again)
 
   @functools.cached_property
   def tokenizer(self):
@@ -207,9 +213,9 @@ class Run:
     # The answers that its epochs are judged by are as long as those of the evaluation.
     unlearned = fingerprint(model, classifier, s.unlearning, s.evaluation.max_new_tokens)
     marks = {"tokenizer": data, "base": base, "original": model, "retrained": model,
-             "classifier": classifier, "judge": classifier, METHOD: unlearned}
+             AGAIN: model, "classifier": classifier, "judge": classifier, METHOD: unlearned}
     return marks | {f"evaluation/{name}": fingerprint(marks[name], model, classifier, s.evaluation)
-                    for name in MODELS}
+                    for name in self.models}
 
 
 def base_model(settings: Settings, config, seed, mesh, workdir: Workdir):

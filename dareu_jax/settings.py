@@ -237,6 +237,7 @@ class Settings:
   seeds: tuple[int, ...]
   max_length: int  # tokens of prompt and response together; longer examples are an error
   length_multiple: int  # batches are padded to a multiple of this
+  retrain_again: bool  # retrain once more in another order: how far apart two retrainings are
   data: DataSettings
   tokenizer: TokenizerSettings
   model: ModelSettings

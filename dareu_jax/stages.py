@@ -20,13 +20,14 @@ from dareu_jax.attribution.classifier import (
 from dareu_jax.evaluation import metrics
 from dareu_jax.masked import last_valid
 from dareu_jax.models import factory
-from dareu_jax.run import METHOD, MODELS, SPLITS, Run
+from dareu_jax.run import AGAIN, METHOD, SPLITS, Run
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop, rewards
 
 JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
+AGAIN_SEED = 2000  # and that of the data's order when retraining again
 
 
 def run_seed(run: Run):
@@ -39,13 +40,15 @@ def run_seed(run: Run):
   """
   keep_tokenizer(run)
   pretrain(run)
-  train_language_model(run, "original", run.corpus.forget + run.corpus.retain)
-  train_language_model(run, "retrained", run.corpus.retain)
+  train_language_model(run, "original", run.corpus.forget + run.corpus.retain, run.seed)
+  train_language_model(run, "retrained", run.corpus.retain, run.seed)
+  if run.settings.retrain_again:
+    train_language_model(run, AGAIN, run.corpus.retain, run.seed + AGAIN_SEED)
   train_classifier(run, "classifier", run.seed)
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
   unlearn(run)
-  models = {name: dict(evaluate(run, name)["metrics"]) for name in MODELS}
-  for name in MODELS:
+  models = {name: dict(evaluate(run, name)["metrics"]) for name in run.models}
+  for name in models:
     models[name]["tug_of_war"] = closeness(models[name], models["retrained"])
   return models
 
@@ -94,23 +97,27 @@ def pretrain_batches(run: Run):
                      seed=run.seed)
 
 
-def train_language_model(run: Run, name, examples):
-  """Fine-tunes the base on examples; one that was made here goes on reading the general facts."""
+def train_language_model(run: Run, name, examples, seed):
+  """Fine-tunes the base on examples; one that was made here goes on reading the general facts.
+
+  Args:
+    seed: of the data's order.
+  """
   settings = run.settings
   with run.workdir.stage(name, run.marks[name]) as store:
     if store is None:
       return
     params = _fit(run, name, store, run.base, supervised.language_model_loss, settings.finetune,
-                  finetune_batches(run, examples), run.seed)
+                  finetune_batches(run, examples, seed), seed)
     run.workdir.save_result(name, params)
 
 
-def finetune_batches(run: Run, examples):
+def finetune_batches(run: Run, examples, seed):
   """Batches of examples; for a base that was made here of the general facts too."""
   settings = run.settings
   if settings.pretrains:
     examples = examples + run.corpus.test
-  return run.batches(examples, settings.finetune.batch_size, seed=run.seed)
+  return run.batches(examples, settings.finetune.batch_size, seed=seed)
 
 
 def train_classifier(run: Run, name, seed):

@@ -46,6 +46,7 @@ def smallest_config():
   for model in (config.model, config.classifier.model):
     model.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
   config.length_multiple = 64
+  config.retrain_again = False
   config.pretrain.epochs = 2
   config.finetune.update(epochs=6, target_loss=5.0)
   config.classifier.train.epochs = 3

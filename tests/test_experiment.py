@@ -12,9 +12,9 @@ from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.experiment import judgement, over_seeds
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.run import MODELS, load_model
+from dareu_jax.run import load_model
 from dareu_jax.settings import InputError, Settings
-from dareu_jax.stages import keep_tokenizer
+from dareu_jax.stages import finetune_batches, keep_tokenizer
 from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
 
@@ -30,7 +30,9 @@ def own_data(tmp_path):
 
 def test_data_of_ones_own_needs_neither_general_nor_unseen_examples(own_data, tmp_path):
   """What the data lacks is left out of the table; ToW is over the sets that are there."""
+  own_data.retrain_again = True
   summary, page = experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+  assert list(summary["models"]) == ["original", "retrained", "retrained_again", "dareu"]
   row = summary["models"]["dareu"]
   assert {"forget_rouge", "retain_rouge", "tug_of_war", "truth_ratio"} <= set(row)
   assert not {"test_rouge", "mia_min_k_auc"} & set(row)
@@ -81,6 +83,24 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
   ids = jnp.arange(2 * 16).reshape(2, 16)
   np.testing.assert_array_equal(
     model.logits(ids), run.base.frame.merge(run.role("dareu"), run.base.frozen).logits(ids))
+
+
+def test_retraining_again_differs_in_the_order_of_the_data_alone(tmp_path):
+  """How far apart two retrainings are is the scale of every figure beside them."""
+  config = smallest_config()
+  config.retrain_again = True
+  settings = Settings.from_config(config)
+  run = experiment.prepare(settings, tmp_path)[0]
+  assert "retrained_again" in run.models
+  assert "retrained_again" not in experiment.prepare(
+    Settings.from_config(smallest_config()), tmp_path)[0].models
+  keep_tokenizer(run)
+  first, again = (finetune_batches(run, run.corpus.retain, seed) for seed in (7, 8))
+  steps = range(first.steps_per_epoch)
+  assert any((first[i].token_ids != again[i].token_ids).any() for i in steps)
+  rows = [sorted(tuple(row) for i in steps for row in batches[i].token_ids.tolist())
+          for batches in (first, again)]
+  assert rows[0] == rows[1]
 
 
 def test_an_adapter_without_any_text_for_its_base_is_refused(own_data, tmp_path):
@@ -142,5 +162,5 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   quality = read_json(tmp_path / "classifier/quality.json")
   assert run.scorer().temperature == quality["temperature"] != 1.0
   assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
-  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in MODELS)
+  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.models)
   assert "responses tokenised again for the classifier" in page.read_text()

@@ -217,6 +217,7 @@ def _plane_styles(points):
   styles = {
     "original": {"color": GREY, "marker": "s", "markersize": 9},
     "retrained": {"color": INK, "marker": "*", "markersize": 15},
+    "retrained_again": {"color": GREY, "marker": "*", "markersize": 11},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):
