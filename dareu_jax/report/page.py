@@ -133,7 +133,7 @@ def decision(epochs, target_score, chosen_epoch):
       lines.append(f"The chosen epoch scores {chosen['score']:.3f}, {stands} the target.")
   refused = [record for record in trained if not record.get("accepted", True)]
   lines += [f"Epoch {record['epoch']} was refused{_because(record)}." for record in refused]
-  return lines if refused else [*lines, "No epoch was refused."]
+  return lines if refused else [*lines, "No guard was tripped."]
 
 
 def epoch_rows(epochs, chosen_epoch):
