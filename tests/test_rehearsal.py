@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dareu_jax import experiment, export
+from dareu_jax.attribution.scorer import Retokeniser
 from dareu_jax.models import huggingface
 from dareu_jax.run import Run, load_model
 from dareu_jax.settings import InputError, Settings
@@ -115,17 +116,29 @@ def test_the_adapter_off_is_the_checkpoint_itself(config, checkpoint, tmp_path):
   assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(run.base.trainable))
 
 
-def test_a_classifier_with_another_tokenizer_is_refused(config, checkpoint, tmp_path):
+def test_a_classifier_with_another_tokenizer_reads_responses_in_its_own_tokens(
+    config, checkpoint, tmp_path):
+  """Ids of the policy's vocabulary would be other words to it."""
   other = tmp_path / "other"
   shutil.copytree(checkpoint, other)
   tokenizer = json.loads((other / "tokenizer.json").read_text())
   vocabulary = tokenizer["model"]["vocab"]
   vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
   (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+  same = experiment.prepare(Settings.from_config(config), tmp_path / "v")[0]
+  assert same.classifier_tokenizer is same.tokenizer
   config.classifier.model.path = str(other)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  with pytest.raises(InputError, match="must read"):
-    _ = run.tokenizer
+  own = run.classifier_tokenizer
+  the, of = (run.tokenizer.encode(word)[-1] for word in ("the", "of"))
+  assert the != of and own.encode("the")[-1] == of
+  ids = np.array([run.tokenizer.encode_response("the end of the day")])
+  again, positions = Retokeniser(run.tokenizer, own)(ids, [ids.shape[1]], 8)
+  assert again[0, positions[0, -1]] == own.eos_id
+  assert own.decode(again[0, :positions[0, -1]]) == "the end of the day"
+  keep_tokenizer(run)
+  later = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+  assert later.classifier_tokenizer.same_vocabulary(own)
 
 
 def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, checkpoint, tmp_path):
