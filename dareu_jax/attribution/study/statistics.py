@@ -1,0 +1,226 @@
+"""The statistics of a study: arrays in, arrays out. They know no model and no file.
+
+Q queries, O owners, M subsets of the owners, R trainings (seeds) of each subset.
+
+A rank correlation with a constant is not 0 and not an error: it does not exist. It is NaN here, and
+every mean over queries says over how many it was taken.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+
+class Figure(NamedTuple):
+  """A number and what it rests on.
+
+  Attributes:
+    value: the mean over queries.
+    by_queries, by_retrainings, by_both: 95% percentile intervals, resampling these.
+    defined: share of queries that have a value.
+  """
+
+  value: float
+  by_queries: tuple[float, float]
+  by_retrainings: tuple[float, float]
+  by_both: tuple[float, float]
+  defined: float
+
+
+def spearman(first, second):
+  """Rank correlation along the last axis, ties sharing their mean rank.
+
+  Args:
+    first, second: [..., N] float, broadcast against each other.
+
+  Returns: [...] float64; NaN where either has no two different values.
+  """
+  first, second = (stats.rankdata(x, axis=-1) for x in (first, second))
+  first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
+  squares = (first**2).sum(axis=-1) * (second**2).sum(axis=-1)
+  products = (first * second).sum(axis=-1)
+  return np.where(squares > 0, products / np.sqrt(np.where(squares > 0, squares, 1.0)), np.nan)
+
+
+def subset_scores(scores, members):
+  """What the scores of single owners say of a group of them: their sum.
+
+  Args:
+    scores: [Q, O].
+    members: [M, O] bool.
+
+  Returns: [Q, M].
+  """
+  return np.asarray(scores, np.float64) @ np.asarray(members, np.float64).T
+
+
+def linear_datamodeling_score(scores, members, logprobs):
+  """LDS of each query, with owners in place of examples.
+
+      LDS(q) = Spearman over j of ( Σ_{o in S_j} a_o(q),  log p(q; θ_{S_j}) )
+
+  Args:
+    scores: [Q, O]; a_o(q), larger where owner o helps q more.
+    members: [M, O] bool; S_j.
+    logprobs: [M, Q]; averaged over the trainings of S_j.
+
+  Returns: [Q]; NaN where either side is constant.
+
+  Source: Park et al. 2023 (TRAK); Ilyas et al. 2022.
+  """
+  return spearman(subset_scores(scores, members), np.asarray(logprobs).T)
+
+
+def over_owners(scores, deltas, left_out=None):
+  """Rank correlation over owners of scores and leave-owner-out differences, for each query.
+
+  Args:
+    scores, deltas: [Q, O].
+    left_out: [Q] int; an owner whom each query leaves out, or None.
+
+  Returns: [Q].
+  """
+  if left_out is None:
+    return spearman(scores, deltas)
+  keep = np.arange(deltas.shape[1]) != np.asarray(left_out)[:, None]
+  shape = (len(deltas), -1)
+  return spearman(scores[keep].reshape(shape), deltas[keep].reshape(shape))
+
+
+def top_owner_hits(scores, deltas):
+  """Whether the owner with the highest score is the one whose absence costs most: [Q] of 0 and 1.
+
+  Owners that share the highest score count in parts, so that a constant score gets chance.
+  """
+  best = np.asarray(scores) == np.max(scores, axis=1, keepdims=True)
+  right = np.arange(best.shape[1]) == np.argmax(deltas, axis=1)[:, None]
+  return (best & right).sum(axis=1) / best.sum(axis=1)
+
+
+def detection_auc(scores, deltas, threshold):
+  """AUC of telling (query, owner) pairs with Δ > threshold from the others by their score.
+
+  NaN where one of the two kinds is missing.
+  """
+  labels = np.asarray(deltas).ravel() > threshold
+  if labels.all() or not labels.any():
+    return float("nan")
+  return float(roc_auc_score(labels, np.asarray(scores).ravel()))
+
+
+def spearman_brown(correlation, factor=2.0):
+  """Reliability of a mean over `factor` times as many trainings: k r / (1 + (k-1) r)."""
+  correlation = np.asarray(correlation, np.float64)
+  return factor * correlation / (1 + (factor - 1) * correlation)
+
+
+def split_half_reliability(values):
+  """How well the mean over all trainings would agree with that of as many others.
+
+  The trainings are parted in two halves (with an odd number, one is left out each time), in every
+  way; the correlation of the halves' means, averaged, is stepped up from half to all by
+  Spearman-Brown.
+
+  Args:
+    values: [R, Q, N]; R >= 2.
+
+  Returns: [Q] float; at most 1, NaN where a half is constant.
+  """
+  values = np.asarray(values, np.float64)
+  trainings = len(values)
+  half = trainings // 2
+  correlations = []
+  for order in _halves(trainings, half):
+    first, second = values[list(order[0])].mean(axis=0), values[list(order[1])].mean(axis=0)
+    correlations.append(spearman(first, second))
+  mean = np.mean(correlations, axis=0)
+  # Below 0 there is nothing to step up (and at -1 the formula breaks down).
+  return np.where(mean > 0, spearman_brown(np.maximum(mean, 0.0), trainings / half), mean)
+
+
+def _halves(count, half):
+  for first in itertools.combinations(range(count), half):
+    rest = [i for i in range(count) if i not in first]
+    for second in itertools.combinations(rest, half):
+      if first < second:
+        yield first, second
+
+
+def ceiling(reliability):
+  """The highest correlation that a perfect score can expect with a truth of this reliability.
+
+  Source: the correction for attenuation, Spearman 1904.
+  """
+  return np.sqrt(np.maximum(np.asarray(reliability, np.float64), 0.0))
+
+
+def defined_mean(values):
+  """Mean over what exists; NaN where nothing does."""
+  values = np.asarray(values, np.float64)
+  kept = values[~np.isnan(values)]
+  return float(kept.mean()) if len(kept) else float("nan")
+
+
+def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
+  """A statistic of queries and retrainings with three percentile intervals.
+
+  Args:
+    statistic: (query indices, retraining indices) -> [number of indices] a value for each query,
+      or a scalar.
+    num_queries, num_retrainings: how many there are to draw from.
+    resamples: of each interval.
+    seed: int.
+
+  Returns: Figure. 'by_both' draws queries and retrainings at once: new questions to new models.
+  """
+  queries, retrainings = np.arange(num_queries), np.arange(num_retrainings)
+  whole = np.atleast_1d(statistic(queries, retrainings))
+  rng = np.random.default_rng(seed)
+
+  def interval(draw_queries, draw_retrainings):
+    means = []
+    for _ in range(resamples):
+      some = rng.integers(0, num_queries, num_queries) if draw_queries else queries
+      others = rng.integers(0, num_retrainings, num_retrainings) if draw_retrainings else retrainings
+      means.append(defined_mean(np.atleast_1d(statistic(some, others))))
+    means = np.array(means)
+    means = means[~np.isnan(means)]
+    if not len(means):
+      return float("nan"), float("nan")
+    return tuple(float(x) for x in np.percentile(means, [2.5, 97.5]))
+
+  return Figure(
+    defined_mean(whole), interval(True, False), interval(False, True), interval(True, True),
+    float(np.mean(~np.isnan(whole))))
+
+
+def alarms(scores, distances):
+  """Steps on which a score falls while the distance that it stands for grows.
+
+  Args:
+    scores, distances: [C]; of checkpoints in order.
+
+  Returns: list of int; the checkpoint at the end of each such step.
+  """
+  falls, grows = np.diff(scores) < 0, np.diff(distances) > 0
+  return [int(i) + 1 for i in np.flatnonzero(falls & grows)]
+
+
+def correlation_over_checkpoints(scores, distances, *, resamples, seed):
+  """Spearman over the checkpoints of a run: (value, 95% interval).
+
+  Checkpoints follow on each other, so the interval (a bootstrap over them) is too narrow; it is a
+  guide.
+  """
+  scores, distances = np.asarray(scores, np.float64), np.asarray(distances, np.float64)
+  rng = np.random.default_rng(seed)
+  draws = rng.integers(0, len(scores), (resamples, len(scores)))
+  values = spearman(scores[draws], distances[draws])
+  values = values[~np.isnan(values)]
+  if not len(values):
+    return float("nan"), (float("nan"), float("nan"))
+  low, high = np.percentile(values, [2.5, 97.5])
+  return float(spearman(scores, distances)), (float(low), float(high))
