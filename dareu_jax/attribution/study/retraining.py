@@ -105,12 +105,11 @@ def model_mark(study: Study, group):
 
 def load_models(study: Study, group):
   """(adapters of a group, stacked along a first axis; last training losses)."""
-  count = len(group)
-  template = {
-    "adapters": jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      (count, *x.shape), x.dtype, sharding=x.sharding), study.base.trainable),
-    "losses": jax.ShapeDtypeStruct((count,), jnp.float32,
-                                   sharding=jax.tree.leaves(study.base.trainable)[0].sharding)}
+  def stacked(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((len(group), *shape), dtype, sharding=study.whole)
+
+  template = {"adapters": jax.tree.map(lambda x: stacked(*x.shape, dtype=x.dtype),
+                                       study.base.trainable), "losses": stacked()}
   held = study.workdir.load_result(f"models/{group.name}", template)
   return held["adapters"], np.asarray(held["losses"])
 
@@ -206,8 +205,7 @@ def logprobs(study: Study, groups, rows, rows_mark):
             bar.update()
           study.workdir.save_result(stage, {"logprobs": jnp.array(values)})
       template = {"logprobs": jax.ShapeDtypeStruct(
-        (len(group), len(rows)), jnp.float32,
-        sharding=jax.sharding.NamedSharding(study.mesh, jax.sharding.PartitionSpec()))}
+        (len(group), len(rows)), jnp.float32, sharding=study.whole)}
       held = study.workdir.load_result(stage, template)
       result[name] = np.asarray(held["logprobs"], np.float64)
   return result

@@ -74,6 +74,51 @@ def linear_datamodeling_score(scores, members, logprobs):
   return spearman(subset_scores(scores, members), np.asarray(logprobs).T)
 
 
+def lds_given_the_owner(scores, members, logprobs, owner_of):
+  """LDS among the subsets that hold the query's own owner, and among those that do not: their mean.
+
+  In the plain LDS the own owner's presence decides nearly all; here it cannot.
+
+  Args:
+    scores: [Q, O].
+    members: [M, O] bool.
+    logprobs: [M, Q].
+    owner_of: [Q] int.
+
+  Returns: [Q]; NaN where neither kind of subsets has a value.
+  """
+  scores, members = np.asarray(scores), np.asarray(members)
+  logprobs, owner_of = np.asarray(logprobs), np.asarray(owner_of)
+  result = np.full(len(scores), np.nan)
+  for owner in np.unique(owner_of):
+    mine = np.flatnonzero(owner_of == owner)
+    halves = []
+    for held in (True, False):
+      kept = members[:, owner] == held
+      if kept.sum() > 2:
+        halves.append(linear_datamodeling_score(
+          scores[mine], members[kept], logprobs[kept][:, mine]))
+    if halves:
+      halves = np.array(halves)
+      count = (~np.isnan(halves)).sum(axis=0)
+      result[mine] = np.where(
+        count > 0, np.nansum(halves, axis=0) / np.maximum(count, 1), np.nan)
+  return result
+
+
+def share_significant(correlations, count, level=0.05):
+  """Share of rank correlations over `count` points whose two-sided p-value is below `level`.
+
+  By the t-distribution of r √((n-2) / (1-r²)).
+  """
+  r = np.clip(np.asarray(correlations, np.float64), -1 + 1e-12, 1 - 1e-12)
+  r = r[~np.isnan(r)]
+  if not len(r):
+    return float("nan")
+  p = 2 * stats.t.sf(np.abs(r) * np.sqrt((count - 2) / (1 - r**2)), count - 2)
+  return float(np.mean(p < level))
+
+
 def over_owners(scores, deltas, left_out=None):
   """Rank correlation over owners of scores and leave-owner-out differences, for each query.
 
@@ -197,15 +242,18 @@ def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
     float(np.mean(~np.isnan(whole))))
 
 
-def alarms(scores, distances):
+def alarms(scores, distances, *, score_margin=0.0, distance_margins=0.0):
   """Steps on which a score falls while the distance that it stands for grows.
 
   Args:
     scores, distances: [C]; of checkpoints in order.
+    score_margin: what the score must fall by, more than this.
+    distance_margins: scalar or [C-1]; what the distance must grow by, more than this.
 
   Returns: list of int; the checkpoint at the end of each such step.
   """
-  falls, grows = np.diff(scores) < 0, np.diff(distances) > 0
+  falls = -np.diff(scores) > score_margin
+  grows = np.diff(distances) > distance_margins
   return [int(i) + 1 for i in np.flatnonzero(falls & grows)]
 
 

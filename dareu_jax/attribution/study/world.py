@@ -37,6 +37,11 @@ class Study:
   def owners(self):
     return self.corpus.owners
 
+  @property
+  def whole(self):
+    """The sharding of an array that lies whole on the device."""
+    return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+
   @functools.cached_property
   def examples(self):
     """Everything that the full model learns, owner by owner."""

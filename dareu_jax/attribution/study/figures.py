@@ -1,0 +1,128 @@
+"""Figures (a) to (d): each score against the retrainings, with intervals and protocol."""
+
+import numpy as np
+
+from dareu_jax.attribution.study import statistics as st
+from dareu_jax.attribution.study.truth import Truth
+
+
+def against_retraining(truth: Truth, scores, owner_of, *, resamples, seed):
+  """All figures of one set of queries.
+
+  Args:
+    truth: Truth of its queries.
+    scores: {score name: [Q, O]}.
+    owner_of: [Q] int; -1 where a query is about none of the owners.
+    resamples, seed: of the bootstraps.
+
+  Returns: {"scores": {score name: {figure: Figure, ...}}, "ceiling": {...}, "threshold", "deltas"}.
+  """
+  owned = bool(np.all(np.asarray(owner_of) >= 0))
+  threshold = noise_threshold(truth.deltas)
+  limits = ceilings(truth, owner_of if owned else None)
+  result = {}
+  for name, score in scores.items():
+    if name == "owner label" and not owned:
+      continue
+    found = {key: _bootstrap(statistic, truth, over, resamples, seed)
+             for key, (statistic, over) in _statistics(truth, score, owner_of, owned).items()}
+    lds = st.linear_datamodeling_score(score, truth.members, truth.halves.mean(axis=0))
+    found["lds_significant"] = st.share_significant(lds, len(truth.members))
+    for key in limits:
+      if key in found:
+        found[f"{key}_over_ceiling"] = found[key].value / limits[key]["ceiling"]
+    found["auc"] = _auc(truth, score, threshold, resamples, seed)
+    result[name] = found
+  return {"scores": result, "ceiling": limits, "threshold": threshold,
+          "queries": len(owner_of), "mean_delta": _mean_deltas(truth, owner_of, owned)}
+
+
+def _statistics(truth, score, owner_of, owned):
+  """{figure: (statistic of (queries, retrainings), which retrainings)}."""
+  halves, deltas = truth.halves.mean(axis=0), truth.deltas
+  owner_of = np.asarray(owner_of)
+
+  def lds(q, j):
+    return st.linear_datamodeling_score(score[q], truth.members[j], halves[np.ix_(j, q)])
+
+  def lds_given_the_owner(q, j):
+    return st.lds_given_the_owner(score[q], truth.members[j], halves[np.ix_(j, q)], owner_of[q])
+
+  def over_owners(q, r):
+    return st.over_owners(score[q], deltas[r][:, q].mean(axis=0))
+
+  def over_other_owners(q, r):
+    return st.over_owners(score[q], deltas[r][:, q].mean(axis=0), owner_of[q])
+
+  def top1(q, r):
+    return st.top_owner_hits(score[q], deltas[r][:, q].mean(axis=0))
+
+  found = {"lds": (lds, "subsets"), "over_owners": (over_owners, "seeds"), "top1": (top1, "seeds")}
+  if owned:
+    found |= {"lds_given_the_owner": (lds_given_the_owner, "subsets"),
+              "over_other_owners": (over_other_owners, "seeds")}
+  return found
+
+
+def _bootstrap(statistic, truth, over, resamples, seed):
+  retrainings = len(truth.members) if over == "subsets" else len(truth.full)
+  return st.bootstrap(statistic, truth.full.shape[1], retrainings, resamples=resamples, seed=seed)
+
+
+def _auc(truth, score, threshold, resamples, seed):
+  """AUC of Δ > τ over all (query, owner) pairs; one number a resample."""
+  deltas = truth.deltas
+
+  def statistic(q, r):
+    return st.detection_auc(score[q], deltas[r][:, q].mean(axis=0), threshold)
+
+  return st.bootstrap(statistic, truth.full.shape[1], len(truth.full),
+                      resamples=min(resamples, 200), seed=seed)
+
+
+def noise_threshold(deltas):
+  """τ: twice the standard error of a Δ that is averaged over its trainings.
+
+  Args:
+    deltas: [R, Q, O].
+  """
+  return float(2 * np.sqrt(np.mean(np.var(deltas, axis=0, ddof=1)) / len(deltas)))
+
+
+def ceilings(truth: Truth, owner_of):
+  """(d): reliability of the truth by split halves of the trainings, and the ceiling it sets.
+
+  Returns: {figure: {"reliability", "ceiling"}}, means over queries; of what leaves out the own
+    owner only where there is one (`owner_of` not None).
+  """
+  halves = np.swapaxes(truth.halves, 1, 2)
+  found = {"lds": st.split_half_reliability(halves),
+           "over_owners": st.split_half_reliability(truth.deltas)}
+  if owner_of is not None:
+    owner_of = np.asarray(owner_of)
+    keep = np.arange(truth.members.shape[1]) != owner_of[:, None]
+    others = np.stack([d[keep].reshape(len(owner_of), -1) for d in truth.deltas])
+    found["over_other_owners"] = st.split_half_reliability(others)
+    found["lds_given_the_owner"] = _reliability_given_the_owner(truth, owner_of)
+  return {key: {"reliability": st.defined_mean(values),
+                "ceiling": st.defined_mean(st.ceiling(values))} for key, values in found.items()}
+
+
+def _reliability_given_the_owner(truth, owner_of):
+  result = np.zeros(len(owner_of))
+  for owner in np.unique(owner_of):
+    mine = np.flatnonzero(owner_of == owner)
+    held = truth.members[:, owner]
+    result[mine] = np.mean([
+      st.split_half_reliability(np.swapaxes(truth.halves[:, kept][:, :, mine], 1, 2))
+      for kept in (held, ~held)], axis=0)
+  return result
+
+
+def _mean_deltas(truth, owner_of, owned):
+  """Mean Δ of the own owner and of the others, in nats a token."""
+  deltas = truth.deltas.mean(axis=0)
+  if not owned:
+    return {"others": float(deltas.mean())}
+  own = np.arange(deltas.shape[1]) == np.asarray(owner_of)[:, None]
+  return {"own": float(deltas[own].mean()), "others": float(deltas[~own].mean())}
