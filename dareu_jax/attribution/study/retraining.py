@@ -105,11 +105,10 @@ def model_mark(study: Study, group):
 
 def load_models(study: Study, group):
   """(adapters of a group, stacked along a first axis; last training losses)."""
-  def stacked(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct((len(group), *shape), dtype, sharding=study.whole)
-
-  template = {"adapters": jax.tree.map(lambda x: stacked(*x.shape, dtype=x.dtype),
-                                       study.base.trainable), "losses": stacked()}
+  count = len(group)
+  template = {"adapters": jax.tree.map(
+    lambda x: study.whole_array(count, *x.shape, dtype=x.dtype), study.base.trainable),
+    "losses": study.whole_array(count)}
   held = study.workdir.load_result(f"models/{group.name}", template)
   return held["adapters"], np.asarray(held["losses"])
 
@@ -204,8 +203,7 @@ def logprobs(study: Study, groups, rows, rows_mark):
             values[i] = [row.mean(dtype=np.float64) for row in per_token]
             bar.update()
           study.workdir.save_result(stage, {"logprobs": jnp.array(values)})
-      template = {"logprobs": jax.ShapeDtypeStruct(
-        (len(group), len(rows)), jnp.float32, sharding=study.whole)}
-      held = study.workdir.load_result(stage, template)
+      held = study.workdir.load_result(
+        stage, {"logprobs": study.whole_array(len(group), len(rows))})
       result[name] = np.asarray(held["logprobs"], np.float64)
   return result

@@ -86,11 +86,8 @@ def gradient_scores(study: Study, groups, queries):
         "cosine": jnp.array(cosine, jnp.float32), "influence": jnp.array(found, jnp.float32),
         "facts": jnp.array(facts, jnp.float32)})
 
-  def whole(*shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=study.whole)
-
   held = study.workdir.load_result("influence", {
-    "cosine": whole(count, owners), "influence": whole(count, owners), "facts": whole(2)})
+    "cosine": study.whole_array(count, owners), "influence": study.whole_array(count, owners), "facts": study.whole_array(2)})
   result, start = {}, 0
   for name, part in rows.items():
     stop = start + len(part)

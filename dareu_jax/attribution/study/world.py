@@ -37,10 +37,10 @@ class Study:
   def owners(self):
     return self.corpus.owners
 
-  @property
-  def whole(self):
-    """The sharding of an array that lies whole on the device."""
-    return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+  def whole_array(self, *shape, dtype=np.float32):
+    """The template of a kept array that lies whole on the device."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(
+      self.mesh, jax.sharding.PartitionSpec()))
 
   @functools.cached_property
   def examples(self):

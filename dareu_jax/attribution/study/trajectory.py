@@ -1,0 +1,173 @@
+"""Figure (f): along an unlearning run, does the score fall as the model nears the retrained one?"""
+
+import functools
+
+import jax
+import numpy as np
+
+from dareu_jax.attribution.study import queries as Q
+from dareu_jax.attribution.study import retraining, unlearned
+from dareu_jax.attribution.study import statistics as st
+from dareu_jax.attribution.study.world import Study
+from dareu_jax.evaluation import metrics
+from dareu_jax.logprobs import completion_hidden, policy_kl
+from dareu_jax.masked import length_mask, masked_sum
+from dareu_jax.training.checkpoints import read_json, write_json
+from dareu_jax.training.writers import progress
+from dareu_jax.workdir import fingerprint
+
+SPLITS = ("forget", "retain", "test")
+SCORE_MARGIN = 0.01  # a score that falls by less stands still
+
+
+@functools.partial(jax.jit, static_argnames="frame")
+def _row_kl(frame, policy, other, frozen, batch):
+  """Σ_t KL(π ‖ π_other) over each row's completion: [B]."""
+  time = batch.completion_ids.shape[1]
+
+  def role(params):
+    model = frame.merge(params, frozen)
+    hidden = model.hidden_states(batch.token_ids)
+    return completion_hidden(hidden, batch.prompt_lengths, time), model.head
+
+  kl = policy_kl(*role(policy), *role(other))
+  mask = length_mask(batch.completion_lengths, time)
+  return jax.vmap(masked_sum)(kl, mask)
+
+
+def kl_on_rows(study: Study, policy, other, rows):
+  """Exact KL(π ‖ π_other) per token of each row, averaged over its tokens: [Q]."""
+  result = np.zeros(len(rows))
+  for indices, batch in study.batches(
+      rows, study.settings.evaluation.batch_size, one_bucket=True).in_order():
+    total = np.asarray(_row_kl(study.base.frame, policy, other, study.base.frozen, batch))
+    result[indices] = total[:len(indices)] / batch.completion_lengths[:len(indices)]
+  return result
+
+
+def measure(study: Study, groups):
+  """{reward form: {"checkpoints": [...], correlations, alarms}} and the references beside them.
+
+  Returns: {"runs": {form: ...}, "references": {"original", "retrained", "retrained, another
+    seed"}}.
+  """
+  settings = study.settings
+  models = [groups[name] for name in ("full", "retained")]
+  marks = [retraining.model_mark(study, group) for group in models]
+  start = retraining.one_model(retraining.load_models(study, models[0])[0], 0)
+  retained, _ = retraining.load_models(study, models[1])
+  retrained = [retraining.one_model(retained, i) for i in range(len(models[1]))]
+  judged = Judge(study, retrained)
+  common = (marks, study.marks["classifier"], settings.evaluation, settings.trajectory.epochs,
+            settings.trajectory.samples_per_prompt)
+  references = _kept(study, "trajectory/references", fingerprint(common), lambda: {
+    "original": judged.look(start), "retrained": judged.look(retrained[0]),
+    "retrained, another seed": judged.look(retrained[1])})
+  runs = {}
+  for form in settings.trajectory.reward_forms:
+    mark = fingerprint(common, settings.unlearning, form)
+    checkpoints = _kept(study, f"trajectory/{form}", mark,
+                        functools.partial(_run, study, judged, start, form))
+    runs[form] = {"checkpoints": checkpoints} | summary(
+      checkpoints, references, resamples=settings.bootstrap, seed=settings.seed)
+  return {"runs": runs, "references": references}
+
+
+def _kept(study, name, mark, make):
+  path = study.workdir.folder / name / "records.json"
+  with study.workdir.stage(name, mark) as store:
+    if store is not None:
+      write_json(path, make())
+  return read_json(path)
+
+
+def _run(study, judged, start, form):
+  records = []
+  epochs = study.settings.trajectory.epochs
+  with progress(form, "epoch")(epochs + 1) as bar:
+    for policy in unlearned.checkpoints(study, start, form, epochs):
+      records.append(judged.look(policy))
+      bar.set_postfix({key: f"{records[-1][key]:.3f}" for key in ("score", "kl")}, refresh=False)
+      bar.update()
+  return records
+
+
+class Judge:
+  """Measures a policy beside the retrained ones."""
+
+  def __init__(self, study: Study, retrained):
+    """`retrained`: trainable states; the first is that of the ToW, the KL is a mean over all."""
+    self.study, self.retrained = study, retrained
+    corpus = study.corpus
+    self.splits = {"forget": corpus.forget, "retain": corpus.retain, "test": corpus.test}
+    count = study.settings.trajectory.samples_per_prompt
+    self.prompts = study.rows(corpus.forget) * count
+
+  @functools.cached_property
+  def aim(self):
+    """ROUGE of the retrained model on each split."""
+    return self._rouges(self.retrained[0])[0]
+
+  def _rouges(self, policy):
+    study, rouges, answers = self.study, {}, None
+    for split, examples in self.splits.items():
+      if not examples:
+        continue
+      given = study.evaluator.answers(policy, study.rows(examples))
+      rouges[split] = float(np.mean([metrics.rouge_l_recall(e.response, text)
+                                     for e, text in zip(examples, given.texts, strict=True)]))
+      answers = given if split == "forget" else answers
+    return rouges, answers
+
+  def look(self, policy):
+    """One checkpoint's figures. Scores are those of the forget owners together."""
+    study = self.study
+    rouges, greedy = self._rouges(policy)
+    own = Q.sample(study, policy, self.prompts, study.settings.seed + 17)
+    # A model from which another was taken is at no distance of itself: leave it out.
+    others = [r for r in self.retrained if r is not policy]
+    by_model = np.array([kl_on_rows(study, policy, other, own) for other in others])
+    kl = by_model.mean(axis=0)
+    scores = {name: study.owner_scores(name, own) @ study.is_forget
+              for name in ("classifier", "judge")}
+    return {
+      "score": float(scores["classifier"].mean()), "judge": float(scores["judge"].mean()),
+      "score_sd": float(scores["classifier"].std(ddof=1) / np.sqrt(len(own))),
+      "kl": float(kl.mean()), "kl_se": float(kl.std(ddof=1) / np.sqrt(len(own))),
+      "tow": metrics.tug_of_war([rouges[s] for s in rouges], [self.aim[s] for s in rouges]),
+      **{f"{split}_rouge": value for split, value in rouges.items()},
+      "length": float(np.mean([len(row.completion) for row in own])),
+      "greedy_length": float(greedy.text_lengths.mean()),
+      "degenerate": float(np.mean([metrics.is_degenerate(text) for text in greedy.texts])),
+      "answers": list(greedy.texts[:3])}
+
+
+def summary(checkpoints, references, *, resamples, seed):
+  """Correlations over the checkpoints of a run, its alarms, and the gap to the retrained score.
+
+  Args:
+    checkpoints: list of records as of `Judge.look`, the original model first.
+    references: {"retrained": record, ...}.
+  """
+  def column(name):
+    return np.array([record[name] for record in checkpoints], np.float64)
+
+  score, kl, tow = column("score"), column("kl"), column("tow")
+  target = references["retrained"]["score"]
+  gap = np.abs(score - target)
+  far = 1 - tow
+  pairs = {"score_kl": (score, kl), "score_tow_gap": (score, far), "judge_kl": (column("judge"), kl),
+           "gap_kl": (gap, kl), "gap_tow_gap": (gap, far)}
+  found = {}
+  for name, (first, second) in pairs.items():
+    value, interval = st.correlation_over_checkpoints(
+      first, second, resamples=resamples, seed=seed)
+    found[name] = {"value": value, "interval": list(interval)}
+  margins = np.hypot(column("kl_se")[1:], column("kl_se")[:-1])
+  return {
+    "correlations": found, "target": target,
+    "alarms_kl": st.alarms(score, kl, score_margin=SCORE_MARGIN, distance_margins=margins),
+    "alarms_tow": st.alarms(score, far, score_margin=SCORE_MARGIN, distance_margins=SCORE_MARGIN),
+    "below_floor": [i for i, value in enumerate(score) if value < target],
+    "nearest_kl": int(np.argmin(kl)), "nearest_tow": int(np.argmin(far)),
+    "nearest_score": int(np.argmin(gap))}
