@@ -83,6 +83,26 @@ def train(epochs):
   ))
 
 
+def guards():
+  """Bounds on an epoch's greedy answers to forget queries, against winning by cheating.
+
+  The usual length, entropy and fluency are those of the answers to unseen owners' queries.
+  """
+  return ConfigDict(dict(
+    action="refuse",  # an epoch out of bounds is not kept; 'stop', 'rollback' (halved rates), 'off'
+    max_rollbacks=3,  # after so many the run stops
+    min_length_ratio=0.75,  # of the usual length
+    max_length_ratio=1.5,
+    min_eos_ratio=0.8,  # of the share of the original's answers that end by themselves
+    min_distinct_ratio=0.5,  # of the original's share of distinct answers
+    max_degenerate_share=0.05,  # empty or repetitive answers
+    min_entropy_ratio=0.1,  # of the usual entropy per token
+    max_entropy_ratio=5.0,
+    max_fluency_gap=3.0,  # nats a token under the original, above the usual
+    max_judge_gap=0.05,  # of the judge's score above its level, where the reward's is at its own
+  ))
+
+
 def tiny():
   """Laptop: 30 embedded authors of which 3 are forgotten, a Llama of one million parameters."""
   config = ConfigDict()
@@ -120,12 +140,19 @@ def tiny():
     model=model(num_layers=1),
     lora=lora(),
     train=train(epochs=20),
+    vocab_size=0,  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
     token_noise=0.2,  # share of input tokens replaced at random while training
     label_smoothing=0.0,
+    none_share=0.0,  # "none of these" examples of general text per example of D; 0: no such class
+    reads_query=False,  # reads the query before the response
+    calibrate=False,  # divides the logits by the temperature that fits held-out responses best
   ))
 
   config.unlearning = ConfigDict(dict(
+    learner="ppo",  # or 'grpo', 'rloo': no critic, responses to a query compared with each other
+    critic="shared",  # of PPO: a head on the policy's trunk; 'separate': a trunk of its own
     # Reward (design of DareU: log transform, segments, KL to the previous epoch).
+    reward="attribution",  # or 'rouge' to the true answer, 'refusal': what other methods use
     reward_form="telescoped",  # 'published', 'telescoped' or 'absorbing'
     segment_length=2,  # κ: tokens between two invocations of the attribution function
     epsilon=0.01,  # ε: scores are clipped to [ε, 1-ε] before the log
@@ -160,8 +187,8 @@ def tiny():
     selection="unseen_level",  # or 'lowest_score', 'last'
     settle_epochs=3,  # epochs in a row at or below the level before the run stops
     target_score=-1.0,  # level to come down to; negative: that of unseen owners' queries
-    min_length_ratio=0.75,  # shorter answers than this share of the usual length are refused
-    max_degenerate_share=0.05,  # so is an epoch with more empty or repetitive answers than this
+    guards=guards(),
+    watch_rouge=False,  # measure ROUGE at each epoch's end too; it decides nothing
   ))
 
   config.evaluation = ConfigDict(dict(

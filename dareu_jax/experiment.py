@@ -45,7 +45,7 @@ def prepare(settings: Settings, workdir):
     seed_folder(folder, seed, settings), config, settings.checkpoint)) for seed in settings.seeds]
 
 
-def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
+def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, share=()):
   """Runs all stages that are not done, for every seed.
 
   Args:
@@ -53,6 +53,7 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
     command: what the user typed, for the report.
     overwrite: accept a workdir with another configuration; what that changes runs again.
     mirror: called with (stage, step, metrics) at each record of metrics.
+    share: workdirs of other runs; their finished stages are taken where they would be the same.
 
   Returns: (summary as written to summary.json, path of the HTML report).
   """
@@ -65,6 +66,8 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None):
     prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
     print(prefix, end="\n" if prefix else "", flush=True)
     one.workdir.claim(overwrite=overwrite)
+    for other in share:
+      one.workdir.borrow(seed_folder(other, one.seed, settings), one.marks)
     # A copy: a run holds on to its models, and the next seed needs their memory.
     models.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}

@@ -7,6 +7,8 @@ float32 tensor of [B, T, V] is ever held.
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.masked import take_from
+
 CHUNK = 64  # positions whose logits are held at a time
 CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite
 
@@ -21,9 +23,7 @@ def completion_hidden(hidden, prompt_lengths, completion_time):
 
   Returns: [B, T, D]; entry t predicts completion token t (what lies past the row is arbitrary).
   """
-  index = prompt_lengths[:, None] - 1 + jnp.arange(completion_time)
-  index = jnp.minimum(index, hidden.shape[1] - 1)
-  return jnp.take_along_axis(hidden, index[..., None], axis=1)
+  return take_from(hidden, prompt_lengths - 1, completion_time)
 
 
 def logprobs_and_entropy(hidden, head, targets, distribution=jax.nn.log_softmax):

@@ -1,4 +1,4 @@
-"""Statistics over the valid entries of a padded array."""
+"""Padded arrays: masks, statistics over the valid entries, rows put on end and taken apart."""
 
 import jax.numpy as jnp
 
@@ -34,3 +34,26 @@ def explained_variance(predictions, targets, mask):
   # Constant targets have a variance of rounding errors, not of 0.
   varies = total > 1e-10 * masked_mean(targets**2, mask)
   return jnp.where(varies, 1 - variance(targets - predictions) / jnp.where(varies, total, 1.0), 0.0)
+
+
+def last_valid(x, lengths):
+  """x [B, T, ...] at each row's last valid position: [B, ...]."""
+  index = jnp.maximum(lengths - 1, 0).reshape(-1, 1, *[1] * (x.ndim - 2))
+  return jnp.take_along_axis(x, index, axis=1)[:, 0]
+
+
+def join(prompt_ids, prompt_lengths, completion_ids):
+  """Puts each row's completion right behind its prompt: [B, P], [B], [B, T] -> [B, P+T]."""
+  time = completion_ids.shape[1]
+  columns = prompt_lengths[:, None] + jnp.arange(time)
+  rows = jnp.arange(prompt_ids.shape[0])[:, None]
+  return jnp.pad(prompt_ids, ((0, 0), (0, time))).at[rows, columns].set(completion_ids)
+
+
+def take_from(x, starts, time):
+  """Each row's `time` entries from its start on: x [B, S, ...], starts [B] -> [B, time, ...].
+
+  Beyond the end the last entry is repeated.
+  """
+  index = jnp.minimum(starts[:, None] + jnp.arange(time), x.shape[1] - 1)
+  return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)

@@ -121,6 +121,8 @@ def _memory(run):
   # The start, the teacher, and the policy now, before and as kept; two moments and the gradients.
   policy = shared + trained * (5 + 2 + 1)
   u, itemsize = settings.unlearning, jnp.dtype(run.config.dtype).itemsize
+  # The trunk, two moments and the gradients.
+  critic = trained * (1 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
   kept = 2 if run.config.remat else 16
   activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
     run.config.embed_dim * run.config.num_layers * itemsize)
@@ -128,7 +130,8 @@ def _memory(run):
     run.config.num_kv_heads * run.config.head_dim * run.config.num_layers * itemsize)
   config = run.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
-  parts = {"policy, its roles and optimizer": policy, "classifier": classifier,
+  parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
+           "classifier and judge": 2 * classifier,
            "activations of an update (rough)": activations, "cache of a rollout": cache}
   parts["all"] = sum(parts.values())
   rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
 from dareu_jax.data.examples import Corpus
@@ -44,9 +45,35 @@ class Run:
     return make_tokenizer(settings, self.corpus)
 
   @functools.cached_property
+  def classifier_tokenizer(self):
+    """The classifier's, where it has one of its own; else the model's."""
+    settings = self.settings
+    own = self.workdir.folder / "classifier_tokenizer"
+    if not settings.classifier.vocab_size and not settings.classifier.model.path:
+      return self.tokenizer
+    if own.exists() and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
+      return tokenizers.load(str(own))
+    return make_classifier_tokenizer(settings, self.corpus, self.tokenizer)
+
+  @functools.cached_property
+  def none_examples(self):
+    """General text for the "none of these" class: empty where there is no such class."""
+    texts = self.corpus.general or self.corpus.test
+    size = len(self.corpus.forget) + len(self.corpus.retain)
+    wanted = min(len(texts), round(self.settings.classifier.none_share * size))
+    # Spread over the text: its first examples are all of a few owners.
+    return tuple(texts[i * len(texts) // wanted] for i in range(wanted))
+
+  @property
+  def classes(self):
+    """Classes of the classifier: the owners and, where there is one, "none of these"."""
+    return len(self.corpus.owners) + bool(self.none_examples)
+
+  @functools.cached_property
   def is_forget(self):
-    """[O] bool: which owners are to be forgotten."""
-    return np.isin(self.corpus.owners, self.corpus.forget_owners)
+    """[O] bool: which classes are owners to be forgotten."""
+    owners = np.isin(self.corpus.owners, self.corpus.forget_owners)
+    return np.pad(owners, (0, self.classes - len(owners)))
 
   @functools.cached_property
   def config(self):
@@ -74,13 +101,13 @@ class Run:
 
   def fresh_classifier(self, seed):
     return factory.build_classifier(
-      self.settings.classifier.model, self.classifier_config, len(self.corpus.owners), seed,
-      self.mesh)
+      self.settings.classifier.model, self.classifier_config, self.classes, seed, self.mesh)
 
   @functools.cached_property
   def classifier_config(self):
     settings = self.settings.classifier
-    return factory.model_config(settings.model, settings.lora, self.tokenizer.vocab_size)
+    return factory.model_config(
+      settings.model, settings.lora, self.classifier_tokenizer.vocab_size)
 
   @functools.cached_property
   def evaluator(self):
@@ -107,11 +134,23 @@ class Run:
       self._roles[name] = self.workdir.load_result(name, self.base.trainable)
     return self._roles[name]
 
-  def trained_classifier(self, name="classifier"):
-    """(params, frozen) of the classifier that rewards, or of the 'judge' that it never sees."""
+  def scorer(self, name="classifier"):
+    """The classifier that rewards, or the 'judge' that the reward never asks, as a Scorer."""
     if name not in self._roles:
       self._roles[name] = self.workdir.load_result(name, self.classifier.trainable)
-    return self._roles[name], self.classifier.frozen
+    settings, own = self.settings, self.classifier_tokenizer
+    temperature = 1.0
+    if settings.classifier.calibrate:
+      temperature = read_json(self.workdir.folder / name / "quality.json")["temperature"]
+    return Scorer(
+      self.classifier.frame, self._roles[name], self.classifier.frozen, self.is_forget,
+      settings.evaluation.batch_size, settings.length_multiple, temperature,
+      settings.classifier.reads_query,
+      None if own is self.tokenizer else Retokeniser(self.tokenizer, own), self.put)
+
+  def queries(self, examples):
+    """Prompts in the classifier's tokens."""
+    return tuple(row.prompt for row in self.classifier_rows(examples))
 
   def writer(self, name):
     return MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
@@ -122,8 +161,7 @@ class Run:
     if settings.model.path:
       self._check_positions()
     factory.check_decoder(settings.model, self.config)
-    factory.check_classifier(
-      settings.classifier.model, self.classifier_config, len(self.corpus.owners))
+    factory.check_classifier(settings.classifier.model, self.classifier_config, self.classes)
 
   def _check_positions(self):
     settings = self.settings
@@ -142,16 +180,27 @@ class Run:
     return tuple(encode(examples, self.tokenizer, max_length=self.settings.max_length,
                         owners=self.corpus.owners))
 
+  def classifier_rows(self, examples):
+    """In the classifier's tokens; what is of no owner of D is of the class "none of these"."""
+    rows = encode(examples, self.classifier_tokenizer, max_length=self.settings.max_length,
+                  owners=self.corpus.owners)
+    none = len(self.corpus.owners)
+    return tuple(row if row.owner >= 0 else row._replace(owner=none) for row in rows)
+
   def batches(self, examples, batch_size, *, seed, one_bucket=False):
     return Batches(self.rows(examples), batch_size, self.settings.length_multiple,
                    self.tokenizer.pad_id, seed, one_bucket)
+
+  def classifier_batches(self, examples, batch_size, *, seed):
+    return Batches(self.classifier_rows(examples), batch_size, self.settings.length_multiple,
+                   self.classifier_tokenizer.pad_id, seed)
 
   @functools.cached_property
   def marks(self):
     """Fingerprint of each stage: of its settings and of what it stands on."""
     s = self.settings
     data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length, s.model.path,
-                       s.classifier.model.path)
+                       s.classifier.model.path, s.classifier.vocab_size)
     base = fingerprint(data, self.seed, s.model, s.pretrain, s.length_multiple)
     model = fingerprint(base, s.lora, s.finetune)
     classifier = fingerprint(data, self.seed, s.classifier, s.length_multiple)
@@ -223,34 +272,39 @@ def make_tokenizer(settings: Settings, corpus: Corpus):
   """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus.
 
   Raises:
-    InputError: if there is none, or the classifier's checkpoint has another.
+    InputError: if there is none.
   """
   path = settings.tokenizer.path or settings.model.path
-  other = settings.classifier.model.path
   if not path:
-    if other:
-      raise InputError("config.classifier.model.path names a checkpoint, but the model is trained "
-                       "from scratch: their tokenizers differ. Name a checkpoint for both or none.")
-    return _bpe(settings.tokenizer, corpus)
-  template = settings.tokenizer.template
-
-  def load(path):
-    folder = huggingface.checkpoint_folder(path, weights=False)
-    return tokenizers.load(str(folder), template)
-
-  tokenizer = load(path)
-  if other and other != path:
-    of_classifier = load(other)
-    if not tokenizer.same_vocabulary(of_classifier):
-      raise InputError(f"the tokenizers of {path} and of {other} differ: the classifier must read "
-                       "the model's own tokens. Choose another config.classifier.model.path.")
-  return tokenizer
+    template = settings.tokenizer.template
+    if template not in ("auto", "plain"):
+      raise InputError(f"config.tokenizer.template is {template!r}, but a tokenizer trained on the "
+                       "corpus has the plain template: set 'auto', or name a checkpoint.")
+    return _bpe(settings.tokenizer.vocab_size, corpus)
+  return _load_tokenizer(path, settings.tokenizer.template)
 
 
-def _bpe(settings, corpus):
-  if settings.template not in ("auto", "plain"):
-    raise InputError(f"config.tokenizer.template is {settings.template!r}, but a tokenizer trained "
-                     "on the corpus has the plain template: set 'auto', or name a checkpoint.")
+def make_classifier_tokenizer(settings: Settings, corpus: Corpus, tokenizer):
+  """The classifier's tokenizer: its checkpoint's or a BPE of its own; the model's if it equals it.
+
+  Args:
+    tokenizer: the model's.
+  """
+  path = settings.classifier.model.path
+  if not path:
+    return _bpe(settings.classifier.vocab_size, corpus)
+  if path == (settings.tokenizer.path or settings.model.path):
+    return tokenizer
+  own = _load_tokenizer(path, "auto")
+  return tokenizer if tokenizer.same_vocabulary(own) else own
+
+
+def _load_tokenizer(path, template):
+  folder = huggingface.checkpoint_folder(path, weights=False)
+  return tokenizers.load(str(folder), template)
+
+
+def _bpe(vocab_size, corpus):
   examples = corpus.forget + corpus.retain + corpus.test + corpus.general
   texts = [text for example in examples for text in (example.prompt, example.response)]
-  return tokenizers.train_bpe(texts, settings.vocab_size)
+  return tokenizers.train_bpe(texts, vocab_size)

@@ -161,8 +161,12 @@ class ClassifierSettings:
   model: ModelSettings
   lora: LoraSettings
   train: TrainSettings
+  vocab_size: int  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
   token_noise: float  # share of input tokens replaced at random while training
   label_smoothing: float
+  none_share: float  # "none of these" examples of general text per example of D; 0: no such class
+  reads_query: bool  # reads the query before the response
+  calibrate: bool  # divides the logits by the temperature that fits held-out responses best
 
   def __post_init__(self):
     self.model.check("classifier.model")
@@ -170,6 +174,13 @@ class ClassifierSettings:
     self.train.check("classifier.train")
     within("classifier.token_noise", self.token_noise, 0.0, 0.9)
     within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
+    within("classifier.none_share", self.none_share, 0.0, 10.0)
+    if self.vocab_size:
+      at_least("classifier.vocab_size", self.vocab_size, 300, "bytes and special tokens take that")
+      if self.model.path:
+        raise InputError(
+          f"config.classifier.vocab_size is {self.vocab_size}, but config.classifier.model.path "
+          "names a checkpoint, which has a tokenizer: set it to 0.")
 
 
 @dataclasses.dataclass(frozen=True)

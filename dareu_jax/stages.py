@@ -4,6 +4,7 @@ Each is skipped when its result is in the workdir already.
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -12,17 +13,18 @@ import numpy as np
 from dareu_jax.attribution.classifier import (
   PrefixLoss,
   accuracy_and_calibration,
-  last_valid,
+  at_temperature,
+  fit_temperature,
   owner_probabilities,
 )
 from dareu_jax.evaluation import metrics
-from dareu_jax.evaluation.evaluator import response_scores
+from dareu_jax.masked import last_valid
 from dareu_jax.models import factory
 from dareu_jax.run import METHOD, MODELS, SPLITS, Run
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
-from dareu_jax.unlearning import dareu, loop
+from dareu_jax.unlearning import dareu, loop, rewards
 
 JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
 
@@ -43,12 +45,15 @@ def run_seed(run: Run):
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
   unlearn(run)
   models = {name: dict(evaluate(run, name)["metrics"]) for name in MODELS}
-  # Data of one's own may come without D_test.
-  rouges = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in models["retrained"]]
   for name in MODELS:
-    models[name]["tug_of_war"] = metrics.tug_of_war(
-      *([models[which][rouge] for rouge in rouges] for which in (name, "retrained")))
+    models[name]["tug_of_war"] = closeness(models[name], models["retrained"])
   return models
+
+
+def closeness(figures, retrained):
+  """ToW of a model's figures; data of one's own may come without D_test."""
+  names = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in retrained]
+  return metrics.tug_of_war(*([each[name] for name in names] for each in (figures, retrained)))
 
 
 def keep_tokenizer(run: Run):
@@ -63,8 +68,11 @@ def keep_tokenizer(run: Run):
     run.rows(examples)
     run.rows([dataclasses.replace(e, response=text) for e in examples
               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    run.classifier_rows(examples)
     run.check_checkpoints()
     run.tokenizer.save(run.workdir.folder / "tokenizer")
+    if run.classifier_tokenizer is not run.tokenizer:
+      run.classifier_tokenizer.save(run.workdir.folder / "classifier_tokenizer")
 
 
 def pretrain(run: Run):
@@ -118,16 +126,13 @@ def train_classifier(run: Run, name, seed):
     if store is None:
       return
     examples, held_out = held_out_split(run.corpus.forget + run.corpus.retain, run.seed)
-    loss = PrefixLoss(settings.token_noise, settings.label_smoothing)
+    loss = PrefixLoss(settings.token_noise, settings.label_smoothing, settings.reads_query)
     model = run.classifier if name == "classifier" else run.fresh_classifier(seed + 1)
-    params = _fit(run, name, store, model, loss, settings.train,
-                  run.batches(examples, settings.train.batch_size, seed=seed + 1), seed)
+    params = _fit(run, name, store, model, loss, settings.train, run.classifier_batches(
+      examples + run.none_examples, settings.train.batch_size, seed=seed + 1), seed)
     run.workdir.save_result(name, params)
-    quality = {}
-    for prefix, split in (("", examples), ("held_out_", held_out)):
-      accuracy, error = classifier_quality(run, (params, run.classifier.frozen), split)
-      quality |= {f"{prefix}accuracy": accuracy, f"{prefix}ece": error}
-    write_json(run.workdir.folder / name / "quality.json", quality)
+    write_json(run.workdir.folder / name / "quality.json",
+               classifier_quality(run, params, examples, held_out))
 
 
 def held_out_split(examples, seed):
@@ -146,16 +151,41 @@ def held_out_split(examples, seed):
           tuple(e for i, e in enumerate(examples) if i in held))
 
 
-def classifier_quality(run: Run, classifier, examples):
-  """Accuracy and calibration of the classifier on whole responses: (accuracy, ece)."""
-  batches = run.batches(examples, run.settings.evaluation.batch_size, seed=0)
-  probabilities, owners = [], []
+def classifier_quality(run: Run, params, examples, held_out):
+  """Accuracy and calibration on whole responses, and the temperature that would calibrate.
+
+  The temperature is fitted on one half of the held-out responses, and the expected calibration
+  errors before and after are measured on the other.
+
+  Returns: {"accuracy", "ece", "held_out_accuracy", "held_out_ece", "temperature",
+    "held_out_ece_calibrated"}.
+  """
+  probabilities, owners = whole_probabilities(run, params, examples)
+  accuracy, error = accuracy_and_calibration(probabilities, owners)
+  quality = {"accuracy": accuracy, "ece": error}
+  probabilities, owners = whole_probabilities(run, params, held_out)
+  fitted, measured = slice(0, None, 2), slice(1 if len(owners) > 1 else 0, None, 2)
+  temperature = fit_temperature(probabilities[fitted], owners[fitted])
+  quality["held_out_accuracy"], _ = accuracy_and_calibration(probabilities, owners)
+  quality["temperature"] = temperature
+  for name, used in (("held_out_ece", 1.0), ("held_out_ece_calibrated", temperature)):
+    _, quality[name] = accuracy_and_calibration(
+      at_temperature(probabilities[measured], used), owners[measured])
+  return quality
+
+
+def whole_probabilities(run: Run, params, examples):
+  """p(owner | y) of whole responses: ([E, O], the true owners [E]), in the examples' order."""
+  batches = run.classifier_batches(examples, run.settings.evaluation.batch_size, seed=0)
+  probabilities = np.zeros((len(examples), run.classes), np.float32)
   for indices, batch in batches.in_order():
-    every = owner_probabilities(run.classifier.frame, *classifier, batch.completion_ids)
-    whole = np.asarray(last_valid(every, batch.completion_lengths))
-    probabilities.append(whole[:len(indices)])
-    owners.append(batch.owners[:len(indices)])
-  return accuracy_and_calibration(np.concatenate(probabilities), np.concatenate(owners))
+    query = None
+    if run.settings.classifier.reads_query:
+      query = batch.token_ids, batch.prompt_lengths
+    every = owner_probabilities(
+      run.classifier.frame, params, run.classifier.frozen, batch.completion_ids, query)
+    probabilities[indices] = last_valid(every, batch.completion_lengths)[:len(indices)]
+  return probabilities, np.array([row.owner for row in batches.rows])
 
 
 def unlearn(run: Run):
@@ -173,20 +203,35 @@ def unlearn(run: Run):
 
 
 def dareu_task(run: Run):
-  """Models and data of the DareU run."""
+  """Models and data of the unlearning run."""
   settings = run.settings.unlearning
   settings = dataclasses.replace(
     settings, max_new_tokens=settings.max_new_tokens or run.longest_response)
+  if settings.reward != "attribution":  # is a score of whole responses
+    settings = dataclasses.replace(settings, segment_length=settings.max_new_tokens)
   value = factory.build_value_head(run.config, run.mesh)
-  models = dareu.Models(run.base.frame, value.frame, run.classifier.frame)
+  corpus = run.corpus
   return loop.Task(
-    models=models, original=run.role("original"), frozen=run.base.frozen, value=value.trainable,
-    value_frozen=value.frozen, classifier=run.trained_classifier(), is_forget=run.is_forget,
-    forget_rows=run.rows(run.corpus.forget), unseen_rows=run.rows(run.corpus.holdout),
+    models=dareu.Models(run.base.frame, value.frame), original=run.role("original"),
+    frozen=run.base.frozen, value=value.trainable, value_frozen=value.frozen,
+    reward=_reward(run, settings.reward), classifier=run.scorer("classifier"),
+    judge=run.scorer("judge"), forget_rows=run.rows(corpus.forget),
+    forget_queries=run.queries(corpus.forget), unseen_rows=run.rows(corpus.holdout),
+    unseen_queries=run.queries(corpus.holdout),
     # The PPO update is the costliest program to compile: it has one shape alone.
-    retain=run.batches(run.corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
+    retain=run.batches(corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
                        one_bucket=True),
-    evaluator=run.evaluator, settings=settings, seed=run.seed)
+    evaluator=run.evaluator, settings=settings, seed=run.seed,
+    watch=functools.partial(rouges, run) if settings.watch_rouge else None)
+
+
+def _reward(run, name):
+  forget = run.corpus.forget
+  if name == "rouge":
+    return rewards.Rouge(tuple(example.response for example in forget))
+  if name == "refusal":
+    return rewards.Refusal()
+  return rewards.Attribution(run.scorer("classifier"), run.queries(forget))
 
 
 def evaluate(run: Run, name):
@@ -217,24 +262,40 @@ def evaluated_examples(run: Run, split):
   return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
 
 
+def rouges(run: Run, policy):
+  """ROUGE of a trainable state's greedy answers to each split: {"<split>_rouge": mean}."""
+  figures = {}
+  for split in SPLITS:
+    examples = evaluated_examples(run, split)
+    if examples:
+      texts = run.evaluator.answers(policy, run.rows(examples)).texts
+      figures[f"{split}_rouge"] = float(np.mean(_rouge_of(examples, texts)))
+  return figures
+
+
+def _rouge_of(examples, texts):
+  return [metrics.rouge_l_recall(example.response, text)
+          for example, text in zip(examples, texts, strict=True)]
+
+
 def _answer_figures(run, name, split):
   """Figures of the greedy answers to a split, and the answers themselves."""
   examples = evaluated_examples(run, split)
   if not examples:
     return {}, []
   given = run.evaluator.answers(run.role(name), run.rows(examples))
-  rouge = [metrics.rouge_l_recall(example.response, text)
-           for example, text in zip(examples, given.texts, strict=True)]
+  rouge = _rouge_of(examples, given.texts)
   figures = {f"{split}_rouge": float(np.mean(rouge))}
   answers = [{"prompt": example.prompt, "truth": example.response, "answer": text, "rouge": score}
              for example, text, score in zip(examples, given.texts, rouge, strict=True)]
   if split == "forget":
-    scores, judged = (response_scores(
-      run.classifier.frame, run.trained_classifier(which), run.is_forget, given.ids, given.lengths,
-      batch_size=run.settings.evaluation.batch_size) for which in ("classifier", "judge"))
+    queries = run.queries(examples)
+    scores, judged = (run.scorer(which).whole(given.ids, given.lengths, queries)
+                      for which in ("classifier", "judge"))
     figures |= {"attribution_score": float(scores.mean()), "judge_score": float(judged.mean()),
                 "response_length": float(given.text_lengths.mean()),
-                "fluency_nll": _fluency(run, examples, given)}
+                "fluency_nll": _fluency(run, examples, given),
+                "distinct_share": len(set(given.texts)) / len(given.texts)}
     for answer, score in zip(answers, scores, strict=True):
       answer["score"] = float(score)
   return figures, answers
@@ -242,8 +303,7 @@ def _answer_figures(run, name, split):
 
 def _fluency(run, examples, given):
   """NLL per token of answers under the retrained model: what broken language makes large."""
-  own = [row._replace(completion=tuple(ids[:n].tolist())) for row, ids, n in zip(
-    run.rows(examples), given.ids, given.lengths, strict=True)]
+  own = given.as_completions(run.rows(examples))
   logprobs = run.evaluator.logprobs(run.role("retrained"), own)
   return -float(np.concatenate(logprobs).mean(dtype=np.float64))
 

@@ -4,15 +4,50 @@ import dataclasses
 
 from dareu_jax.checks import InputError, at_least, one_of, positive, within
 
+REWARDS = ("attribution", "rouge", "refusal")
+LEARNERS = ("ppo", "grpo", "rloo")
+CRITICS = ("shared", "separate")
+GUARD_ACTIONS = ("off", "refuse", "stop", "rollback")
 REWARD_FORMS = ("published", "telescoped", "absorbing")
 SELECTION_RULES = ("unseen_level", "lowest_score", "last")
 
 
 @dataclasses.dataclass(frozen=True)
-class UnlearningSettings:
-  """DareU: PPO on attribution rewards with distillation on retained data."""
+class GuardSettings:
+  """Bounds on the greedy answers of an epoch, against winning by cheating."""
 
+  action: str  # at an epoch out of bounds: 'off', 'refuse', 'stop' or 'rollback'
+  max_rollbacks: int  # after so many the run stops; each halves the learning rates
+  min_length_ratio: float  # of the usual response length
+  max_length_ratio: float
+  min_eos_ratio: float  # of the share of the original's answers that end by themselves
+  min_distinct_ratio: float  # of the original's share of distinct answers
+  max_degenerate_share: float  # of empty or repetitive answers
+  min_entropy_ratio: float  # of the entropy per token of answers to unseen queries
+  max_entropy_ratio: float
+  max_fluency_gap: float  # nats a token under the original, above its answers to unseen queries
+  max_judge_gap: float  # of the judge's score above its level, where the reward's is at its own
+
+  def __post_init__(self):
+    section = "unlearning.guards"
+    one_of(f"{section}.action", self.action, GUARD_ACTIONS)
+    at_least(f"{section}.max_rollbacks", self.max_rollbacks, 0)
+    for name in ("min_length_ratio", "min_eos_ratio", "min_distinct_ratio", "max_degenerate_share",
+                 "min_entropy_ratio", "max_judge_gap"):
+      within(f"{section}.{name}", getattr(self, name), 0.0, 1.0)
+    for name in ("max_length_ratio", "max_entropy_ratio"):
+      at_least(f"{section}.{name}", getattr(self, name), 1.0)
+    positive(f"{section}.max_fluency_gap", self.max_fluency_gap)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningSettings:
+  """Reinforcement learning on forget queries with distillation on retained data."""
+
+  learner: str  # 'ppo', 'grpo' or 'rloo'
+  critic: str  # of PPO: 'shared' with the policy's trunk, or 'separate'
   # reward
+  reward: str  # 'attribution' (DareU), 'rouge' to the true answer, or 'refusal'
   reward_form: str  # 'published', 'telescoped' or 'absorbing'
   segment_length: int  # κ: tokens between two invocations of the attribution function
   epsilon: float  # ε: the score is clipped to [ε, 1-ε] before the log
@@ -47,11 +82,14 @@ class UnlearningSettings:
   selection: str  # 'unseen_level', 'lowest_score' or 'last'
   settle_epochs: int  # epochs in a row at or below the level before the run stops
   target_score: float  # the level to come down to; negative: measured on unseen owners' queries
-  min_length_ratio: float  # of the usual response length; below it an epoch is refused
-  max_degenerate_share: float  # of empty or repetitive responses; above it an epoch is refused
+  guards: GuardSettings
+  watch_rouge: bool  # measure ROUGE at each epoch's end too; it decides nothing
 
   def __post_init__(self):
     section = "unlearning"
+    one_of("unlearning.learner", self.learner, LEARNERS)
+    one_of("unlearning.critic", self.critic, CRITICS)
+    one_of("unlearning.reward", self.reward, REWARDS)
     one_of("unlearning.reward_form", self.reward_form, REWARD_FORMS)
     one_of("unlearning.selection", self.selection, SELECTION_RULES)
     counts = ("segment_length", "epochs", "samples_per_prompt", "rollout_batch_size",
@@ -70,11 +108,17 @@ class UnlearningSettings:
       raise InputError(
         f"config.unlearning.minibatch_size is {self.minibatch_size}: it is a part of a rollout, "
         f"and config.unlearning.rollout_batch_size is {self.rollout_batch_size}.")
+    if self.learner != "ppo" and (
+        self.samples_per_prompt < 2 or self.rollout_batch_size % self.samples_per_prompt):
+      raise InputError(
+        f"config.unlearning.samples_per_prompt is {self.samples_per_prompt}: {self.learner} "
+        "compares that many responses to a query, so it must be >= 2 and divide "
+        f"config.unlearning.rollout_batch_size ({self.rollout_batch_size}).")
     for name in ("kl_coef", "value_coef", "distill_coef"):
       at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
     for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):
       at_least(f"{section}.{name}", getattr(self, name), 0)
-    for name in ("discount", "gae_lambda", "min_length_ratio", "max_degenerate_share"):
+    for name in ("discount", "gae_lambda"):
       within(f"{section}.{name}", getattr(self, name), 0.0, 1.0)
     if not 0 < self.top_p <= 1:
       raise InputError(f"config.unlearning.top_p is {self.top_p}: it must lie in (0, 1].")

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import time
@@ -71,6 +72,25 @@ class Workdir:
     """Whether a stage is done with this fingerprint."""
     done = read_json(self.folder / name / "done.json")
     return done is not None and done["fingerprint"] == mark
+
+  def borrow(self, folder, marks):
+    """Takes over the stages that another run has finished with the same fingerprints.
+
+    Args:
+      folder: of that run.
+      marks: {stage: fingerprint} of this one.
+    """
+    folder = pathlib.Path(folder)
+    for name, mark in marks.items():
+      done = read_json(folder / name / "done.json")
+      held = self.folder / name
+      if done is not None and done["fingerprint"] == mark and not held.exists():
+        # Links: what a finished stage has left is read alone.
+        shutil.copytree(folder / name, held, copy_function=os.link)
+        metrics = folder / "metrics" / f"{name}.jsonl"
+        if metrics.exists():
+          (self.folder / "metrics").mkdir(exist_ok=True)
+          shutil.copy(metrics, self.folder / "metrics")
 
   @contextlib.contextmanager
   def stage(self, name, mark):

@@ -7,12 +7,17 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def preset(name=None):
-  """The ConfigDict of configs/tofu.py."""
-  spec = importlib.util.spec_from_file_location("tofu_config", ROOT / "configs" / "tofu.py")
+def load_config(path):
+  """The module of a config file."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(name)
+  return module
+
+
+def preset(name=None):
+  """The ConfigDict of configs/tofu.py."""
+  return load_config(ROOT / "configs" / "tofu.py").get_config(name)
 
 
 def changed(config, **changes):
@@ -45,8 +50,8 @@ def smallest_config():
   config.finetune.update(epochs=6, target_loss=5.0)
   config.classifier.train.epochs = 3
   config.unlearning.update(epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10,
-                           retain_batch_size=8, max_new_tokens=16, target_score=0.0,
-                           min_length_ratio=0.0, max_degenerate_share=1.0)
+                           retain_batch_size=8, max_new_tokens=16, target_score=0.0)
+  config.unlearning.guards.action = "off"
   config.evaluation.update(batch_size=32, max_new_tokens=16, max_examples=20)
   config.checkpoint.every_steps = 3
   return config

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.generation.strategies import Sample
 from dareu_jax import logprobs as L
+from dareu_jax.generation.strategies import Sample
 
 B, D, V = 2, 6, 40
 CHUNK = 4

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dareu_jax import masked
+from dareu_jax.masked import join, last_valid, take_from
 
 LENGTHS = [3, 0, 5, 1]
 TIME = 5
@@ -95,3 +96,25 @@ def test_explained_variance_is_zero_for_constant_targets(constant):
     targets = padded([np.full(n, constant) for n in lengths], np.nan)
     predictions = jnp.arange(float(mask.size)).reshape(mask.shape)
     assert float(masked.explained_variance(predictions, targets, mask)) == 0.0
+
+
+def test_join_puts_each_completion_right_behind_its_prompt():
+  joined = join(
+    jnp.array([[3, 4, 5, 0], [6, 7, 0, 0]]), jnp.array([3, 2]), jnp.array([[9, 8], [7, 6]]))
+  np.testing.assert_array_equal(joined[0, :5], [3, 4, 5, 9, 8])
+  np.testing.assert_array_equal(joined[1, :4], [6, 7, 7, 6])
+
+
+def test_what_was_joined_is_taken_apart_again():
+  prompts, lengths = jnp.array([[3, 4, 5, 0], [6, 7, 0, 0]]), jnp.array([3, 2])
+  completions = jnp.array([[9, 8], [7, 6]])
+  np.testing.assert_array_equal(take_from(join(prompts, lengths, completions), lengths, 2),
+                                completions)
+  ends = take_from(jnp.arange(6.0).reshape(2, 3), jnp.array([1, 2]), 2)
+  np.testing.assert_array_equal(ends, [[1.0, 2.0], [5.0, 5.0]])
+
+
+def test_last_valid_takes_each_rows_own_end():
+  x = jnp.arange(12.0).reshape(2, 6)
+  np.testing.assert_array_equal(last_valid(x, jnp.array([1, 4])), [0.0, 9.0])
+  np.testing.assert_array_equal(last_valid(x[..., None], jnp.array([6, 2]))[:, 0], [5.0, 7.0])

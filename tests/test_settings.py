@@ -97,9 +97,13 @@ IMPOSSIBLE = [
   ("unlearning__retain_batch_size", 0), ("unlearning__temperature", 0.0),
   ("unlearning__top_k", -1), ("unlearning__top_p", 0.0), ("unlearning__top_p", 1.1),
   ("unlearning__max_new_tokens", -1), ("unlearning__target_score", 1.5),
-  ("unlearning__min_length_ratio", 1.5), ("unlearning__max_degenerate_share", -0.1),
+  ("unlearning__guards__min_length_ratio", 1.5), ("unlearning__guards__max_degenerate_share", -0.1),
   ("evaluation__batch_size", 0), ("evaluation__max_examples", -1),
   ("evaluation__max_new_tokens", -1), ("evaluation__min_k", 0.0), ("evaluation__min_k", 1.1),
+  ("unlearning__guards__action", "ask"), ("unlearning__guards__max_length_ratio", 0.9),
+  ("unlearning__guards__max_fluency_gap", 0.0), ("unlearning__guards__max_rollbacks", -1),
+  ("unlearning__learner", "dpo"), ("unlearning__critic", "none"), ("unlearning__reward", "bleu"),
+  ("classifier__none_share", -0.5), ("classifier__vocab_size", 100),
   ("mesh__data", 0), ("mesh__tensor", -2), ("checkpoint__every_steps", 0),
   ("checkpoint__keep", 0),
   # The same block stands in two places: the message must name the one that is wrong.
@@ -184,6 +188,19 @@ def test_only_one_mesh_axis_takes_the_rest(tiny, sizes):
   data, fsdp, tensor = sizes
   message = refusal(changed(tiny, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor))
   assert "config.mesh" in message and "-1" in message
+
+
+def test_a_learner_without_critic_needs_whole_groups(tiny):
+  """A group cut in two would be compared with half of itself."""
+  for samples in (1, 3):
+    message = refusal(changed(tiny, unlearning__learner="rloo",
+                              unlearning__samples_per_prompt=samples))
+    assert f"config.unlearning.samples_per_prompt is {samples}" in message
+
+
+def test_a_checkpointed_classifier_has_its_own_tokenizer(tiny):
+  config = changed(tiny, classifier__vocab_size=500, classifier__model__path="some/checkpoint")
+  assert "config.classifier.vocab_size is 500" in refusal(config)
 
 
 @pytest.mark.parametrize("block", ["", "classifier__"])

@@ -10,8 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import optimize, special
 
-from dareu_jax.masked import length_mask, masked_sum
+from dareu_jax.masked import join, length_mask, masked_sum, take_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PrefixLoss:
 
   token_noise: float
   label_smoothing: float
+  reads_query: bool = False
 
   def __call__(self, frame, params, frozen, batch, key):
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
@@ -34,7 +36,9 @@ class PrefixLoss:
     noisy = jnp.where(
       jax.random.bernoulli(flip, self.token_noise, ids.shape),
       jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size), ids)
-    logprobs = jax.nn.log_softmax(model(noisy), axis=-1)
+    # The completion that stands behind the prompt already is written over.
+    query = (batch.token_ids, batch.prompt_lengths) if self.reads_query else None
+    logprobs = jax.nn.log_softmax(owner_logits(model, noisy, query), axis=-1)
     owners = batch.owners[:, None, None]
     chosen = jnp.take_along_axis(logprobs, owners, axis=-1)[..., 0]
     smooth = self.label_smoothing
@@ -42,6 +46,23 @@ class PrefixLoss:
     mask = length_mask(lengths, ids.shape[1])
     hits = jnp.argmax(logprobs, axis=-1) == owners[..., 0]
     return masked_sum(loss, mask), jnp.sum(mask), {"accuracy": masked_sum(hits * 1.0, mask)}
+
+
+def owner_logits(model, completion_ids, query=None):
+  """Owner logits after each token of the completions, read alone or behind their queries.
+
+  Args:
+    model: models.heads.OwnerClassifier.
+    completion_ids: [B, T] int, right-padded.
+    query: None, or (prompt_ids [B, P], prompt_lengths [B]).
+
+  Returns: [B, T, O] float32; entry t has read y_≤t.
+  """
+  if query is None:
+    return model(completion_ids)
+  ids, lengths = query
+  logits = model(join(ids, lengths, completion_ids))
+  return take_from(logits, lengths, completion_ids.shape[1])
 
 
 def random_crop(ids, lengths, key):
@@ -61,31 +82,61 @@ def random_crop(ids, lengths, key):
 
 
 @functools.partial(jax.jit, static_argnames="frame")
-def owner_probabilities(frame, params, frozen, completion_ids):
-  """p(owner | y_≤t) for every prefix: completion_ids [B, T] -> [B, T, O] float32."""
-  return jax.nn.softmax(frame.merge(params, frozen)(completion_ids), axis=-1)
-
-
-def prefix_scores(frame, params, frozen, completion_ids, is_forget):
-  """b(y_≤t) = Σ_{i in F} p(i | y_≤t), from one forward pass.
+def owner_probabilities(frame, params, frozen, completion_ids, query=None, temperature=1.0):
+  """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
     frame, params, frozen: an OwnerClassifier as `models.states.split` gives it.
-    completion_ids: [B, T] int, right-padded.
+    completion_ids, query: as for `owner_logits`.
+    temperature: divides the logits.
+
+  Returns: [B, T, O] float32; what lies past a row's length is arbitrary.
+  """
+  logits = owner_logits(frame.merge(params, frozen), completion_ids, query)
+  return jax.nn.softmax(logits / temperature, axis=-1)
+
+
+def prefix_scores(frame, params, frozen, completion_ids, is_forget, *, query=None,
+                  temperature=1.0):
+  """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.
+
+  Args:
+    frame, params, frozen, completion_ids, query, temperature: as for `owner_probabilities`.
     is_forget: [O] bool; membership in F.
 
   Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
 
   Source: DareU, attribution score.
   """
-  probabilities = owner_probabilities(frame, params, frozen, completion_ids)
+  probabilities = owner_probabilities(frame, params, frozen, completion_ids, query, temperature)
   return jnp.clip(probabilities @ is_forget.astype(jnp.float32), 0.0, 1.0)
 
 
-def last_valid(x, lengths):
-  """x [B, T, ...] at each row's last valid position: [B, ...]."""
-  index = jnp.maximum(lengths - 1, 0).reshape(-1, 1, *[1] * (x.ndim - 2))
-  return jnp.take_along_axis(x, index, axis=1)[:, 0]
+def fit_temperature(probabilities, owners):
+  """The temperature that makes the right owners likeliest: argmin_T of the NLL of softmax(z / T).
+
+  Args:
+    probabilities: [E, O] float; at temperature 1.
+    owners: [E] int; the truth.
+
+  Returns: float in [0.05, 20].
+
+  Source: Guo et al. 2017, temperature scaling.
+  """
+  logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30))
+  rows = np.arange(len(owners))
+
+  def nll(log_temperature):
+    z = logits / np.exp(log_temperature)
+    return np.mean(special.logsumexp(z, axis=1) - z[rows, owners])
+
+  bounds = (np.log(0.05), np.log(20.0))
+  return float(np.exp(optimize.minimize_scalar(nll, bounds=bounds, method="bounded").x))
+
+
+def at_temperature(probabilities, temperature):
+  """Probabilities [E, O] at another temperature than the 1 that they were made at."""
+  return special.softmax(np.log(np.maximum(probabilities, 1e-30)) / temperature, axis=-1)
 
 
 def accuracy_and_calibration(probabilities, owners, *, bins=10):

@@ -88,6 +88,11 @@ class Tokenizer:
     """Ids of a text, without special tokens added."""
     return self.backend.encode(text, add_special_tokens=False)
 
+  def encode_with_ends(self, text):
+    """Ids of a text, and at which of its characters each of them ends."""
+    encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
+
   def encode_prompt(self, prompt):
     """Ids of a prompt within its template."""
     begin = self.backend.bos_token if self.template.begin is None else self.template.begin

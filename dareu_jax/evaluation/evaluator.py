@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dareu_jax.attribution.classifier import last_valid, prefix_scores
 from dareu_jax.data.batches import Batches, encode, prompt_batch
 from dareu_jax.evaluation import metrics
 from dareu_jax.generation.sampler import generate, row_keys
@@ -24,6 +23,11 @@ class Answers:
   lengths: np.ndarray  # [E] the end token included
   ended: np.ndarray  # [E]
 
+  def as_completions(self, rows):
+    """The rows of their queries with these answers as completions."""
+    return [row._replace(completion=tuple(ids[:n].tolist()))
+            for row, ids, n in zip(rows, self.ids, self.lengths, strict=True)]
+
   @property
   def text_lengths(self):
     """Tokens of each answer, the end token not counted."""
@@ -32,11 +36,11 @@ class Answers:
 
 @functools.partial(jax.jit, static_argnames="frame")
 def completion_logprobs(frame, trainable, frozen, batch):
-  """Log-probs of the completion tokens of a data.batches.Batch: [B, T] float32."""
+  """(log-probs, entropies) at the completion tokens of a data.batches.Batch, [B, T] float32."""
   model = frame.merge(trainable, frozen)
   time = batch.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  return logprobs_and_entropy(hidden, model.head, batch.completion_ids)[0]
+  return logprobs_and_entropy(hidden, model.head, batch.completion_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +77,18 @@ class Evaluator:
 
   def logprobs(self, trainable, rows):
     """Log-probs of each row's own completion, the end token last: list of [n] float32."""
+    return self.logprobs_and_entropies(trainable, rows)[0]
+
+  def logprobs_and_entropies(self, trainable, rows):
+    """The same with the entropies of the distributions: two lists of [n] float32."""
     batches = Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
-    result = [None] * len(rows)
+    results = [None] * len(rows), [None] * len(rows)
     for indices, batch in batches.in_order():
-      values = np.asarray(completion_logprobs(self.frame, trainable, self.frozen, self.put(batch)))
-      for row, index in enumerate(indices):
-        result[index] = values[row, :batch.completion_lengths[row]]
-    return result
+      both = completion_logprobs(self.frame, trainable, self.frozen, self.put(batch))
+      for result, values in zip(results, map(np.asarray, both), strict=True):
+        for row, index in enumerate(indices):
+          result[index] = values[row, :batch.completion_lengths[row]]
+    return results
 
   def nll(self, trainable, examples, responses=None):
     """Mean NLL per token of each example's response, or of other responses to its prompt: [E]."""
@@ -97,16 +106,3 @@ class Evaluator:
       [self.nll(trainable, complete, [e.perturbed_responses[j] for e in complete])
        for j in range(count)], axis=1)
     return metrics.truth_ratio(paraphrased, perturbed)
-
-
-def response_scores(models_frame, classifier, is_forget, ids, lengths, *, batch_size):
-  """Attribution score b(y) of whole responses: ids [E, T], lengths [E] -> [E] float32."""
-  scores = []
-  for start in range(0, len(ids), batch_size):
-    part = np.zeros((batch_size, ids.shape[1]), np.int32)
-    part_lengths = np.ones(batch_size, np.int32)
-    rows = ids[start:start + batch_size]
-    part[:len(rows)], part_lengths[:len(rows)] = rows, lengths[start:start + batch_size]
-    all_prefixes = prefix_scores(models_frame, *classifier, part, is_forget)
-    scores.append(np.asarray(last_valid(all_prefixes, part_lengths))[:len(rows)])
-  return np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -23,6 +23,11 @@ def rouge_l_recall(truth, answer):
   return float(_rouge().score(truth, answer)["rougeL"].recall)
 
 
+def rouge_l_f1(truth, answer):
+  """ROUGE-L F1, with stemming."""
+  return float(_rouge().score(truth, answer)["rougeL"].fmeasure)
+
+
 def probability(nll):
   """Length-normalised probability exp(-NLL) of each answer: [E] -> [E]."""
   return np.exp(-np.asarray(nll, np.float64))

@@ -42,3 +42,29 @@ def generalized_advantage_estimation(rewards, values, lengths, *, discount, gae_
   _, advantages = jax.lax.scan(backward, start, deltas.T, reverse=True)
   advantages = jnp.where(mask, advantages.T, 0.0)
   return advantages, advantages + values
+
+
+def group_advantages(returns, *, group_size, normalise):
+  """Advantages of whole responses against the others to the same query; no critic is needed.
+
+      RLOO    A_i = R_i - mean_{j≠i} R_j
+      GRPO    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6)
+
+  Args:
+    returns: [B] float; R_i, the sum of a response's rewards. Rows come group by group.
+    group_size: G >= 2, divides B.
+    normalise: False for RLOO, True for GRPO.
+
+  Returns: [B] float32; the sum over each group is 0.
+
+  Source: Ahmadian et al. 2024 (RLOO, after Kool et al. 2019); Shao et al. 2024 (GRPO, outcome
+    supervision; the population's standard deviation).
+  """
+  chex.assert_rank(returns, 1)
+  groups = returns.astype(jnp.float32).reshape(-1, group_size)
+  centred = groups - jnp.mean(groups, axis=1, keepdims=True)
+  if normalise:
+    advantages = centred / (jnp.std(groups, axis=1, keepdims=True) + 1e-6)
+  else:
+    advantages = centred * group_size / (group_size - 1)
+  return advantages.reshape(-1)

@@ -31,7 +31,7 @@ def training_curves(history, epochs, target_score, chosen_epoch):
   Returns:
     A matplotlib Figure of 2x2 axes.
   """
-  figure = _figure(10, 6.4)
+  figure = make_figure(10, 6.4)
   axes = figure.subplots(2, 2, sharex=True)
   figure.subplots_adjust(left=0.075, right=0.985, top=0.945, bottom=0.085, hspace=0.2, wspace=0.21)
   history = _last_of_each_step(history)
@@ -78,7 +78,7 @@ def forget_retain_plane(models):
 
     which is ToW where the D_test ROUGE is the retrained model's.
   """
-  figure = _figure(7.2, 5.2)
+  figure = make_figure(7.2, 5.2)
   ax = figure.subplots()
   figure.subplots_adjust(left=0.1, right=0.975, top=0.93, bottom=0.11)
   points = {name: _point(models[name]) for name in tables.ordered(models)}
@@ -105,7 +105,7 @@ def to_png_bytes(figure):
   return buffer.getvalue()
 
 
-def _figure(width, height):
+def make_figure(width, height):
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

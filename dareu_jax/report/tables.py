@@ -81,6 +81,13 @@ COLUMNS = (
     3,
     "nats per token of the responses under the retrained model; broken language is improbable",
   ),
+  Column(
+    "distinct_share",
+    "distinct",
+    CLOSER,
+    2,
+    "share of distinct responses: 1 where no response is given twice",
+  ),
   Column("response_length", "length (tokens)", CLOSER, 1, "mean length of the responses"),
 )
 

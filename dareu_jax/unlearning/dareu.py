@@ -1,7 +1,8 @@
-"""The DareU learner: rollouts scored by the owner classifier, PPO with distillation (jitted parts).
+"""The learner: scored rollouts to advantages, PPO with distillation (jitted parts).
 
 Roles of the policy are trainable states over one frozen state: original (the teacher), previous
-(the end of the last epoch) and current. B rows, T completion slots, S = prompt + completion slots.
+(the end of the last epoch) and current; so is the trunk of a separate critic. B rows, T completion
+slots, S = prompt + completion slots.
 """
 
 import dataclasses
@@ -11,11 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.attribution.classifier import last_valid, prefix_scores
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
-from dareu_jax.masked import explained_variance, length_mask, masked_mean, masked_whiten
-from dareu_jax.reinforcement.advantages import generalized_advantage_estimation
+from dareu_jax.masked import (
+  explained_variance,
+  join,
+  last_valid,
+  length_mask,
+  masked_mean,
+  masked_whiten,
+)
+from dareu_jax.reinforcement.advantages import (
+  generalized_advantage_estimation,
+  group_advantages,
+)
 from dareu_jax.reinforcement.distillation import kl_to_teacher
 from dareu_jax.reinforcement.ppo import policy_loss, value_loss
 from dareu_jax.reinforcement.rewards import token_rewards
@@ -23,14 +33,21 @@ from dareu_jax.settings import UnlearningSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
 
 
+class Critic(NamedTuple):
+  """What is trained of the critic."""
+
+  head: Any  # of a ValueHead
+  trunk: Any  # a role of the policy; None: the head sits on the policy itself
+
+
 class LearnerState(NamedTuple):
   """All that a run needs to go on; `step` counts rollouts."""
 
   step: jax.Array
   policy: Any
-  value: Any
+  critic: Critic
   policy_opt: Any
-  value_opt: Any
+  critic_opt: Any
   previous: Any  # policy at the end of the previous epoch
   chosen: Any  # policy of the epoch to keep so far
 
@@ -54,7 +71,6 @@ class Models:
 
   policy: Any  # models.states.Frame of a Decoder
   value: Any  # of a ValueHead
-  classifier: Any  # of an OwnerClassifier
 
 
 def sampling(settings: UnlearningSettings):
@@ -63,35 +79,40 @@ def sampling(settings: UnlearningSettings):
 
 
 def init_learner(policy, value, settings: UnlearningSettings):
-  """A learner at step 0, every role of the policy at its start."""
+  """A learner at step 0, every role of the policy (and a separate critic's trunk) at its start.
+
+  Args:
+    policy: trainable state of the original.
+    value: trainable state of a fresh value head.
+  """
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
-
-  def copy(tree):
-    return jax.tree.map(jnp.copy, tree)
-
   # Updates donate the state: no role may share a buffer with another.
-  return LearnerState(jnp.int32(0), copy(policy), copy(value), optimizer.init(policy),
-                      optimizer.init(value), copy(policy), copy(policy))
+  critic = Critic(copy(value), copy(policy) if settings.critic == "separate" else None)
+  return LearnerState(jnp.int32(0), copy(policy), critic, optimizer.init(policy),
+                      optimizer.init(critic), copy(policy), copy(policy))
 
 
-def join(prompt_ids, prompt_lengths, completion_ids):
-  """Puts each row's completion right behind its prompt: [B, P], [B], [B, T] -> [B, P+T]."""
-  time = completion_ids.shape[1]
-  columns = prompt_lengths[:, None] + jnp.arange(time)
-  rows = jnp.arange(prompt_ids.shape[0])[:, None]
-  return jnp.pad(prompt_ids, ((0, 0), (0, time))).at[rows, columns].set(completion_ids)
+def roll_back(state, settings: UnlearningSettings):
+  """The learner with the policy as it was an epoch ago, and optimizers that remember nothing."""
+  optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
+  return state._replace(policy=copy(state.previous), policy_opt=optimizer.init(state.policy),
+                        critic_opt=optimizer.init(state.critic))
+
+
+def copy(tree):
+  """The same numbers in buffers of their own."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "settings"))
-def score_rollout(state, frozen, value_frozen, classifier, is_forget, prompt_ids, prompt_lengths,
-                  completions, *, models: Models, settings: UnlearningSettings):
+def score_rollout(state, frozen, value_frozen, scores, prompt_ids, prompt_lengths, completions, *,
+                  models: Models, settings: UnlearningSettings):
   """Rewards, values and advantages of sampled completions.
 
   Args:
     state: LearnerState.
     frozen, value_frozen: the frozen states of policy and value head.
-    classifier: (params, frozen) of the owner classifier.
-    is_forget: [O] bool.
+    scores: [B, T] float; of each prefix, high for what is to be forgotten (unlearning.rewards).
     prompt_ids: [B, P] int.
     prompt_lengths: [B] int.
     completions: generation.sampler.Completions.
@@ -109,29 +130,34 @@ def score_rollout(state, frozen, value_frozen, classifier, is_forget, prompt_ids
     return hidden, model.head
 
   hidden, head = role(state.policy)
-  previous_hidden, previous_head = role(state.previous)
   logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
-  kl = policy_kl(hidden, head, previous_hidden, previous_head,
-                 temperature=settings.temperature)
-  values = models.value.merge(state.value, value_frozen)(hidden)
-  scores = prefix_scores(models.classifier, *classifier, ids, is_forget)
+  kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
   rewards = token_rewards(
     scores, lengths, kl, segment_length=settings.segment_length, epsilon=settings.epsilon,
     c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
     max_length=settings.max_new_tokens)
-  advantages, returns = generalized_advantage_estimation(
-    rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),
     "reward": jnp.mean(jnp.sum(rewards, axis=1)),
     "kl": masked_mean(kl, mask),
     "entropy": masked_mean(entropy, mask),
-    "explained_variance": explained_variance(values, returns, mask),
     "response_length": jnp.mean((lengths - completions.ended).astype(jnp.float32)),
     "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
   }
-  if settings.whiten_advantages:
-    advantages = masked_whiten(advantages, mask)
+  if settings.learner == "ppo":
+    trunk = state.critic.trunk
+    values = models.value.merge(state.critic.head, value_frozen)(
+      hidden if trunk is None else role(trunk)[0])
+    advantages, returns = generalized_advantage_estimation(
+      rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
+    metrics["explained_variance"] = explained_variance(values, returns, mask)
+    if settings.whiten_advantages:
+      advantages = masked_whiten(advantages, mask)
+  else:
+    whole = group_advantages(jnp.sum(rewards, axis=1), group_size=settings.samples_per_prompt,
+                             normalise=settings.learner == "grpo")
+    advantages = jnp.where(mask, whole[:, None], 0.0)
+    values = returns = jnp.zeros_like(advantages)
   rollout = Rollout(token_ids, prompt_lengths, ids, lengths, logprobs, values, advantages, returns)
   return rollout, metrics
 
@@ -143,13 +169,15 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
 
       L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π)
 
+  GRPO and RLOO have no L_value.
+
   Args:
     state: LearnerState; donated.
     teacher: trainable state of the original policy π_N.
     rollout: Rollout.
     rows: [M] int; the minibatch.
     retain: data.batches.Batch of retained examples.
-    learning_rates: (policy's, value head's) scalars.
+    learning_rates: (policy's, value head's) scalars; a separate trunk has the policy's.
 
   Returns: (LearnerState with its step unchanged, metrics: scalars).
   """
@@ -159,6 +187,9 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
   retain_time = retain.completion_ids.shape[1]
   retain_mask = length_mask(retain.completion_lengths, retain_time)
 
+  def sampled_hidden(model):
+    return completion_hidden(model.hidden_states(part.token_ids), part.prompt_lengths, time)
+
   def retain_hidden(model):
     hidden = model.hidden_states(retain.token_ids)
     return completion_hidden(hidden, retain.prompt_lengths, retain_time)
@@ -166,27 +197,34 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
   teacher_model = models.policy.merge(teacher, frozen)
   teacher_hidden = jax.lax.stop_gradient(retain_hidden(teacher_model))
 
-  def total_loss(policy, value):
+  def total_loss(policy, critic):
     model = models.policy.merge(policy, frozen)
-    hidden = completion_hidden(model.hidden_states(part.token_ids), part.prompt_lengths, time)
+    hidden = sampled_hidden(model)
     logprobs, _ = logprobs_and_entropy(
       hidden, model.head, part.completion_ids, sampling(settings).logprobs)
-    values = models.value.merge(value, value_frozen)(hidden)
-    ppo, ppo_metrics = policy_loss(
+    loss, metrics = policy_loss(
       logprobs, part.old_logprobs, part.advantages, mask, clip_eps=settings.clip_eps)
-    critic, critic_metrics = value_loss(
-      values, part.old_values, part.returns, mask, clip_eps=settings.value_clip_eps)
-    distill = kl_to_teacher(
+    metrics["policy_loss"] = loss
+    if settings.learner == "ppo":
+      if critic.trunk is not None:
+        hidden = sampled_hidden(models.policy.merge(critic.trunk, frozen))
+      values = models.value.merge(critic.head, value_frozen)(hidden)
+      metrics["value_loss"], value_metrics = value_loss(
+        values, part.old_values, part.returns, mask, clip_eps=settings.value_clip_eps)
+      metrics |= value_metrics
+      loss += settings.value_coef * metrics["value_loss"]
+    metrics["distill_loss"] = kl_to_teacher(
       retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
-    loss = ppo + settings.value_coef * critic + settings.distill_coef * distill
-    return loss, {"loss": loss, "policy_loss": ppo, "value_loss": critic, "distill_loss": distill,
-                  **ppo_metrics, **critic_metrics}
+    loss += settings.distill_coef * metrics["distill_loss"]
+    return loss, {"loss": loss, **metrics}
 
-  grads, metrics = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(state.policy, state.value)
+  grads, metrics = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(state.policy, state.critic)
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
-  policy_direction, policy_opt = optimizer.update(grads[0], state.policy_opt, state.policy)
-  value_direction, value_opt = optimizer.update(grads[1], state.value_opt, state.value)
+  direction, policy_opt = optimizer.update(grads[0], state.policy_opt, state.policy)
+  critic_direction, critic_opt = optimizer.update(grads[1], state.critic_opt, state.critic)
+  policy_rate, head_rate = learning_rates
+  critic = Critic(apply_direction(state.critic.head, critic_direction.head, head_rate),
+                  apply_direction(state.critic.trunk, critic_direction.trunk, policy_rate))
   return state._replace(
-    policy=apply_direction(state.policy, policy_direction, learning_rates[0]),
-    value=apply_direction(state.value, value_direction, learning_rates[1]),
-    policy_opt=policy_opt, value_opt=value_opt), metrics
+    policy=apply_direction(state.policy, direction, policy_rate), critic=critic,
+    policy_opt=policy_opt, critic_opt=critic_opt), metrics

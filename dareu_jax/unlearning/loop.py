@@ -5,16 +5,17 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.data.batches import Batches, prompt_batch
-from dareu_jax.evaluation.evaluator import Evaluator, response_scores
+from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.settings import UnlearningSettings
 from dareu_jax.unlearning import dareu
-from dareu_jax.unlearning.selection import EpochReport, choose, refusal
+from dareu_jax.unlearning.guards import EpochReport, tripped
+from dareu_jax.unlearning.selection import choose, rate_scale, rolls_back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +36,18 @@ class Task:
   frozen: Any
   value: Any  # trainable state of a fresh value head
   value_frozen: Any
-  classifier: tuple  # (params, frozen)
-  is_forget: np.ndarray  # [O] bool
+  reward: Any  # of unlearning.rewards
+  classifier: Scorer  # that the epochs are judged by
+  judge: Scorer  # that the reward never asks
   forget_rows: tuple  # data.batches.Row
+  forget_queries: tuple  # their prompts in the classifier's tokens
   unseen_rows: tuple  # queries of unseen owners; may be empty if the target is given
+  unseen_queries: tuple
   retain: Batches
   evaluator: Evaluator
   settings: UnlearningSettings
   seed: int
+  watch: Any = None  # policy -> {figure: float}, measured at each epoch's end
 
   @property
   def rollouts_per_epoch(self):
@@ -88,14 +93,17 @@ def run(task: Task, *, store, writer, bar):
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step)
+      state, metrics = learn(task, state, step, rate_scale(reports, settings))
       writer.write(step + 1, {"epoch": epoch, **metrics})
       if (step + 1) % task.rollouts_per_epoch == 0:
         reports.append(assess(task, state.policy, epoch))
         chosen, done = choose(reports, settings)
-        state = state._replace(previous=_copy(state.policy))
         if chosen == epoch:
-          state = state._replace(chosen=_copy(state.policy))
+          state = state._replace(chosen=dareu.copy(state.policy))
+        if rolls_back(reports, settings):
+          state = dareu.roll_back(state, settings)
+        else:
+          state = state._replace(previous=dareu.copy(state.policy))
         store.save(step + 1, state, _meta(reports))
       elif store.due(step + 1):
         store.save(step + 1, state, _meta(reports))
@@ -106,7 +114,7 @@ def run(task: Task, *, store, writer, bar):
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: Task, state, step):
+def learn(task: Task, state, step, rate_scale=1.0):
   """One rollout and its updates: (state, metrics as floats)."""
   settings, evaluator = task.settings, task.evaluator
   chosen, numbers = rollout_rows(task, step)
@@ -119,15 +127,16 @@ def learn(task: Task, state, step):
     strategy=dareu.sampling(settings),
     max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
     pad_id=evaluator.tokenizer.pad_id)
-  rollout, metrics = dareu.score_rollout(
-    state, task.frozen, task.value_frozen, task.classifier, task.is_forget, *prompts, completions,
-    models=task.models, settings=settings)
   texts = _texts(evaluator.tokenizer, completions)
+  scores = evaluator.put(task.reward(chosen, completions, texts))
+  rollout, metrics = dareu.score_rollout(
+    state, task.frozen, task.value_frozen, scores, *prompts, completions,
+    models=task.models, settings=settings)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned = []
   for rows, number in minibatches(task, step):
-    ramp = min(1.0, (number + 1) / max(1, settings.warmup_steps))
-    rates = (settings.learning_rate * ramp, settings.value_learning_rate * ramp)
+    scale = rate_scale * min(1.0, (number + 1) / max(1, settings.warmup_steps))
+    rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     state, update_metrics = dareu.update(
       state, task.original, task.frozen, task.value_frozen, rollout, rows,
       evaluator.put(task.retain[number]), rates, models=task.models, settings=settings)
@@ -140,13 +149,15 @@ def learn(task: Task, state, step):
 def rollout_rows(task: Task, step):
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
-  The queries come in sweeps, each a random order of all of them.
+  The queries come in sweeps, each a random order of all of them; without a critic each comes as
+  often in a row as its responses are compared.
   """
-  count, size = len(task.forget_rows), task.settings.rollout_batch_size
-  numbers = np.arange(step * size, (step + 1) * size)
+  settings, count = task.settings, len(task.forget_rows)
+  numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)
+  turns = numbers if settings.learner == "ppo" else numbers // settings.samples_per_prompt
   orders = {sweep: np.random.default_rng((task.seed, 0, sweep)).permutation(count)
-            for sweep in set(numbers // count)}
-  return np.array([orders[number // count][number % count] for number in numbers]), numbers
+            for sweep in set(turns // count)}
+  return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 
 
 def minibatches(task: Task, step):
@@ -162,37 +173,44 @@ def minibatches(task: Task, step):
 
 
 def assess(task: Task, policy, epoch):
-  """EpochReport of greedy answers to all forget queries."""
-  answers = task.evaluator.answers(policy, task.forget_rows)
+  """EpochReport of greedy answers to all forget queries and to those of unseen owners."""
+  answers, forget = _measure(task, policy, task.forget_rows, task.forget_queries)
+  unseen = forget
+  if task.unseen_rows:
+    _, unseen = _measure(task, policy, task.unseen_rows, task.unseen_queries)
+  target = task.settings.target_score
   return EpochReport(
     epoch=epoch,
-    score=float(np.mean(_scores(task, answers))),
-    response_length=float(np.mean(answers.text_lengths)),
+    score=forget["score"],
+    level=target if target >= 0 else unseen["score"],
+    response_length=forget["length"],
+    unseen_length=unseen["length"],
     eos_share=float(np.mean(answers.ended)),
     degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
     distinct_share=len(set(answers.texts)) / len(answers.texts),
-    **unseen_level(task, policy, answers),
+    entropy=forget["entropy"],
+    unseen_entropy=unseen["entropy"],
+    fluency=forget["fluency"],
+    unseen_fluency=unseen["fluency"],
+    judge_score=forget["judge"],
+    judge_level=target if target >= 0 else unseen["judge"],
+    watched=task.watch(policy) if task.watch else {},
   )
 
 
-def unseen_level(task: Task, policy, forget_answers):
-  """The level to come down to and the usual length, from greedy answers to unseen owners' queries.
-
-  A target that was set is the level instead; without such queries the length is that of
-  `forget_answers`.
-  """
-  answers = forget_answers
-  if task.unseen_rows:
-    answers = task.evaluator.answers(policy, task.unseen_rows)
-  target = task.settings.target_score
-  level = target if target >= 0 else float(np.mean(_scores(task, answers)))
-  return {"level": level, "unseen_length": float(np.mean(answers.text_lengths))}
-
-
-def _scores(task, answers):
-  return response_scores(
-    task.models.classifier, task.classifier, task.is_forget, answers.ids, answers.lengths,
-    batch_size=task.evaluator.batch_size)
+def _measure(task, policy, rows, queries):
+  """Greedy answers, and their mean score, judge's score, length, entropy and NLL under π_N."""
+  evaluator = task.evaluator
+  answers = evaluator.answers(policy, rows)
+  own = answers.as_completions(rows)
+  _, entropies = evaluator.logprobs_and_entropies(policy, own)
+  scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
+                    for scorer in (task.classifier, task.judge))
+  return answers, {
+    "score": float(scores.mean()), "judge": float(judged.mean()),
+    "length": float(answers.text_lengths.mean()),
+    "entropy": float(np.concatenate(entropies).mean()),
+    "fluency": -float(np.concatenate(evaluator.logprobs(task.original, own)).mean())}
 
 
 def _texts(tokenizer, completions):
@@ -204,12 +222,9 @@ def _meta(reports):
   return {"reports": [dataclasses.asdict(report) for report in reports]}
 
 
-def _copy(tree):
-  return jax.tree.map(jnp.copy, tree)
-
-
 def epoch_records(result: Result, settings: UnlearningSettings):
   """The reports as plain dicts, each with whether it could be kept and why not."""
   original = result.reports[0]
-  return [{**dataclasses.asdict(report), "accepted": not refusal(report, original, settings),
-           "reason": refusal(report, original, settings)} for report in result.reports]
+  reasons = [tripped(report, original, settings.guards) for report in result.reports]
+  return [{**dataclasses.asdict(report), "accepted": not why, "reason": "; ".join(why)}
+          for report, why in zip(result.reports, reasons, strict=True)]

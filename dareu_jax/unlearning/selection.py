@@ -3,70 +3,49 @@
 Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and
 its answers look a little like everybody's. So the level to come down to is what *unseen* owners'
 queries get from the same model and classifier (of the same epoch: the original's answers to unseen
-queries borrow from the forget owners too), and no epoch counts whose answers have shrunk away or
-fallen apart.
+queries borrow from the forget owners too), and no epoch counts that a guard refuses.
 """
 
-import dataclasses
-
-from dareu_jax.settings import UnlearningSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochReport:
-  """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model."""
-
-  epoch: int
-  score: float  # mean b(y)
-  response_length: float  # mean tokens, the end token not counted
-  eos_share: float  # of answers that end by themselves
-  degenerate_share: float  # of answers that are empty or repeat themselves
-  distinct_share: float  # distinct answers over answers
-  level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
-  unseen_length: float  # mean tokens of answers to unseen owners' queries
-
-
-def refusal(report, original, settings: UnlearningSettings):
-  """Why an epoch cannot be kept, or '' if it can.
-
-  Args:
-    report, original: EpochReports of the epoch and of epoch 0.
-  """
-  # What is memorised may be longer than what the model says of its own accord: the lengths of its
-  # answers about people it never heard of are the fair measure, as they are for the score.
-  usual = min(original.response_length, original.unseen_length)
-  shortest = settings.min_length_ratio * usual
-  if report.response_length < shortest:
-    return f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"
-  most = max(settings.max_degenerate_share, original.degenerate_share)
-  if report.degenerate_share > most:
-    return f"{report.degenerate_share:.0%} of the answers are empty or repeat themselves"
-  if report.distinct_share < 0.5 * original.distinct_share:
-    return f"only {report.distinct_share:.0%} of the answers are distinct"
-  return ""
+from dareu_jax.unlearning.guards import tripped, trips
+from dareu_jax.unlearning_settings import UnlearningSettings
 
 
 def choose(reports, settings: UnlearningSettings):
   """The epoch to keep so far, and whether the run is done.
 
   Args:
-    reports: EpochReports from epoch 0 on, in order.
+    reports: guards.EpochReports from epoch 0 on, in order.
 
   Returns:
     (epoch, done). `unseen_level`: the run stops with the first epoch that ends `settle_epochs`
     acceptable ones in a row, each at or below its level: score and level are means over few
     answers, and a single crossing may be chance. Until there is one, the acceptable epoch with the
-    lowest score. `lowest_score`: that one. `last`: the last epoch, whatever it is like. Without any
-    acceptable epoch: 0, the original.
+    lowest score. `lowest_score`: that one. `last`: the last acceptable one. Without any: 0, the
+    original. A run that its guards stop is done as well.
   """
-  original = reports[0]
-  if settings.selection == "last":
-    return reports[-1].epoch, False
-  acceptable = [r for r in reports if not refusal(r, original, settings)]
+  original, guards = reports[0], settings.guards
+  acceptable = [r for r in reports if r is original or not tripped(r, original, guards)]
   if settings.selection == "unseen_level":
     settled = 0
     for report in reports:
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  return min(acceptable, key=lambda r: r.score, default=original).epoch, False
+  kept = acceptable[-1] if settings.selection == "last" else min(acceptable, key=lambda r: r.score)
+  count = trips(reports, guards)
+  stopped = (guards.action == "stop" and count > 0) or (
+    guards.action == "rollback" and count > guards.max_rollbacks)
+  return kept.epoch, stopped
+
+
+def rolls_back(reports, settings: UnlearningSettings):
+  """Whether the newest epoch is undone."""
+  return settings.guards.action == "rollback" and bool(
+    tripped(reports[-1], reports[0], settings.guards))
+
+
+def rate_scale(reports, settings: UnlearningSettings):
+  """What the learning rates are multiplied by: each rollback halves them."""
+  if settings.guards.action != "rollback":
+    return 1.0
+  return 0.5 ** trips(reports, settings.guards)

@@ -1,7 +1,6 @@
 """The owner classifier: one pass over all prefixes against a pass for each."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -36,12 +35,6 @@ def test_prefix_scores_equal_the_per_prefix_oracle(model):
 def test_scores_of_all_owners_add_up_to_one(model):
   ids = np.arange(8, dtype=np.int32)[None]
   np.testing.assert_allclose(C.prefix_scores(*model, ids, np.ones(OWNERS, bool)), 1.0, atol=1e-6)
-
-
-def test_last_valid_takes_each_rows_own_end():
-  x = jnp.arange(12.0).reshape(2, 6)
-  np.testing.assert_array_equal(C.last_valid(x, jnp.array([1, 4])), [0.0, 9.0])
-  np.testing.assert_array_equal(C.last_valid(x[..., None], jnp.array([6, 2]))[:, 0], [5.0, 7.0])
 
 
 def test_a_crop_is_a_suffix_with_its_own_length():
@@ -85,3 +78,32 @@ def test_accuracy_and_calibration_of_known_cases():
   assert error == pytest.approx(0.3)
   perfect = np.eye(4)
   assert C.accuracy_and_calibration(perfect, np.arange(4)) == (1.0, 0.0)
+
+
+def test_the_fitted_temperature_undoes_the_one_that_was_applied():
+  """Labels drawn from softmax(z); the classifier says softmax(3 z), so T must come out near 3."""
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(4000, OWNERS))
+  probabilities = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+  owners = np.array([rng.choice(OWNERS, p=p) for p in probabilities])
+  sharp = C.at_temperature(probabilities, 1 / 3)
+  temperature = C.fit_temperature(sharp, owners)
+  assert temperature == pytest.approx(3.0, rel=0.1)
+  before = C.accuracy_and_calibration(sharp, owners)[1]
+  after = C.accuracy_and_calibration(C.at_temperature(sharp, temperature), owners)[1]
+  assert after < 0.03 < before
+  np.testing.assert_allclose(C.at_temperature(sharp, 3.0), probabilities, atol=1e-9)
+
+
+def test_a_loss_that_reads_the_query_learns_from_it_and_from_no_padding(model):
+  from dareu_jax.data.batches import Row, collate
+  loss = C.PrefixLoss(token_noise=0.0, label_smoothing=0.0, reads_query=True)
+  shape = dict(seq_length=8, completion_length=4)
+  key = jax.random.key(1)
+
+  def total(prompt, pad_id=0):
+    rows = [Row(prompt, (4, 5, 6), 2), Row((1, 9), (7, 8), 4)]
+    return float(loss(*model, collate(rows, 2, pad_id=pad_id, **shape), key)[0])
+
+  assert total((1, 2)) == pytest.approx(total((1, 2), pad_id=9), rel=1e-6)
+  assert abs(total((1, 2)) - total((3, 2))) > 1e-4

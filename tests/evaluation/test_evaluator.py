@@ -5,11 +5,10 @@ import pytest
 from flax import nnx
 
 from dareu_jax.data.batches import Row, collate
-from dareu_jax.evaluation.evaluator import Evaluator, completion_logprobs, response_scores
+from dareu_jax.evaluation.evaluator import Evaluator, completion_logprobs
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.models.heads import OwnerClassifier
 
 V = 30
 CONFIG = ModelConfig(vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=1, num_heads=2,
@@ -62,23 +61,6 @@ def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
   together = evaluator(model, 3).logprobs(model[1], rows)
   for row, values in zip(rows, together, strict=True):
     shape = dict(seq_length=24, completion_length=12, pad_id=0)
-    alone = completion_logprobs(model[0], model[1], model[2], collate([row], 1, **shape))
+    alone = completion_logprobs(model[0], model[1], model[2], collate([row], 1, **shape))[0]
     assert values.shape == (len(row.completion),)
     np.testing.assert_allclose(values, alone[0, :len(row.completion)], atol=1e-5)
-
-
-def test_each_response_gets_its_own_score(rows):
-  """The last batch is filled up, and padding ids must not be read."""
-  frame, params, frozen = states.split(
-    OwnerClassifier(CONFIG, 4, rngs=nnx.Rngs(params=2)), adapters_only=False)
-  ids = np.full((len(rows), 12), 3, np.int32)
-  lengths = np.array([len(row.completion) for row in rows])
-  for i, row in enumerate(rows):
-    ids[i, :lengths[i]] = row.completion
-  is_forget = np.array([False, True, True, False])
-  together = response_scores(frame, (params, frozen), is_forget, ids, lengths, batch_size=3)
-  for i, n in enumerate(lengths):
-    alone = response_scores(
-      frame, (params, frozen), is_forget, ids[i:i + 1, :n], lengths[i:i + 1], batch_size=1)
-    np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
-  assert together.std() > 1e-3

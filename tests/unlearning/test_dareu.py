@@ -14,7 +14,7 @@ from dareu_jax.generation.strategies import Sample
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.models.heads import OwnerClassifier, ValueHead
+from dareu_jax.models.heads import ValueHead
 from dareu_jax.settings import LoraSettings, Settings
 from dareu_jax.unlearning import dareu, loop
 from tests.configs import tiny_config
@@ -29,34 +29,31 @@ EOS = 1
 
 @pytest.fixture(scope="module", params=["all parameters", "adapters"])
 def world(request):
-  """Models of a run: (Models, policy, frozen, value, value_frozen, classifier)."""
+  """Models of a run: (Models, policy, frozen, value, value_frozen)."""
   rank = 4 if request.param == "adapters" else 0
   lora = LoraSettings(rank=rank, alpha=8.0, targets=("q_proj", "v_proj", "up_proj"))
   config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
                        num_kv_heads=1, head_dim=8, lora=lora)
   policy = states.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=rank > 0)
   value = states.split(ValueHead(16), adapters_only=False)
-  plain = dataclasses.replace(config, lora=dataclasses.replace(lora, rank=0))
-  classifier = states.split(
-    OwnerClassifier(plain, 3, rngs=nnx.Rngs(params=1)), adapters_only=False)
-  models = dareu.Models(policy[0], value[0], classifier[0])
-  return models, policy[1], policy[2], value[1], value[2], classifier[1:]
+  return dareu.Models(policy[0], value[0]), policy[1], policy[2], value[1], value[2]
 
 
-def rollout_of(world, state, key=0):
-  models, _, frozen, _, value_frozen, classifier = world
+def rollout_of(world, state, key=0, settings=SETTINGS):
+  models, _, frozen, _, value_frozen = world
   completions = generate(
     models.policy, state.policy, frozen, PROMPTS, LENGTHS,
     row_keys(jax.random.key(key), np.arange(8)), strategy=Sample(SETTINGS.temperature),
     max_new_tokens=8, eos_id=EOS, pad_id=0)
+  scores = np.random.default_rng(key).uniform(size=(8, 8)).astype(np.float32)
   rollout, metrics = dareu.score_rollout(
-    state, frozen, value_frozen, classifier, np.array([True, False, False]), PROMPTS, LENGTHS,
-    completions, models=models, settings=SETTINGS)
+    state, frozen, value_frozen, scores, PROMPTS, LENGTHS, completions, models=models,
+    settings=settings)
   return completions, rollout, metrics
 
 
 def step(world, state, rollout, settings=SETTINGS):
-  models, original, frozen, _, value_frozen, _ = world
+  models, original, frozen, _, value_frozen = world
   rows = [Row((3, 4), (5, 6, EOS), 0), Row((7,), (8, EOS), 1)]
   retain = Batches(tuple(rows), 2, 8, 0, 0)[0]
   return dareu.update(
@@ -107,10 +104,64 @@ def test_distillation_holds_the_policy_at_the_original(world):
   assert losses[-1] < 0.5 * max(losses)
 
 
-def test_join_puts_each_completion_right_behind_its_prompt():
-  joined = dareu.join(jnp.asarray(PROMPTS[:2]), jnp.asarray(LENGTHS[:2]), jnp.array([[9, 8], [7, 6]]))
-  np.testing.assert_array_equal(joined[0, :5], [3, 4, 5, 9, 8])
-  np.testing.assert_array_equal(joined[1, :4], [6, 7, 7, 6])
+def with_separate_critic(**changes):
+  return dataclasses.replace(SETTINGS, critic="separate", **changes)
+
+
+def test_a_separate_critic_learns_without_moving_the_policy(world):
+  """Its trunk starts at the policy's weights: a shared buffer or gradient would move both."""
+  settings = with_separate_critic(distill_coef=0.0)
+  state = dareu.init_learner(world[1], world[3], settings)
+  before = jax.tree.map(np.asarray, (state.policy, state.critic.trunk))
+  rollout = rollout_of(world, state, settings=settings)[1]
+  rollout = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
+  # A zero head sends no gradient into its trunk: the second update is the first to move it.
+  for _ in range(2):
+    state, _ = step(world, state, rollout, settings)
+  for old, new in zip(jax.tree.leaves(before[0]), jax.tree.leaves(state.policy), strict=True):
+    np.testing.assert_array_equal(old, new)
+  moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), before[1], state.critic.trunk)
+  assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_critic_learns_the_returns(world, critic):
+  settings = dataclasses.replace(SETTINGS, critic=critic, distill_coef=0.0, value_clip_eps=10.0)
+  state = dareu.init_learner(world[1], world[3], settings)
+  rollout = rollout_of(world, state, settings=settings)[1]
+  rollout = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
+  losses = []
+  for _ in range(25):
+    state, metrics = step(world, state, rollout, settings)
+    losses.append(float(metrics["value_loss"]))
+  assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("learner", ["grpo", "rloo"])
+def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(world, learner):
+  """Each token has its response's advantage; a group's advantages add up to nothing."""
+  settings = dataclasses.replace(SETTINGS, learner=learner, samples_per_prompt=4)
+  state = dareu.init_learner(world[1], world[3], settings)
+  completions, rollout, metrics = rollout_of(world, state, settings=settings)
+  first = np.asarray(rollout.advantages[:, 0])
+  np.testing.assert_allclose(first.reshape(2, 4).sum(1), 0.0, atol=1e-5)
+  valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
+  np.testing.assert_array_equal(rollout.advantages, np.where(valid, first[:, None], 0.0))
+  state, update_metrics = step(world, state, rollout, settings)
+  assert "value_loss" not in update_metrics and "explained_variance" not in metrics
+  assert not np.any([np.any(leaf) for leaf in jax.tree.leaves(state.critic)])  # still zero
+
+
+def test_a_rollback_is_the_policy_of_an_epoch_ago_with_fresh_optimizers(world):
+  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  rollout = rollout_of(world, state)[1]
+  state, _ = step(world, state, rollout)
+  back = dareu.roll_back(state, SETTINGS)
+  jax.tree.map(np.testing.assert_array_equal, back.policy, world[1])
+  for leaf in jax.tree.leaves((back.policy_opt, back.critic_opt)):
+    assert not np.any(leaf)
+  again, _ = step(world, back, rollout)  # donates: no buffer may be shared
+  jax.tree.map(np.testing.assert_array_equal, again.previous, world[1])
 
 
 def fake_task(queries, **settings):
@@ -138,3 +189,11 @@ def test_minibatches_cover_the_rollout_in_every_pass():
   assert [number for _, number in batches] == [18, 19, 20, 21, 22, 23]
   for sweep in (batches[:3], batches[3:]):
     assert set(np.concatenate([rows for rows, _ in sweep])) == set(range(8))
+
+
+def test_a_group_is_in_one_rollout_and_every_query_has_one():
+  task = fake_task(6, learner="rloo", rollout_batch_size=8, samples_per_prompt=4)
+  rows = [loop.rollout_rows(task, step)[0] for step in range(task.rollouts_per_epoch)]
+  groups = np.concatenate(rows).reshape(-1, 4)
+  assert (groups == groups[:, :1]).all()
+  assert sorted(groups[:, 0]) == list(range(6))

@@ -1,0 +1,59 @@
+"""Ablations: runs of the tiny preset that differ in one setting each.
+
+    python -m dareu_jax.ablations --config=configs/ablations.py --workdir=runs/ablations
+    python -m dareu_jax.ablations --config=configs/ablations.py --workdir=runs/ablations \
+        --only=reward_form,learner
+    python -m dareu_jax.ablations --config=configs/ablations.py:overtraining --workdir=runs/forms
+
+The first takes about two minutes a run on 2 cores and makes ablations.md, ablations.json and a plot
+with a panel for each study. `overtraining` trains the three reward forms past the best point, with
+the guards off and three seeds, and plots ROUGE, ToW, score and length over the epochs.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+STUDIES = dict(
+  reward_form=tuple(f"unlearning.reward_form={form}"
+                    for form in ("published", "telescoped", "absorbing")),
+  segment_length=tuple(f"unlearning.segment_length={k}" for k in (1, 2, 4, 8, 16)),
+  c_seg=tuple(f"unlearning.c_seg={c}" for c in (0.3, 1.0, 3.0)),
+  kl_coef=tuple(f"unlearning.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
+  distill_coef=tuple(f"unlearning.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
+  learning_rate=tuple(f"unlearning.learning_rate={r}" for r in (1e-4, 2e-4, 4e-4)),
+  lora_rank=("lora.rank=0", *(
+    # An adapter alone needs larger steps than all the weights do.
+    f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.learning_rate=1e-3"
+    for r in (8, 32))),
+  forget_share=tuple(f"data.forget=forget{n}" for n in ("01", "05", "10", "20")),
+  classifier_size=tuple(f"classifier.model.num_layers={n}" for n in (1, 2, 4)),
+  # What de-attribution itself buys: other learners on its reward, other rewards on its learner.
+  learner=tuple(f"unlearning.learner={name}" for name in ("ppo", "grpo", "rloo")),
+  reward=tuple(f"unlearning.reward={name}" for name in ("attribution", "rouge", "refusal")),
+  critic=tuple(f"unlearning.critic={name}" for name in ("shared", "separate")),
+)
+
+
+def get_config(study=None):
+  """The studies above; 'overtraining' is one of its own."""
+  config = ConfigDict()
+  config.base = _tofu()
+  config.studies = ConfigDict(STUDIES)
+  if study == "overtraining":
+    config.base.seeds = (42, 43, 44)
+    config.base.unlearning.update(selection="last", epochs=24, watch_rouge=True)
+    config.base.unlearning.guards.action = "off"
+    config.studies = ConfigDict(dict(reward_form=STUDIES["reward_form"]))
+  elif study is not None:
+    raise ValueError(f"configs/ablations.py has no {study!r}: take 'overtraining', or nothing.")
+  return config
+
+
+def _tofu():
+  path = pathlib.Path(__file__).with_name("tofu.py")
+  spec = importlib.util.spec_from_file_location("tofu_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()

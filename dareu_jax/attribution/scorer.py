@@ -1,0 +1,121 @@
+"""A trained owner classifier as a scorer of responses, however it reads them.
+
+It may read the query before the response, and it may have another tokenizer than the policy: then a
+response is tokenised again, and each of its positions gets the score of the prefix that the
+classifier's tokens have covered by then. Either way one forward pass scores every prefix.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.attribution.classifier import owner_probabilities
+from dareu_jax.data.batches import bucket_length
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+  """b(y_≤t) = Σ_{i in F} p(i | y_≤t)."""
+
+  frame: Any  # models.states.Frame of an OwnerClassifier
+  params: Any
+  frozen: Any
+  is_forget: np.ndarray  # [O] bool, one entry a class
+  batch_size: int
+  multiple: int  # lengths are padded to a multiple of it
+  temperature: float = 1.0  # of its calibration
+  reads_query: bool = False
+  retokenise: Any = None  # Retokeniser, where the tokenizers differ
+  put: Any = lambda batch: batch  # places a batch on the devices
+
+  def prefixes(self, ids, lengths, queries):
+    """Scores of all prefixes.
+
+    Args:
+      ids: [B, T] int; responses in the policy's tokens.
+      lengths: [B] int.
+      queries: B prompts, each the classifier's token ids; looked at only if it reads them.
+
+    Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
+    """
+    ids, lengths = np.asarray(ids), np.asarray(lengths)
+    if self.retokenise is None:
+      return self._scores(ids, queries)
+    own_ids, positions = self.retokenise(ids, lengths, self.multiple)
+    scores = self._scores(own_ids, queries)
+    # Before the first whole token the classifier has read nothing: every owner is as likely.
+    nothing_read = np.float32(self.is_forget.mean())
+    covered = np.take_along_axis(scores, np.maximum(positions, 0), axis=1)
+    return np.where(positions < 0, nothing_read, covered)
+
+  def whole(self, ids, lengths, queries):
+    """Scores of the whole responses: [B] float32."""
+    if not len(ids):
+      return np.zeros(0, np.float32)
+    last = np.maximum(np.asarray(lengths) - 1, 0)[:, None]
+    return np.take_along_axis(self.prefixes(ids, lengths, queries), last, axis=1)[:, 0]
+
+  def _scores(self, ids, queries):
+    """Scores after each of the classifier's own tokens; in batches of one shape."""
+    parts = []
+    for start in range(0, len(ids), self.batch_size):
+      rows = slice(start, start + self.batch_size)
+      part = np.zeros((self.batch_size, ids.shape[1]), np.int32)
+      part[:len(ids[rows])] = ids[rows]
+      query = self._query(queries[rows]) if self.reads_query else None
+      probabilities = owner_probabilities(
+        self.frame, self.params, self.frozen, *self.put((part, query)), self.temperature)
+      parts.append(np.asarray(probabilities)[:len(ids[rows])] @ self.is_forget.astype(np.float32))
+    return np.clip(np.concatenate(parts), 0.0, 1.0)
+
+  def _query(self, queries):
+    width = bucket_length(max(map(len, queries)), self.multiple)
+    prompt_ids = np.zeros((self.batch_size, width), np.int32)
+    prompt_lengths = np.ones(self.batch_size, np.int32)
+    for i, query in enumerate(queries):
+      prompt_ids[i, :len(query)], prompt_lengths[i] = query, len(query)
+    return prompt_ids, prompt_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Retokeniser:
+  """Responses of one tokenizer in the tokens of another, and where its positions lie in them."""
+
+  policy: Any  # data.tokenizers.Tokenizer
+  classifier: Any
+
+  def __call__(self, ids, lengths, multiple):
+    """Tokenises responses again.
+
+    Args:
+      ids: [B, T] int; in the policy's tokens.
+      lengths: [B] int.
+      multiple: T' is one of these.
+
+    Returns:
+      (ids [B, T'] in the classifier's tokens, positions [B, T]): the last of the classifier's
+      tokens that lies wholly within the text of y_≤t; -1 before there is one.
+    """
+    rows = [self._row(list(row[:n])) for row, n in zip(ids, lengths, strict=True)]
+    width = bucket_length(max(1, *(len(own) for own, _ in rows)), multiple)
+    own_ids = np.zeros((len(rows), width), np.int32)
+    positions = np.full(ids.shape, -1, np.int64)
+    for i, (own, covered) in enumerate(rows):
+      own_ids[i, :len(own)] = own
+      positions[i, :len(covered)] = covered
+    return own_ids, positions
+
+  def _row(self, ids):
+    ended = bool(ids) and ids[-1] == self.policy.eos_id
+    text = self.policy.decode(ids)
+    own, ends = self.classifier.encode_with_ends(text)
+    # A piece may be part of a character: what counts is how far a prefix agrees with the whole.
+    read = [len(os.path.commonprefix((text, self.policy.decode(ids[:t + 1]))))
+            for t in range(len(ids))]
+    covered = np.searchsorted(ends, read, side="right") - 1
+    if ended:
+      own = [*own, self.classifier.eos_id]
+      covered[-1] = len(own) - 1
+    return own, covered

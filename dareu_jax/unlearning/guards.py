@@ -1,0 +1,80 @@
+"""Guards against winning by cheating: pure rules on the greedy answers at the end of an epoch.
+
+A score can be brought down by answers that shrink away, fall apart, repeat themselves, never end or
+are one answer to all; and by answers that please this classifier alone. What is usual is measured
+on the same model's answers to *unseen* owners' queries: what it says of people it never heard of.
+"""
+
+import dataclasses
+
+from dareu_jax.unlearning_settings import GuardSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochReport:
+  """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model.
+
+  What begins with `unseen` is the same of the answers to unseen owners' queries (to forget queries,
+  where there are none).
+  """
+
+  epoch: int
+  score: float  # mean b(y)
+  level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
+  response_length: float  # mean tokens, the end token not counted
+  unseen_length: float
+  eos_share: float  # of answers that end by themselves
+  degenerate_share: float  # of answers that are empty or repeat themselves
+  distinct_share: float  # distinct answers over answers
+  entropy: float  # of the policy, mean over the answers' tokens, nats
+  unseen_entropy: float
+  fluency: float  # NLL of the answers under the original model, nats a token
+  unseen_fluency: float
+  judge_score: float  # mean b(y) of the classifier that the reward never asks
+  judge_level: float  # the same for unseen owners' queries, or as set
+  watched: dict = dataclasses.field(default_factory=dict)  # figures that decide nothing
+
+
+def tripped(report, original, guards: GuardSettings):
+  """Why an epoch must not be kept: a tuple of sentences, empty if it may.
+
+  Args:
+    report, original: EpochReports of the epoch and of epoch 0.
+  """
+  if guards.action == "off":
+    return ()
+  # What is memorised may be longer than what the model says of its own accord.
+  usual = min(original.response_length, original.unseen_length)
+  shortest, longest = guards.min_length_ratio * usual, guards.max_length_ratio * max(
+    original.response_length, original.unseen_length)
+  degenerate = max(guards.max_degenerate_share, original.degenerate_share)
+  low, high = (ratio * original.unseen_entropy
+               for ratio in (guards.min_entropy_ratio, guards.max_entropy_ratio))
+  fluency = original.unseen_fluency + guards.max_fluency_gap
+  judged = report.judge_level + guards.max_judge_gap
+  checks = (
+    (report.response_length < shortest,
+     f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"),
+    (report.response_length > longest,
+     f"answers grew to {report.response_length:.1f} tokens (at most {longest:.1f})"),
+    (report.eos_share < guards.min_eos_ratio * original.eos_share,
+     f"only {report.eos_share:.0%} of the answers end by themselves"),
+    (report.degenerate_share > degenerate,
+     f"{report.degenerate_share:.0%} of the answers are empty or repeat themselves"),
+    (report.distinct_share < guards.min_distinct_ratio * original.distinct_share,
+     f"only {report.distinct_share:.0%} of the answers are distinct"),
+    (report.entropy < low, f"the entropy fell to {report.entropy:.2f} nats (at least {low:.2f})"),
+    (report.entropy > high, f"the entropy rose to {report.entropy:.2f} nats (at most {high:.2f})"),
+    (report.fluency > fluency, f"answers cost {report.fluency:.2f} nats a token under the original "
+                               f"(at most {fluency:.2f})"),
+    # On the way down both are above; where the reward is content, the judge must be too.
+    (report.score <= report.level and report.judge_score > judged,
+     f"the judge gives {report.judge_score:.3f} (at most {judged:.3f}) where the reward's "
+     f"classifier gives {report.score:.3f}"),
+  )
+  return tuple(reason for broken, reason in checks if broken)
+
+
+def trips(reports, guards: GuardSettings):
+  """How many epochs after the original were out of bounds."""
+  return sum(bool(tripped(report, reports[0], guards)) for report in reports[1:])
