@@ -78,6 +78,8 @@ def get_config():
     train=train(epochs=80, warmup=0.1, schedule="linear"),
     token_noise=0.2,  # share of input tokens replaced at random while training
     label_smoothing=0.0,
+    none_share=1.0,  # general text per example of D that the third classifier reads as "none"
+    vocab_size=0, reads_query=False, calibrate=False,  # the study's read the response alone
   ))
   config.influence = ConfigDict(dict(
     damping=0.1,  # λ over the mean eigenvalue of the Gauss-Newton matrix
@@ -86,14 +88,18 @@ def get_config():
     batch_size=40,  # rows of a pass
   ))
   config.unlearning = ConfigDict(dict(
+    learner="ppo", critic="shared", reward="attribution",
     reward_form="telescoped",  # the trajectories set their own
     segment_length=2, epsilon=0.01, c_seg=1.0, kl_coef=0.1, discount=1.0, gae_lambda=0.95,
     clip_eps=0.2, value_clip_eps=0.2, value_coef=1.0, distill_coef=10.0, whiten_advantages=True,
     learning_rate=1e-3, value_learning_rate=3e-3, warmup_steps=10, weight_decay=0.0, clip_norm=1.0,
     epochs=15, samples_per_prompt=8, rollout_batch_size=80, minibatch_size=40, inner_epochs=1,
     retain_batch_size=32, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=0,
-    selection="last", settle_epochs=3, target_score=-1.0, min_length_ratio=0.75,
-    max_degenerate_share=0.05))
+    selection="last", settle_epochs=3, target_score=-1.0, watch_rouge=False,
+    guards=ConfigDict(dict(  # of no effect here: every epoch is looked at
+      action="off", max_rollbacks=0, min_length_ratio=0.75, max_length_ratio=1.5,
+      min_eos_ratio=0.8, min_distinct_ratio=0.5, max_degenerate_share=0.05, min_entropy_ratio=0.1,
+      max_entropy_ratio=5.0, max_fluency_gap=3.0, max_judge_gap=0.05))))
   config.trajectory = ConfigDict(dict(
     reward_forms=("telescoped", "published"),  # one run each
     epochs=15,  # of each run, past the epoch that it would keep

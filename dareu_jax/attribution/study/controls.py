@@ -8,7 +8,7 @@ from dareu_jax.attribution.study import statistics as st
 from dareu_jax.attribution.study.world import Study
 from dareu_jax.workdir import fingerprint
 
-READERS = ("classifier", "judge", "tf-idf")
+READERS = ("classifier", "judge", "with none", "tf-idf")
 
 
 def of_texts(study: Study, queries, truths):

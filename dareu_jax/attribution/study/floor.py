@@ -5,7 +5,7 @@ import numpy as np
 from dareu_jax.attribution.classifier import accuracy_and_calibration
 from dareu_jax.attribution.study import queries as Q
 from dareu_jax.attribution.study import retraining
-from dareu_jax.attribution.study.world import Study
+from dareu_jax.attribution.study.world import CLASSIFIERS, Study
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.workdir import fingerprint
 
@@ -30,7 +30,7 @@ def measure(study: Study, groups, resamples):
   held = read_json(path)
   own = study.owner_of
   found = {"scores": {}, "summary": {}, "auc": {}}
-  for name in ("classifier", "judge"):
+  for name in CLASSIFIERS:
     scores = {}
     for source in SOURCES:
       rows = [row._replace(completion=tuple(ids))
@@ -72,10 +72,10 @@ def _summary(values, own, resamples, seed):
 
 
 def calibration(study: Study, queries, resamples):
-  """{classifier: {set: {"accuracy", "ece", "ece_interval", "bins": [[confidence, accuracy, n]]}}} of
-  sets whose queries are about an owner."""
+  """{classifier: {set: {"accuracy", "ece", their "_interval", "bins"}}} of sets whose queries are
+  about an owner."""
   result = {}
-  for name in ("classifier", "judge"):
+  for name in CLASSIFIERS:
     result[name] = {}
     for which, queried in queries.items():
       probabilities, owners = study.owner_scores(name, queried.rows), queried.owner_of

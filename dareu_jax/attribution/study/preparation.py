@@ -1,9 +1,9 @@
-"""What comes before the retrainings: tokenizer, base, the two classifiers."""
+"""What comes before the retrainings: tokenizer, base, classifiers."""
 
 import jax
 
 from dareu_jax.attribution.classifier import PrefixLoss
-from dareu_jax.attribution.study.world import JUDGE, Study
+from dareu_jax.attribution.study.world import CLASSIFIERS, Study, file_name
 from dareu_jax.training import supervised
 from dareu_jax.training.writers import progress
 
@@ -12,8 +12,8 @@ def prepare(study: Study):
   """Makes what is not there yet."""
   keep_tokenizer(study)
   pretrain(study)
-  for name, seed in (("classifier", study.settings.seed), ("judge", study.settings.seed + JUDGE)):
-    train_classifier(study, name, seed)
+  for name in CLASSIFIERS:
+    train_classifier(study, name)
 
 
 def keep_tokenizer(study: Study):
@@ -44,18 +44,18 @@ def pretrain(study: Study):
     study.workdir.save_result("base", params)
 
 
-def train_classifier(study: Study, name, seed):
-  """An owner classifier on the true responses: 'classifier' as DareU has it, or 'judge', which
-  starts elsewhere and sees the data in another order with other noise."""
-  settings = study.settings.classifier
-  with study.workdir.stage(name, study.marks["classifier"]) as store:
+def train_classifier(study: Study, name):
+  """One of CLASSIFIERS, on the true responses."""
+  settings, (offset, has_none) = study.settings.classifier, CLASSIFIERS[name]
+  seed, file = study.settings.seed + offset, file_name(name)
+  with study.workdir.stage(file, study.marks["classifier"]) as store:
     if store is None:
       return
-    batches = study.batches(study.rows(study.examples), settings.train.batch_size, seed=seed + 1)
-    params = _fit(study, name, store, study.fresh_classifier(seed + 1),
+    rows = study.rows(study.examples) + (study.none_rows if has_none else ())
+    params = _fit(study, file, store, study.fresh_classifier(name),
                   PrefixLoss(settings.token_noise, settings.label_smoothing), settings.train,
-                  batches, seed)
-    study.workdir.save_result(name, params)
+                  study.batches(rows, settings.train.batch_size, seed=seed + 1), seed)
+    study.workdir.save_result(file, params)
 
 
 def _fit(study, name, store, model, loss_fn, settings, batches, seed):

@@ -11,15 +11,17 @@ import numpy as np
 
 from dareu_jax.attribution import influence
 from dareu_jax.attribution.study import retraining
-from dareu_jax.attribution.study.world import Study
+from dareu_jax.attribution.study.world import CLASSIFIERS, Study
+from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.workdir import fingerprint
 
-TEXT_ONLY = ("classifier", "judge", "tf-idf")
+TEXT_ONLY = ("classifier", "judge", "with none", "tf-idf")
 GRADIENTS = ("gradient cosine", "influence")
 MEANING = {
   "classifier": "p(owner | response) of the owner classifier, the one that rewards DareU",
   "judge": "the same of a second classifier: another seed, order and noise",
+  "with none": "the same of a third, which has read general text as the class 'none of these'",
   "tf-idf": "cosine of the response's TF-IDF vector and that of all of an owner's responses",
   "gradient cosine": "mean over an owner's examples of the cosine of adapter gradients",
   "influence": "Gauss-Newton influence of an owner's data on log p, on the adapters",
@@ -46,8 +48,8 @@ def tf_idf(texts, documents):
 
 def owner_documents(study: Study):
   """All true responses of each owner as one text."""
-  return [" ".join(e.response for e, o in zip(study.examples, study.owner_of, strict=True) if o == i)
-          for i in range(len(study.owners))]
+  return [" ".join(example.response for example in study.examples if example.owner == owner)
+          for owner in study.owners]
 
 
 def references(owner_of, num_owners, seed):
@@ -64,7 +66,7 @@ def all_scores(study: Study, groups, queries):
   gradients = gradient_scores(study, groups, queries)
   documents = owner_documents(study)
   for name, queried in queries.items():
-    found = {which: study.owner_scores(which, queried.rows) for which in ("classifier", "judge")}
+    found = {which: study.owner_scores(which, queried.rows) for which in CLASSIFIERS}
     found["tf-idf"] = tf_idf(queried.texts, documents)
     found |= gradients[name]
     result[name] = found | references(queried.owner_of, len(study.owners), study.settings.seed)
@@ -83,11 +85,11 @@ def gradient_scores(study: Study, groups, queries):
       every = [row for part in rows.values() for row in part]
       cosine, found, facts = at_model(study, adapters, every)
       study.workdir.save_result("influence", {
-        "cosine": jnp.array(cosine, jnp.float32), "influence": jnp.array(found, jnp.float32),
-        "facts": jnp.array(facts, jnp.float32)})
+        "cosine": jnp.array(cosine, jnp.float32), "influence": jnp.array(found, jnp.float32)})
+      write_json(study.workdir.folder / "influence" / "solver.json", facts)
 
   held = study.workdir.load_result("influence", {
-    "cosine": study.whole_array(count, owners), "influence": study.whole_array(count, owners), "facts": study.whole_array(2)})
+    "cosine": study.whole_array(count, owners), "influence": study.whole_array(count, owners)})
   result, start = {}, 0
   for name, part in rows.items():
     stop = start + len(part)
@@ -100,7 +102,7 @@ def gradient_scores(study: Study, groups, queries):
 def at_model(study: Study, adapters, rows):
   """Gradient cosine and influence of rows at one model.
 
-  Returns: (cosine [Q, O], influence [Q, O], (mean eigenvalue, largest residual)).
+  Returns: (cosine [Q, O], influence [Q, O], {"mean_eigenvalue", "largest_residual"}).
   """
   settings, owners = study.settings.influence, len(study.owners)
   model = (study.base.frame, adapters, study.base.frozen)
@@ -122,7 +124,12 @@ def at_model(study: Study, adapters, rows):
     bar.update()
   return (influence.gradient_cosine(asked, examples, study.owner_of, owners),
           influence.group_influence(asked, groups, solved),
-          (eigenvalue, float(np.max(residuals))))
+          {"mean_eigenvalue": eigenvalue, "largest_residual": float(np.max(residuals))})
+
+
+def solver_facts(study: Study):
+  """How well the equations of the influence were solved."""
+  return read_json(study.workdir.folder / "influence" / "solver.json")
 
 
 def row_gradients(study: Study, adapters, rows):

@@ -102,6 +102,15 @@ class FaithfulnessSettings:
       if block.path:
         raise InputError(f"config.{name}.path is {block.path!r}: the study trains its models from "
                          "scratch. Leave it empty.")
+    if self.classifier.reads_query or self.classifier.vocab_size or self.classifier.calibrate:
+      raise InputError("config.classifier.reads_query, vocab_size and calibrate must be off: the "
+                       "study's classifiers read responses in the model's tokens.")
+    if not self.classifier.none_share:
+      raise InputError('config.classifier.none_share is 0: one classifier of the study knows "none '
+                       'of these" and needs some share of general text.')
+    if self.unlearning.reward != "attribution":
+      raise InputError(f"config.unlearning.reward is {self.unlearning.reward!r}: the study asks "
+                       "about 'attribution'.")
     if not self.lora.rank:
       raise InputError("config.lora.rank is 0: the models of a study are adapters over one base, "
                        "so that influence lives where they were trained. Set it to 1 or more.")

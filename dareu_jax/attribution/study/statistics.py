@@ -228,8 +228,11 @@ def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
   def interval(draw_queries, draw_retrainings):
     means = []
     for _ in range(resamples):
-      some = rng.integers(0, num_queries, num_queries) if draw_queries else queries
-      others = rng.integers(0, num_retrainings, num_retrainings) if draw_retrainings else retrainings
+      some, others = queries, retrainings
+      if draw_queries:
+        some = rng.integers(0, num_queries, num_queries)
+      if draw_retrainings:
+        others = rng.integers(0, num_retrainings, num_retrainings)
       means.append(defined_mean(np.atleast_1d(statistic(some, others))))
     means = np.array(means)
     means = means[~np.isnan(means)]

@@ -129,9 +129,10 @@ class Judge:
     by_model = np.array([kl_on_rows(study, policy, other, own) for other in others])
     kl = by_model.mean(axis=0)
     scores = {name: study.owner_scores(name, own) @ study.is_forget
-              for name in ("classifier", "judge")}
+              for name in ("classifier", "judge", "with none")}
     return {
       "score": float(scores["classifier"].mean()), "judge": float(scores["judge"].mean()),
+      "with none": float(scores["with none"].mean()),
       "score_sd": float(scores["classifier"].std(ddof=1) / np.sqrt(len(own))),
       "kl": float(kl.mean()), "kl_se": float(kl.std(ddof=1) / np.sqrt(len(own))),
       "tow": metrics.tug_of_war([rouges[s] for s in rouges], [self.aim[s] for s in rouges]),
@@ -156,8 +157,9 @@ def summary(checkpoints, references, *, resamples, seed):
   target = references["retrained"]["score"]
   gap = np.abs(score - target)
   far = 1 - tow
-  pairs = {"score_kl": (score, kl), "score_tow_gap": (score, far), "judge_kl": (column("judge"), kl),
-           "gap_kl": (gap, kl), "gap_tow_gap": (gap, far)}
+  pairs = {"score_kl": (score, kl), "score_tow_gap": (score, far),
+           "judge_kl": (column("judge"), kl), "gap_kl": (gap, kl),
+           "gap_tow_gap": (gap, far)}
   found = {}
   for name, (first, second) in pairs.items():
     value, interval = st.correlation_over_checkpoints(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dareu_jax.attribution.classifier import last_valid, owner_probabilities
+from dareu_jax.attribution.classifier import owner_probabilities
 from dareu_jax.attribution.study.settings import FaithfulnessSettings
 from dareu_jax.checks import InputError
 from dareu_jax.data import tokenizers
@@ -21,7 +21,9 @@ from dareu_jax.settings import MeshSettings
 from dareu_jax.training.writers import MetricWriter
 from dareu_jax.workdir import Workdir, fingerprint
 
-JUDGE = 1000  # how far the second classifier's seed is from the first's
+# How far a classifier's seed is from the first one's, and whether it knows "none of these". 'judge'
+# starts elsewhere and sees the data in another order with other noise.
+CLASSIFIERS = {"classifier": (0, False), "judge": (1000, False), "with none": (2000, True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,26 +90,44 @@ class Study:
     return factory.with_weights(
       model, self.workdir.load_result("base", self.fresh_base().trainable))
 
-  def fresh_classifier(self, seed):
+  def fresh_classifier(self, name):
+    """An untrained one of CLASSIFIERS; "none of these" is the class after the owners."""
     settings = self.settings.classifier
+    seed, has_none = CLASSIFIERS[name]
     config = factory.model_config(settings.model, settings.lora, self.tokenizer.vocab_size)
-    return factory.build_classifier(settings.model, config, len(self.owners), seed, self.mesh)
+    return factory.build_classifier(settings.model, config, len(self.owners) + has_none,
+                                    self.settings.seed + seed + 1, self.mesh)
+
+  @functools.cached_property
+  def none_rows(self):
+    """General text for the "none of these" class."""
+    texts, count = self.corpus.general, len(self.examples)
+    wanted = min(len(texts), max(1, round(self.settings.classifier.none_share * count)))
+    # Spread over the text: its first examples are all of a few owners.
+    chosen = [texts[i * len(texts) // wanted] for i in range(wanted)]
+    return tuple(row._replace(owner=len(self.owners)) for row in self.rows(chosen))
 
   @functools.cached_property
   def classifiers(self):
-    """{'classifier', 'judge'}: (frame, params, frozen) of each."""
-    model = self.fresh_classifier(0)
-    return {name: (model.frame, self.workdir.load_result(name, model.trainable), model.frozen)
-            for name in ("classifier", "judge")}
+    """{name: (frame, params, frozen)} of the trained CLASSIFIERS."""
+    result = {}
+    for name in CLASSIFIERS:
+      model = self.fresh_classifier(name)
+      params = self.workdir.load_result(file_name(name), model.trainable)
+      result[name] = (model.frame, params, model.frozen)
+    return result
 
   def owner_scores(self, name, rows):
-    """p(owner | completion) of rows by a classifier: [Q, O] float32."""
+    """p(owner | completion) of rows by one of CLASSIFIERS: [Q, O] float32.
+
+    What is missing from 1 is the probability of "none of these".
+    """
     size = self.settings.evaluation.batch_size
     result = np.zeros((len(rows), len(self.owners)), np.float32)
     for indices, batch in self.batches(rows, size).in_order():
-      every = owner_probabilities(*self.classifiers[name], batch.completion_ids)
-      whole = np.asarray(last_valid(every, batch.completion_lengths))
-      result[indices] = whole[:len(indices)]
+      every = np.asarray(owner_probabilities(*self.classifiers[name], batch.completion_ids))
+      last = batch.completion_lengths[:len(indices)] - 1
+      result[indices] = every[np.arange(len(indices)), last, :len(self.owners)]
     return result
 
   @functools.cached_property
@@ -166,8 +186,13 @@ def make_study(settings: FaithfulnessSettings, folder):
                                                settings.checkpoint))
 
 
+def file_name(name):
+  """Of what a classifier leaves in the workdir."""
+  return name.replace(" ", "_")
+
+
 def first_questions(corpus, count):
-  """The corpus with the first `count` examples of each owner of D and of each unseen one; 0: all."""
+  """The corpus with the first `count` examples of each owner, unseen ones too; 0: all."""
 
   def cut(examples):
     seen = {}
