@@ -62,9 +62,9 @@ def get_config():
   config.tokenizer = ConfigDict(dict(path="", vocab_size=1200, template="auto"))
   config.model = model(num_layers=3)
   config.lora = ConfigDict(dict(rank=8, alpha=32.0, targets=LINEAR))
-  config.pretrain = train(epochs=4)
+  config.pretrain = train(epochs=8)
   # One recipe for every model of the study, fixed in length: the same epochs and updates.
-  config.finetune = train(learning_rate=3e-3, batch_size=24, epochs=14, warmup=0.1,
+  config.finetune = train(learning_rate=5e-3, batch_size=24, epochs=10, warmup=0.1,
                           weight_decay=0.0)
   config.retraining = ConfigDict(dict(
     num_subsets=64,  # random halves of the owners
@@ -83,7 +83,7 @@ def get_config():
   ))
   config.influence = ConfigDict(dict(
     damping=0.1,  # λ over the mean eigenvalue of the Gauss-Newton matrix
-    iterations=30,  # of conjugate gradients, at most
+    iterations=100,  # of conjugate gradients, at most
     tolerance=1e-3,  # residual over right-hand side at which they stop
     batch_size=40,  # rows of a pass
   ))

@@ -38,24 +38,23 @@ def against_retraining(truth: Truth, scores, owner_of, *, resamples, seed):
 
 
 def _statistics(truth, score, owner_of, owned):
-  """{figure: (statistic of (queries, retrainings), which retrainings)}."""
+  """{figure: (statistic of retrainings, which retrainings)}."""
   halves, deltas = truth.halves.mean(axis=0), truth.deltas
-  owner_of = np.asarray(owner_of)
 
-  def lds(q, j):
-    return st.linear_datamodeling_score(score[q], truth.members[j], halves[np.ix_(j, q)])
+  def lds(j):
+    return st.linear_datamodeling_score(score, truth.members[j], halves[j])
 
-  def lds_given_the_owner(q, j):
-    return st.lds_given_the_owner(score[q], truth.members[j], halves[np.ix_(j, q)], owner_of[q])
+  def lds_given_the_owner(j):
+    return st.lds_given_the_owner(score, truth.members[j], halves[j], owner_of)
 
-  def over_owners(q, r):
-    return st.over_owners(score[q], deltas[r][:, q].mean(axis=0))
+  def over_owners(r):
+    return st.over_owners(score, deltas[r].mean(axis=0))
 
-  def over_other_owners(q, r):
-    return st.over_owners(score[q], deltas[r][:, q].mean(axis=0), owner_of[q])
+  def over_other_owners(r):
+    return st.over_owners(score, deltas[r].mean(axis=0), owner_of)
 
-  def top1(q, r):
-    return st.top_owner_hits(score[q], deltas[r][:, q].mean(axis=0))
+  def top1(r):
+    return st.top_owner_hits(score, deltas[r].mean(axis=0))
 
   found = {"lds": (lds, "subsets"), "over_owners": (over_owners, "seeds"), "top1": (top1, "seeds")}
   if owned:
@@ -70,14 +69,21 @@ def _bootstrap(statistic, truth, over, resamples, seed):
 
 
 def _auc(truth, score, threshold, resamples, seed):
-  """AUC of Δ > τ over all (query, owner) pairs; one number a resample."""
-  deltas = truth.deltas
+  """AUC of Δ > τ over all (query, owner) pairs: a number of the pairs, not a mean over queries."""
+  deltas, rng = truth.deltas, np.random.default_rng(seed)
+  seeds, queries = len(deltas), len(score)
+  everything = np.arange(queries), np.arange(seeds)
 
-  def statistic(q, r):
+  def of(q, r):
     return st.detection_auc(score[q], deltas[r][:, q].mean(axis=0), threshold)
 
-  return st.bootstrap(statistic, truth.full.shape[1], len(truth.full),
-                      resamples=min(resamples, 200), seed=seed)
+  draws = [(rng.integers(0, queries, queries), rng.integers(0, seeds, seeds))
+           for _ in range(resamples)]
+  value = of(*everything)
+  return st.Figure(
+    value, st.percentiles([of(q, everything[1]) for q, _ in draws]),
+    st.percentiles([of(everything[0], r) for _, r in draws]),
+    st.percentiles([of(q, r) for q, r in draws]), float(np.isfinite(value)))
 
 
 def noise_threshold(deltas):

@@ -210,39 +210,36 @@ def defined_mean(values):
 
 
 def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
-  """A statistic of queries and retrainings with three percentile intervals.
+  """Mean over queries of a statistic, with three percentile intervals.
 
   Args:
-    statistic: (query indices, retraining indices) -> [number of indices] a value for each query,
-      or a scalar.
-    num_queries, num_retrainings: how many there are to draw from.
+    statistic: retraining indices (with repeats) -> [Q] a value for each query.
+    num_queries, num_retrainings: Q, and how many retrainings there are to draw from.
     resamples: of each interval.
     seed: int.
 
   Returns: Figure. 'by_both' draws queries and retrainings at once: new questions to new models.
   """
-  queries, retrainings = np.arange(num_queries), np.arange(num_retrainings)
-  whole = np.atleast_1d(statistic(queries, retrainings))
   rng = np.random.default_rng(seed)
-
-  def interval(draw_queries, draw_retrainings):
-    means = []
-    for _ in range(resamples):
-      some, others = queries, retrainings
-      if draw_queries:
-        some = rng.integers(0, num_queries, num_queries)
-      if draw_retrainings:
-        others = rng.integers(0, num_retrainings, num_retrainings)
-      means.append(defined_mean(np.atleast_1d(statistic(some, others))))
-    means = np.array(means)
-    means = means[~np.isnan(means)]
-    if not len(means):
-      return float("nan"), float("nan")
-    return tuple(float(x) for x in np.percentile(means, [2.5, 97.5]))
-
+  whole = np.asarray(statistic(np.arange(num_retrainings)), np.float64)
+  queries = rng.integers(0, num_queries, (resamples, num_queries))
+  drawn = [np.asarray(statistic(rng.integers(0, num_retrainings, num_retrainings)), np.float64)
+           for _ in range(resamples)]
   return Figure(
-    defined_mean(whole), interval(True, False), interval(False, True), interval(True, True),
+    defined_mean(whole),
+    percentiles([defined_mean(whole[q]) for q in queries]),
+    percentiles([defined_mean(values) for values in drawn]),
+    percentiles([defined_mean(v[q]) for v, q in zip(drawn, queries, strict=True)]),
     float(np.mean(~np.isnan(whole))))
+
+
+def percentiles(values):
+  """The 95% interval of resampled values; NaN where there are none."""
+  values = np.asarray(values, np.float64)
+  values = values[~np.isnan(values)]
+  if not len(values):
+    return float("nan"), float("nan")
+  return tuple(float(x) for x in np.percentile(values, [2.5, 97.5]))
 
 
 def alarms(scores, distances, *, score_margin=0.0, distance_margins=0.0):
@@ -270,8 +267,4 @@ def correlation_over_checkpoints(scores, distances, *, resamples, seed):
   rng = np.random.default_rng(seed)
   draws = rng.integers(0, len(scores), (resamples, len(scores)))
   values = spearman(scores[draws], distances[draws])
-  values = values[~np.isnan(values)]
-  if not len(values):
-    return float("nan"), (float("nan"), float("nan"))
-  low, high = np.percentile(values, [2.5, 97.5])
-  return float(spearman(scores, distances)), (float(low), float(high))
+  return float(spearman(scores, distances)), percentiles(values)
