@@ -48,6 +48,7 @@ def get_config():
   config.max_length = 128  # tokens of prompt and response together
   config.length_multiple = 8  # batches are padded to a multiple of this
   config.questions_per_owner = 10  # examples of each owner that the models learn; 0: all
+  config.temperature = 0.7  # of the responses that queries and the floor are made of
 
   config.data = ConfigDict(dict(
     source="embedded",  # 'embedded', 'tofu' or 'jsonl'

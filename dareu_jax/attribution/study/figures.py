@@ -19,7 +19,7 @@ def against_retraining(truth: Truth, scores, owner_of, *, resamples, seed):
   """
   owned = bool(np.all(np.asarray(owner_of) >= 0))
   threshold = noise_threshold(truth.deltas)
-  limits = ceilings(truth, owner_of if owned else None)
+  limits = ceilings(truth, owner_of if owned else None, resamples=resamples, seed=seed)
   result = {}
   for name, score in scores.items():
     if name == "owner label" and not owned:
@@ -30,7 +30,8 @@ def against_retraining(truth: Truth, scores, owner_of, *, resamples, seed):
     found["lds_significant"] = st.share_significant(lds, len(truth.members))
     for key in limits:
       if key in found:
-        found[f"{key}_over_ceiling"] = found[key].value / limits[key]["ceiling"]
+        limit = limits[key]["ceiling"]
+        found[f"{key}_over_ceiling"] = found[key].value / limit if limit else None
     found["auc"] = _auc(truth, score, threshold, resamples, seed)
     result[name] = found
   return {"scores": result, "ceiling": limits, "threshold": threshold,
@@ -95,32 +96,41 @@ def noise_threshold(deltas):
   return float(2 * np.sqrt(np.mean(np.var(deltas, axis=0, ddof=1)) / len(deltas)))
 
 
-def ceilings(truth: Truth, owner_of):
+def ceilings(truth: Truth, owner_of, *, resamples, seed):
   """(d): reliability of the truth by split halves of the trainings, and the ceiling it sets.
 
-  Returns: {figure: {"reliability", "ceiling"}}, means over queries; of what leaves out the own
-    owner only where there is one (`owner_of` not None).
+  Returns: {figure: {"reliability", "ceiling", and their "_interval", which draws queries}}; of what
+    leaves out the own owner only where there is one (`owner_of` not None).
   """
-  halves = np.swapaxes(truth.halves, 1, 2)
-  found = {"lds": st.split_half_reliability(halves),
-           "over_owners": st.split_half_reliability(truth.deltas)}
+  several, seeds = len(truth.halves), len(truth.full)
+  found = {"lds": (st.half_correlations(np.swapaxes(truth.halves, 1, 2)), several),
+           "over_owners": (st.half_correlations(truth.deltas), seeds)}
   if owner_of is not None:
     owner_of = np.asarray(owner_of)
     keep = np.arange(truth.members.shape[1]) != owner_of[:, None]
     others = np.stack([d[keep].reshape(len(owner_of), -1) for d in truth.deltas])
-    found["over_other_owners"] = st.split_half_reliability(others)
-    found["lds_given_the_owner"] = _reliability_given_the_owner(truth, owner_of)
-  return {key: {"reliability": st.defined_mean(values),
-                "ceiling": st.defined_mean(st.ceiling(values))} for key, values in found.items()}
+    found["over_other_owners"] = (st.half_correlations(others), seeds)
+    found["lds_given_the_owner"] = (_given_the_owner(truth, owner_of), several)
+  rng = np.random.default_rng(seed)
+  draws = rng.integers(0, truth.full.shape[1], (resamples, truth.full.shape[1]))
+  result = {}
+  for key, (correlations, trainings) in found.items():
+    value = st.reliability(correlations, trainings)
+    drawn = [st.reliability(correlations[d], trainings) for d in draws]
+    result[key] = {
+      "reliability": value, "reliability_interval": st.percentiles(drawn),
+      "ceiling": st.ceiling(value), "ceiling_interval": st.percentiles(map(st.ceiling, drawn))}
+  return result
 
 
-def _reliability_given_the_owner(truth, owner_of):
+def _given_the_owner(truth, owner_of):
+  """Half correlations among the subsets with the own owner and among those without: their mean."""
   result = np.zeros(len(owner_of))
   for owner in np.unique(owner_of):
     mine = np.flatnonzero(owner_of == owner)
     held = truth.members[:, owner]
     result[mine] = np.mean([
-      st.split_half_reliability(np.swapaxes(truth.halves[:, kept][:, :, mine], 1, 2))
+      st.half_correlations(np.swapaxes(truth.halves[:, kept][:, :, mine], 1, 2))
       for kept in (held, ~held)], axis=0)
   return result
 

@@ -19,9 +19,10 @@ def measure(study: Study, groups, resamples):
   Returns: {"scores": {classifier: {source: [N]}}, "summary": {classifier: {source: {"mean",
     "interval", "quantiles"}}}, "auc": {classifier: P(full > without)}}; the interval draws owners.
   """
-  seed = study.settings.seed
+  settings, seed = study.settings, study.settings.seed
   mark = fingerprint([retraining.model_mark(study, groups[name])
-                      for name in ("full", f"without_seed{seed}")], seed, study.settings.evaluation)
+                      for name in ("full", f"without_seed{seed}")], seed, settings.temperature,
+                     settings.evaluation)
   path = study.workdir.folder / "floor" / "completions.json"
   asked = study.rows(study.examples)
   with study.workdir.stage("floor", mark) as store:
@@ -45,18 +46,19 @@ def measure(study: Study, groups, resamples):
 
 
 def _sample(study, groups, asked):
-  """Answers at temperature 1 to every owner's prompts, by each source."""
+  """Answers to every owner's prompts, by each source."""
+  seed, temperature = study.settings.seed, study.settings.temperature
   full, _ = retraining.load_models(study, groups["full"])
-  without, _ = retraining.load_models(study, groups[f"without_seed{study.settings.seed}"])
+  without, _ = retraining.load_models(study, groups[f"without_seed{seed}"])
   answers = {}
   for i, source in enumerate(SOURCES[:2]):
-    rows = Q.sample(study, retraining.one_model(full, i), asked, study.settings.seed + i)
+    rows = Q.sample(study, retraining.one_model(full, i), asked, seed + i, temperature)
     answers[source] = [row.completion for row in rows]
   last = [None] * len(asked)
   for owner in range(len(study.owners)):
     mine = np.flatnonzero(study.owner_of == owner)
     rows = Q.sample(study, retraining.one_model(without, owner), [asked[i] for i in mine],
-                    study.settings.seed)
+                    seed, temperature)
     for i, row in zip(mine, rows, strict=True):
       last[i] = row.completion
   return answers | {SOURCES[2]: last}

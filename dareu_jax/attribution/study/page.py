@@ -51,7 +51,8 @@ def protocol(results):
     f"({', '.join(p['forget_owners'])}). Every model takes the same number of updates and sees "
     "each of its examples as often; trainings of one seed start from the same adapters and differ "
     f"in the data alone. Last loss: {p['loss_full']:.3f} nats a token (full), "
-    f"{p['loss_halves']:.3f} (halves). A response's log-prob is its mean per token. Intervals: 95% "
+    f"{p['loss_halves']:.3f} (halves). Sampled responses: temperature {p['temperature']:g}. A "
+    "response's log-prob is its mean per token. Intervals: 95% "
     f"percentile bootstrap of {p['resamples']} resamples, over queries and retrainings at once; "
     "figures.json has each alone. Influence: damping "
     f"{p['damping']:g} times the mean eigenvalue, at most {p['iterations']} steps of conjugate "
@@ -79,10 +80,10 @@ def comparison_table(found):
     rows.append([name, cell(one["lds"]), number(ratio, 2), number(share, 2),
                  *(cell(one.get(key)) for key, _ in COLUMNS[1:])])
   limits = found["ceiling"]
-  ceilings = [number(limits.get(key, {}).get("ceiling")) for key, _ in COLUMNS]
-  rows.append(["ceiling", ceilings[0], "1", DASH, *ceilings[1:4], DASH, DASH])
-  reliabilities = [number(limits.get(key, {}).get("reliability")) for key, _ in COLUMNS]
-  rows.append(["reliability", reliabilities[0], DASH, DASH, *reliabilities[1:4], DASH, DASH])
+  for what in ("ceiling", "reliability"):
+    cells = [interval(limits[key][what], limits[key][f"{what}_interval"]) if key in limits else DASH
+             for key, _ in COLUMNS]
+    rows.append([what, cells[0], DASH, DASH, *cells[1:]])
   deltas = ", ".join(f"{key} {value:+.3f}" for key, value in found["mean_delta"].items())
   return (pipe_table(header, rows) + f"\n\n{found['queries']} queries; τ = "
           f"{found['threshold']:.3f} nats a token; mean Δ: {deltas}.")
@@ -102,8 +103,8 @@ def floor_section(results):
                           interval(c["ece"], c["ece_interval"])])
   return "\n\n".join([
     "## (e) floor and calibration", "![Floor](floor.png)",
-    "Score of the owner asked about, one response at temperature 1 to each of its prompts; "
-    "intervals draw owners.",
+    "Score of the owner asked about, one sampled response to each of its prompts; intervals "
+    "draw owners.",
     pipe_table(["classifier", "who answered", "mean", "quantiles 5 / 25 / 50 / 75 / 95%"], rows,
                left=(0, 1)),
     f"Probability that a full model's response scores higher than one of the model without the "

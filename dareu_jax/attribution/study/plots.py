@@ -53,8 +53,8 @@ def against_retraining(retraining):
     ax.grid(axis="x", color=FAINT, linewidth=0.6)
     _finish(ax, title, "Spearman, mean over queries")
   handles, labels = axes.flat[0].get_legend_handles_labels()
-  figure.legend(handles, [f"{label} responses" for label in labels], loc="upper center", ncols=3,
-                frameon=False, fontsize=9.5, labelcolor=INK)
+  figure.legend(handles, [f"{label} responses" for label in labels], loc="upper left", ncols=3,
+                bbox_to_anchor=(0.115, 1.0), frameon=False, fontsize=9.5, labelcolor=INK)
   figure.text(0.985, 0.955, "dotted: ceiling set by the retrainings' own noise", ha="right",
               fontsize=8.5, color=GREY)
   return figure
@@ -140,12 +140,15 @@ def trajectories(trajectory):
       ax.plot(steps, [records[i][values] for i in steps], "o", color=VERMILLION, markersize=9,
               markerfacecolor="none", markeredgewidth=1.8, linestyle="none",
               label=f"alarm: the score falls, the distance grows ({len(steps)})")
+    lowest = min(r["tow"] for each in runs.values() for r in each["checkpoints"])
     for ax in (score, kl, tow):
+      ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
       ax.grid(color=FAINT, linewidth=0.6)
       ax.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
     # Read from zero, and with room for the legend.
     score.set_ylim(-0.03, 1.1)
     kl.set_ylim(0, 1.35 * max(r["kl"] for each in runs.values() for r in each["checkpoints"]))
+    tow.set_ylim(min(lowest, 0.9) - 0.02, 1.02)
     _finish(score, f"reward form: {form}", "")
     _finish(kl, "", "")
     _finish(tow, "", "epoch")

@@ -38,8 +38,8 @@ class Queries:
     return len(self.rows)
 
 
-def sample(study: Study, adapters, rows, seed):
-  """One response of a model at temperature 1 to each row's prompt: rows with those completions."""
+def sample(study: Study, adapters, rows, seed, temperature):
+  """One response of a model to each row's prompt: rows with those completions."""
   evaluator, size = study.evaluator, study.settings.evaluation.batch_size
   result = []
   width = max(len(row.prompt) for row in rows)
@@ -49,7 +49,7 @@ def sample(study: Study, adapters, rows, seed):
                            pad_id=evaluator.tokenizer.pad_id, width=width)
     keys = row_keys(jax.random.key(seed), start + np.arange(size))
     out = generate(
-      evaluator.frame, adapters, evaluator.frozen, *prompts, keys, strategy=Sample(),
+      evaluator.frame, adapters, evaluator.frozen, *prompts, keys, strategy=Sample(temperature),
       max_new_tokens=evaluator.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
       pad_id=evaluator.tokenizer.pad_id)
     for row, ids, n in zip(part, np.asarray(out.ids), np.asarray(out.lengths), strict=False):
@@ -65,14 +65,16 @@ def sampled(study: Study, groups):
   """
   full = groups["full"]
   mark = fingerprint(retraining.model_mark(study, full), study.settings.seed,
-                     study.settings.evaluation)
+                     study.settings.temperature, study.settings.evaluation)
   asked = {"sampled": study.rows(study.examples), "unseen": study.rows(study.corpus.holdout),
            "test": study.rows(study.corpus.test)[:len(study.corpus.holdout)]}
   with study.workdir.stage("queries", mark) as store:
     if store is not None:
       adapters = retraining.one_model(retraining.load_models(study, full)[0], 0)
-      drawn = {name: [row.completion for row in sample(study, adapters, rows, study.settings.seed)]
-               for name, rows in asked.items() if rows}
+      settings = study.settings
+      drawn = {name: [row.completion for row in sample(
+        study, adapters, rows, settings.seed, settings.temperature)]
+        for name, rows in asked.items() if rows}
       write_json(study.workdir.folder / "queries" / "completions.json", drawn)
   held = read_json(study.workdir.folder / "queries" / "completions.json")
   meanings = {"sampled": "sampled from the full model on the owners' own prompts",

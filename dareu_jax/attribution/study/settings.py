@@ -71,6 +71,7 @@ class FaithfulnessSettings:
   max_length: int  # tokens of prompt and response together
   length_multiple: int  # batches are padded to a multiple of this
   questions_per_owner: int  # examples of each owner that the models learn; 0: all
+  temperature: float  # of the responses that queries and the floor are made of
   data: DataSettings
   tokenizer: TokenizerSettings
   model: ModelSettings
@@ -96,6 +97,7 @@ class FaithfulnessSettings:
     at_least("max_length", self.max_length, 16)
     at_least("length_multiple", self.length_multiple, 1)
     at_least("questions_per_owner", self.questions_per_owner, 0)
+    positive("temperature", self.temperature)
     at_least("bootstrap", self.bootstrap, 20)
     for name in ("model", "classifier.model"):
       block = self.model if name == "model" else self.classifier.model

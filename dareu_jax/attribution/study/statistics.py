@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 
 class Figure(NamedTuple):
@@ -151,9 +150,11 @@ def detection_auc(scores, deltas, threshold):
   NaN where one of the two kinds is missing.
   """
   labels = np.asarray(deltas).ravel() > threshold
-  if labels.all() or not labels.any():
+  positive, negative = int(labels.sum()), int((~labels).sum())
+  if not positive or not negative:
     return float("nan")
-  return float(roc_auc_score(labels, np.asarray(scores).ravel()))
+  ranks = stats.rankdata(np.asarray(scores).ravel())  # Mann-Whitney: ties count half
+  return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def spearman_brown(correlation, factor=2.0):
@@ -162,28 +163,38 @@ def spearman_brown(correlation, factor=2.0):
   return factor * correlation / (1 + (factor - 1) * correlation)
 
 
-def split_half_reliability(values):
-  """How well the mean over all trainings would agree with that of as many others.
-
-  The trainings are parted in two halves (with an odd number, one is left out each time), in every
-  way; the correlation of the halves' means, averaged, is stepped up from half to all by
-  Spearman-Brown.
+def half_correlations(values):
+  """Rank correlation of the means of two halves of the trainings, averaged over every way to part
+  them (with an odd number, one training is left out each time).
 
   Args:
     values: [R, Q, N]; R >= 2.
 
-  Returns: [Q] float; at most 1, NaN where a half is constant.
+  Returns: [Q]; NaN where a half is constant.
   """
   values = np.asarray(values, np.float64)
-  trainings = len(values)
-  half = trainings // 2
-  correlations = []
-  for order in _halves(trainings, half):
-    first, second = values[list(order[0])].mean(axis=0), values[list(order[1])].mean(axis=0)
-    correlations.append(spearman(first, second))
-  mean = np.mean(correlations, axis=0)
-  # Below 0 there is nothing to step up (and at -1 the formula breaks down).
-  return np.where(mean > 0, spearman_brown(np.maximum(mean, 0.0), trainings / half), mean)
+  half = len(values) // 2
+  return np.mean([
+    spearman(values[list(first)].mean(axis=0), values[list(second)].mean(axis=0))
+    for first, second in _halves(len(values), half)], axis=0)
+
+
+def reliability(correlations, trainings):
+  """How well the mean over all trainings would agree with that of as many others.
+
+  The mean over queries is stepped up, not each query's value: few points make those noisy, and the
+  formula is not linear.
+
+  Args:
+    correlations: [Q]; of `half_correlations`.
+    trainings: R.
+
+  Returns: float; at or below 0 nothing agrees and nothing is stepped up.
+
+  Source: Spearman 1910; Brown 1910.
+  """
+  mean = defined_mean(correlations)
+  return float(spearman_brown(mean, trainings / (trainings // 2))) if mean > 0 else mean
 
 
 def _halves(count, half):
@@ -199,7 +210,7 @@ def ceiling(reliability):
 
   Source: the correction for attenuation, Spearman 1904.
   """
-  return np.sqrt(np.maximum(np.asarray(reliability, np.float64), 0.0))
+  return float(np.sqrt(max(reliability, 0.0)))
 
 
 def defined_mean(values):
@@ -235,7 +246,7 @@ def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
 
 def percentiles(values):
   """The 95% interval of resampled values; NaN where there are none."""
-  values = np.asarray(values, np.float64)
+  values = np.array(list(values), np.float64)
   values = values[~np.isnan(values)]
   if not len(values):
     return float("nan"), float("nan")

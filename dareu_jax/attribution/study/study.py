@@ -109,6 +109,7 @@ def protocol(study: Study, groups):
     "trained_parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(study.base.trainable))),
     "epochs": settings.finetune.epochs, "batch_size": settings.finetune.batch_size,
     "loss_full": float(losses["full"].mean()), "loss_halves": float(half_losses.mean()),
-    "resamples": settings.bootstrap, "influence": scores.solver_facts(study),
+    "temperature": settings.temperature, "resamples": settings.bootstrap,
+    "influence": scores.solver_facts(study),
     "damping": settings.influence.damping, "iterations": settings.influence.iterations,
   }

@@ -123,7 +123,7 @@ class Judge:
     """One checkpoint's figures. Scores are those of the forget owners together."""
     study = self.study
     rouges, greedy = self._rouges(policy)
-    own = Q.sample(study, policy, self.prompts, study.settings.seed + 17)
+    own = Q.sample(study, policy, self.prompts, study.settings.seed + 17, 1.0)
     # A model from which another was taken is at no distance of itself: leave it out.
     others = [r for r in self.retrained if r is not policy]
     by_model = np.array([kl_on_rows(study, policy, other, own) for other in others])

@@ -108,22 +108,34 @@ def test_detection_auc_needs_both_kinds():
   scores, deltas = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[0.0, 1.0], [1.0, 0.0]])
   assert st.detection_auc(scores, deltas, 0.5) == 1
   assert np.isnan(st.detection_auc(scores, deltas, 2.0))
-  noise = RNG.normal(size=(5, 6))
-  want = roc_auc_score((noise > 0.3).ravel(), scores := RNG.normal(size=30))
-  assert st.detection_auc(scores.reshape(5, 6), noise, 0.3) == pytest.approx(want)
+
+
+def test_detection_auc_is_that_of_scikit_learn_with_ties():
+  deltas, scores = RNG.normal(size=(5, 6)), RNG.integers(0, 4, (5, 6)).astype(float)
+  want = roc_auc_score((deltas > 0.3).ravel(), scores.ravel())
+  assert st.detection_auc(scores, deltas, 0.3) == pytest.approx(want)
+
+
+def reliability(runs):
+  return st.reliability(st.half_correlations(runs), len(runs))
 
 
 def test_reliability_steps_up_to_what_more_trainings_would_give():
-  """Two halves of one training each correlate r; the mean of both is compared with another mean of
-  both, which a large simulation gives."""
+  """Two single trainings correlate r; what the mean of both has in common with another mean of
+  both, a simulation gives."""
   rng = np.random.default_rng(1)
   signal = rng.normal(size=(400, 40))
   runs = signal + rng.normal(size=(4, 400, 40))
-  estimate = st.split_half_reliability(runs[:2]).mean()
   first, second = runs[:2].mean(axis=0), runs[2:].mean(axis=0)
   truth = st.spearman(first, second).mean()
-  assert estimate == pytest.approx(truth, abs=0.03)
-  assert st.split_half_reliability(runs[:2] * 0 + signal).mean() == pytest.approx(1.0)
+  assert reliability(runs[:2]) == pytest.approx(truth, abs=0.02)
+  assert reliability(runs[:2] * 0 + signal) == pytest.approx(1.0)
+
+
+def test_trainings_that_share_nothing_have_no_reliability_and_no_ceiling():
+  runs = np.random.default_rng(3).normal(size=(2, 500, 20))
+  assert abs(reliability(runs)) < 0.05
+  assert st.ceiling(-0.2) == 0
 
 
 def test_the_ceiling_is_what_a_perfect_score_reaches():
@@ -131,16 +143,14 @@ def test_the_ceiling_is_what_a_perfect_score_reaches():
   signal = rng.normal(size=(400, 60))
   runs = signal + rng.normal(size=(3, 400, 60))
   reached = st.spearman(signal, runs.mean(axis=0)).mean()
-  assert st.ceiling(st.split_half_reliability(runs)).mean() == pytest.approx(reached, abs=0.03)
+  assert st.ceiling(reliability(runs)) == pytest.approx(reached, abs=0.02)
 
 
 def test_three_trainings_are_split_in_every_way_that_uses_two():
   values = RNG.normal(size=(3, 1, 9))
   pairs = [stats.spearmanr(values[i, 0], values[j, 0]).statistic
            for i, j in itertools.combinations(range(3), 2)]
-  mean = np.mean(pairs)
-  want = 3 * mean / (1 + 2 * mean) if mean > 0 else mean
-  assert st.split_half_reliability(values)[0] == pytest.approx(want)
+  assert st.half_correlations(values)[0] == pytest.approx(np.mean(pairs))
 
 
 def test_share_of_significant_correlations_follows_scipy():
