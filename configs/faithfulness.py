@@ -1,6 +1,9 @@
 """Is the owner classifier a fair stand-in for attribution? Small models, retrained many times.
 
-    python -m dareu_jax.attribution.faithfulness --config=configs/faithfulness.py --workdir=runs/faith
+    python -m dareu_jax.attribution.faithfulness --config=configs/faithfulness.py \
+        --workdir=runs/faithfulness
+
+TIME
 """
 
 from ml_collections import ConfigDict
@@ -70,7 +73,8 @@ def get_config():
   config.retraining = ConfigDict(dict(
     num_subsets=64,  # random halves of the owners
     subset_seeds=2,  # trainings of each half
-    seeds=3,  # trainings of the full, the retained and each leave-owner-out model
+    seeds=3,  # trainings of the full and of each leave-owner-out model
+    retained_seeds=8,  # trainings of the model without the forget owners
     group_size=8,  # models that are kept together: what a kill can cost
   ))
   config.classifier = ConfigDict(dict(

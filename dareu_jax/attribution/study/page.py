@@ -48,8 +48,9 @@ def protocol(results):
     f"full model on {p['examples']} examples of {p['owners']} owners with {p['seeds']} seeds, each "
     f"leave-owner-out model with the same {p['seeds']} seeds, {p['subsets']} random halves of the "
     f"owners with {p['subset_seeds']} seeds each, and the model without the forget owners "
-    f"({', '.join(p['forget_owners'])}). Every model takes the same number of updates and sees "
-    "each of its examples as often; trainings of one seed start from the same adapters and differ "
+    f"({', '.join(p['forget_owners'])}) with {p['retained_seeds']} seeds. "
+    "Every model takes the same number of updates and sees each of its "
+    "examples as often; trainings of one seed start from the same adapters and differ "
     f"in the data alone. Last loss: {p['loss_full']:.3f} nats a token (full), "
     f"{p['loss_halves']:.3f} (halves). Sampled responses: temperature {p['temperature']:g}. A "
     "response's log-prob is its mean per token. Intervals: 95% "
@@ -116,11 +117,14 @@ def floor_section(results):
 def trajectory_section(trajectory):
   parts = ["## (f) trajectory", "![Trajectories](trajectory.png)",
            "Every checkpoint answers the forget queries at temperature 1. Score: of the forget "
-           "owners together. KL: exact over the vocabulary, of the checkpoint to the retrained "
-           "models on its own responses, mean per token, mean over the retrained models' seeds. "
-           "An alarm: from one checkpoint to the next the score falls by more than .01 while the "
-           "KL grows by more than its standard error (or ToW falls by more than .01)."]
-  references = [[name, *_checkpoint(r)] for name, r in trajectory["references"].items()]
+           "owners together. KL: exact over the vocabulary, from the checkpoint to the mixture of "
+           "the retrained models, on its own responses, mean per token (a retrained model: to the "
+           "mixture of the others). ToW: against the retrained models' mean ROUGE. An alarm: "
+           "from one checkpoint to the next the score falls by more than .01 while the KL "
+           "grows by more than its standard error (or ToW falls by more than .01)."]
+  references = [["original", *_checkpoint(trajectory["references"]["original"])]]
+  references += [[f"retrained, seed {i}", *_checkpoint(r)]
+                 for i, r in enumerate(trajectory["references"]["retrained"])]
   parts.append(pipe_table(["reference", *CHECKPOINT_HEADER], references))
   for form, run in trajectory["runs"].items():
     rows = [[str(i), *_checkpoint(r)] for i, r in enumerate(run["checkpoints"])]

@@ -120,21 +120,20 @@ def trajectories(trajectory):
   axes = figure.subplots(3, len(runs), sharex="col", sharey="row", squeeze=False)
   figure.subplots_adjust(left=0.075 if len(runs) > 1 else 0.14, right=0.985, top=0.94, bottom=0.075,
                          hspace=0.14, wspace=0.06)
-  other = references["retrained, another seed"]
+  seeds = {key: [r[key] for r in references["retrained"]] for key in ("score", "kl", "tow")}
   for column, (form, run) in enumerate(runs.items()):
     score, kl, tow = axes[:, column]
     records = run["checkpoints"]
     for name, key, colour in (("classifier (rewards)", "score", BLUE), ("judge", "judge", PURPLE),
                               ("with none", "with none", OCHRE)):
       score.plot([r[key] for r in records], color=colour, marker=".", label=name, linewidth=1.4)
-    score.axhline(run["target"], color=GREEN, linestyle="--", linewidth=1.3,
-                  label=f"retrained model: {run['target']:.3f}")
     kl.plot([r["kl"] for r in records], color=BLUE, marker=".", linewidth=1.4)
-    kl.axhline(other["kl"], color=GREEN, linestyle="--", linewidth=1.3,
-               label=f"retrained, another seed: {other['kl']:.2f}")
     tow.plot([r["tow"] for r in records], color=BLUE, marker=".", linewidth=1.4)
-    tow.axhline(other["tow"], color=GREEN, linestyle="--", linewidth=1.3,
-                label=f"retrained, another seed: {other['tow']:.2f}")
+    for ax, key in ((score, "score"), (kl, "kl"), (tow, "tow")):
+      values = seeds[key]
+      ax.axhspan(min(values), max(values), color=GREEN, alpha=0.15, linewidth=0)
+      ax.axhline(sum(values) / len(values), color=GREEN, linestyle="--", linewidth=1.3,
+                 label=f"retrained, {len(values)} seeds: {sum(values) / len(values):.3f}")
     for ax, key, values in ((kl, "alarms_kl", "kl"), (tow, "alarms_tow", "tow")):
       steps = run[key]
       ax.plot(steps, [records[i][values] for i in steps], "o", color=VERMILLION, markersize=9,
@@ -147,12 +146,13 @@ def trajectories(trajectory):
       ax.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
     # Read from zero, and with room for the legend.
     score.set_ylim(-0.03, 1.1)
-    kl.set_ylim(0, 1.35 * max(r["kl"] for each in runs.values() for r in each["checkpoints"]))
+    every = [r["kl"] for each in runs.values() for r in each["checkpoints"]] + seeds["kl"]
+    kl.set_ylim(0, 1.35 * max(every))
     tow.set_ylim(min(lowest, 0.9) - 0.02, 1.02)
     _finish(score, f"reward form: {form}", "")
     _finish(kl, "", "")
     _finish(tow, "", "epoch")
-  for ax, label in zip(axes[:, 0], ("score of the forget owners", "KL to retrained (nats a token)",
+  for ax, label in zip(axes[:, 0], ("score of the forget owners", "KL to the retrained models",
                                     "ToW"), strict=True):
     ax.set_ylabel(label, color=INK)
   return figure

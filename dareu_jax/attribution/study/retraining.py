@@ -41,7 +41,8 @@ def all_groups(study: Study):
   everyone = (True,) * owners
   retained = tuple((~study.is_forget).tolist())
   groups = [Group("full", (everyone,) * len(seeds), tuple(seeds)),
-            Group("retained", (retained,) * len(seeds), tuple(seeds))]
+            Group("retained", (retained,) * settings.retraining.retained_seeds,
+                  tuple(settings.seed + r for r in range(settings.retraining.retained_seeds)))]
   without = [tuple(i != o for i in range(owners)) for o in range(owners)]
   for seed in seeds:
     groups.append(Group(f"without_seed{seed}", tuple(without), (seed,) * owners))

@@ -23,12 +23,14 @@ class RetrainingSettings:
   num_subsets: int  # random halves of the owners
   subset_seeds: int  # trainings of each half
   seeds: int  # trainings of the full model and of each leave-owner-out model
+  retained_seeds: int  # trainings of the model without the forget owners
   group_size: int  # models that are kept together: what a kill can cost
 
   def __post_init__(self):
     at_least("retraining.num_subsets", self.num_subsets, 4)
     at_least("retraining.subset_seeds", self.subset_seeds, 2, "the ceiling compares two seeds")
     at_least("retraining.seeds", self.seeds, 2, "the ceiling compares two seeds")
+    at_least("retraining.retained_seeds", self.retained_seeds, 2, "one is compared with the others")
     at_least("retraining.group_size", self.group_size, 1)
 
 

@@ -103,7 +103,7 @@ def protocol(study: Study, groups):
     "owners": len(study.owners), "examples": len(study.examples),
     "forget_owners": list(study.corpus.forget_owners),
     "subsets": settings.retraining.num_subsets, "subset_seeds": settings.retraining.subset_seeds,
-    "seeds": settings.retraining.seeds,
+    "seeds": settings.retraining.seeds, "retained_seeds": settings.retraining.retained_seeds,
     "models": sum(map(len, groups.values())),
     "base_parameters": study.config.num_parameters,
     "trained_parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(study.base.trainable))),

@@ -27,7 +27,8 @@ def smallest_study():
   config.pretrain.update(epochs=1, batch_size=32)
   config.finetune.update(epochs=3, batch_size=8, learning_rate=1e-2)
   config.classifier.train.epochs = 3
-  config.retraining.update(num_subsets=6, subset_seeds=2, seeds=2, group_size=4)
+  config.retraining.update(num_subsets=6, subset_seeds=2, seeds=2, retained_seeds=2,
+                           group_size=4)
   config.influence.update(iterations=3, batch_size=8)
   config.unlearning.update(samples_per_prompt=1, rollout_batch_size=4, minibatch_size=4,
                            retain_batch_size=4, max_new_tokens=16)

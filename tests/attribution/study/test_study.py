@@ -67,12 +67,25 @@ def test_masking_nothing_is_the_response_itself(finished):
     assert points[-1]["rouge"] < 0.2
 
 
-def test_a_models_own_kl_to_the_retrained_one_is_that_of_other_seeds(finished):
-  """A retrained model must not be compared with itself, which would make its distance 0."""
-  references = finished[1]["trajectory"]["references"]
-  assert references["retrained"]["kl"] > 0
-  assert references["retrained, another seed"]["kl"] > 0
-  assert references["retrained"]["tow"] == 1.0
+def test_a_retrained_model_is_not_compared_with_itself(finished):
+  """Of two, each is measured by the other: a distance of 0 or of log 2 at most would show itself."""
+  folder, results, _ = finished
+  world = study.make_study(settings(), folder)
+  adapters, _ = retraining.load_models(world, retraining.all_groups(world)["retained"])
+  first, second = (retraining.one_model(adapters, i) for i in range(2))
+  rows = world.rows(world.corpus.forget)
+  alone = study.trajectory.kl_to_mixture(world, first, adapters, [0.0, 1.0], rows)
+  both = study.trajectory.kl_to_mixture(world, first, adapters, [0.5, 0.5], rows)
+  itself = study.trajectory.kl_to_mixture(world, first, adapters, [1.0, 0.0], rows)
+  np.testing.assert_allclose(itself, 0, atol=1e-5)
+  assert np.all(both < alone) and np.all(both <= np.log(2))
+  # An oracle that shares no code: the logits of the two models, row by row.
+  row = rows[0]
+  ids = np.array([row.prompt + row.completion])
+  p, q = (np.asarray(jax.nn.softmax(world.base.frame.merge(params, world.base.frozen).logits(
+    ids)[0], axis=-1), np.float64)[len(row.prompt) - 1:-1] for params in (first, second))
+  assert alone[0] == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-3)
+  assert len(results["trajectory"]["references"]["retrained"]) == 2
 
 
 def test_leaving_an_owner_out_costs_its_own_responses_most(finished):
