@@ -1,0 +1,165 @@
+"""What training on an owner did to a response, to first order, from gradients and curvature.
+
+Gradients and the Gauss-Newton matrix are those of the *trained* parameters alone. With adapters
+these are few: the space that influence is taken in is then the space that was trained in.
+
+Limits: a chunk's logits are held whole ([B, T, V]), and gradients of all queries and owners lie in
+memory at once ([Q, P]); it is made for adapters of small models, P up to about a million.
+
+B rows, T time, V vocabulary, P trained parameters, C chunks, G right-hand sides.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import cg
+
+from dareu_jax.logprobs import completion_hidden
+from dareu_jax.masked import length_mask, masked_sum
+
+
+def _logits(frame, params, frozen, batch):
+  """Logits [B, T, V] that predict the completions of a data.batches.Batch."""
+  model = frame.merge(params, frozen)
+  time = batch.completion_ids.shape[1]
+  return model.unembed(
+    completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time))
+
+
+@functools.partial(jax.jit, static_argnames="frame")
+def example_gradients(frame, params, frozen, batch):
+  """∇ Σ_t log p(y_t | x, y_<t) of each row of a batch: [B, P] float32."""
+
+  def total(params, row):
+    batch = jax.tree.map(lambda x: x[None], row)
+    logprobs = jax.nn.log_softmax(_logits(frame, params, frozen, batch), axis=-1)
+    chosen = jnp.take_along_axis(logprobs, batch.completion_ids[..., None], axis=-1)[..., 0]
+    return masked_sum(chosen, length_mask(batch.completion_lengths, chosen.shape[1]))
+
+  return jax.vmap(lambda row: ravel_pytree(jax.grad(total)(params, row))[0])(batch)
+
+
+@functools.partial(jax.jit, static_argnames="frame")
+def gauss_newton_products(frame, params, frozen, chunks, vectors):
+  """G v for several v, without ever forming G.
+
+      G = Σ_rows Σ_t J_tᵀ H_t J_t,    H_t = diag(p_t) - p_t p_tᵀ
+
+  J_t is the Jacobian of a position's logits, H_t the Hessian of the softmax cross-entropy in them
+  (it does not depend on the target), p_t the predicted distribution. Each product is a forward
+  derivative, H_t, and a reverse derivative.
+
+  Args:
+    frame, params, frozen: a decoder as `models.states.split` gives it.
+    chunks: data.batches.Batch whose arrays have a leading axis [C, ...].
+    vectors: [G, P] float32.
+
+  Returns: [G, P] float32.
+
+  Source: Schraudolph 2002; Martens 2010.
+  """
+  flat, unravel = ravel_pytree(params)
+
+  def of_chunk(total, batch):
+    def logits(flat):
+      return _logits(frame, unravel(flat), frozen, batch)
+
+    outputs, push = jax.linearize(logits, flat)
+    pull = jax.linear_transpose(push, flat)
+    probabilities = jax.nn.softmax(outputs, axis=-1)
+    mask = length_mask(batch.completion_lengths, outputs.shape[1])[..., None]
+
+    def product(vector):
+      change = push(vector)
+      mean = jnp.sum(probabilities * change, axis=-1, keepdims=True)
+      return pull(jnp.where(mask, probabilities * (change - mean), 0.0))[0]
+
+    # One after the other. Under vmap the sum of products with the unbatched probabilities comes out
+    # wrong on CPUs with jaxlib 0.10.2 and 0.11.0 (jax-ml/jax issue 39103).
+    return total + jax.lax.map(product, vectors), None
+
+  return jax.lax.scan(of_chunk, jnp.zeros_like(vectors), chunks)[0]
+
+
+def mean_eigenvalue(frame, params, frozen, chunks, *, probes, key):
+  """trace(G) / P, estimated with random signs.
+
+  Source: Hutchinson 1990.
+  """
+  size = ravel_pytree(params)[0].size
+  signs = jax.random.rademacher(key, (probes, size), jnp.float32)
+  products = gauss_newton_products(frame, params, frozen, chunks, signs)
+  return float(jnp.mean(jnp.sum(signs * products, axis=1)) / size)
+
+
+@functools.partial(jax.jit, static_argnames=("frame", "iterations"))
+def solve(frame, params, frozen, chunks, right, damping, tolerance, *, iterations):
+  """(G + λ I)⁻¹ b for several b, by conjugate gradients.
+
+  Args:
+    right: [G, P]; the b.
+    damping: λ > 0.
+    tolerance: residual over |b| at which a b is done.
+    iterations: at most.
+
+  Returns: (solutions [G, P], residuals over |b| [G]).
+  """
+
+  def matrix(vector):
+    product = gauss_newton_products(frame, params, frozen, chunks, vector[None])[0]
+    return product + damping * vector
+
+  def one(b):
+    x, _ = cg(matrix, b, tol=tolerance, maxiter=iterations)
+    return x, jnp.linalg.norm(matrix(x) - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
+
+  return jax.lax.map(one, right)  # not vmap: see gauss_newton_products
+
+
+def group_influence(query_gradients, owner_gradients, solved):
+  """First-order effect of an owner's data on each query's log-probability.
+
+      a_o(q) = g_qᵀ (G + λ I)⁻¹ Σ_{i in o} g_i        g = ∇ log p
+
+  Positive where the owner's data makes the query likelier. A group's influence is the sum of its
+  examples': owners' effects on each other are not seen.
+
+  Args:
+    query_gradients: [Q, P].
+    owner_gradients: [O, P]; Σ_{i in o} g_i.
+    solved: [O, P]; (G + λ I)⁻¹ of them.
+
+  Returns: [Q, O].
+
+  Source: Koh and Liang 2017; Grosse et al. 2023 (Gauss-Newton, language models).
+  """
+  assert solved.shape == owner_gradients.shape, "one solution for each owner"
+  return np.asarray(query_gradients) @ np.asarray(solved).T
+
+
+def gradient_cosine(query_gradients, example_gradients, owner_of, num_owners):
+  """Mean over an owner's examples of the cosine of their gradient and the query's.
+
+  Args:
+    query_gradients: [Q, P].
+    example_gradients: [N, P].
+    owner_of: [N] int.
+
+  Returns: [Q, O].
+  """
+
+  def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+
+  cosines = unit(query_gradients) @ unit(example_gradients).T
+  return np.stack([cosines[:, np.asarray(owner_of) == o].mean(axis=1)
+                   for o in range(num_owners)], axis=1)
+
+
+def stack_chunks(batches):
+  """Batches of one shape with a leading axis, for `gauss_newton_products`."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *batches)

@@ -1,0 +1,288 @@
+"""The statistics of a study: arrays in, arrays out. They know no model and no file.
+
+Q queries, O owners, M subsets of the owners, R trainings (seeds) of each subset.
+
+A rank correlation with a constant is not 0 and not an error: it does not exist. It is NaN here, and
+every mean over queries says over how many it was taken.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Figure(NamedTuple):
+  """A number and what it rests on.
+
+  Attributes:
+    value: the mean over queries.
+    by_queries, by_retrainings, by_both: 95% percentile intervals, resampling these.
+    defined: share of queries that have a value.
+  """
+
+  value: float
+  by_queries: tuple[float, float]
+  by_retrainings: tuple[float, float]
+  by_both: tuple[float, float]
+  defined: float
+
+
+def spearman(first, second):
+  """Rank correlation along the last axis, ties sharing their mean rank.
+
+  Args:
+    first, second: [..., N] float, broadcast against each other.
+
+  Returns: [...] float64; NaN where either has no two different values.
+  """
+  first, second = (stats.rankdata(x, axis=-1) for x in (first, second))
+  first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
+  squares = (first**2).sum(axis=-1) * (second**2).sum(axis=-1)
+  products = (first * second).sum(axis=-1)
+  return np.where(squares > 0, products / np.sqrt(np.where(squares > 0, squares, 1.0)), np.nan)
+
+
+def subset_scores(scores, members):
+  """What the scores of single owners say of a group of them: their sum.
+
+  Args:
+    scores: [Q, O].
+    members: [M, O] bool.
+
+  Returns: [Q, M].
+  """
+  return np.asarray(scores, np.float64) @ np.asarray(members, np.float64).T
+
+
+def linear_datamodeling_score(scores, members, logprobs):
+  """LDS of each query, with owners in place of examples.
+
+      LDS(q) = Spearman over j of ( Σ_{o in S_j} a_o(q),  log p(q; θ_{S_j}) )
+
+  Args:
+    scores: [Q, O]; a_o(q), larger where owner o helps q more.
+    members: [M, O] bool; S_j.
+    logprobs: [M, Q]; averaged over the trainings of S_j.
+
+  Returns: [Q]; NaN where either side is constant.
+
+  Source: Park et al. 2023 (TRAK); Ilyas et al. 2022.
+  """
+  return spearman(subset_scores(scores, members), np.asarray(logprobs).T)
+
+
+def lds_given_the_owner(scores, members, logprobs, owner_of):
+  """LDS among the subsets that hold the query's own owner, and among those that do not: their mean.
+
+  In the plain LDS the own owner's presence decides nearly all; here it cannot.
+
+  Args:
+    scores: [Q, O].
+    members: [M, O] bool.
+    logprobs: [M, Q].
+    owner_of: [Q] int.
+
+  Returns: [Q]; NaN where neither kind of subsets has a value.
+  """
+  first, second = _beaten(subset_scores(scores, members)), _beaten(np.asarray(logprobs).T)
+  held = np.asarray(members)[:, owner_of].T
+  halves = np.stack([_spearman_within(first, second, kept) for kept in (held, ~held)])
+  count = (~np.isnan(halves)).sum(axis=0)
+  return np.where(count > 0, np.nansum(halves, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _beaten(x):
+  """x [Q, M] -> [Q, M, M] float32: 1 where entry i is above entry j, a half where they are equal."""
+  # Products of groups of owners may differ in the last digit alone.
+  x = np.round(np.asarray(x, np.float64), 12)
+  return ((x[:, :, None] > x[:, None, :]) + 0.5 * (x[:, :, None] == x[:, None, :])).astype(
+    np.float32)
+
+
+def _spearman_within(first, second, kept):
+  """Rank correlation of each query over its kept subsets: [Q, M, M] twice, [Q, M] bool -> [Q]."""
+  kept = kept.astype(np.float32)
+  count = np.maximum(kept.sum(axis=1, keepdims=True), 1)
+  ranks = [(x @ kept[..., None])[..., 0] for x in (first, second)]
+  one, other = (kept * (r - (r * kept).sum(axis=1, keepdims=True) / count) for r in ranks)
+  squares = (one**2).sum(axis=1) * (other**2).sum(axis=1)
+  there = (squares > 1e-6) & (kept.sum(axis=1) > 2)
+  return np.where(there, (one * other).sum(axis=1) / np.sqrt(np.where(there, squares, 1)), np.nan)
+
+
+def share_significant(correlations, count, level=0.05):
+  """Share of rank correlations over `count` points whose two-sided p-value is below `level`.
+
+  By the t-distribution of r √((n-2) / (1-r²)).
+  """
+  r = np.clip(np.asarray(correlations, np.float64), -1 + 1e-12, 1 - 1e-12)
+  r = r[~np.isnan(r)]
+  if not len(r):
+    return float("nan")
+  p = 2 * stats.t.sf(np.abs(r) * np.sqrt((count - 2) / (1 - r**2)), count - 2)
+  return float(np.mean(p < level))
+
+
+def over_owners(scores, deltas, left_out=None):
+  """Rank correlation over owners of scores and leave-owner-out differences, for each query.
+
+  Args:
+    scores, deltas: [Q, O].
+    left_out: [Q] int; an owner whom each query leaves out, or None.
+
+  Returns: [Q].
+  """
+  if left_out is None:
+    return spearman(scores, deltas)
+  keep = np.arange(deltas.shape[1]) != np.asarray(left_out)[:, None]
+  shape = (len(deltas), -1)
+  return spearman(scores[keep].reshape(shape), deltas[keep].reshape(shape))
+
+
+def top_owner_hits(scores, deltas):
+  """Whether the owner with the highest score is the one whose absence costs most: [Q] of 0 and 1.
+
+  Owners that share the highest score count in parts, so that a constant score gets chance.
+  """
+  best = np.asarray(scores) == np.max(scores, axis=1, keepdims=True)
+  right = np.arange(best.shape[1]) == np.argmax(deltas, axis=1)[:, None]
+  return (best & right).sum(axis=1) / best.sum(axis=1)
+
+
+def detection_auc(scores, deltas, threshold):
+  """AUC of telling (query, owner) pairs with Δ > threshold from the others by their score.
+
+  NaN where one of the two kinds is missing.
+  """
+  labels = np.asarray(deltas).ravel() > threshold
+  positive, negative = int(labels.sum()), int((~labels).sum())
+  if not positive or not negative:
+    return float("nan")
+  ranks = stats.rankdata(np.asarray(scores).ravel())  # Mann-Whitney: ties count half
+  return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def spearman_brown(correlation, factor=2.0):
+  """Reliability of a mean over `factor` times as many trainings: k r / (1 + (k-1) r)."""
+  correlation = np.asarray(correlation, np.float64)
+  return factor * correlation / (1 + (factor - 1) * correlation)
+
+
+def half_correlations(values):
+  """Rank correlation of the means of two halves of the trainings, averaged over every way to part
+  them (with an odd number, one training is left out each time).
+
+  Args:
+    values: [R, Q, N]; R >= 2.
+
+  Returns: [Q]; NaN where a half is constant.
+  """
+  values = np.asarray(values, np.float64)
+  half = len(values) // 2
+  return np.mean([
+    spearman(values[list(first)].mean(axis=0), values[list(second)].mean(axis=0))
+    for first, second in _halves(len(values), half)], axis=0)
+
+
+def reliability(correlations, trainings):
+  """How well the mean over all trainings would agree with that of as many others.
+
+  The mean over queries is stepped up, not each query's value: few points make those noisy, and the
+  formula is not linear.
+
+  Args:
+    correlations: [Q]; of `half_correlations`.
+    trainings: R.
+
+  Returns: float; at or below 0 nothing agrees and nothing is stepped up.
+
+  Source: Spearman 1910; Brown 1910.
+  """
+  mean = defined_mean(correlations)
+  return float(spearman_brown(mean, trainings / (trainings // 2))) if mean > 0 else mean
+
+
+def _halves(count, half):
+  for first in itertools.combinations(range(count), half):
+    rest = [i for i in range(count) if i not in first]
+    for second in itertools.combinations(rest, half):
+      if first < second:
+        yield first, second
+
+
+def ceiling(reliability):
+  """The highest correlation that a perfect score can expect with a truth of this reliability.
+
+  Source: the correction for attenuation, Spearman 1904.
+  """
+  return float(np.sqrt(max(reliability, 0.0)))
+
+
+def defined_mean(values):
+  """Mean over what exists; NaN where nothing does."""
+  values = np.asarray(values, np.float64)
+  kept = values[~np.isnan(values)]
+  return float(kept.mean()) if len(kept) else float("nan")
+
+
+def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
+  """Mean over queries of a statistic, with three percentile intervals.
+
+  Args:
+    statistic: retraining indices (with repeats) -> [Q] a value for each query.
+    num_queries, num_retrainings: Q, and how many retrainings there are to draw from.
+    resamples: of each interval.
+    seed: int.
+
+  Returns: Figure. 'by_both' draws queries and retrainings at once: new questions to new models.
+  """
+  rng = np.random.default_rng(seed)
+  whole = np.asarray(statistic(np.arange(num_retrainings)), np.float64)
+  queries = rng.integers(0, num_queries, (resamples, num_queries))
+  drawn = [np.asarray(statistic(rng.integers(0, num_retrainings, num_retrainings)), np.float64)
+           for _ in range(resamples)]
+  return Figure(
+    defined_mean(whole),
+    percentiles([defined_mean(whole[q]) for q in queries]),
+    percentiles([defined_mean(values) for values in drawn]),
+    percentiles([defined_mean(v[q]) for v, q in zip(drawn, queries, strict=True)]),
+    float(np.mean(~np.isnan(whole))))
+
+
+def percentiles(values):
+  """The 95% interval of resampled values; NaN where there are none."""
+  values = np.array(list(values), np.float64)
+  values = values[~np.isnan(values)]
+  if not len(values):
+    return float("nan"), float("nan")
+  return tuple(float(x) for x in np.percentile(values, [2.5, 97.5]))
+
+
+def alarms(scores, distances, *, score_margin=0.0, distance_margins=0.0):
+  """Steps on which a score falls while the distance that it stands for grows.
+
+  Args:
+    scores, distances: [C]; of checkpoints in order.
+    score_margin: what the score must fall by, more than this.
+    distance_margins: scalar or [C-1]; what the distance must grow by, more than this.
+
+  Returns: list of int; the checkpoint at the end of each such step.
+  """
+  falls = -np.diff(scores) > score_margin
+  grows = np.diff(distances) > distance_margins
+  return [int(i) + 1 for i in np.flatnonzero(falls & grows)]
+
+
+def correlation_over_checkpoints(scores, distances, *, resamples, seed):
+  """Spearman over the checkpoints of a run: (value, 95% interval).
+
+  Checkpoints follow on each other, so the interval (a bootstrap over them) is too narrow; it is a
+  guide.
+  """
+  scores, distances = np.asarray(scores, np.float64), np.asarray(distances, np.float64)
+  rng = np.random.default_rng(seed)
+  draws = rng.integers(0, len(scores), (resamples, len(scores)))
+  values = spearman(scores[draws], distances[draws])
+  return float(spearman(scores, distances)), percentiles(values)
