@@ -3,7 +3,7 @@
     python -m dareu_jax.attribution.faithfulness --config=configs/faithfulness.py \
         --workdir=runs/faithfulness
 
-About half an hour on 2 cores, nearly all of it retraining. Out come figures.json, report.md and plots.
+About half an hour on 2 cores, nearly all of it retraining. Out come figures.json, report.md, plots.
 """
 
 from ml_collections import ConfigDict
