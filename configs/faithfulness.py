@@ -3,7 +3,8 @@
     python -m dareu_jax.attribution.faithfulness --config=configs/faithfulness.py \
         --workdir=runs/faithfulness
 
-About half an hour on 2 cores, nearly all of it retraining. Out come figures.json, report.md, plots.
+About 70 minutes on 2 cores that other work used too (25 of them the influence, 20 the 175
+retrainings); out come figures.json, report.md and its plots. docs/faithfulness.md discusses them.
 """
 
 from ml_collections import ConfigDict

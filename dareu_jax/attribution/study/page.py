@@ -70,7 +70,8 @@ def _legend():
     "the owner whom the query is about, and among the others. Over owners: Spearman of a_o and "
     "Δ_o = log p_full - log p_{-o}, averaged over seeds. Top-1: the owner with the highest score "
     "has the largest Δ. AUC: of Δ > τ, two standard errors of a Δ, over all pairs. p < .05: share "
-    "of queries. / ceiling: over the square root of the truth's reliability."])
+    "of queries; it is high for random scores too, which give the own owner some weight by chance. "
+    "/ ceiling: over the square root of the truth's reliability."])
 
 
 def comparison_table(found):

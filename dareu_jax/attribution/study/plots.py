@@ -101,14 +101,15 @@ def floor_and_calibration(floor, calibration):
     label = f"{name}: accuracy {found['accuracy']:.2f}, ECE {found['ece']:.3f}"
     confidence, accuracy, counts = zip(*found["bins"], strict=True)
     right.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6)
-    right.scatter(confidence, accuracy, s=[12 + 2 * n for n in counts], color=colour,
+    right.scatter(confidence, accuracy, s=[14 + n for n in counts], color=colour,
                   marker=marker, label=label, zorder=3)
   right.set_xlim(-0.02, 1.05)
-  right.set_ylim(-0.05, 1.08)
+  right.set_ylim(-0.05, 1.32)
+  right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
   right.set_ylabel("accuracy", color=INK)
   right.grid(color=FAINT, linewidth=0.6)
   right.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK,
-               loc="lower right", markerscale=0.7)
+               loc="upper left", markerscale=0.7)
   _finish(right, "Calibration (size: examples in the bin)", "confidence")
   return figure
 

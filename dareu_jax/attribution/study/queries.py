@@ -109,6 +109,8 @@ def given(study: Study):
   noise = tuple(row._replace(completion=tuple(rng.integers(
     0, study.tokenizer.vocab_size, len(row.completion) - 1).tolist()) + row.completion[-1:])
     for row in result["true"].rows)
+  silent = tuple(row._replace(owner=-1) for row in result["refusal"].rows)  # about nobody
+  result["refusal"] = dataclasses.replace(result["refusal"], rows=silent)
   result["random"] = _queries(study, "random", noise, "random tokens, as many as the true response")
   if study.corpus.holdout:
     result["holdout"] = _queries(study, "holdout", study.rows(study.corpus.holdout),

@@ -121,10 +121,11 @@ def at_model(study: Study, adapters, rows):
     solved, residuals = influence.solve(
       *model, chunks, groups, settings.damping * eigenvalue, settings.tolerance,
       iterations=settings.iterations)
+    largest = float(np.max(residuals))  # waits for the solution
     bar.update()
   return (influence.gradient_cosine(asked, examples, study.owner_of, owners),
           influence.group_influence(asked, groups, solved),
-          {"mean_eigenvalue": eigenvalue, "largest_residual": float(np.max(residuals))})
+          {"mean_eigenvalue": eigenvalue, "largest_residual": largest})
 
 
 def solver_facts(study: Study):
