@@ -94,7 +94,7 @@ def lds_given_the_owner(scores, members, logprobs, owner_of):
 
 
 def _beaten(x):
-  """x [Q, M] -> [Q, M, M] float32: 1 where i is above j, .5 where they are equal."""
+  """x [Q, M] -> [Q, M, M] float32: 1 where entry i is above entry j, a half where equal."""
   # Products of groups of owners may differ in the last digit alone.
   x = np.round(np.asarray(x, np.float64), 12)
   return ((x[:, :, None] > x[:, None, :]) + 0.5 * (x[:, :, None] == x[:, None, :])).astype(
