@@ -9,25 +9,18 @@ Given again, the same command goes on where it was.
 import ast
 import copy
 import pathlib
-import shlex
-import sys
 from typing import NamedTuple
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax import experiment
-from dareu_jax.command_line import guarded, parse_flags
+from dareu_jax.command_line import enter, typed
 from dareu_jax.report import comparison
 from dareu_jax.run import METHOD, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training.checkpoints import read_json, write_json
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file: the base config and the studies.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
-_ONLY = flags.DEFINE_list("only", None, "Studies to run, apart by commas; all if not given.")
 
 
 class Variant(NamedTuple):
@@ -42,17 +35,18 @@ class Variant(NamedTuple):
     return f"{self.study}/{self.label.replace(' ', ',').replace('/', '_')}"
 
 
-def main(argv):
-  """Runs the grid."""
-  return guarded(_main, argv, hint="The same command goes on from the last checkpoint.")
+def _define_flags():
+  config_flags.DEFINE_config_file(
+    "config", None, "Config file: the base config and the studies.", lock_config=True)
+  flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
+  flags.DEFINE_list("only", None, "Studies to run, apart by commas; all if not given.")
 
 
-def _main():
+def main(given):
+  """Runs the grid, by its flags."""
   jax.config.update("jax_default_matmul_precision", "highest")
-  grid = variants(_CONFIG.value, _ONLY.value)
-  command = "python -m dareu_jax.ablations " + " ".join(map(shlex.quote, sys.argv[1:]))
-  records = run(grid, _WORKDIR.value, command=command)
-  print(comparison.table(records), f"Report: {_WORKDIR.value}/ablations.md", sep="\n\n")
+  records = run(variants(given.config, given.only), given.workdir, command=typed())
+  print(comparison.table(records), f"Report: {given.workdir}/ablations.md", sep="\n\n")
 
 
 def variants(config, only=None):
@@ -125,10 +119,6 @@ def run(grid, workdir, *, command):
   return records
 
 
-def _parse(args):
-  flags.mark_flags_as_required(["config", "workdir"])
-  return parse_flags(args, check=lambda: _CONFIG.value.keys())
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  enter(main, _define_flags, required=["config", "workdir"],
+        hint="The same command goes on from the last checkpoint.")

@@ -2,11 +2,38 @@
 
 import errno
 import os
+import shlex
 import sys
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from dareu_jax.settings import InputError
+
+
+def enter(job, define_flags, *, required, hint=""):
+  """Runs a program: its flags, then its job. Importing an entry module defines no flag, so that
+  several can live in one process.
+
+  Args:
+    job: takes the parsed flags, by name.
+    define_flags: defines the program's own.
+    required: names of those that must be given.
+    hint: what the same command does after an interruption.
+  """
+
+  def parse(args):
+    define_flags()
+    flags.mark_flags_as_required(required)
+    return parse_flags(args)
+
+  app.run(lambda argv: guarded(lambda: job(flags.FLAGS), argv, hint=hint), flags_parser=parse)
+
+
+def typed():
+  """What the user typed, for a report."""
+  spec = sys.modules["__main__"].__spec__
+  program = f"-m {spec.name}" if spec else shlex.quote(sys.argv[0])
+  return " ".join(["python", program, *map(shlex.quote, sys.argv[1:])])
 
 
 def guarded(job, argv, *, hint):
@@ -36,19 +63,16 @@ def guarded(job, argv, *, hint):
   return 0
 
 
-def parse_flags(args, check=lambda: None):
+def parse_flags(args):
   """Flags from the command line; a wrong one ends the program with one line.
-
-  Args:
-    args: of the program.
-    check: called when they are parsed; raises for values that cannot be used.
 
   Returns: what is no flag.
   """
   known = flags.FLAGS
   try:
     rest = known(args)
-    check()
+    if "config" in known:
+      known.config.keys()  # a config file that is not there fails only when it is looked at
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
           ImportError) as error:
     sys.exit(fail(_flag_error(error, args)))

@@ -5,30 +5,31 @@
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from dareu_jax.command_line import guarded, parse_flags
+from dareu_jax.command_line import enter
 from dareu_jax.models import huggingface, peft
 from dareu_jax.report.tables import markdown_table
 from dareu_jax.run import METHOD, load_model
 from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import read_json
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_METHOD = flags.DEFINE_string("method", METHOD, "Which model: original, retrained or dareu.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
-_ADAPTER = flags.DEFINE_enum(
-  "adapter", "merged", ["merged", "apart"], "Whether LoRA adapters are merged, or go alone (PEFT).")
-_SEED = flags.DEFINE_integer("seed", None, "Of a run with several; the first if not given.")
-_PUSH = flags.DEFINE_string(
-  "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
+
+def _define_flags():
+  flags.DEFINE_string("workdir", None, "Folder of the run.")
+  flags.DEFINE_string("method", METHOD, "Which model: original, retrained or dareu.")
+  flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
+  flags.DEFINE_enum("adapter", "merged", ["merged", "apart"],
+                    "Whether LoRA adapters are merged, or go alone (PEFT).")
+  flags.DEFINE_integer("seed", None, "Of a run with several; the first if not given.")
+  flags.DEFINE_string(
+    "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
 
 
-def main(argv):
-  """Exports."""
-  return guarded(lambda: export(
-    _WORKDIR.value, _METHOD.value, _OUTPUT.value, adapter=_ADAPTER.value, seed=_SEED.value,
-    push_to_hub=_PUSH.value), argv, hint="")
+def main(given):
+  """Exports, by its flags."""
+  export(given.workdir, given.method, given.output, adapter=given.adapter, seed=given.seed,
+         push_to_hub=given.push_to_hub)
 
 
 def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=None):
@@ -84,10 +85,5 @@ def _push(folder, repository):
   print(f"Uploaded to {repository}.")
 
 
-def _parse(args):
-  flags.mark_flags_as_required(["workdir", "output"])
-  return parse_flags(args)
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  enter(main, _define_flags, required=["workdir", "output"])

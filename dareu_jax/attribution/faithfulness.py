@@ -5,38 +5,31 @@
 """
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.attribution.study import study
 from dareu_jax.attribution.study.settings import FaithfulnessSettings
-from dareu_jax.command_line import guarded, parse_flags
-
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file: configs/faithfulness.py.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of models and figures.")
-_OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
+from dareu_jax.command_line import enter
 
 
-def main(argv):
-  """Runs the study."""
-  return guarded(_run, argv, hint="The same command goes on from the last group of models.")
+def _define_flags():
+  config_flags.DEFINE_config_file(
+    "config", None, "Config file: configs/faithfulness.py.", lock_config=True)
+  flags.DEFINE_string("workdir", None, "Folder of models and figures.")
+  flags.DEFINE_bool(
+    "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
 
 
-def _run():
+def main(given):
+  """Runs the study, by its flags."""
   # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
   jax.config.update("jax_default_matmul_precision", "highest")
-  settings = FaithfulnessSettings.from_config(_CONFIG.value)
-  _, page = study.run(settings, _WORKDIR.value, overwrite=_OVERWRITE.value)
+  settings = FaithfulnessSettings.from_config(given.config)
+  _, page = study.run(settings, given.workdir, overwrite=given.overwrite)
   print(f"Report: {page}")
 
 
-def _parse(args):
-  flags.mark_flags_as_required(["config", "workdir"])
-  # A config file that is not there fails only when it is looked at.
-  return parse_flags(args, check=lambda: _CONFIG.value.keys())
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  enter(main, _define_flags, required=["config", "workdir"],
+        hint="The same command goes on from the last group of models.")

@@ -1,0 +1,24 @@
+"""Entry modules: what they define lives only where they run as programs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.configs import ROOT
+
+ENTRIES = ("main", "export", "ablations", "attribution.faithfulness")
+
+
+def test_all_entries_can_live_in_one_process():
+  """absl refuses a flag that two modules define: a notebook could not import both."""
+  imports = "; ".join(f"import dareu_jax.{name}" for name in ENTRIES)
+  subprocess.run([sys.executable, "-c", imports], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_names_the_flags_of_the_entry(entry):
+  """Flags that are defined on the way would not be known to be the program's own."""
+  out = subprocess.run([sys.executable, "-m", f"dareu_jax.{entry}", "--help"], cwd=ROOT,
+                       capture_output=True, text=True).stdout
+  assert "--workdir" in out and f"python -m dareu_jax.{entry}" in out
