@@ -1,5 +1,6 @@
 """Shared by all tests: quiet libraries, a compilation cache, small models."""
 
+import json
 import os
 import pathlib
 
@@ -19,3 +20,10 @@ def data_dir():
   if not folder or not pathlib.Path(folder).is_dir():
     pytest.skip("real data is not at hand: set DAREU_DATA_DIR to its folder")
   return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """Values of the public implementations of losses and metrics."""
+  path = pathlib.Path(__file__).parent / "golden" / "losses_metrics.json"
+  return json.loads(path.read_text())
