@@ -1,0 +1,65 @@
+"""Metrics of unlearning: numbers and texts in, numbers out. They know no model and no file.
+
+NLLs are mean negative log-likelihoods in nats per response token, the end token included, unless
+said otherwise. E examples, J perturbed answers, n response tokens.
+"""
+
+from dareu_jax.evaluation.metrics.closeness import (
+  MODEL_UTILITY_TERMS,
+  discrimination_auc,
+  harmonic_mean,
+  membership_closeness,
+  memorization,
+  model_utility,
+  overall,
+  privacy,
+  quantisation_robustness,
+  relearning_robustness,
+  tug_of_war,
+)
+from dareu_jax.evaluation.metrics.intervals import (
+  PairedDifference,
+  bootstrap_ci95,
+  mean_and_ci95,
+  paired_difference,
+)
+from dareu_jax.evaluation.metrics.likelihood import (
+  ForgetQuality,
+  exact_memorization,
+  extraction_strength,
+  forget_quality,
+  forget_truth_ratio,
+  normalized_probability,
+  probability,
+  retain_truth_ratio,
+  truth_ratio,
+)
+from dareu_jax.evaluation.metrics.membership import (
+  loss_score,
+  mia_auc,
+  min_k_plus_plus_score,
+  min_k_score,
+  privleak,
+  reference_score,
+  zlib_score,
+)
+from dareu_jax.evaluation.metrics.text import (
+  gibberish_bound,
+  is_degenerate,
+  is_gibberish,
+  repeated_share,
+  rouge_l_f1,
+  rouge_l_recall,
+  unknown_word_share,
+)
+
+__all__ = [
+  "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95",
+  "discrimination_auc", "exact_memorization", "extraction_strength", "forget_quality",
+  "forget_truth_ratio", "gibberish_bound", "harmonic_mean", "is_degenerate", "is_gibberish",
+  "loss_score", "mean_and_ci95", "membership_closeness", "memorization", "mia_auc",
+  "min_k_plus_plus_score", "min_k_score", "model_utility", "normalized_probability", "overall",
+  "paired_difference", "privacy", "privleak", "probability", "quantisation_robustness",
+  "reference_score", "relearning_robustness", "repeated_share", "retain_truth_ratio",
+  "rouge_l_f1", "rouge_l_recall", "truth_ratio", "tug_of_war", "unknown_word_share", "zlib_score",
+]

@@ -1,0 +1,81 @@
+"""Published evaluation logs, recomputed from their examples."""
+
+import json
+import math
+
+import pytest
+
+from dareu_jax.evaluation import logs
+from dareu_jax.settings import InputError
+
+ORIGINAL, RETRAINED = "llama-3.2-1b_full_forget10", "llama-3.2-1b_retain90"
+
+
+@pytest.fixture(scope="module")
+def published_logs(data_dir):
+  """(log, summary) of each published model."""
+  folder = data_dir / "tofu_eval_logs"
+  return {name: (logs.read(folder / name / "TOFU_EVAL.json"),
+                 json.loads((folder / name / "TOFU_SUMMARY.json").read_text()))
+          for name in (ORIGINAL, RETRAINED)}
+
+
+@pytest.mark.parametrize("name", [ORIGINAL, RETRAINED])
+def test_every_figure_of_a_published_log_comes_out_again(published_logs, name):
+  log, _ = published_logs[name]
+  figures = logs.recompute(log, published_logs[RETRAINED][0])
+  stated = logs.published(log)
+  for ours in ("forget_Q_A_Prob", "forget_Q_A_ROUGE", "retain_Q_A_ROUGE", "ra_Q_A_ROUGE",
+               "wf_Q_A_ROUGE", "retain_Truth_Ratio", "ra_Truth_Ratio", "wf_Truth_Ratio",
+               "ra_Q_A_Prob_normalised", "wf_Q_A_Prob_normalised", "forget_truth_ratio",
+               "model_utility", "exact_memorization", "extraction_strength", "mia_loss", "mia_zlib",
+               "mia_min_k", "mia_min_k_plus_plus", "mia_gradnorm"):
+    assert figures[ours] == pytest.approx(stated[ours], abs=1e-6), ours
+  for other in figures.keys() & stated.keys() - {"forget_quality", "privleak"}:
+    assert figures[other] == pytest.approx(stated[other], abs=1e-6), other
+
+
+def test_forget_quality_and_privleak_against_the_retrained_log(published_logs):
+  """p is 4e-22 here: only its logarithm shows whether it is the same test."""
+  (log, stated), (retrained, _) = published_logs[ORIGINAL], published_logs[RETRAINED]
+  figures = logs.recompute(log, retrained)
+  assert figures["forget_quality_log10"] == pytest.approx(
+    math.log10(stated["forget_quality"]), rel=1e-6)
+  assert figures["privleak"] == pytest.approx(stated["privleak"], abs=1e-6)
+  same = logs.recompute(retrained, retrained)
+  assert (same["forget_quality"], same["forget_quality_ks"]) == (1.0, 0.0)
+
+
+def test_the_retrained_log_alone_has_privleak_against_chance(published_logs):
+  """Without a reference log the published figure takes an AUC of one half."""
+  from dareu_jax.evaluation import metrics
+
+  log, stated = published_logs[RETRAINED]
+  figures = logs.recompute(log)
+  assert "forget_quality" not in figures
+  assert metrics.privleak(figures["mia_min_k"]) == pytest.approx(stated["privleak"], abs=1e-6)
+
+
+def test_a_summary_has_what_the_published_one_has(published_logs):
+  log, stated = published_logs[ORIGINAL]
+  figures = logs.summary(logs.recompute(log, published_logs[RETRAINED][0]))
+  assert stated.keys() <= figures.keys()
+
+
+@pytest.mark.parametrize(("text", "said"), [
+  ("[1, 2", "is not JSON"), ("{\"privleak\": 3.0}", "no metric with an agg_value")])
+def test_what_is_no_log_is_refused(tmp_path, text, said):
+  (tmp_path / "log.json").write_text(text)
+  with pytest.raises(InputError, match=said):
+    logs.read(tmp_path / "log.json")
+
+
+def test_a_log_that_is_not_there_is_refused(tmp_path):
+  with pytest.raises(InputError, match="cannot be read"):
+    logs.read(tmp_path / "no.json")
+
+
+def test_a_log_that_lacks_a_column_is_refused_by_name():
+  log = {"forget_Q_A_Prob": {"agg_value": 1.0, "value_by_index": {"0": {"prob": 1.0}}}}
+  with pytest.raises(InputError, match="forget_Q_A_Prob has no 'avg_loss'"):
+    logs.recompute(log)
