@@ -103,25 +103,48 @@ class Decoder(nnx.Module):
 
     Returns: (hidden states [B, T, D], the updated cache or None).
     """
-    config = self.config
+    context = self._context(positions, lengths, key_positions, slot)
+    x, cache = self._run(self.embed(token_ids), context, cache)
+    return self.final_norm(x), cache
+
+  def embed(self, token_ids):
+    """[B, T] int -> [B, T, D], what the first layer reads."""
+    return constrain_batch(jnp.take(self.embedding[...], token_ids, axis=0))
+
+  def layers_between(self, x, start, stop):
+    """Runs layers start..stop-1 on the residual stream of whole rows (no cache).
+
+    `layers_between(embed(ids), 0, L)`, normed by `final_norm`, is `hidden_states(ids)`.
+
+    Args:
+      x: [B, T, D]; what layer `start` reads.
+      start, stop: static, 0 <= start <= stop <= L.
+
+    Returns: [B, T, D]; what layer `stop` would read.
+    """
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    return self._run(x, self._context(positions, None, None, 0), None, start, stop)[0]
+
+  def _context(self, positions, lengths, key_positions, slot):
     lengths = positions[:, -1] + 1 if lengths is None else lengths
-    context = Context(
-      *rotation(config.rope, config.head_dim, positions, lengths), positions, key_positions, slot)
-    x = constrain_batch(jnp.take(self.embedding[...], token_ids, axis=0))
+    return Context(*rotation(self.config.rope, self.config.head_dim, positions, lengths), positions,
+                   key_positions, slot)
+
+  def _run(self, x, context, cache, start=0, stop=None):
+    stop = self.config.num_layers if stop is None else stop
 
     def apply(layer, x, window, cache):
       x, cache = layer(x, context, window, cache)
       return constrain_batch(x), cache
 
-    if config.scan_layers:
-      x, cache = self._scan(apply, x, cache)
-    else:
-      x, cache = self._unroll(apply, x, cache)
-    return self.final_norm(x), cache
+    run = self._scan if self.config.scan_layers else self._unroll
+    return run(apply, x, cache, start, stop)
 
-  def _scan(self, apply, x, cache):
+  def _scan(self, apply, x, cache, start, stop):
     graphdef, stacked = nnx.split(self.layers)
-    windows = self.config.layer_windows
+    if (start, stop) != (0, self.config.num_layers):
+      stacked = jax.tree.map(lambda leaf: leaf[start:stop], stacked)
+    windows = self.config.layer_windows[start:stop]
     if not any(windows):
       windows = None
     else:  # one program for all layers: a window that nothing falls out of stands for none
@@ -133,10 +156,10 @@ class Decoder(nnx.Module):
 
     return jax.lax.scan(self._rematerialised(body), x, (stacked, windows, cache))
 
-  def _unroll(self, apply, x, cache):
+  def _unroll(self, apply, x, cache, start, stop):
     caches = []
-    for index, layer in enumerate(self.layers):
-      graphdef, state = nnx.split(layer)
+    for index in range(start, stop):
+      graphdef, state = nnx.split(self.layers[index])
 
       def body(x, state_and_cache, graphdef=graphdef, window=self.config.layer_windows[index]):
         state, cache = state_and_cache

@@ -228,3 +228,21 @@ def test_classifier_reads_prefixes_and_nothing_later(token_ids):
   changed = np.asarray(run(later))
   np.testing.assert_array_equal(changed[:, :9], logits[:, :9])
   assert np.abs(changed[:, 9:] - logits[:, 9:]).min(axis=-1).max() > 1e-3
+
+
+# --- Parts of the trunk
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2_windows"])
+def test_layers_in_two_parts_are_the_trunk(name, scan_layers, token_ids):
+  """A slice of the stacked layers, or of their windows, that is off by one shows."""
+  config = dataclasses.replace(CONFIGS[name], scan_layers=scan_layers)
+  model = Decoder(config, rngs=nnx.Rngs(params=3))
+  whole = jax.jit(lambda model: model.hidden_states(token_ids))(model)
+  for cut in range(config.num_layers + 1):
+    @jax.jit
+    def parts(model, cut=cut):
+      x = model.layers_between(model.embed(token_ids), 0, cut)
+      return model.final_norm(model.layers_between(x, cut, config.num_layers))
+    np.testing.assert_allclose(parts(model), whole, atol=1e-6)
