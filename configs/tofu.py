@@ -105,12 +105,49 @@ def guards():
   ))
 
 
+def objectives():
+  """The loss-based methods, with the defaults of their public implementations on TOFU.
+
+  forget_coef, retain_nll_coef, retain_kl_coef: weights of the method's own forget term, of the NLL
+  of retained responses and of the KL from the original on them.
+  """
+
+  def objective(forget, nll, kl, **own):
+    return ConfigDict(dict(forget_coef=forget, retain_nll_coef=nll, retain_kl_coef=kl, **own))
+
+  return ConfigDict(dict(
+    gradient_ascent=objective(1.0, 0.0, 0.0),
+    grad_diff=objective(1.0, 1.0, 0.0),
+    kl_minimisation=objective(1.0, 0.0, 1.0),
+    npo=objective(1.0, 1.0, 0.0, beta=0.1),
+    simnpo=objective(0.125, 1.0, 0.0, beta=4.5, delta=0.0),
+    dpo=objective(1.0, 1.0, 0.0, beta=0.1),
+    idk=objective(1.0, 1.0, 0.0),
+    altpo=objective(1.0, 1.0, 0.0, beta=0.1, samples=16, alternates=5, temperature=1.5),
+    rmu=objective(1.0, 0.0, 0.0, depth=0.25, scale=2.0, retain_states_coef=1.0),
+    undial=objective(1.0, 0.0, 0.0, strength=10.0),
+    ceu=objective(1.0, 0.0, 0.0, ignore_first=1),
+    wga=objective(1.0, 1.0, 0.0, beta=1.0),
+    satimp=objective(0.1, 1.0, 0.0, beta1=5.0, beta2=1.0),
+    pdu=objective(1.0, 1.0, 0.0, multiplier=1.0, step_size=1.0, target=0.3, warmup_epochs=1),
+    maximum_entropy=objective(0.1, 1.0, 0.0),
+    scrub=objective(1.0, 0.99, 0.001),
+    task_vector=objective(1.0, 0.0, 0.0, alpha=5.0),
+    finetune=objective(0.0, 1.0, 0.0),
+  ))
+
+
 def tiny():
   """Laptop: 30 embedded authors of which 3 are forgotten, a Llama of one million parameters."""
   config = ConfigDict()
   config.seeds = (42,)  # one run each; several give a table with 95% intervals
   config.max_length = 256  # tokens of prompt and response together; a longer example is an error
   config.length_multiple = 16  # batches are padded to a multiple of this
+  # 'dareu', or the name of a block of `objectives` below; several at once: methods.
+  config.method = "dareu"
+  config.methods = ()  # e.g. "('dareu', 'npo', 'grad_diff')": one table; wins over `method`
+  config.learning_rates = ()  # each method runs at each and its best is shown; (): its own rate
+  config.watch_every = 5  # epochs of a loss-based method between two looks at its answers
   config.retrain_again = True  # in another order of the data: how far apart two retrainings are
 
   config.data = ConfigDict(dict(
@@ -195,6 +232,11 @@ def tiny():
     watch_rouge=False,  # measure ROUGE at each epoch's end too; it decides nothing
   ))
 
+  # Of the loss-based methods; an epoch is every forget example once, with as many retained ones.
+  config.baseline = train(epochs=10)
+  config.baseline.update(learning_rate=3e-4, weight_decay=0.0)
+  config.objectives = objectives()
+
   config.evaluation = ConfigDict(dict(
     batch_size=64,
     max_examples=400,  # of each split, from its head; 0: all
@@ -246,4 +288,5 @@ def checkpoint(config, path, classifier_path, template):
     learning_rate=1e-4, value_learning_rate=1e-3, epochs=5, samples_per_prompt=1,
     rollout_batch_size=64, minibatch_size=16, retain_batch_size=16, max_new_tokens=128,
     settle_epochs=1)  # an epoch is 400 answers here, not 60
+  config.baseline.update(learning_rate=1e-5, batch_size=16, epochs=5)
   config.evaluation.update(batch_size=64, max_new_tokens=200)

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from dareu_jax import experiment
 from dareu_jax.command_line import enter, typed
 from dareu_jax.report import comparison
-from dareu_jax.run import METHOD, seed_folder
+from dareu_jax.run import seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training.checkpoints import read_json, write_json
 
@@ -99,8 +99,9 @@ def run(grid, workdir, *, command):
     workdir: folder; each run has its own in it.
     command: what the user typed, for the reports.
 
-  Returns: a record for each variant: {"study", "label", "models", "trips", "epochs"}; `epochs` are
-    the epoch reports of each seed.
+  Returns: a record for each variant: {"study", "label", "method", "models", "seeds", "epochs",
+    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. Of
+    several methods in a run it is the first.
   """
   workdir = pathlib.Path(workdir)
   records, done = [], []
@@ -109,9 +110,11 @@ def run(grid, workdir, *, command):
     folder = workdir / variant.folder
     summary, _ = experiment.run(variant.settings, folder, command=command, share=done)
     done.append(folder)
-    epochs = [read_json(seed_folder(folder, seed, variant.settings) / METHOD / "epochs.json")
+    method, name = next(iter(summary["chosen"].items()))
+    epochs = [read_json(seed_folder(folder, seed, variant.settings) / name / "epochs.json")
               for seed in variant.settings.seeds]
-    records.append({"study": variant.study, "label": variant.label, "models": summary["models"],
+    records.append({"study": variant.study, "label": variant.label, "method": method,
+                    "models": summary["models"],
                     "seeds": len(epochs), "epochs": [each["epochs"] for each in epochs],
                     "chosen": [each["chosen_epoch"] for each in epochs]})
     write_json(workdir / "ablations.json", records)

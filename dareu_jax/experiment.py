@@ -10,7 +10,7 @@ from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import decision, write_report
-from dareu_jax.run import METHOD, SPLITS, Run, seed_folder
+from dareu_jax.run import DAREU, SPLITS, Run, candidates, references, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import evaluate, run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
@@ -61,7 +61,7 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
   folder = pathlib.Path(workdir)
   top = Workdir(folder, dataclasses.asdict(settings), settings.checkpoint)
   top.claim(overwrite=overwrite)
-  models, stages, notes = [], {}, []
+  figures, stages, notes = [], {}, []
   for one in runs:
     prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
     print(prefix, end="\n" if prefix else "", flush=True)
@@ -69,23 +69,49 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
     for other in share:
       one.workdir.borrow(seed_folder(other, one.seed, settings), one.marks)
     # A copy: a run holds on to its models, and the next seed needs their memory.
-    models.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
+    figures.append(run_seed(dataclasses.replace(one, mirror=_with_prefix(mirror, prefix))))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
-    notes.append(f"{prefix}{METHOD}: " + " ".join(decision(**_epochs(one))))
-  models = {name: over_seeds([m[name] for m in models]) for name in runs[0].models}
-  notes.append(judgement(models))
-  summary = {"models": models, "stages": stages, "notes": notes}
+  every = {name: over_seeds([each[name] for each in figures]) for name in runs[0].models}
+  chosen = best_candidates(every, settings)
+  models = {name: every[name] for name in references(settings)}
+  models |= {method: every[name] for method, name in chosen.items()}
+  for method, name in chosen.items():
+    for one in runs:
+      prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
+      notes.append(f"{prefix}{name}: " + " ".join(decision(**_epochs(one, name))))
+    notes.append(judgement(models, method))
+  summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen}
+  if settings.learning_rates:
+    summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page
 
 
-def judgement(models):
+def best_candidates(figures, settings: Settings):
+  """Of each method the candidate that is closest to the retrained model: {method: its name}.
+
+  By ToW, of several seeds by its mean. Every method is chosen in the same way; the retrained model
+  that it looks at is at hand in a study, not to somebody who has to forget.
+  """
+  chosen = {}
+  for candidate in candidates(settings):
+    held = chosen.get(candidate.method)
+    # A run that fell apart has no number: it is never the better one.
+    if held is None or not (
+        figures[candidate.name]["tug_of_war"] <= figures[held]["tug_of_war"]):
+      chosen[candidate.method] = candidate.name
+  return chosen
+
+
+def judgement(models, method):
   """One sentence: whether a classifier that the reward never asked agrees that it is forgotten."""
-  judged, floor = (models[name]["judge_score"] for name in (METHOD, "retrained"))
+  judged, floor = (models[name]["judge_score"] for name in (method, "retrained"))
   agrees = abs(judged - floor) <= JUDGE_MARGIN
   verdict = "it agrees with the reward" if agrees else "reward and judge DISAGREE"
-  return (f"{METHOD}: the judge gives its answers to forget queries {judged:.3f}, and the "
+  if method != DAREU:
+    verdict = "as the retrained model's" if agrees else "it is NOT as the retrained model's"
+  return (f"{method}: the judge gives its answers to forget queries {judged:.3f}, and the "
           f"retrained model's {floor:.3f}: {verdict}.")
 
 
@@ -93,11 +119,12 @@ def _with_prefix(mirror, prefix):
   return mirror and (lambda name, step, metrics: mirror(prefix + name, step, metrics))
 
 
-def _epochs(run):
-  """Epoch reports of a seed's run, which was chosen, and the level it was to come down to."""
-  held = read_json(run.workdir.folder / METHOD / "epochs.json")
+def _epochs(run, name):
+  """Epoch reports of a candidate's run, which was chosen, and the level it was to come down to."""
+  held = read_json(run.workdir.folder / name / "epochs.json")
   return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
-          "target_score": held["epochs"][held["chosen_epoch"]]["level"]}
+          "target_score": next(report["level"] for report in held["epochs"]
+                               if report["epoch"] == held["chosen_epoch"])}
 
 
 def over_seeds(figures):
@@ -111,9 +138,12 @@ def over_seeds(figures):
 
 
 def report(runs, summary, folder, command):
-  """Writes report.md and report.html; curves and answers are those of the first seed."""
+  """Writes report.md and report.html; curves and answers are those of the first seed, curves of
+  DareU or of the first method where it is not among them."""
   first = runs[0]
-  history = read_metrics(first.workdir.folder / "metrics" / f"{METHOD}.jsonl")
+  chosen = summary["chosen"]
+  method = DAREU if DAREU in chosen else next(iter(chosen))
+  history = read_metrics(first.workdir.folder / "metrics" / f"{chosen[method]}.jsonl")
   settings, corpus = first.settings, first.corpus
   work = first.workdir.folder
   facts = {
@@ -124,17 +154,22 @@ def report(runs, summary, folder, command):
                 f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
     "model": settings.model.path or f"{settings.model.architecture} from scratch",
     "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
-    "reward": _reward_facts(first, history),
+    **({"reward": _reward_facts(first, history)} if method == DAREU else {}),
+    **({"learning rates": f"{', '.join(f'{rate:g}' for rate in settings.learning_rates)}; chosen "
+                          f"by ToW: {', '.join(chosen.values())}"}
+       if settings.learning_rates else {}),
     "seeds": ", ".join(map(str, settings.seeds)),
     "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
     "versions": f"jax {jax.__version__}",
     "date": datetime.date.today().isoformat(),
   }
   paths = write_report(
-    folder, title="Unlearning with DareU", summary=summary,
-    classifier=read_json(work / "classifier" / "quality.json") or {},
-    history=history, **_epochs(first),
-    answers=_answers(first), facts=facts, method=METHOD, notes=[judgement(summary["models"])])
+    folder, title="Unlearning with DareU" if method == DAREU else f"Unlearning with {method}",
+    summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
+    history=history, **_epochs(first, chosen[method]),
+    answers=_answers(first, chosen), facts=facts,
+    methods=(method, *(other for other in chosen if other != method)),
+    notes=[judgement(summary["models"], name) for name in chosen])
   return paths.html
 
 
@@ -151,9 +186,10 @@ def _reward_facts(run, history):
           f"{seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")
 
 
-def _answers(run):
+def _answers(run, chosen):
   """A few prompts with every model's answer side by side."""
-  held = {name: evaluate(run, name)["answers"] for name in run.models}
+  names = {name: name for name in references(run.settings)} | chosen
+  held = {shown: evaluate(run, name)["answers"] for shown, name in names.items()}
   shown = []
   for split in SPLITS:
     # Spread over the split: its first rows are all of one owner.

@@ -10,14 +10,15 @@ from absl import flags
 from dareu_jax.command_line import enter
 from dareu_jax.models import huggingface, peft
 from dareu_jax.report.tables import markdown_table
-from dareu_jax.run import METHOD, load_model
+from dareu_jax.run import DAREU, load_model
 from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import read_json
 
 
 def _define_flags():
   flags.DEFINE_string("workdir", None, "Folder of the run.")
-  flags.DEFINE_string("method", METHOD, "Which model: original, retrained or dareu.")
+  flags.DEFINE_string(
+    "method", DAREU, "Which model: original, retrained, or a method's name (npo, npo@0.001).")
   flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
   flags.DEFINE_enum("adapter", "merged", ["merged", "apart"],
                     "Whether LoRA adapters are merged, or go alone (PEFT).")
@@ -37,7 +38,7 @@ def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=
 
   Args:
     workdir: folder of the run.
-    method: 'original', 'retrained' or the method's name.
+    method: 'original', 'retrained' or a method's name.
     output: folder; it must not exist.
     adapter: 'merged', or 'apart' for the adapter alone.
     seed: of a run with several.

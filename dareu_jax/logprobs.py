@@ -67,6 +67,25 @@ def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
   return _over_time(chunk, hidden, other_hidden)
 
 
+def over_logits(token_fn, states, *arrays):
+  """A figure of each token that takes the logits of one or several models.
+
+  Args:
+    token_fn: (logits [B, c, V] float32 of each model, *arrays [B, c]) -> [B, c].
+    states: (hidden [B, T, D], head [D, V]) of each model.
+    arrays: [B, T].
+
+  Returns: [B, T].
+  """
+  hiddens, heads = zip(*states, strict=True)
+
+  def chunk(*parts):
+    logits = map(_logits, parts[:len(heads)], heads)
+    return token_fn(*logits, *parts[len(heads):])
+
+  return _over_time(chunk, *hiddens, *arrays)
+
+
 def _logits(hidden, head):
   return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from dareu_jax.models import states
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.run import AGAIN, METHOD, SPLITS, Run
-from dareu_jax.stages import evaluated_examples, finetune_batches, pretrain_batches
+from dareu_jax.run import AGAIN, DAREU, SPLITS, Run, candidates, evaluated_examples
+from dareu_jax.stages import finetune_batches, pretrain_batches
 
 # Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
 EFFICIENCY = 0.35
@@ -70,7 +70,25 @@ def _work(run):
   epochs = settings.classifier.train.epochs
   work["classifier"] = work["judge"] = (
     epochs * batches.steps_per_epoch, 6 * classifier_size * epochs * _tokens(batches))
-  u = settings.unlearning
+  for candidate in candidates(settings):
+    work[candidate.name] = (_dareu_work if candidate.method == DAREU else _objective_work)(
+      run, cost, size, classifier_size)
+  work["evaluation"] = (0, _evaluation_flops(run, size))
+  return work
+
+
+def _objective_work(run, cost, size, classifier_size):
+  del classifier_size
+  batch_size, epochs = run.settings.baseline.batch_size, run.settings.baseline.epochs
+  updates = epochs * -(-len(run.corpus.forget) // batch_size)
+  longest = max(len(row.prompt) + len(row.completion)
+                for row in run.rows(run.corpus.forget + run.corpus.retain))
+  # A forget and a retain batch, under the policy and (forward alone) under the original.
+  return updates, updates * 2 * batch_size * longest * (cost + 2) * size
+
+
+def _dareu_work(run, cost, size, classifier_size):
+  u, corpus = run.settings.unlearning, run.corpus
   longest = max(len(row.prompt) for row in run.rows(corpus.forget))
   slots = longest + (u.max_new_tokens or run.longest_response)
   rollouts = u.epochs * -(-len(corpus.forget) * u.samples_per_prompt // u.rollout_batch_size)
@@ -79,9 +97,7 @@ def _work(run):
   # minibatch and from retained rows, those also under the teacher.
   decoded = rollouts * u.rollout_batch_size * slots * (6 * size + 2 * classifier_size)
   learned = updates * slots * (u.minibatch_size * cost + u.retain_batch_size * (cost + 2)) * size
-  work[METHOD] = (updates, decoded + learned)
-  work["evaluation"] = (0, _evaluation_flops(run, size))
-  return work
+  return updates, decoded + learned
 
 
 def _evaluation_flops(run, size):

@@ -11,6 +11,7 @@ from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
 from dareu_jax.data.examples import Corpus
+from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
@@ -19,10 +20,32 @@ from dareu_jax.training.checkpoints import read_json
 from dareu_jax.training.writers import MetricWriter
 from dareu_jax.workdir import Workdir, fingerprint
 
-METHOD = "dareu"
+DAREU = "dareu"
 AGAIN = "retrained_again"  # the retrained model with the data in another order
-MODELS = ("original", "retrained", AGAIN, METHOD)  # rows of the table
 SPLITS = ("forget", "retain", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """An unlearning method at a learning rate; its name is that of its stage and model."""
+
+  method: str
+  learning_rate: float | None = None  # None: the method's own
+
+  @property
+  def name(self):
+    return self.method if self.learning_rate is None else f"{self.method}@{self.learning_rate:g}"
+
+
+def candidates(settings: Settings):
+  """All that a run tries, method by method."""
+  rates = settings.learning_rates or (None,)
+  return tuple(Candidate(method, rate) for method in settings.all_methods for rate in rates)
+
+
+def references(settings: Settings):
+  """Names of the models that the others are compared with, in the order of the table."""
+  return ("original", "retrained") + (AGAIN,) * settings.retrain_again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +62,7 @@ class Run:
   @property
   def models(self):
     """Names of the models that this run has, in the order of the table."""
-    return tuple(name for name in MODELS if name != AGAIN or self.settings.retrain_again)
+    return references(self.settings) + tuple(c.name for c in candidates(self.settings))
 
   @functools.cached_property
   def tokenizer(self):
@@ -135,7 +158,7 @@ class Run:
     return {}
 
   def role(self, name):
-    """The trained state of a model: 'original', 'retrained' or the method's name."""
+    """The trained state of a model: 'original', 'retrained' or a candidate's name."""
     if name not in self._roles:
       self._roles[name] = self.workdir.load_result(name, self.base.trainable)
     return self._roles[name]
@@ -210,12 +233,27 @@ class Run:
     base = fingerprint(data, self.seed, s.model, s.pretrain, s.length_multiple)
     model = fingerprint(base, s.lora, s.finetune)
     classifier = fingerprint(data, self.seed, s.classifier, s.length_multiple)
-    # The answers that its epochs are judged by are as long as those of the evaluation.
-    unlearned = fingerprint(model, classifier, s.unlearning, s.evaluation.max_new_tokens)
     marks = {"tokenizer": data, "base": base, "original": model, "retrained": model,
-             AGAIN: model, "classifier": classifier, "judge": classifier, METHOD: unlearned}
+             AGAIN: model, "classifier": classifier, "judge": classifier}
+    for candidate in candidates(s):
+      own = (s.unlearning,) if candidate.method == DAREU else (
+        getattr(s.objectives, candidate.method), s.baseline, s.watch_every)
+      # The answers that epochs are judged by are as long as those of the evaluation.
+      marks[candidate.name] = fingerprint(
+        model, classifier, candidate.name, *own, s.evaluation.max_new_tokens)
     return marks | {f"evaluation/{name}": fingerprint(marks[name], model, classifier, s.evaluation)
                     for name in self.models}
+
+
+def evaluated_examples(run: Run, split):
+  """What of a split is evaluated."""
+  return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
+
+
+def rouge_of(examples, texts):
+  """ROUGE-L recall of an answer to each example."""
+  return [metrics.rouge_l_recall(example.response, text)
+          for example, text in zip(examples, texts, strict=True)]
 
 
 def base_model(settings: Settings, config, seed, mesh, workdir: Workdir):
@@ -238,7 +276,8 @@ def load_model(workdir, name, *, seed=None):
 
   Args:
     workdir: folder of the run.
-    name: 'original', 'retrained' or the method's name.
+    name: 'original', 'retrained' or a method's name; of a method that ran at several learning rates
+      the best, unless its name says one: 'npo@0.001'.
     seed: of a run with several; the first if not given.
 
   Returns: (models.decoder.Decoder, data.tokenizers.Tokenizer, Settings).
@@ -254,9 +293,12 @@ def load_model(workdir, name, *, seed=None):
   if seed not in settings.seeds:
     raise InputError(f"--seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
   folder = seed_folder(workdir, seed, settings)
+  name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
+    name, name)
   if not (folder / name / "done.json").exists():
+    models = references(settings) + tuple(c.name for c in candidates(settings))
     there = [path.parent.name for path in sorted(folder.glob("*/done.json"))
-             if path.parent.name in MODELS]
+             if path.parent.name in models]
     raise InputError(f"{folder} holds no finished model {name!r}. It has: "
                      f"{', '.join(there) or 'none'}.")
   tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)

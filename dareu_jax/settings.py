@@ -8,8 +8,10 @@ import dataclasses
 import re
 
 from dareu_jax.checks import InputError, at_least, build, one_of, positive, within
+from dareu_jax.objective_settings import NAMES, Objectives
 from dareu_jax.unlearning_settings import UnlearningSettings
 
+METHODS = ("dareu", *NAMES)
 SOURCES = ("embedded", "tofu", "jsonl")
 TEMPLATES = ("auto", "plain", "raw", "llama2", "llama3", "tinyllama", "qwen2", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -238,6 +240,10 @@ class Settings:
   max_length: int  # tokens of prompt and response together; longer examples are an error
   length_multiple: int  # batches are padded to a multiple of this
   retrain_again: bool  # retrain once more in another order: how far apart two retrainings are
+  method: str  # 'dareu', or the name of a loss-based method
+  methods: tuple[str, ...]  # several of them, into one table; wins over `method`
+  learning_rates: tuple[float, ...]  # each method runs at each, the best is shown; (): its own
+  watch_every: int  # epochs of a loss-based method between two looks at its answers
   data: DataSettings
   tokenizer: TokenizerSettings
   model: ModelSettings
@@ -246,6 +252,8 @@ class Settings:
   finetune: TrainSettings
   classifier: ClassifierSettings
   unlearning: UnlearningSettings
+  baseline: TrainSettings  # of the loss-based methods; an epoch is every forget example once
+  objectives: Objectives
   evaluation: EvaluationSettings
   mesh: MeshSettings
   checkpoint: CheckpointSettings
@@ -255,6 +263,19 @@ class Settings:
     self.lora.check("lora", pretrained=self.pretrains or bool(self.model.path))
     self.pretrain.check("pretrain", min_epochs=0)
     self.finetune.check("finetune")
+    self.baseline.check("baseline")
+    if self.baseline.micro_batch_size:
+      raise InputError(f"config.baseline.micro_batch_size is {self.baseline.micro_batch_size}: it "
+                       "must be 0, an objective is of whole batches.")
+    for method in self.all_methods:
+      one_of("methods" if self.methods else "method", method, METHODS)
+    if len(set(self.all_methods)) != len(self.all_methods):
+      raise InputError(f"config.methods is {self.methods}: give each method once.")
+    for rate in self.learning_rates:
+      positive("learning_rates", rate)
+    if len(set(self.learning_rates)) != len(self.learning_rates):
+      raise InputError(f"config.learning_rates is {self.learning_rates}: give each rate once.")
+    at_least("watch_every", self.watch_every, 1)
     for seed in self.seeds:
       if not 0 <= seed < 2**31:
         raise InputError(f"config.seeds is {self.seeds}: a seed must lie in [0, 2^31).")
@@ -262,6 +283,11 @@ class Settings:
       raise InputError(f"config.seeds is {self.seeds}: give at least one seed, each once.")
     at_least("max_length", self.max_length, 16)
     at_least("length_multiple", self.length_multiple, 1)
+
+  @property
+  def all_methods(self):
+    """Names of the methods of the run."""
+    return self.methods or (self.method,)
 
   @property
   def pretrains(self):

@@ -1,10 +1,9 @@
-"""The stages of one seed's run: tokenizer, original, retrained, classifier, unlearning, evaluation.
+"""The stages of one seed's run: tokenizer, original, retrained, classifier, methods, evaluation.
 
 Each is skipped when its result is in the workdir already.
 """
 
 import dataclasses
-import functools
 import time
 
 import jax
@@ -19,12 +18,11 @@ from dareu_jax.attribution.classifier import (
 )
 from dareu_jax.evaluation import metrics
 from dareu_jax.masked import last_valid
-from dareu_jax.models import factory
-from dareu_jax.run import AGAIN, METHOD, SPLITS, Run
+from dareu_jax.methods import unlearn
+from dareu_jax.run import AGAIN, SPLITS, Run, candidates, evaluated_examples, rouge_of
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
-from dareu_jax.unlearning import dareu, loop, rewards
 
 JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
 AGAIN_SEED = 2000  # and that of the data's order when retraining again
@@ -46,7 +44,8 @@ def run_seed(run: Run):
     train_language_model(run, AGAIN, run.corpus.retain, run.seed + AGAIN_SEED)
   train_classifier(run, "classifier", run.seed)
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
-  unlearn(run)
+  for candidate in candidates(run.settings):
+    unlearn(run, candidate)
   models = {name: dict(evaluate(run, name)["metrics"]) for name in run.models}
   for name in models:
     models[name]["tug_of_war"] = closeness(models[name], models["retrained"])
@@ -195,52 +194,6 @@ def whole_probabilities(run: Run, params, examples):
   return probabilities, np.array([row.owner for row in batches.rows])
 
 
-def unlearn(run: Run):
-  """DareU on the original model."""
-  with run.workdir.stage(METHOD, run.marks[METHOD]) as store:
-    if store is None:
-      return
-    task = dareu_task(run)
-    writer = run.writer(METHOD)
-    result = loop.run(task, store=store, writer=writer, bar=progress(METHOD, "rollout"))
-    writer.close()
-    run.workdir.save_result(METHOD, result.policy)
-    write_json(run.workdir.folder / METHOD / "epochs.json", {
-      "epochs": loop.epoch_records(result, task.settings), "chosen_epoch": result.chosen_epoch})
-
-
-def dareu_task(run: Run):
-  """Models and data of the unlearning run."""
-  settings = run.settings.unlearning
-  settings = dataclasses.replace(
-    settings, max_new_tokens=settings.max_new_tokens or run.longest_response)
-  if settings.reward != "attribution":  # is a score of whole responses
-    settings = dataclasses.replace(settings, segment_length=settings.max_new_tokens)
-  value = factory.build_value_head(run.config, run.mesh)
-  corpus = run.corpus
-  return loop.Task(
-    models=dareu.Models(run.base.frame, value.frame), original=run.role("original"),
-    frozen=run.base.frozen, value=value.trainable, value_frozen=value.frozen,
-    reward=_reward(run, settings.reward), classifier=run.scorer("classifier"),
-    judge=run.scorer("judge"), forget_rows=run.rows(corpus.forget),
-    forget_queries=run.queries(corpus.forget), unseen_rows=run.rows(corpus.holdout),
-    unseen_queries=run.queries(corpus.holdout),
-    # The PPO update is the costliest program to compile: it has one shape alone.
-    retain=run.batches(corpus.retain, settings.retain_batch_size, seed=run.seed + 2,
-                       one_bucket=True),
-    evaluator=run.evaluator, settings=settings, seed=run.seed,
-    watch=functools.partial(rouges, run) if settings.watch_rouge else None)
-
-
-def _reward(run, name):
-  forget = run.corpus.forget
-  if name == "rouge":
-    return rewards.Rouge(tuple(example.response for example in forget))
-  if name == "refusal":
-    return rewards.Refusal()
-  return rewards.Attribution(run.scorer("classifier"), run.queries(forget))
-
-
 def evaluate(run: Run, name):
   """One model's {"metrics": {...}, "answers": {split: [...]}}, kept in a file."""
   stage, mark = f"evaluation/{name}", run.marks[f"evaluation/{name}"]
@@ -264,34 +217,13 @@ def evaluate(run: Run, name):
   return held
 
 
-def evaluated_examples(run: Run, split):
-  """What of a split is evaluated."""
-  return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
-
-
-def rouges(run: Run, policy):
-  """ROUGE of a trainable state's greedy answers to each split: {"<split>_rouge": mean}."""
-  figures = {}
-  for split in SPLITS:
-    examples = evaluated_examples(run, split)
-    if examples:
-      texts = run.evaluator.answers(policy, run.rows(examples)).texts
-      figures[f"{split}_rouge"] = float(np.mean(_rouge_of(examples, texts)))
-  return figures
-
-
-def _rouge_of(examples, texts):
-  return [metrics.rouge_l_recall(example.response, text)
-          for example, text in zip(examples, texts, strict=True)]
-
-
 def _answer_figures(run, name, split):
   """Figures of the greedy answers to a split, and the answers themselves."""
   examples = evaluated_examples(run, split)
   if not examples:
     return {}, []
   given = run.evaluator.answers(run.role(name), run.rows(examples))
-  rouge = _rouge_of(examples, given.texts)
+  rouge = rouge_of(examples, given.texts)
   figures = {f"{split}_rouge": float(np.mean(rouge))}
   answers = [{"prompt": example.prompt, "truth": example.response, "answer": text, "rouge": score}
              for example, text, score in zip(examples, given.texts, rouge, strict=True)]

@@ -144,7 +144,7 @@ def test_one_seed_has_no_interval():
 def test_a_judge_that_disagrees_is_said(judged, word):
   """A reward that was fooled shows in no other column."""
   models = {"retrained": {"judge_score": 0.02}, "dareu": {"judge_score": judged}}
-  assert word in judgement(models)
+  assert word in judgement(models, "dareu")
 
 
 def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(tmp_path):
@@ -164,3 +164,59 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
   assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.models)
   assert "responses tokenised again for the classifier" in page.read_text()
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+  """Three methods at two learning rates in one run: (summary, settings, folder, page)."""
+  config = smallest_config()
+  config.update(methods=("dareu", "dpo", "scrub"), learning_rates=(1e-3, 1e-2), watch_every=1)
+  config.baseline.update(epochs=2, batch_size=10)
+  config.unlearning.update(epochs=1, selection="last")
+  folder = tmp_path_factory.mktemp("several")
+  settings = Settings.from_config(config)
+  return *experiment.run(settings, folder, command="several"), settings, folder
+
+
+def test_several_methods_make_one_table_each_at_its_best_rate(several):
+  summary, page, settings, folder = several
+  assert list(summary["models"]) == ["original", "retrained", "dareu", "dpo", "scrub"]
+  grid = summary["grid"]
+  assert set(grid) == {f"{m}@{r}" for m in ("dareu", "dpo", "scrub") for r in ("0.001", "0.01")}
+  for method, name in summary["chosen"].items():
+    rivals = [figures["tug_of_war"] for other, figures in grid.items() if other.startswith(method)]
+    assert grid[name]["tug_of_war"] == max(rivals)
+    assert summary["models"][method] == grid[name]
+    best, _, _ = load_model(folder, method)
+    named, _, _ = load_model(folder, name)
+    np.testing.assert_array_equal(best.embedding[...], named.embedding[...])
+  text = page.read_text()
+  assert "after: dpo" in text and "after: scrub" in text
+
+
+def test_every_method_reports_its_epochs_and_its_judge(several):
+  summary, _, _, folder = several
+  for method, name in summary["chosen"].items():
+    epochs = read_json(folder / name / "epochs.json")["epochs"]
+    assert epochs[0]["epoch"] == 0 and len(epochs) == (2 if method == "dareu" else 3)
+    assert any(note.startswith(f"{method}: the judge") for note in summary["notes"])
+
+
+def test_another_method_in_a_workdir_runs_alone(several):
+  """Adding a method to a study must not run the others again."""
+  _, _, settings, folder = several
+  more = dataclasses.replace(settings, methods=("dareu", "dpo", "scrub", "wga"))
+  summary, _ = experiment.run(more, folder, command="more", overwrite=True)
+  ran = {name for name, stage in summary["stages"].items() if not stage["skipped"]}
+  assert ran == {"wga@0.001", "wga@0.01", "evaluation/wga@0.001", "evaluation/wga@0.01"}
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+  ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, "config.methods is 'x'"),
+  ({"methods": ("npo", "npo")}, "each method once"), ({"learning_rates": (0.0,)}, "learning_rates"),
+  ({"learning_rates": (1e-3, 1e-3)}, "each rate once"), ({"watch_every": 0}, "watch_every is 0")])
+def test_methods_that_are_none_are_refused(changes, said):
+  config = smallest_config()
+  config.update(changes)
+  with pytest.raises(InputError, match=said):
+    Settings.from_config(config)

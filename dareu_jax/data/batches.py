@@ -150,10 +150,17 @@ class Batches:
                   for i in range(0, len(order), self.batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
+  def _at(self, step):
+    epoch, index = divmod(step, self.steps_per_epoch)
+    return self.plan(epoch)[index]
+
+  def row_indices(self, step):
+    """Which rows are in the Batch of a step."""
+    return self._at(step)[1]
+
   def __getitem__(self, step):
     """The Batch of a step, counted from 0 over all epochs."""
-    epoch, index = divmod(step, self.steps_per_epoch)
-    bucket, chosen = self.plan(epoch)[index]
+    bucket, chosen = self._at(step)
     return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
                    completion_length=bucket.completion_length, pad_id=self.pad_id)
 

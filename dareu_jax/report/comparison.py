@@ -19,7 +19,6 @@ from dareu_jax.report.plots import (
   to_png_bytes,
 )
 
-METHOD = "dareu"
 HEADER = ("study", "setting", "ToW (↑)", "D_F ROUGE", "D_R ROUGE", "attribution", "judge",
           "fluency NLL", "length", "distinct", "epoch", "refused")
 # Title, metric or watched figure of an epoch, decimals.
@@ -35,7 +34,7 @@ def table(records):
   """
   rows = []
   for record in records:
-    ours, retrained = (record["models"][name] for name in (METHOD, "retrained"))
+    ours, retrained = (record["models"][name] for name in (record["method"], "retrained"))
     trained = [report for epochs in record["epochs"] for report in epochs if report["epoch"] > 0]
     refused = sum(not report["accepted"] for report in trained)
     rows.append([
@@ -105,10 +104,10 @@ def _draw_study(ax, study, records):
                lambda ours, retrained: _ratio(retrained, ours, "fluency_nll")))
   ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
   for offset, (label, colour, marker, measure) in zip((-0.12, 0.0, 0.12), measures, strict=True):
-    values = [measure(r["models"][METHOD], r["models"]["retrained"]) for r in records]
+    values = [measure(r["models"][r["method"]], r["models"]["retrained"]) for r in records]
     errors = None
     if label == "ToW":
-      half = [r["models"][METHOD].get("tug_of_war_ci95") for r in records]
+      half = [r["models"][r["method"]].get("tug_of_war_ci95") for r in records]
       errors = [value if tables.is_number(value) else 0.0 for value in half]
     ax.errorbar(x + offset, values, errors, color=colour, marker=marker, linestyle="none",
                 elinewidth=1, label=label)

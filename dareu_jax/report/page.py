@@ -40,7 +40,7 @@ def write_report(
   chosen_epoch,
   answers,
   facts,
-  method="dareu",
+  methods=("dareu",),
   notes=(),
 ):
   """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all.
@@ -56,9 +56,10 @@ def write_report(
       original model.
     target_score: the level the score is to come down to, or None.
     chosen_epoch: the epoch whose weights were taken, or None.
-    answers: [{"split", "prompt", "truth", "original", "retrained", <method>}].
+    answers: [{"split", "prompt", "truth", "original", "retrained", <method>, ...}].
     facts: {name: text} for the header.
-    method: the key of the unlearned model in `summary` and `answers`.
+    methods: the keys of the unlearned models in `summary` and `answers`; history and epochs are
+      those of the first.
     notes: sentences to put beside what was decided.
 
   Returns:
@@ -73,10 +74,10 @@ def write_report(
   images = {name: plots.to_png_bytes(figure) for name, figure in figures.items()}
   parts = {
     "title": title,
-    "method": method,
+    "methods": methods,
     "facts": {name: str(value) for name, value in facts.items()},
     "models": models,
-    "headline": headline(models, method),
+    "headline": headline(models, methods[0]),
     "classifier": [(_spoken(name), _figure(value)) for name, value in classifier.items()],
     "decision": [*decision(epochs, target_score, chosen_epoch), *notes],
     "epochs": epoch_rows(epochs, chosen_epoch),
@@ -218,7 +219,7 @@ def _html(*, images, models, **parts):
   )
 
 
-def _markdown(*, title, method, facts, models, images, **parts):
+def _markdown(*, title, methods, facts, models, images, **parts):
   meanings = [f"- **{_escape(c.title)}** ({c.arrow}): {_escape(c.meaning)}" for c in tables.COLUMNS]
   blocks = [
     f"# {_escape(title)}",
@@ -240,7 +241,7 @@ def _markdown(*, title, method, facts, models, images, **parts):
     "## Forgetting and keeping",
     "![D_R ROUGE over D_F ROUGE, a point for each model](plots/plane.png)",
     "## Answers side by side",
-    *(_markdown_answers(parts["answers"], method) or [NOTHING]),
+    *(_markdown_answers(parts["answers"], methods) or [NOTHING]),
     "## Stages and time",
     _table(["stage", "time", "note"], parts["stages"], left=(0, 2)),
   ]
@@ -251,10 +252,10 @@ def _table(header, rows, left=(0,)):
   return tables.pipe_table(header, rows, left) if rows else NOTHING
 
 
-def _markdown_answers(answers, method):
+def _markdown_answers(answers, methods):
   sources = (
     ("original", "before: original"),
-    (method, f"after: {method}"),
+    *((method, f"after: {method}") for method in methods),
     ("retrained", "retrained"),
     ("truth", "truth"),
   )

@@ -81,11 +81,17 @@ class Schedule:
       return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return s.learning_rate
 
-  def observe(self, done, loss):
-    """Takes in the loss of the step that made it `done` steps; only a plateau looks at it."""
+  def observe(self, done, metrics, params):
+    """Takes in what came of the step that made it `done` steps; only a plateau looks at its loss.
+
+    Args:
+      metrics: of the step, with "loss".
+      params: after it; for schedules that look at the model itself.
+    """
+    del params
     if self.settings.schedule != "plateau" or self.cooldown_start >= 0:
       return
-    self.loss_sum += float(loss)
+    self.loss_sum += float(metrics["loss"])
     if done % self.steps_per_epoch == 0:
       mean, self.loss_sum = self.loss_sum / self.steps_per_epoch, 0.0
       last_call = self.limit / (1 + COOLDOWN) - self.steps_per_epoch
@@ -95,3 +101,8 @@ class Schedule:
   def memory(self):
     """What a checkpoint needs of it."""
     return {"cooldown_start": self.cooldown_start, "loss_sum": self.loss_sum}
+
+  def recall(self, memory):
+    """Takes back what a checkpoint held."""
+    for name, value in memory.items():
+      setattr(self, name, value)

@@ -4,7 +4,6 @@ Losses are sums over tokens with their counts, so that micro-batches, padding an
 change no gradient. (A loss that draws noise draws other noise for other micro-batches.)
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -85,7 +84,7 @@ def update(state, frozen, batch, key, learning_rate, *, frame, loss_fn, weight_d
 
 
 def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key, store, writer, bar,
-        put=lambda batch: batch):
+        put=lambda batch: batch, schedule=None):
   """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
 
   Args:
@@ -96,15 +95,16 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
     writer: training.writers.MetricWriter.
     bar: training.writers.progress, called as bar(total, initial, name).
     put: places a batch on the devices.
+    schedule: training.optimizers.Schedule; of the settings where not given.
 
   Returns: the trained params.
   """
-  schedule = Schedule(settings, batches.steps_per_epoch)
+  schedule = schedule or Schedule(settings, batches.steps_per_epoch)
   micro_batches = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
   restored = store.restore(state)
   if restored is not None:
     state = restored.state
-    schedule = dataclasses.replace(schedule, **restored.meta)
+    schedule.recall(restored.meta)
   step = int(state.step)
   writer.rewind(step)
   with bar(schedule.num_steps, step) as progress:
@@ -115,7 +115,7 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
         loss_fn=loss_fn, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
         micro_batches=micro_batches)
       step += 1
-      schedule.observe(step, metrics["loss"])
+      schedule.observe(step, metrics, state.params)
       if step % 10 == 0 or step == schedule.num_steps:
         values = {name: float(value) for name, value in metrics.items()}
         values |= {"learning_rate": rate, "epoch": step / batches.steps_per_epoch}

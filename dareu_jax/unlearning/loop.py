@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.data.batches import Batches, prompt_batch
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.settings import UnlearningSettings
 from dareu_jax.unlearning import dareu
-from dareu_jax.unlearning.guards import EpochReport, tripped
+from dareu_jax.unlearning.guards import EpochReport
+from dareu_jax.unlearning.monitor import Monitor
 from dareu_jax.unlearning.selection import choose, rate_scale, rolls_back
 
 
@@ -38,17 +38,12 @@ class Task:
   value: Any  # trainable state of a fresh value head
   value_frozen: Any
   reward: Any  # of unlearning.rewards
-  classifier: Scorer  # that the epochs are judged by
-  judge: Scorer  # that the reward never asks
   forget_rows: tuple  # data.batches.Row
-  forget_queries: tuple  # their prompts in the classifier's tokens
-  unseen_rows: tuple  # queries of unseen owners; may be empty if the target is given
-  unseen_queries: tuple
   retain: Batches
   evaluator: Evaluator
   settings: UnlearningSettings
   seed: int
-  watch: Any = None  # policy -> {figure: float}, measured at each epoch's end
+  monitor: Monitor | None = None  # of `run`: what each epoch is judged by
 
   @property
   def rollouts_per_epoch(self):
@@ -81,7 +76,7 @@ def run(task: Task, *, store, writer, bar):
   state = dareu.init_learner(task.original, task.value, settings)
   restored = store.restore(state)
   if restored is None:
-    reports = [assess(task, task.original, epoch=0)]
+    reports = [task.monitor.assess(task.original, 0)]
   else:
     state = restored.state
     reports = [EpochReport(**report) for report in restored.meta["reports"]]
@@ -97,7 +92,7 @@ def run(task: Task, *, store, writer, bar):
       state, metrics = learn(task, state, step, rate_scale(reports, settings))
       writer.write(step + 1, {"epoch": epoch, **metrics})
       if (step + 1) % task.rollouts_per_epoch == 0:
-        reports.append(assess(task, state.policy, epoch))
+        reports.append(task.monitor.assess(state.policy, epoch))
         chosen, done = choose(reports, settings)
         if chosen == epoch:
           state = state._replace(chosen=dareu.copy(state.policy))
@@ -177,47 +172,6 @@ def minibatches(task: Task, step):
       number += 1
 
 
-def assess(task: Task, policy, epoch):
-  """EpochReport of greedy answers to all forget queries and to those of unseen owners."""
-  answers, forget = _measure(task, policy, task.forget_rows, task.forget_queries)
-  unseen = forget
-  if task.unseen_rows:
-    _, unseen = _measure(task, policy, task.unseen_rows, task.unseen_queries)
-  target = task.settings.target_score
-  return EpochReport(
-    epoch=epoch,
-    score=forget["score"],
-    level=target if target >= 0 else unseen["score"],
-    response_length=forget["length"],
-    unseen_length=unseen["length"],
-    eos_share=float(np.mean(answers.ended)),
-    degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
-    distinct_share=len(set(answers.texts)) / len(answers.texts),
-    entropy=forget["entropy"],
-    unseen_entropy=unseen["entropy"],
-    fluency=forget["fluency"],
-    unseen_fluency=unseen["fluency"],
-    judge_score=forget["judge"],
-    judge_level=target if target >= 0 else unseen["judge"],
-    watched=task.watch(policy) if task.watch else {},
-  )
-
-
-def _measure(task, policy, rows, queries):
-  """Greedy answers, and their mean score, judge's score, length, entropy and NLL under π_N."""
-  evaluator = task.evaluator
-  answers = evaluator.answers(policy, rows)
-  own = answers.as_completions(rows)
-  _, entropies = evaluator.logprobs_and_entropies(policy, own)
-  scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
-                    for scorer in (task.classifier, task.judge))
-  return answers, {
-    "score": float(scores.mean()), "judge": float(judged.mean()),
-    "length": float(answers.text_lengths.mean()),
-    "entropy": float(np.concatenate(entropies).mean()),
-    "fluency": -float(np.concatenate(evaluator.logprobs(task.original, own)).mean())}
-
-
 def _texts(tokenizer, completions):
   ids, lengths = np.asarray(completions.ids), np.asarray(completions.lengths)
   return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
@@ -225,11 +179,3 @@ def _texts(tokenizer, completions):
 
 def _meta(reports):
   return {"reports": [dataclasses.asdict(report) for report in reports]}
-
-
-def epoch_records(result: Result, settings: UnlearningSettings):
-  """The reports as plain dicts, each with whether it could be kept and why not."""
-  original = result.reports[0]
-  reasons = [tripped(report, original, settings.guards) for report in result.reports]
-  return [{**dataclasses.asdict(report), "accepted": not why, "reason": "; ".join(why)}
-          for report, why in zip(result.reports, reasons, strict=True)]

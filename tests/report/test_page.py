@@ -123,7 +123,7 @@ def test_failure_to_unlearn_is_not_hidden(chosen, target, words):
 
 def test_method_names_the_column_of_answers(tmp_path):
   answers = [{"split": "forget", "prompt": "Who?", "npo": "the npo answer", "dareu": "not this"}]
-  for text in written(tmp_path, method="npo", answers=answers)[1:]:
+  for text in written(tmp_path, methods=("npo",), answers=answers)[1:]:
     assert "after: npo" in text and "the npo answer" in text and "not this" not in text
 
 

@@ -38,7 +38,7 @@ def run(schedule, losses):
   found = []
   while len(found) < schedule.num_steps:
     found.append(schedule.rate(len(found)))
-    schedule.observe(len(found), losses(len(found) - 1))
+    schedule.observe(len(found), {"loss": losses(len(found) - 1)}, None)
   return found
 
 
@@ -99,12 +99,12 @@ def test_a_plateau_goes_on_from_its_memory():
   for kill in range(1, len(whole)):
     first = make_schedule(schedule="plateau")
     for step in range(kill):
-      first.observe(step + 1, losses(step))
+      first.observe(step + 1, {"loss": losses(step)}, None)
     second = dataclasses.replace(make_schedule(schedule="plateau"), **first.memory())
     found = whole[:kill]
     while len(found) < second.num_steps:
       found.append(second.rate(len(found)))
-      second.observe(len(found), losses(len(found) - 1))
+      second.observe(len(found), {"loss": losses(len(found) - 1)}, None)
     assert found == whole
 
 

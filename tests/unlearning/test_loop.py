@@ -53,7 +53,7 @@ def run(monkeypatch):
     return state._replace(policy=policy, step=state.step + 1), metrics
 
   monkeypatch.setattr(loop, "learn", learn)
-  monkeypatch.setattr(loop, "assess", lambda task, policy, epoch: report(
+  monitor = types.SimpleNamespace(assess=lambda policy, epoch: report(
     epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
     response_length=LENGTHS[epoch]))
 
@@ -64,7 +64,7 @@ def run(monkeypatch):
       guards=dataclasses.replace(settings.guards, action=action, **guards))
     values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
     values |= dict(settings=settings, forget_rows=(None,) * 3, original={"w": jnp.zeros(2)},
-                   value={"v": jnp.zeros(2)}, seed=0)
+                   value={"v": jnp.zeros(2)}, seed=0, monitor=monitor)
     bar = contextlib.nullcontext(types.SimpleNamespace(
       set_postfix=lambda *args, **kwargs: None, update=lambda: None))
     writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)

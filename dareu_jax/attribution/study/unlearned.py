@@ -36,14 +36,13 @@ def make_task(study: Study, original, form, epochs):
   value = factory.build_value_head(study.config, study.mesh)
   corpus, rows = study.corpus, study.rows(study.corpus.forget)
   queries = tuple(row.prompt for row in rows)
-  classifier, judge = (Scorer(
-    *study.classifiers[name], study.is_forget, study.settings.evaluation.batch_size,
-    study.settings.length_multiple) for name in ("classifier", "judge"))
+  classifier = Scorer(
+    *study.classifiers["classifier"], study.is_forget, study.settings.evaluation.batch_size,
+    study.settings.length_multiple)
   return loop.Task(
     models=dareu.Models(study.base.frame, value.frame), original=original,
     frozen=study.base.frozen, value=value.trainable, value_frozen=value.frozen,
-    reward=rewards.Attribution(classifier, queries), classifier=classifier, judge=judge,
-    forget_rows=rows, forget_queries=queries, unseen_rows=(), unseen_queries=(),
+    reward=rewards.Attribution(classifier, queries), forget_rows=rows,
     retain=study.batches(study.rows(corpus.retain), settings.retain_batch_size,
                          seed=study.settings.seed + 2, one_bucket=True),
     evaluator=study.evaluator, settings=settings, seed=study.settings.seed)
