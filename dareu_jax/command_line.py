@@ -10,15 +10,26 @@ from absl import app, flags, logging
 from dareu_jax.settings import InputError
 
 
-def enter(job, define_flags, *, required, hint=""):
+class Given:
+  """The values of a program's flags by name; `rest` is what was given beside them."""
+
+  def __init__(self, rest):
+    self.rest = rest
+
+  def __getattr__(self, name):
+    return flags.FLAGS[name].value
+
+
+def enter(job, define_flags, *, required, hint="", takes_rest=False):
   """Runs a program: its flags, then its job. Importing an entry module defines no flag, so that
   several can live in one process.
 
   Args:
-    job: takes the parsed flags, by name.
+    job: takes `Given`.
     define_flags: defines the program's own.
     required: names of those that must be given.
     hint: what the same command does after an interruption.
+    takes_rest: whether something may stand beside the flags.
   """
 
   def parse(args):
@@ -26,7 +37,10 @@ def enter(job, define_flags, *, required, hint=""):
     flags.mark_flags_as_required(required)
     return parse_flags(args)
 
-  app.run(lambda argv: guarded(lambda: job(flags.FLAGS), argv, hint=hint), flags_parser=parse)
+  def run(argv):
+    return guarded(lambda: job(Given(argv[1:])), [] if takes_rest else argv, hint=hint)
+
+  app.run(run, flags_parser=parse)
 
 
 def typed():

@@ -7,12 +7,14 @@ import pathlib
 import jax
 
 from dareu_jax.data.sources import load_corpus
+from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.evaluation.metrics import mean_and_ci95
+from dareu_jax.measures import evaluate
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import decision, write_report
-from dareu_jax.run import DAREU, SPLITS, Run, candidates, references, seed_folder
+from dareu_jax.run import DAREU, Run, candidates, references, seed_folder
 from dareu_jax.settings import InputError, Settings
-from dareu_jax.stages import evaluate, run_seed
+from dareu_jax.stages import run_seed
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import read_metrics
 from dareu_jax.workdir import Workdir
@@ -189,7 +191,7 @@ def _reward_facts(run, history):
 def _answers(run, chosen):
   """A few prompts with every model's answer side by side."""
   names = {name: name for name in references(run.settings)} | chosen
-  held = {shown: evaluate(run, name)["answers"] for shown, name in names.items()}
+  held = {shown: evaluate(run, name)["records"] for shown, name in names.items()}
   shown = []
   for split in SPLITS:
     # Spread over the split: its first rows are all of one owner.

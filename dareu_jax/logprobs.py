@@ -4,6 +4,8 @@ The logits of a chunk are made, used and dropped (and made again in the backward
 float32 tensor of [B, T, V] is ever held.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -47,6 +49,37 @@ def logprobs_and_entropy(hidden, head, targets, distribution=jax.nn.log_softmax)
     return jnp.maximum(chosen, CUT_OFF), -jnp.sum(jnp.exp(logprobs) * kept, axis=-1)
 
   return _over_time(chunk, hidden, targets)
+
+
+class TokenStatistics(NamedTuple):
+  """What evaluations ask of the distribution π_t at each response token y_t, all [B, T]."""
+
+  logprobs: jax.Array  # log π_t(y_t)
+  entropies: jax.Array  # - E log π_t, nats
+  variances: jax.Array  # Var log π_t
+  predictions: jax.Array  # argmax π_t, int32
+
+
+def token_statistics(hidden, head, targets):
+  """TokenStatistics of the model itself, float32.
+
+  Args:
+    hidden: [B, T, D].
+    head: [D, V].
+    targets: [B, T] int; y_t.
+  """
+
+  def chunk(hidden, targets):
+    logprobs = jax.nn.log_softmax(_logits(hidden, head), axis=-1)
+    probs = jnp.exp(logprobs)
+    # A logit of -inf would make 0 · -inf.
+    kept = jnp.where(probs > 0, logprobs, 0.0)
+    mean = jnp.sum(probs * kept, axis=-1)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    variance = jnp.sum(probs * (kept - mean[..., None]) ** 2, axis=-1)
+    return chosen, -mean, variance, jnp.argmax(logprobs, axis=-1)
+
+  return TokenStatistics(*_over_time(chunk, hidden, targets))
 
 
 def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):

@@ -8,10 +8,11 @@ import numpy as np
 
 from dareu_jax.data.batches import Row, prompt_batch
 from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.models import factory
-from dareu_jax.run import DAREU, SPLITS, Candidate, Run, evaluated_examples, rouge_of
+from dareu_jax.run import DAREU, Candidate, Run, evaluated_examples, rouge_of
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop, loss_based, rewards

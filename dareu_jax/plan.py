@@ -5,9 +5,10 @@ import time
 import jax
 import jax.numpy as jnp
 
+from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.models import states
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.run import AGAIN, DAREU, SPLITS, Run, candidates, evaluated_examples
+from dareu_jax.run import AGAIN, DAREU, Run, candidates, evaluated_examples
 from dareu_jax.stages import finetune_batches, pretrain_batches
 
 # Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.

@@ -22,7 +22,6 @@ from dareu_jax.workdir import Workdir, fingerprint
 
 DAREU = "dareu"
 AGAIN = "retrained_again"  # the retrained model with the data in another order
-SPLITS = ("forget", "retain", "test")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,7 +192,8 @@ class EvaluationSettings:
   batch_size: int
   max_examples: int  # of each split, from its head; 0: all
   max_new_tokens: int  # greedy answers; 0: as long as the longest response of the data
-  min_k: float  # share of the least likely tokens that the Min-K% attack averages
+  min_k: float  # share of the least likely tokens that the Min-K% attacks average
+  gradient_norm: bool  # the gradient-norm attack as well: a backward pass for each example
 
   def __post_init__(self):
     at_least("evaluation.batch_size", self.batch_size, 1)

@@ -4,7 +4,6 @@ Each is skipped when its result is in the workdir already.
 """
 
 import dataclasses
-import time
 
 import jax
 import numpy as np
@@ -16,12 +15,12 @@ from dareu_jax.attribution.classifier import (
   fit_temperature,
   owner_probabilities,
 )
-from dareu_jax.evaluation import metrics
 from dareu_jax.masked import last_valid
+from dareu_jax.measures import compared
 from dareu_jax.methods import unlearn
-from dareu_jax.run import AGAIN, SPLITS, Run, candidates, evaluated_examples, rouge_of
+from dareu_jax.run import AGAIN, Run, candidates
 from dareu_jax.training import supervised
-from dareu_jax.training.checkpoints import read_json, write_json
+from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.writers import progress
 
 JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
@@ -46,16 +45,7 @@ def run_seed(run: Run):
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
   for candidate in candidates(run.settings):
     unlearn(run, candidate)
-  models = {name: dict(evaluate(run, name)["metrics"]) for name in run.models}
-  for name in models:
-    models[name]["tug_of_war"] = closeness(models[name], models["retrained"])
-  return models
-
-
-def closeness(figures, retrained):
-  """ToW of a model's figures; data of one's own may come without D_test."""
-  names = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in retrained]
-  return metrics.tug_of_war(*([each[name] for name in names] for each in (figures, retrained)))
+  return compared(run)
 
 
 def keep_tokenizer(run: Run):
@@ -192,77 +182,6 @@ def whole_probabilities(run: Run, params, examples):
       run.classifier.frame, params, run.classifier.frozen, batch.completion_ids, query)
     probabilities[indices] = last_valid(every, batch.completion_lengths)[:len(indices)]
   return probabilities, np.array([row.owner for row in batches.rows])
-
-
-def evaluate(run: Run, name):
-  """One model's {"metrics": {...}, "answers": {split: [...]}}, kept in a file."""
-  stage, mark = f"evaluation/{name}", run.marks[f"evaluation/{name}"]
-  path = run.workdir.folder / f"{stage}.json"
-  held = read_json(path)
-  skipped = held is not None and held["fingerprint"] == mark
-  if not skipped:
-    start = time.monotonic()
-    figures, answers = {}, {}
-    with progress(f"eval {name}", "split")(len(SPLITS) + 1) as bar:
-      for split in SPLITS:
-        split_figures, answers[split] = _answer_figures(run, name, split)
-        figures |= split_figures
-        bar.update()
-      figures |= _likelihood_figures(run, run.role(name))
-      bar.update()
-    held = {"fingerprint": mark, "seconds": round(time.monotonic() - start, 1),
-            "metrics": figures, "answers": answers}
-    write_json(path, held)
-  run.workdir.stages[stage] = {"seconds": held["seconds"], "skipped": skipped}
-  return held
-
-
-def _answer_figures(run, name, split):
-  """Figures of the greedy answers to a split, and the answers themselves."""
-  examples = evaluated_examples(run, split)
-  if not examples:
-    return {}, []
-  given = run.evaluator.answers(run.role(name), run.rows(examples))
-  rouge = rouge_of(examples, given.texts)
-  figures = {f"{split}_rouge": float(np.mean(rouge))}
-  answers = [{"prompt": example.prompt, "truth": example.response, "answer": text, "rouge": score}
-             for example, text, score in zip(examples, given.texts, rouge, strict=True)]
-  if split == "forget":
-    queries = run.queries(examples)
-    scores, judged = (run.scorer(which).whole(given.ids, given.lengths, queries)
-                      for which in ("classifier", "judge"))
-    figures |= {"attribution_score": float(scores.mean()), "judge_score": float(judged.mean()),
-                "response_length": float(given.text_lengths.mean()),
-                "fluency_nll": _fluency(run, examples, given),
-                "distinct_share": len(set(given.texts)) / len(given.texts)}
-    for answer, score in zip(answers, scores, strict=True):
-      answer["score"] = float(score)
-  return figures, answers
-
-
-def _fluency(run, examples, given):
-  """NLL per token of answers under the retrained model: what broken language makes large."""
-  own = given.as_completions(run.rows(examples))
-  logprobs = run.evaluator.logprobs(run.role("retrained"), own)
-  return -float(np.concatenate(logprobs).mean(dtype=np.float64))
-
-
-def _likelihood_figures(run, role):
-  """Truth ratio, probability and membership inference on the forget set."""
-  evaluator, forget = run.evaluator, evaluated_examples(run, "forget")
-  logprobs = evaluator.logprobs(role, run.rows(forget))
-  figures = {"forget_probability": float(np.mean(
-    metrics.probability([-values.mean(dtype=np.float64) for values in logprobs])))}
-  ratios = evaluator.truth_ratio(role, forget)
-  if len(ratios):
-    figures["truth_ratio"] = metrics.forget_truth_ratio(ratios)
-  if run.corpus.holdout:
-    k = run.settings.evaluation.min_k
-    unseen = evaluator.logprobs(role, run.rows(evaluated_examples(run, "holdout")))
-    figures["mia_min_k_auc"] = metrics.mia_auc(
-      *([metrics.min_k_score(values[:-1], k=k) for values in split]
-        for split in (logprobs, unseen)))
-  return figures
 
 
 def _fit(run, name, store, model, loss_fn, settings, batches, seed):

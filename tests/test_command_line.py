@@ -7,7 +7,7 @@ import pytest
 
 from tests.configs import ROOT
 
-ENTRIES = ("main", "export", "ablations", "attribution.faithfulness")
+ENTRIES = ("main", "export", "ablations", "evaluate", "attribution.faithfulness")
 
 
 def test_all_entries_can_live_in_one_process():
@@ -21,4 +21,5 @@ def test_help_names_the_flags_of_the_entry(entry):
   """Flags that are defined on the way would not be known to be the program's own."""
   out = subprocess.run([sys.executable, "-m", f"dareu_jax.{entry}", "--help"], cwd=ROOT,
                        capture_output=True, text=True).stdout
-  assert "--workdir" in out and f"python -m dareu_jax.{entry}" in out
+  own = "--log" if entry == "evaluate" else "--workdir"
+  assert own in out and f"python -m dareu_jax.{entry}" in out

@@ -5,13 +5,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dareu_jax.data.batches import Batches, encode, prompt_batch
-from dareu_jax.evaluation import metrics
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
-from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
+from dareu_jax.logprobs import TokenStatistics, completion_hidden, token_statistics
+from dareu_jax.masked import length_mask, masked_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,28 @@ class Answers:
 
 
 @functools.partial(jax.jit, static_argnames="frame")
-def completion_logprobs(frame, trainable, frozen, batch):
-  """(log-probs, entropies) at the completion tokens of a data.batches.Batch, [B, T] float32."""
+def completion_statistics(frame, trainable, frozen, batch):
+  """logprobs.TokenStatistics of the completion tokens of a data.batches.Batch, [B, T]."""
   model = frame.merge(trainable, frozen)
   time = batch.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  return logprobs_and_entropy(hidden, model.head, batch.completion_ids)
+  return token_statistics(hidden, model.head, batch.completion_ids)
+
+
+@functools.partial(jax.jit, static_argnames="frame")
+def _gradient_norms(frame, trainable, frozen, batch):
+  """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B]."""
+
+  def nll(params, row):
+    row = jax.tree.map(lambda x: x[None], row)
+    logprobs = completion_statistics(frame, params, frozen, row).logprobs
+    return -masked_mean(logprobs, length_mask(row.completion_lengths, logprobs.shape[1]))
+
+  def norm(row):
+    grads = jax.tree.leaves(jax.grad(nll)(trainable, row))
+    return jnp.mean(jnp.stack([jnp.linalg.norm(g.astype(jnp.float32)) for g in grads]))
+
+  return jax.lax.map(norm, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +94,31 @@ class Evaluator:
 
   def logprobs(self, trainable, rows):
     """Log-probs of each row's own completion, the end token last: list of [n] float32."""
-    return self.logprobs_and_entropies(trainable, rows)[0]
+    return [one.logprobs for one in self.statistics(trainable, rows)]
 
-  def logprobs_and_entropies(self, trainable, rows):
-    """The same with the entropies of the distributions: two lists of [n] float32."""
-    batches = Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
-    results = [None] * len(rows), [None] * len(rows)
-    for indices, batch in batches.in_order():
-      both = completion_logprobs(self.frame, trainable, self.frozen, self.put(batch))
-      for result, values in zip(results, map(np.asarray, both), strict=True):
-        for row, index in enumerate(indices):
-          result[index] = values[row, :batch.completion_lengths[row]]
+  def statistics(self, trainable, rows):
+    """TokenStatistics of each row's own completion, the end token last: list, arrays [n]."""
+    results = [None] * len(rows)
+    for indices, batch in self._batches(rows).in_order():
+      arrays = [np.asarray(x) for x in completion_statistics(
+        self.frame, trainable, self.frozen, self.put(batch))]
+      for row, index in enumerate(indices):
+        n = batch.completion_lengths[row]
+        results[index] = TokenStatistics(*(x[row, :n] for x in arrays))
     return results
+
+  def gradient_norms(self, trainable, rows):
+    """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone: [E] (the costliest)."""
+    norms = np.zeros(len(rows))
+    for indices, batch in self._batches(rows).in_order():
+      norms[indices] = np.asarray(_gradient_norms(
+        self.frame, trainable, self.frozen, self.put(batch)))[:len(indices)]
+    return norms
+
+  def _batches(self, rows):
+    return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
 
   def nll(self, trainable, examples, responses=None):
     """Mean NLL per token of each example's response, or of other responses to its prompt: [E]."""
     rows = encode(examples, self.tokenizer, max_length=self.max_length, responses=responses)
     return np.array([-values.mean(dtype=np.float64) for values in self.logprobs(trainable, rows)])
-
-  def truth_ratio(self, trainable, examples):
-    """R of each example that has a paraphrase and perturbed answers: [E'] (may be empty)."""
-    complete = [e for e in examples if e.paraphrased_response and e.perturbed_responses]
-    if not complete:
-      return np.zeros(0)
-    count = min(len(e.perturbed_responses) for e in complete)
-    paraphrased = self.nll(trainable, complete, [e.paraphrased_response for e in complete])
-    perturbed = np.stack(
-      [self.nll(trainable, complete, [e.perturbed_responses[j] for e in complete])
-       for j in range(count)], axis=1)
-    return metrics.truth_ratio(paraphrased, perturbed)

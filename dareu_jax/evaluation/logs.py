@@ -141,6 +141,76 @@ def _scores(part):
   return [entries[index]["score"] for index in sorted(entries, key=int)]
 
 
+def from_records(records, figures):
+  """A run's own evaluation as a log, so that others' tools read it.
+
+  Args:
+    records: {split: records}, as of `evaluation.records`.
+    figures: of the model, for what takes the retrained model beside it.
+  """
+  # D_test's owners are the splits "ra" and "wf" of TOFU; other data has none that the log knows.
+  groups = {"forget": records["forget"], "retain": records["retain"]}
+  for split in ("ra", "wf"):
+    groups[split] = [r for r in records["test"] if r["owner"] == UTILITY_SPLITS[split]]
+  log = {}
+  for split, group in groups.items():
+    if not group:
+      continue
+    log |= _split_entries(split, group)
+  for name in ("exact_memorization", "extraction_strength"):
+    # As the readers of these files expect it: 1/n where nothing is right.
+    key = "extraction_strength_published" if name == "extraction_strength" else name
+    log[name] = _entry({"score": r[key]} for r in records["forget"])
+  for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm"):
+    key = "nll" if attack == "loss" else attack
+    parts = {part: _entry({"score": r[key]} for r in records[split] if key in r)
+             for part, split in (("forget", "forget"), ("holdout", "holdout"))}
+    if all(entry["value_by_index"] for entry in parts.values()):
+      auc = metrics.mia_auc(*map(_scores, parts.values()))
+      log[f"mia_{attack}"] = parts | {"auc": auc, "agg_value": auc}
+  for name in ("forget_quality", "privleak"):
+    if name in figures:
+      log[name] = {"agg_value": figures[name]}
+  utility = recompute(log).get("model_utility")
+  if utility is not None:
+    log["model_utility"] = {"agg_value": utility}
+  return log
+
+
+def _split_entries(split, group):
+  def nlls(key):
+    return [{"prob": metrics.probability(r[key]).tolist(), "avg_loss": r[key]} for r in group]
+
+  log = {f"{split}_Q_A_Prob": _entry(nlls("nll"), "prob"),
+         f"{split}_Q_A_ROUGE": _entry((
+           {"rougeL_recall": r["rouge"], "rougeL_f1": r["rouge_f1"], "input": r["prompt"],
+            "ground_truth": r["truth"], "generation": r["answer"]} for r in group),
+           "rougeL_recall")}
+  tail = "truth_ratio" if split == "forget" else "Truth_Ratio"
+  wanted = {"perturbed_nll"} | ({"paraphrased_nll"} if split in ("forget", "retain") else set())
+  if not all(r.keys() >= wanted for r in group):
+    return log
+  log[f"{split}_Q_A_PERT_Prob"] = _entry(nlls("perturbed_nll"), "prob")
+  if "paraphrased_nll" in wanted:
+    log[f"{split}_Q_A_PARA_Prob"] = _entry(nlls("paraphrased_nll"), "prob")
+  else:
+    right = metrics.probability([r["nll"] for r in group])
+    wrong = metrics.probability([r["perturbed_nll"] for r in group])
+    log[f"{split}_Q_A_Prob_normalised"] = _entry(
+      ({"prob": float(p)} for p in metrics.normalized_probability(right, wrong)), "prob")
+  ratios = truth_ratios(log, split)
+  aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
+  log[f"{split}_{tail}"] = _entry({"score": float(r)} for r in ratios) | {
+    "agg_value": aggregate(ratios)}
+  return log
+
+
+def _entry(values, key="score"):
+  values = list(values)
+  return {"agg_value": float(np.mean([value[key] for value in values])) if values else None,
+          "value_by_index": {str(i): value for i, value in enumerate(values)}}
+
+
 def published(log):
   """The aggregates as the log has them: {metric: float}."""
   return {name: entry["agg_value"] for name, entry in log.items()

@@ -212,6 +212,8 @@ def _html(*, images, models, **parts):
     },
     columns=tables.COLUMNS,
     rows=tables.model_cells(models),
+    more_columns=(more := tables.measured(models, tables.MORE_COLUMNS)),
+    more_rows=tables.model_cells(models, more),
     legend=tables.legend(models, best_mark="bold:"),
     epoch_header=EPOCH_HEADER,
     dash=tables.DASH,
@@ -220,7 +222,10 @@ def _html(*, images, models, **parts):
 
 
 def _markdown(*, title, methods, facts, models, images, **parts):
-  meanings = [f"- **{_escape(c.title)}** ({c.arrow}): {_escape(c.meaning)}" for c in tables.COLUMNS]
+  more = tables.measured(models, tables.MORE_COLUMNS)
+  meanings, more_meanings = (
+    [f"- **{_escape(c.name)}** ({c.arrow}): {_escape(c.meaning)}" for c in columns]
+    for columns in (tables.COLUMNS, more))
   blocks = [
     f"# {_escape(title)}",
     _escape(parts["headline"]),
@@ -229,6 +234,8 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     tables.markdown_table(models),
     _escape(tables.legend(models, best_mark="bold:")),
     "\n".join(meanings),
+    *(["### More figures", tables.markdown_table(models, more), "\n".join(more_meanings)]
+      if more else []),
     "### Owner classifier",
     _table(["figure", "value"], parts["classifier"]),
     "## What was decided",

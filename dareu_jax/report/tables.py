@@ -25,6 +25,11 @@ class Column:
   decimals: int
   meaning: str = ""
 
+  @property
+  def name(self):
+    """The title without the hyphen that breaks it over two lines of the terminal."""
+    return self.title.replace("- ", "")
+
 
 COLUMNS = (
   Column("forget_rouge", "D_F ROUGE", CLOSER, 3, "ROUGE of the answers to forget queries"),
@@ -90,6 +95,41 @@ COLUMNS = (
     "share of distinct responses: 1 where no response is given twice",
   ),
   Column("response_length", "length (tokens)", CLOSER, 1, "mean length of the responses"),
+  Column("gibberish_share", "gibber- ish", CLOSER, 2,
+         "share of responses that are empty, repeat themselves, or are such as the original would "
+         "sample in one of a hundred cases at most"),
+  Column("extraction_strength", "extrac- tion", CLOSER, 3,
+         "share of a true answer that greedy decoding says right, given what comes before"),
+)
+
+# What a report shows below the main table.
+MORE_COLUMNS = (
+  Column("exact_memorization", "exact mem.", CLOSER, 3,
+         "share of the true answer's tokens that are the likeliest ones"),
+  Column("paraphrase_probability", "para. prob.", CLOSER, 3,
+         "probability of the paraphrased true answers"),
+  Column("forget_quality_log10", "log10 FQ", HIGHER, 1,
+         "log10 of forget quality: p of the truth ratios being the retrained model's (KS test); it "
+         "falls with the number of examples"),
+  Column("model_utility", "utility", HIGHER, 3,
+         "harmonic mean of probability, ROUGE and truth ratio on what is kept (TOFU: nine terms)"),
+  Column("mia_loss_auc", "MIA loss", CLOSER, 3, "AUC of membership inference by loss"),
+  Column("mia_zlib_auc", "MIA zlib", CLOSER, 3, "by loss over compressed size"),
+  Column("mia_reference_auc", "MIA ref.", CLOSER, 3, "by loss less the retrained model's"),
+  Column("mia_min_k_plus_plus_auc", "Min-K%++", CLOSER, 3,
+         "by the least likely tokens, standardised"),
+  Column("mia_gradnorm_auc", "MIA grad.", CLOSER, 3, "by the norm of the gradient"),
+  Column("privleak", "Priv- Leak", CLOSER, 1,
+         "Min-K% against the retrained model's, in percent: -100 where nothing is forgotten, above "
+         "0 where forget data became too unlikely"),
+  Column("tug_of_war_mia", "ToW MIA", HIGHER, 3, "ToW with Min-K% in place of the D_F ROUGE"),
+  Column("memorization", "memo- rization", HIGHER, 3,
+         "harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase probability, "
+         "1 - truth ratio; not referred to the retrained model, so over-forgetting is rewarded"),
+  Column("privacy", "privacy", HIGHER, 3,
+         "harmonic mean over attacks of the closeness to the retrained model, 0 as the original"),
+  Column("overall", "overall", HIGHER, 3,
+         "harmonic mean of memorization, privacy and utility over the original's"),
 )
 
 
@@ -153,11 +193,16 @@ def best_models(models, column):
   return {name for name, loss in losses.items() if loss == min(losses.values())}
 
 
-def model_cells(models):
+def measured(models, columns):
+  """Those of the columns that some model has a figure for."""
+  return tuple(c for c in columns if any(m.get(c.key) is not None for m in models.values()))
+
+
+def model_cells(models, columns=COLUMNS):
   """[(name, [Cell of each column])], the table before it is laid out."""
-  best = {column.key: best_models(models, column) for column in COLUMNS}
+  best = {column.key: best_models(models, column) for column in columns}
   return [
-    (name, [_cell(models[name], column, name in best[column.key]) for column in COLUMNS])
+    (name, [_cell(models[name], column, name in best[column.key]) for column in columns])
     for name in ordered(models)
   ]
 
@@ -171,9 +216,9 @@ def _cell(metrics, column, best):
   )
 
 
-def legend(models, best_mark="*"):
+def legend(models, best_mark="*", columns=COLUMNS):
   """One line on how to read the table; names only the signs that occur in it."""
-  cells = [cell for _, row in model_cells(models) for cell in row]
+  cells = [cell for _, row in model_cells(models, columns) for cell in row]
   signs = [
     f"({CLOSER}) closer to the retrained model is better",
     f"({HIGHER}) higher is better",
@@ -227,10 +272,10 @@ def _number_block(column, cells):
   return [line.rjust(width) for line in head + body]
 
 
-def markdown_table(models):
+def markdown_table(models, columns=COLUMNS):
   """The models by metrics as a Markdown table; the best of several methods is bold."""
-  header = ["model", *(f"{column.title} ({column.arrow})" for column in COLUMNS)]
-  rows = [[name, *map(_markdown_cell, cells)] for name, cells in model_cells(models)]
+  header = ["model", *(f"{column.name} ({column.arrow})" for column in columns)]
+  rows = [[name, *map(_markdown_cell, cells)] for name, cells in model_cells(models, columns)]
   return pipe_table(header, rows)
 
 

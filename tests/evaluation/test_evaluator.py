@@ -1,11 +1,13 @@
 """The evaluator: batches, sorting and padding must pair every example with its own result."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from dareu_jax.data.batches import Row, collate
-from dareu_jax.evaluation.evaluator import Evaluator, completion_logprobs
+from dareu_jax.evaluation.evaluator import Evaluator, completion_statistics
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
@@ -61,6 +63,43 @@ def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
   together = evaluator(model, 3).logprobs(model[1], rows)
   for row, values in zip(rows, together, strict=True):
     shape = dict(seq_length=24, completion_length=12, pad_id=0)
-    alone = completion_logprobs(model[0], model[1], model[2], collate([row], 1, **shape))[0]
+    alone = completion_statistics(model[0], model[1], model[2], collate([row], 1, **shape))[0]
     assert values.shape == (len(row.completion),)
     np.testing.assert_allclose(values, alone[0, :len(row.completion)], atol=1e-5)
+
+
+def test_statistics_are_those_of_the_whole_distribution(model, rows):
+  """Chunks, buckets and a batch that is not full: entropy, variance and argmax of each token."""
+  module = model[0].merge(model[1], model[2])
+  for row, seen in zip(rows, evaluator(model, 3).statistics(model[1], rows), strict=True):
+    logits = np.asarray(module.logits(np.array([row.prompt + row.completion])), np.float64)
+    logp = logits[0, len(row.prompt) - 1:-1]
+    logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
+    probs = np.exp(logp)
+    mean = (probs * logp).sum(-1)
+    np.testing.assert_allclose(seen.logprobs, logp[np.arange(len(logp)), row.completion], atol=1e-4)
+    np.testing.assert_allclose(seen.entropies, -mean, atol=1e-4)
+    np.testing.assert_allclose(seen.variances, (probs * logp**2).sum(-1) - mean**2, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(seen.predictions, logp.argmax(-1))
+
+
+def test_batch_size_changes_no_figure(model, rows):
+  """What fills a batch up must not be seen, and no row may get another's."""
+  one, five = (evaluator(model, size).statistics(model[1], rows) for size in (1, 5))
+  for a, b in zip(one, five, strict=True):
+    for x, y in zip(a, b, strict=True):
+      np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+
+
+def test_gradient_norms_are_of_each_row_alone(model, rows):
+  """A gradient of the batch's mean would be one number for all."""
+  norms = evaluator(model, 3).gradient_norms(model[1], rows)
+
+  def nll(params, row):
+    logits = model[0].merge(params, model[2]).logits(jnp.array([row.prompt + row.completion]))
+    logp = jax.nn.log_softmax(logits[0, len(row.prompt) - 1:-1])
+    return -jnp.mean(logp[jnp.arange(len(row.completion)), jnp.array(row.completion)])
+
+  for row, norm in list(zip(rows, norms, strict=True))[:3]:
+    grads = jax.tree.leaves(jax.grad(nll)(model[1], row))
+    assert norm == pytest.approx(np.mean([np.linalg.norm(g) for g in grads]), rel=1e-4)

@@ -1,0 +1,88 @@
+"""Entry: published evaluation logs recomputed, and several runs as one leaderboard.
+
+    python -m dareu_jax.evaluate --log=TOFU_EVAL.json --retain_log=RETAIN/TOFU_EVAL.json
+    python -m dareu_jax.evaluate --reports runs/a runs/b runs/c
+"""
+
+import pathlib
+
+from absl import flags
+
+from dareu_jax.command_line import enter
+from dareu_jax.evaluation import logs
+from dareu_jax.report import tables
+from dareu_jax.settings import InputError
+from dareu_jax.training.checkpoints import read_json, write_json
+
+
+def _define_flags():
+  flags.DEFINE_string("log", None, "A TOFU_EVAL.json to recompute.")
+  flags.DEFINE_string("retain_log", None, "That of the retrained model: for forget quality.")
+  flags.DEFINE_string("output", None, "Folder for TOFU_SUMMARY.json, or for leaderboard.md.")
+  flags.DEFINE_list("reports", None, "Workdirs of finished runs, to be one leaderboard.")
+
+
+def main(given):
+  """Recomputes a log, or merges runs, by its flags."""
+  if bool(given.log) == bool(given.reports):
+    raise InputError("give --log=TOFU_EVAL.json, or --reports and the workdirs of runs.")
+  if given.log:
+    _recompute(given)
+  else:
+    _leaderboard([*given.reports, *given.rest], given.output)
+
+
+def _recompute(given):
+  if given.rest:
+    raise InputError(f"{given.rest[0]!r} is no flag. Flags are given as --name=value.")
+  log = logs.read(given.log)
+  retain_log = logs.read(given.retain_log) if given.retain_log else None
+  figures = logs.recompute(log, retain_log)
+  print(comparison(figures, logs.published(log)))
+  if given.output:
+    path = pathlib.Path(given.output) / "TOFU_SUMMARY.json"
+    write_json(path, logs.summary(figures))
+    print(f"\nSummary: {path}")
+
+
+def comparison(figures, published):
+  """What was recomputed beside what the log says, as a Markdown table."""
+  rows = []
+  for name, value in figures.items():
+    stated = published.get(name)
+    gap = "" if stated is None else f"{abs(value - stated):.1e}"
+    rows.append([name, f"{value:.6g}", tables.DASH if stated is None else f"{stated:.6g}", gap])
+  return tables.pipe_table(["figure", "recomputed", "in the log", "difference"], rows)
+
+
+def _leaderboard(workdirs, output):
+  text = leaderboard(workdirs)
+  print(text)
+  if output:
+    path = pathlib.Path(output) / "leaderboard.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(f"\nLeaderboard: {path}")
+
+
+def leaderboard(workdirs):
+  """The methods of several runs in one table, best ToW first; of each run its references too.
+
+  Raises:
+    InputError: for a folder without a finished run.
+  """
+  rows = {}
+  for workdir in workdirs:
+    summary = read_json(pathlib.Path(workdir) / "summary.json")
+    if summary is None:
+      raise InputError(f"{workdir} holds no finished run: it has no summary.json.")
+    for name, figures in summary["models"].items():
+      rows[f"{pathlib.Path(workdir).name}: {name}"] = figures
+  order = sorted(rows, key=lambda name: -rows[name]["tug_of_war"])
+  rows = {name: rows[name] for name in order}
+  more = tables.measured(rows, tables.MORE_COLUMNS)
+  return "\n\n".join([tables.markdown_table(rows), tables.markdown_table(rows, more)])
+
+
+if __name__ == "__main__":
+  enter(main, _define_flags, required=[], takes_rest=True)

@@ -1,0 +1,53 @@
+"""The evaluate command: logs recomputed and runs merged."""
+
+import json
+
+import pytest
+
+from dareu_jax import evaluate
+from dareu_jax.settings import InputError
+
+FIGURES = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
+
+
+class Given:
+  """Flags as a program would have them."""
+
+  def __init__(self, **values):
+    self.__dict__ |= dict.fromkeys(("log", "retain_log", "output", "reports")) | {"rest": []} | values
+
+
+def workdir(folder, **models):
+  folder.mkdir()
+  (folder / "summary.json").write_text(json.dumps({"models": models, "stages": {}}))
+  return folder
+
+
+def test_runs_are_merged_best_first(tmp_path, capsys):
+  a = workdir(tmp_path / "a", npo=FIGURES)
+  b = workdir(tmp_path / "b", dareu=FIGURES | {"tug_of_war": 0.95}, original=FIGURES | {"tug_of_war": 0.2})
+  evaluate.main(Given(reports=[str(a)], rest=[str(b)], output=str(tmp_path / "out")))
+  text = capsys.readouterr().out
+  places = [text.index(name) for name in ("b: dareu", "a: npo", "b: original")]
+  assert places == sorted(places)
+  assert (tmp_path / "out/leaderboard.md").read_text().strip() in text
+
+
+@pytest.mark.parametrize(("given", "said"), [
+  ({}, "give --log"), ({"log": "a.json", "reports": ["b"]}, "give --log"),
+  ({"reports": ["nowhere"]}, "no finished run"), ({"log": "nowhere.json"}, "cannot be read"),
+  ({"log": "x", "rest": ["y"]}, "'y' is no flag")])
+def test_what_cannot_be_evaluated_is_said(given, said):
+  with pytest.raises(InputError, match=said):
+    evaluate.main(Given(**given))
+
+
+def test_a_published_log_becomes_its_summary(data_dir, tmp_path, capsys):
+  folder = data_dir / "tofu_eval_logs" / "llama-3.2-1b_full_forget10"
+  retain = data_dir / "tofu_eval_logs" / "llama-3.2-1b_retain90"
+  evaluate.main(Given(log=str(folder / "TOFU_EVAL.json"),
+                      retain_log=str(retain / "TOFU_EVAL.json"), output=str(tmp_path)))
+  ours = json.loads((tmp_path / "TOFU_SUMMARY.json").read_text())
+  theirs = json.loads((folder / "TOFU_SUMMARY.json").read_text())
+  assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-6, abs=1e-30)
+  assert "forget_quality" in capsys.readouterr().out
