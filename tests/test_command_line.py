@@ -7,7 +7,7 @@ import pytest
 
 from tests.configs import ROOT
 
-ENTRIES = ("main", "export", "ablations", "evaluate", "attribution.faithfulness")
+ENTRIES = ("main", "export", "ablations", "evaluate", "robustness", "attribution.faithfulness")
 
 
 def test_all_entries_can_live_in_one_process():

@@ -142,6 +142,7 @@ def test_aggregates_of_the_meta_evaluation():
   assert metrics.membership_closeness(0.6, 0.5, 1.0) == pytest.approx(0.8)
   assert metrics.membership_closeness(0.0, 0.5, 0.9) == 0.0  # over-forgetting is no privacy
   assert metrics.overall(0.5, 0.5, 0.3, 0.6) == pytest.approx(0.5)
+  assert metrics.overall(0.5, 0.5, 0.0, 0.0) == 0.0  # a model that never knew anything
   assert metrics.relearning_robustness(0.2, 0.5, 0.1, 0.4) == pytest.approx(1.0)
   assert metrics.relearning_robustness(0.2, 0.2, 0.1, 0.4) == pytest.approx(0.0, abs=1e-6)
   assert metrics.quantisation_robustness(0.1, 0.3) == pytest.approx(0.5)

@@ -68,7 +68,8 @@ def privacy(closenesses):
 
 def overall(memorization_score, privacy_score, utility, original_utility):
   """HM(memorization, privacy, utility / the original's utility). Source: OU's meta-evaluation."""
-  return harmonic_mean([memorization_score, privacy_score, utility / original_utility])
+  relative = utility / original_utility if original_utility else 0.0
+  return harmonic_mean([memorization_score, privacy_score, relative])
 
 
 def discrimination_auc(with_knowledge, without):

@@ -1,0 +1,1 @@
+"""What an unlearned model shows under attack: quantised, probed, or taught again."""

@@ -1,0 +1,118 @@
+"""The robustness card: models by attacks, each cell with its gap to the retrained model."""
+
+import pathlib
+
+from dareu_jax.report import tables
+from dareu_jax.report.plots import (
+  FAINT,
+  GREY,
+  INK,
+  METHOD_COLOURS,
+  METHOD_MARKERS,
+  make_figure,
+  to_png_bytes,
+)
+
+# Title, figure, decimals, what it says.
+ROWS = (
+  ("as it is: ROUGE", "plain_forget_rouge", 3, "greedy answers to forget queries"),
+  ("as it is: extraction", "plain_forget_extraction", 3, "extraction strength"),
+  ("as it is: Min-K%", "plain_forget_min_k", 2, "least likely tokens, nats; low is known"),
+  ("as it is: D_R ROUGE", "plain_retain_rouge", 3, "greedy answers to retain queries"),
+  ("8 bits: ROUGE", "int8_forget_rouge", 3, "weights (and adapter) rounded to 8 bits"),
+  ("8 bits: extraction", "int8_forget_extraction", 3, ""),
+  ("8 bits: D_R ROUGE", "int8_retain_rouge", 3, ""),
+  ("NF4: ROUGE", "nf4_forget_rouge", 3, "weights (and adapter) rounded to NF4"),
+  ("NF4: extraction", "nf4_forget_extraction", 3, ""),
+  ("NF4: Min-K%", "nf4_forget_min_k", 2, ""),
+  ("NF4: D_R ROUGE", "nf4_retain_rouge", 3, ""),
+  ("NF4, adapter apart: ROUGE", "nf4_apart_forget_rouge", 3, "the adapter stays as it is"),
+  ("NF4, adapter apart: extraction", "nf4_apart_forget_extraction", 3, ""),
+  ("prefilled: ROUGE", "prefilled_rouge", 3, "the answer begins with an agreement"),
+  ("paraphrased: ROUGE", "paraphrased_rouge", 3, "the question in other words"),
+  ("choice: accuracy", "choice_accuracy", 3, "the truth is likelier than every perturbed answer"),
+  ("samples: best ROUGE", "sampled_best", 3, "the best sample of each question"),
+  ("samples: bound on ROUGE", "sampled_mean_bound", 3, "99% upper bound on the expected ROUGE"),
+  ("logit lens", "logit_lens", 3, "highest probability of the truth at any layer"),
+  ("unlearning depth", "unlearning_depth", 3, "0 as the original, 1 as the retrained model"),
+  ("relearnt, 13 steps: ROUGE", "relearn_forget_13_rouge", 3, "taught the forget set again"),
+  ("relearnt: area", "relearn_forget_area", 3, "under the ROUGE curve of 0 to 26 steps"),
+  ("others taught, 13 steps: ROUGE", "relearn_others_13_rouge", 3,
+   "taught other forgotten owners' data alone"),
+  ("others taught: area", "relearn_others_area", 3, ""),
+  ("retained taught, 13 steps: ROUGE", "relearn_benign_13_rouge", 3, "taught retained data"),
+  ("retained taught: area", "relearn_benign_area", 3, ""),
+)
+CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners' data"),
+          ("benign", "retained data"))
+
+
+def table(models):
+  """The card as a Markdown table: attacks by models.
+
+  Args:
+    models: {name: {figure: float}}, "retrained" among them.
+  """
+  retrained = models["retrained"]
+  names = tables.ordered(models)
+  rows = []
+  for title, key, decimals, _ in ROWS:
+    if not tables.is_number(retrained.get(key)):
+      continue
+    rows.append([title, *(_cell(models[name], retrained, key, decimals, name == "retrained")
+                          for name in names)])
+  return tables.pipe_table(["attack", *names], rows)
+
+
+def _cell(figures, retrained, key, decimals, reference):
+  value = figures.get(key)
+  if not tables.is_number(value):
+    return tables.DASH
+  shown = f"{value:.{decimals}f}"
+  interval = figures.get(f"{key}_ci95")
+  shown += f" ± {interval:.{decimals}f}" if tables.is_number(interval) else ""
+  return shown if reference else f"{shown} ({value - retrained[key]:+.{decimals}f})"
+
+
+def write(folder, models, options):
+  """Writes robustness.md and the relearning curves; returns the page's path."""
+  folder = pathlib.Path(folder)
+  (folder / "plots").mkdir(parents=True, exist_ok=True)
+  (folder / "plots" / "relearning.png").write_bytes(to_png_bytes(curves(models, options.steps)))
+  meanings = [f"- **{title}**: {meaning}" for title, _, _, meaning in ROWS if meaning]
+  page = folder / "robustness.md"
+  page.write_text("\n\n".join([
+    "# Robustness card",
+    f"In brackets the gap to the retrained model under the same attack. Relearning at "
+    f"{options.learning_rate:g} in batches of {options.batch_size}; {options.samples} samples.",
+    table(models), "\n".join(meanings), "![Relearning curves](plots/relearning.png)"]) + "\n",
+    encoding="utf-8")
+  return page
+
+
+def curves(models, steps):
+  """ROUGE over the steps of relearning, a panel for each thing taught, a line for each model."""
+  figure = make_figure(11, 3.8)
+  axes = figure.subplots(1, len(CURVES), sharey=True)
+  for ax, (attack, title) in zip(axes, CURVES, strict=True):
+    for index, name in enumerate(tables.ordered(models)):
+      values = [models[name].get(f"relearn_{attack}_{step}_rouge") for step in steps]
+      if not all(map(tables.is_number, values)):
+        continue
+      reference = name in tables.REFERENCES
+      ax.plot(range(len(steps)), values, label=name, linewidth=1.5,
+              color=GREY if reference else METHOD_COLOURS[index % len(METHOD_COLOURS)],
+              linestyle={"original": ":", "retrained": "--"}.get(name, "-"),
+              marker=None if reference else METHOD_MARKERS[index % len(METHOD_MARKERS)],
+              markersize=4)
+    ax.set_xticks(range(len(steps)), steps)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlabel("steps", color=INK)
+    ax.set_title(f"taught {title}", loc="left", fontsize=10, color=INK, fontweight="bold")
+    ax.grid(color=FAINT, linewidth=0.6)
+    for side in ("top", "right"):
+      ax.spines[side].set_visible(False)
+  axes[0].set_ylabel("ROUGE of forget answers", color=INK)
+  axes[0].legend(fontsize=8, frameon=False, labelcolor=INK)
+  figure.tight_layout()
+  return figure
