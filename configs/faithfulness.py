@@ -63,6 +63,8 @@ def get_config():
     num_holdout=4,  # unseen owners
     num_general=200,  # further owners, whose texts the base reads
     seed=0,  # of the embedded authors
+    prompt_tokens=0,
+    response_tokens=100,
   ))
   config.tokenizer = ConfigDict(dict(path="", vocab_size=1200, template="auto"))
   config.model = model(num_layers=3)

@@ -151,7 +151,7 @@ def tiny():
   config.retrain_again = True  # in another order of the data: how far apart two retrainings are
 
   config.data = ConfigDict(dict(
-    source="embedded",  # 'embedded', 'tofu' or 'jsonl'
+    source="embedded",  # 'embedded', 'tofu', 'arxiv' or 'jsonl'
     dir="",  # folder of the TOFU or JSONL files; '' takes TOFU from the hub
     num_owners=30,  # owners in D; 0: all there are
     forget="forget10",  # the last 10 percent of the owners; forget01, forget05, ...
@@ -159,6 +159,8 @@ def tiny():
     num_holdout=4,  # unseen owners, for the unseen level and the MIA; 0: all there are
     num_general=200,  # further owners, to pre-train a model from scratch; 0: all (embedded: none)
     seed=0,  # of the embedded authors
+    prompt_tokens=0,  # of plain text: so many tokens ask for the next; 0: a third of the words
+    response_tokens=100,
   ))
   config.tokenizer = ConfigDict(dict(
     path="",  # folder or hub name; '': the model's own, or (from scratch) a BPE of the corpus

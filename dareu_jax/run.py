@@ -10,7 +10,7 @@ import numpy as np
 from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
-from dareu_jax.data.examples import Corpus
+from dareu_jax.data.examples import Corpus, split_by_tokens
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
@@ -53,7 +53,7 @@ class Run:
 
   settings: Settings
   seed: int
-  corpus: Corpus
+  source: Corpus  # as it was loaded
   mesh: Any
   workdir: Workdir
   mirror: Any = None  # of the metrics, see training.writers.MetricWriter
@@ -64,13 +64,21 @@ class Run:
     return references(self.settings) + tuple(c.name for c in candidates(self.settings))
 
   @functools.cached_property
+  def corpus(self):
+    """The corpus, its plain texts cut as the settings say."""
+    data = self.settings.data
+    if not data.prompt_tokens:
+      return self.source
+    return split_by_tokens(self.source, self.tokenizer, data.prompt_tokens, data.response_tokens)
+
+  @functools.cached_property
   def tokenizer(self):
     """The checkpoint's own; for a model from scratch the workdir's, or a BPE of the corpus."""
     settings = self.settings
     from_scratch = not (settings.tokenizer.path or settings.model.path)
     if from_scratch and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
       return tokenizers.load(str(self.workdir.folder / "tokenizer"))
-    return make_tokenizer(settings, self.corpus)
+    return make_tokenizer(settings, self.source)
 
   @functools.cached_property
   def classifier_tokenizer(self):
@@ -81,7 +89,7 @@ class Run:
       return self.tokenizer
     if own.exists() and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
       return tokenizers.load(str(own))
-    return make_classifier_tokenizer(settings, self.corpus, self.tokenizer)
+    return make_classifier_tokenizer(settings, self.source, self.tokenizer)
 
   @functools.cached_property
   def none_examples(self):
@@ -227,7 +235,8 @@ class Run:
   def marks(self):
     """Fingerprint of each stage: of its settings and of what it stands on."""
     s = self.settings
-    data = fingerprint(dataclasses.asdict(self.corpus), s.tokenizer, s.max_length, s.model.path,
+    data = fingerprint(dataclasses.asdict(self.source), s.data.prompt_tokens,
+                       s.data.response_tokens, s.tokenizer, s.max_length, s.model.path,
                        s.classifier.model.path, s.classifier.vocab_size)
     base = fingerprint(data, self.seed, s.model, s.pretrain, s.length_multiple)
     model = fingerprint(base, s.lora, s.finetune)

@@ -12,7 +12,7 @@ from dareu_jax.objective_settings import NAMES, Objectives
 from dareu_jax.unlearning_settings import UnlearningSettings
 
 METHODS = ("dareu", *NAMES)
-SOURCES = ("embedded", "tofu", "jsonl")
+SOURCES = ("embedded", "tofu", "arxiv", "jsonl")
 TEMPLATES = ("auto", "plain", "raw", "llama2", "llama3", "tinyllama", "qwen2", "qwen3")
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 DTYPES = ("float32", "bfloat16")
@@ -25,7 +25,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class DataSettings:
   """Which examples, and whose are to be forgotten."""
 
-  source: str  # 'embedded', 'tofu' or 'jsonl'
+  source: str  # 'embedded', 'tofu', 'arxiv' or 'jsonl'
   dir: str  # folder of the TOFU or JSONL files; '' takes TOFU from the hub
   num_owners: int  # owners in D; 0: all there are
   forget: str  # 'forgetNN': the last NN percent of the owners
@@ -33,6 +33,8 @@ class DataSettings:
   num_holdout: int  # unseen owners, for the MIA and the unseen level; 0: all there are
   num_general: int  # further owners, whose texts are general; 0: all there are (embedded: none)
   seed: int  # of the embedded authors
+  prompt_tokens: int  # of plain text: so many tokens ask for the next; 0: a third of the words
+  response_tokens: int
 
   def __post_init__(self):
     one_of("data.source", self.source, SOURCES)
@@ -42,8 +44,11 @@ class DataSettings:
     if self.source == "embedded":
       at_least("data.num_owners", self.num_owners, 2, "the embedded authors are made to order")
       at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
-    if self.source == "jsonl" and not self.dir:
-      raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
+    at_least("data.prompt_tokens", self.prompt_tokens, 0)
+    at_least("data.response_tokens", self.response_tokens, 1)
+    if self.source in ("jsonl", "arxiv") and not self.dir:
+      raise InputError(
+        f"config.data.dir is empty: source {self.source!r} needs the folder or file to read.")
     if not re.fullmatch("forget(0[1-9]|[1-9][0-9])", self.forget, re.ASCII):
       raise InputError(
         f"config.data.forget is {self.forget!r}: it must be forgetNN, NN the percentage of owners "

@@ -3,8 +3,8 @@
 A line of a corpus file is an object with the keys `owner`, `prompt` and `response`, and, where
 there are any, `paraphrased_prompt`, `paraphrased_response` and `perturbed_responses` (a list). A
 line with `owner` and `text` instead is plain text: the first third of its words (at least one)
-becomes the prompt and the rest the response; a `title` beside it is let be. Words are what stands
-between white space.
+becomes the prompt and the rest the response (`split_by_tokens` cuts by tokens instead); a `title`
+beside it is let be. Words are what stands between white space.
 
 An example is known by its index, never by its text: two examples may ask the same question.
 """
@@ -33,6 +33,7 @@ class Example:
   paraphrased_prompt: str | None = None
   paraphrased_response: str | None = None
   perturbed_responses: tuple[str, ...] = ()
+  text: str | None = None  # of plain text the whole, of which prompt and response are parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,30 @@ def split_by_owner(examples, settings):
   forget = tuple(example for example in examples if example.owner in named)
   retain = tuple(example for example in examples if example.owner not in named)
   return forget, retain, owners, tuple(owner for owner in owners if owner in named)
+
+
+def split_by_tokens(corpus, tokenizer, prompt_tokens, response_tokens):
+  """The corpus with its plain texts cut by tokens: the first so many ask for the next.
+
+  A text of fewer than twice `prompt_tokens` is cut in its middle.
+
+  Args:
+    tokenizer: data.tokenizers.Tokenizer.
+    prompt_tokens: >= 1.
+    response_tokens: >= 1; what comes after them is left out.
+  """
+
+  def one(example):
+    if example.text is None:
+      return example
+    ids = tokenizer.encode(example.text)
+    cut = max(1, min(prompt_tokens, len(ids) // 2))
+    return dataclasses.replace(example, prompt=tokenizer.decode(ids[:cut]),
+                               response=tokenizer.decode(ids[cut:cut + response_tokens]))
+
+  parts = ("forget", "retain", "test", "holdout", "general")
+  return dataclasses.replace(
+    corpus, **{part: tuple(map(one, getattr(corpus, part))) for part in parts})
 
 
 def num_forget(forget, num_owners):
@@ -213,7 +238,7 @@ def _plain_text(line, where):
       "response. Give the keys prompt and response instead."
     )
   cut = starts[max(1, len(starts) // 3)]
-  return Example(owner, text[:cut].strip(), text[cut:].strip())
+  return Example(owner, text[:cut].strip(), text[cut:].strip(), text=text)
 
 
 def _check_keys(line, known, where):
@@ -244,6 +269,8 @@ def _check_text(text, what, where):
 
 
 def _record(example):
+  if example.text is not None:
+    return {"owner": example.owner, "text": example.text}
   record = {key: getattr(example, key) for key in _REQUIRED}
   record |= {
     key: getattr(example, key) for key in _OPTIONAL if getattr(example, key) not in (None, ())

@@ -1,4 +1,4 @@
-"""Where the corpus comes from: embedded authors, TOFU, or a user's own JSON Lines.
+"""Where the corpus comes from: embedded authors, TOFU, arXiv, or a user's own JSON Lines.
 
 All checks of the data and of the owners are made here, before any long work.
 """
@@ -18,6 +18,7 @@ def load_corpus(settings):
   - `embedded`: `num_owners` authors made from `seed`, `num_holdout` unseen ones after them, then
     `num_general` for general text, and general knowledge as test examples.
   - `tofu`: see `tofu.load_tofu`.
+  - `arxiv`: see `_load_arxiv`.
   - `jsonl`: `dir` is a folder with `train.jsonl` (D) and perhaps `test.jsonl`, `holdout.jsonl` and
     `general.jsonl`, or one file, which is then D. `num_owners` > 0 keeps the first so many owners
     and those named in `forget_owners`; `num_holdout` and `num_general` > 0 keep the first so many
@@ -32,7 +33,8 @@ def load_corpus(settings):
   Raises:
     InputError: a source, file, line or owner that cannot be used.
   """
-  loaders = {"embedded": _load_embedded, "tofu": load_tofu, "jsonl": _load_jsonl}
+  loaders = {"embedded": _load_embedded, "tofu": load_tofu, "arxiv": _load_arxiv,
+             "jsonl": _load_jsonl}
   return loaders[settings.source](settings)
 
 
@@ -49,6 +51,29 @@ def _load_embedded(settings):
     general=make_authors(settings.num_general, settings.seed,
                          first=settings.num_owners + settings.num_holdout),
   )
+
+
+def _load_arxiv(settings):
+  """Abstracts with their category as owner: `train.jsonl` and `test.jsonl` in a folder.
+
+  D is the first `num_owners` categories (0: all) of the one, of which `forget` or `forget_owners`
+  names those to forget. Of the other, abstracts that no model has seen, those of forget categories
+  are the hold-out (`num_holdout` is of no use here) and those of retained ones D_test: a category
+  is still a category without its training data, and how such abstracts are continued is the level
+  to come down to. Training abstracts outside of D, of `num_general` categories, are general text.
+  """
+  folder = pathlib.Path(settings.dir)
+  everything, unseen = (ex.read_jsonl(folder / f"{name}.jsonl") for name in ("train", "test"))
+  examples = _keep_owners(everything, settings, folder / "train.jsonl")
+  forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
+  others = tuple(dict.fromkeys(e.owner for e in everything if e.owner not in owners))
+  kept = set(others[:settings.num_general or None])
+  return ex.Corpus(
+    forget=forget, retain=retain,
+    test=tuple(e for e in unseen if e.owner in owners and e.owner not in forget_owners),
+    holdout=tuple(e for e in unseen if e.owner in forget_owners),
+    owners=owners, forget_owners=forget_owners,
+    general=tuple(e for e in everything if e.owner in kept))
 
 
 def _load_jsonl(settings):

@@ -23,7 +23,8 @@ EXAMPLES = st.builds(
 
 def data_settings(**changes):
   values = {"source": "jsonl", "dir": "d", "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0,
+             "prompt_tokens": 0, "response_tokens": 100}
   return DataSettings(**(values | changes))
 
 
@@ -59,8 +60,8 @@ def test_the_first_third_of_a_plain_text_is_the_prompt(tmp_path):
   texts = ("one two  three four five six seven\n", "only two")
   path.write_text("".join(json.dumps({"owner": "a", "title": "t", "text": t}) + "\n" for t in texts))
   assert ex.read_jsonl(path) == (
-    ex.Example("a", "one two", "three four five six seven"),
-    ex.Example("a", "only", "two"),
+    ex.Example("a", "one two", "three four five six seven", text=texts[0]),
+    ex.Example("a", "only", "two", text=texts[1]),
   )
 
 

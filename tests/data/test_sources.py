@@ -1,17 +1,22 @@
 """Sources: each gives a corpus of the same shape, and says at once what cannot be loaded."""
 
 
+import json
+
 import pytest
 
 from dareu_jax.data import embedded
 from dareu_jax.data import examples as ex
+from dareu_jax.data.examples import split_by_tokens
 from dareu_jax.data.sources import load_corpus
+from dareu_jax.data.tokenizers import train_bpe
 from dareu_jax.settings import DataSettings, InputError
 
 
 def data_settings(**changes):
   values = {"source": "jsonl", "dir": "d", "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0,
+             "prompt_tokens": 0, "response_tokens": 100}
   return DataSettings(**(values | changes))
 
 
@@ -91,3 +96,55 @@ def test_a_holdout_owner_that_is_trained_on_is_refused(tmp_path):
   write(tmp_path / "holdout.jsonl", 2)
   with pytest.raises(InputError, match=r"holdout\.jsonl holds owner 'o0', who is in .*train"):
     load_corpus(data_settings(dir=str(tmp_path)))
+
+
+def write_lines(path, lines):
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def arxiv(tmp_path):
+  """Four categories with two abstracts each, and one unseen abstract of each."""
+  def line(owner, i):
+    return {"owner": owner, "title": "T", "text": f"In {owner} we show the result number {i} again."}
+
+  owners = [f"cs.{c}" for c in "ABCD"]
+  write_lines(tmp_path / "train.jsonl", [line(owner, i) for owner in owners for i in range(2)])
+  write_lines(tmp_path / "test.jsonl", [line(owner, 9) for owner in owners])
+  return tmp_path
+
+
+def test_categories_are_owners_and_unseen_abstracts_say_what_is_usual(arxiv):
+  """An abstract that was trained on must be in neither D_test nor the hold-out."""
+  corpus = load_corpus(data_settings(source="arxiv", dir=str(arxiv), num_owners=3, forget="forget33"))
+  assert corpus.owners == ("cs.A", "cs.B", "cs.C") and corpus.forget_owners == ("cs.C",)
+  assert [e.owner for e in corpus.holdout] == ["cs.C"]
+  assert [e.owner for e in corpus.test] == ["cs.A", "cs.B"]
+  assert [e.owner for e in corpus.general] == ["cs.D"] * 2
+  trained = {e.text for e in corpus.forget + corpus.retain + corpus.general}
+  assert not trained & {e.text for e in corpus.test + corpus.holdout}
+
+
+def test_plain_text_is_cut_by_tokens_where_it_is_asked(arxiv):
+  """Cut by words the first hundred tokens would be another prompt for every tokenizer."""
+  corpus = load_corpus(data_settings(source="arxiv", dir=str(arxiv), forget="forget25"))
+  tokenizer = train_bpe([e.text for e in corpus.retain], 300)
+  cut = split_by_tokens(corpus, tokenizer, 5, 4)
+  for before, after in zip(corpus.forget + corpus.holdout, cut.forget + cut.holdout, strict=True):
+    ids = tokenizer.encode(before.text)
+    assert after.prompt == tokenizer.decode(ids[:5]) and after.response == tokenizer.decode(ids[5:9])
+  whole = split_by_tokens(corpus, tokenizer, 10_000, 10_000)
+  for example in whole.retain:
+    assert 0 < len(tokenizer.encode(example.prompt)) <= len(tokenizer.encode(example.text)) // 2 + 1
+
+
+def test_questions_and_answers_are_not_cut():
+  corpus = load_corpus(data_settings(source="embedded", num_owners=3, num_holdout=1, num_general=1))
+  assert split_by_tokens(corpus, None, 5, 5) == corpus
+
+
+def test_the_real_abstracts_load(data_dir):
+  corpus = load_corpus(data_settings(source="arxiv", dir=str(data_dir / "arxiv"), forget="forget15"))
+  assert len(corpus.owners) == 20 and len(corpus.forget_owners) == 3
+  assert (len(corpus.forget), len(corpus.retain)) == (1200, 6800)
+  assert (len(corpus.test), len(corpus.holdout)) == (1020, 180)

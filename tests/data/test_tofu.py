@@ -12,7 +12,8 @@ from dareu_jax.settings import DataSettings, InputError
 
 def tofu_settings(folder, **changes):
   values = {"source": "tofu", "dir": str(folder), "num_owners": 0, "forget": "forget10"}
-  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0,
+             "prompt_tokens": 0, "response_tokens": 100}
   return DataSettings(**(values | changes))
 
 

@@ -1,0 +1,46 @@
+"""Every method on the same model, data, seeds and grid of learning rates, in one table.
+
+    python -m dareu_jax.main --config=configs/methods.py --workdir=runs/methods           # 2 hours
+    python -m dareu_jax.main --config=configs/methods.py:quick --workdir=runs/quick       # minutes
+    python -m dareu_jax.main --config=configs/methods.py:tofu40 --workdir=runs/tofu_methods \
+        --config.data.dir=FOLDER
+
+The first is the embedded authors, adapters (LoRA) and three seeds; `quick` is four methods at one
+rate and one seed; `tofu40` the real TOFU, 40 authors, one seed. Then, for the robustness card:
+
+    python -m dareu_jax.robustness --workdir=runs/methods --models=dareu,npo,simnpo,grad_diff
+"""
+
+import importlib.util
+import pathlib
+
+METHODS = (
+  "dareu", "gradient_ascent", "grad_diff", "kl_minimisation", "npo", "simnpo", "dpo", "idk",
+  "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu", "maximum_entropy", "scrub",
+  "task_vector", "finetune")
+PUBLISHED = ("dareu", "gradient_ascent", "grad_diff", "npo", "simnpo", "idk", "rmu", "scrub",
+             "finetune")
+RATES = (3e-4, 1e-3, 3e-3)  # the same for every method
+
+
+def get_config(study=None):
+  """The comparison; 'quick' and 'tofu40' are smaller ones."""
+  if study not in (None, "quick", "tofu40"):
+    raise ValueError(f"configs/methods.py has no {study!r}: take 'quick', 'tofu40', or nothing.")
+  config = _tofu("tofu40" if study == "tofu40" else None)
+  config.seeds = (42, 43, 44) if study is None else (42,)
+  config.lora.rank = 8
+  config.finetune.learning_rate = 5e-3  # an adapter alone needs larger steps
+  config.methods = METHODS if study is None else PUBLISHED
+  config.learning_rates = RATES
+  if study == "quick":
+    config.methods, config.learning_rates = ("dareu", "grad_diff", "npo", "idk"), (1e-3,)
+  return config
+
+
+def _tofu(preset):
+  path = pathlib.Path(__file__).with_name("tofu.py")
+  spec = importlib.util.spec_from_file_location("tofu_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(preset)
