@@ -33,7 +33,8 @@ class Example:
   paraphrased_prompt: str | None = None
   paraphrased_response: str | None = None
   perturbed_responses: tuple[str, ...] = ()
-  text: str | None = None  # of plain text the whole, of which prompt and response are parts
+  # Of plain text the whole, of which prompt and response are parts.
+  text: str | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
