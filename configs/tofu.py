@@ -200,7 +200,7 @@ def tiny():
     epsilon=0.01,  # ε: scores are clipped to [ε, 1-ε] before the log
     c_seg=0.3,  # C_seg: small is sharp and clips early, large is flat
     kl_coef=0.1,  # β: weight of the KL to the previous epoch's policy
-    anchor_coef=0.02,  # η: weight of each token's log-ratio to the original; 0 in the paper
+    anchor_coef=0.02,  # η: weight of a token's straying from the original; 0 in the paper
     # Policy optimisation.
     discount=1.0,  # γ
     gae_lambda=0.95,  # λ

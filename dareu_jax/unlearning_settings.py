@@ -53,7 +53,7 @@ class UnlearningSettings:
   epsilon: float  # ε: the score is clipped to [ε, 1-ε] before the log
   c_seg: float  # C_seg: small is sharp and clips early, large is flat
   kl_coef: float  # β: weight of the KL to the previous epoch's policy
-  anchor_coef: float  # η: weight of each token's log-ratio to the original policy; 0 in the paper
+  anchor_coef: float  # η: weight of a token's straying from the original policy; 0 in the paper
   # policy optimisation
   discount: float  # γ
   gae_lambda: float  # λ

@@ -3,7 +3,7 @@
 import chex
 import jax.numpy as jnp
 
-from dareu_jax.masked import length_mask
+from dareu_jax.masked import length_mask, masked_mean
 
 FORMS = ("published", "telescoped", "absorbing")
 
@@ -93,3 +93,22 @@ def token_rewards(
     last = jnp.arange(1, time + 1) == n
     reward = means + jnp.where(last, (max_length - n) * means, 0.0)
   return jnp.where(length_mask(lengths, time), reward - kl_coef * kl, 0.0)
+
+
+def straying(logprobs, anchor_logprobs, mask):
+  """How much further from an anchor policy each token is than the batch's mean token.
+
+      s_t = ℓ_t - mean ℓ,    ℓ_t = log π(y_t) - log π_N(y_t)
+
+  ℓ is above 0 in the mean, so that ℓ itself would be a charge on each further token, and ending
+  early would pay; its distance from the mean charges which tokens, not how many.
+
+  Args:
+    logprobs, anchor_logprobs: [B, T] float; of the sampled tokens under π and π_N.
+    mask: [B, T] bool.
+
+  Returns: [B, T] float; sums to 0 over the valid tokens, 0 elsewhere.
+  """
+  chex.assert_equal_shape([logprobs, anchor_logprobs, mask])
+  ratio = logprobs - anchor_logprobs
+  return jnp.where(mask, ratio - masked_mean(ratio, mask), 0.0)

@@ -28,7 +28,7 @@ from dareu_jax.reinforcement.advantages import (
 )
 from dareu_jax.reinforcement.distillation import kl_to_teacher
 from dareu_jax.reinforcement.ppo import policy_loss, value_loss
-from dareu_jax.reinforcement.rewards import token_rewards
+from dareu_jax.reinforcement.rewards import straying, token_rewards
 from dareu_jax.settings import UnlearningSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
 
@@ -109,8 +109,8 @@ def score_rollout(state, teacher, frozen, value_frozen, scores, prompt_ids, prom
                   completions, *, models: Models, settings: UnlearningSettings):
   """Rewards, values and advantages of sampled completions.
 
-  Beyond the paper, each token may pay η · (log π(y_t) - log π_N(y_t)), η = anchor_coef: of all ways
-  not to say what is to be forgotten, those that the original finds likeliest are the cheapest.
+  Beyond the paper, tokens may pay η = anchor_coef times their `straying` from the original: of all
+  ways not to say what is to be forgotten, those that it finds likeliest are the cheapest.
 
   Args:
     state: LearnerState.
@@ -142,7 +142,7 @@ def score_rollout(state, teacher, frozen, value_frozen, scores, prompt_ids, prom
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
     anchor, _ = logprobs_and_entropy(*role(teacher), ids, sampling(settings).logprobs)
-    rewards -= settings.anchor_coef * jnp.where(mask, logprobs - anchor, 0.0)
+    rewards -= settings.anchor_coef * straying(logprobs, anchor, mask)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),
     "reward": jnp.mean(jnp.sum(rewards, axis=1)),

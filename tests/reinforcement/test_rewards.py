@@ -109,3 +109,17 @@ def test_an_unknown_form_is_refused():
   with pytest.raises(ValueError, match="sideways"):
     rewards.token_rewards(jnp.zeros((1, 2)), jnp.ones(1, int), jnp.zeros((1, 2)), segment_length=1,
                           epsilon=0.1, c_seg=1.0, kl_coef=0.0, form="sideways", max_length=2)
+
+
+def test_straying_pays_for_no_length():
+  """What it charges in all is nothing, wherever the policy has gone; padding is not counted."""
+  rng = np.random.default_rng(0)
+  ours, theirs = rng.normal(-1, 1, (2, 4, 6)).astype(np.float32)
+  lengths = np.array([6, 1, 3, 5])
+  mask = np.arange(6) < lengths[:, None]
+  charged = np.asarray(rewards.straying(ours, theirs - 3, mask))
+  assert abs(charged.sum()) < 1e-4 and not charged[~mask].any()
+  ratio = (ours - theirs)[mask]
+  np.testing.assert_allclose(charged[mask], ratio - ratio.mean(), atol=1e-5)
+  junk = np.where(mask, theirs, 1e6)
+  np.testing.assert_allclose(rewards.straying(ours, junk - 3, mask), charged, atol=1e-5)
