@@ -10,10 +10,11 @@ with a panel for each study. `overtraining` trains the three reward forms past t
 the guards off and three seeds, and plots ROUGE, ToW, score and length over the epochs.
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
+
+from dareu_jax.command_line import config_module
 
 STUDIES = dict(
   reward_form=tuple(f"unlearning.reward_form={form}"
@@ -40,7 +41,7 @@ STUDIES = dict(
 def get_config(study=None):
   """The studies above; 'overtraining' is one of its own."""
   config = ConfigDict()
-  config.base = _tofu()
+  config.base = config_module(pathlib.Path(__file__).with_name("tofu.py")).get_config()
   config.studies = ConfigDict(STUDIES)
   if study == "overtraining":
     config.base.seeds = (42, 43, 44)
@@ -51,11 +52,3 @@ def get_config(study=None):
   elif study is not None:
     raise ValueError(f"configs/ablations.py has no {study!r}: take 'overtraining', or nothing.")
   return config
-
-
-def _tofu():
-  path = pathlib.Path(__file__).with_name("tofu.py")
-  spec = importlib.util.spec_from_file_location("tofu_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()

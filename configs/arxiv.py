@@ -12,8 +12,9 @@ Without a preset: a small model from scratch on 12 categories, whose base reads 
 the same table and report as of configs/tofu.py.
 """
 
-import importlib.util
 import pathlib
+
+from dareu_jax.command_line import config_module
 
 # The base model is the plain one: abstracts are no dialogue.
 CHECKPOINTS = {
@@ -24,7 +25,7 @@ CHECKPOINTS = {
 
 def get_config(preset=None):
   """The config of a preset; None is the small one."""
-  tofu = _tofu()
+  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
   config = tofu.get_config()
   config.max_length = 512
   config.data.update(source="arxiv", forget="forget05", num_owners=12, num_general=0,
@@ -43,11 +44,3 @@ def get_config(preset=None):
     raise ValueError(f"configs/arxiv.py has no preset {preset!r}: take one of "
                      f"{', '.join(CHECKPOINTS)}, or none for the small one.")
   return config
-
-
-def _tofu():
-  path = pathlib.Path(__file__).with_name("tofu.py")
-  spec = importlib.util.spec_from_file_location("tofu_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module

@@ -11,8 +11,9 @@ rate and one seed; `tofu40` the real TOFU, 40 authors, one seed. Then, for the r
     python -m dareu_jax.robustness --workdir=runs/methods --models=dareu,npo,simnpo,grad_diff
 """
 
-import importlib.util
 import pathlib
+
+from dareu_jax.command_line import config_module
 
 METHODS = (
   "dareu", "gradient_ascent", "grad_diff", "kl_minimisation", "npo", "simnpo", "dpo", "idk",
@@ -27,7 +28,8 @@ def get_config(study=None):
   """The comparison; 'quick' and 'tofu40' are smaller ones."""
   if study not in (None, "quick", "tofu40"):
     raise ValueError(f"configs/methods.py has no {study!r}: take 'quick', 'tofu40', or nothing.")
-  config = _tofu("tofu40" if study == "tofu40" else None)
+  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
+  config = tofu.get_config("tofu40" if study == "tofu40" else None)
   config.seeds = (42, 43, 44) if study is None else (42,)
   config.lora.rank = 8
   config.finetune.learning_rate = 5e-3  # an adapter alone needs larger steps
@@ -36,11 +38,3 @@ def get_config(study=None):
   if study == "quick":
     config.methods, config.learning_rates = ("dareu", "grad_diff", "npo", "idk"), (1e-3,)
   return config
-
-
-def _tofu(preset):
-  path = pathlib.Path(__file__).with_name("tofu.py")
-  spec = importlib.util.spec_from_file_location("tofu_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(preset)

@@ -1,7 +1,9 @@
 """What the entry modules share: flags, and errors as one line."""
 
 import errno
+import importlib.util
 import os
+import pathlib
 import shlex
 import sys
 
@@ -41,6 +43,14 @@ def enter(job, define_flags, *, required, hint="", takes_rest=False):
     return guarded(lambda: job(Given(argv[1:])), [] if takes_rest else argv, hint=hint)
 
   app.run(run, flags_parser=parse)
+
+
+def config_module(path):
+  """A config file as a module, for a config that stands on another."""
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def typed():

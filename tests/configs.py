@@ -1,23 +1,16 @@
 """Configs for the tests: the tiny preset, and one made smaller still."""
 
 import copy
-import importlib.util
 import pathlib
+
+from dareu_jax.command_line import config_module
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def load_config(path):
-  """The module of a config file."""
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 def preset(name=None):
   """The ConfigDict of configs/tofu.py."""
-  return load_config(ROOT / "configs" / "tofu.py").get_config(name)
+  return config_module(ROOT / "configs" / "tofu.py").get_config(name)
 
 
 def changed(config, **changes):

@@ -6,8 +6,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from dareu_jax import ablations
+from dareu_jax.command_line import config_module
 from dareu_jax.settings import InputError
-from tests.configs import ROOT, load_config, smallest_config
+from tests.configs import ROOT, smallest_config
 
 
 def grid_config(**studies):
@@ -39,7 +40,7 @@ def test_an_unknown_study_is_refused():
 
 @pytest.mark.parametrize("preset", [None, "overtraining"])
 def test_every_variant_of_the_configs_builds(preset):
-  grid = ablations.variants(load_config(ROOT / "configs" / "ablations.py").get_config(preset))
+  grid = ablations.variants(config_module(ROOT / "configs" / "ablations.py").get_config(preset))
   assert len({variant.folder for variant in grid}) == len(grid) >= 3
 
 

@@ -5,8 +5,9 @@ import copy
 import pytest
 from ml_collections import ConfigDict
 
+from dareu_jax.command_line import config_module
 from dareu_jax.settings import METHODS, InputError, Settings
-from tests.configs import ROOT, changed, load_config
+from tests.configs import ROOT, changed
 from tests.configs import preset as preset_config
 
 PRESETS = ("llama2_7b", "tinyllama", "qwen3_8b", "qwen3_0_6b")
@@ -256,20 +257,20 @@ def test_lists_become_tuples_and_integers_floats(tiny):
 
 @pytest.mark.parametrize("study", [None, "quick", "tofu40"])
 def test_every_comparison_builds_and_names_dareu_first(study):
-  config = load_config(ROOT / "configs" / "methods.py").get_config(study)
+  config = config_module(ROOT / "configs" / "methods.py").get_config(study)
   settings = Settings.from_config(config)
   assert settings.all_methods[0] == "dareu" and settings.lora.rank == 8
 
 
 def test_the_comparison_has_every_method():
   """A method that is built and left out of the table is no baseline."""
-  config = load_config(ROOT / "configs" / "methods.py").get_config()
+  config = config_module(ROOT / "configs" / "methods.py").get_config()
   assert set(config.methods) == set(METHODS)
 
 
 @pytest.mark.parametrize("preset", [None, "llama2_7b", "qwen3_8b"])
 def test_every_arxiv_preset_builds(preset):
-  config = load_config(ROOT / "configs" / "arxiv.py").get_config(preset)
+  config = config_module(ROOT / "configs" / "arxiv.py").get_config(preset)
   config.data.dir = "somewhere"
   settings = Settings.from_config(config)
   assert (settings.data.prompt_tokens, settings.data.response_tokens) == (100, 100)
