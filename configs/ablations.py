@@ -6,7 +6,7 @@
     python -m dareu_jax.ablations --config=configs/ablations.py:overtraining --workdir=runs/forms
 
 The first takes about two minutes a run on 2 cores and makes ablations.md, ablations.json and a plot
-with a panel for each study. `overtraining` trains the three reward forms past the best point, with
+with a panel for each study. `overtraining` trains the four reward forms past the best point, with
 the guards off and three seeds, and plots ROUGE, ToW, score and length over the epochs.
 """
 
@@ -18,7 +18,7 @@ from dareu_jax.command_line import config_module
 
 STUDIES = dict(
   reward_form=tuple(f"unlearning.reward_form={form}"
-                    for form in ("published", "telescoped", "absorbing")),
+                    for form in ("published", "telescoped", "absorbing", "neutral")),
   segment_length=tuple(f"unlearning.segment_length={k}" for k in (1, 2, 4, 8, 16)),
   c_seg=tuple(f"unlearning.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
   kl_coef=tuple(f"unlearning.kl_coef={b}" for b in (0.0, 0.1, 0.5)),

@@ -195,7 +195,7 @@ def tiny():
     critic="shared",  # of PPO: a head on the policy's trunk; 'separate': a trunk of its own
     # Reward (design of DareU: log transform, segments, KL to the previous epoch).
     reward="attribution",  # or 'rouge' to the true answer, 'refusal': what other methods use
-    reward_form="telescoped",  # 'published', 'telescoped' or 'absorbing'
+    reward_form="neutral",  # 'published', 'telescoped', 'absorbing' or 'neutral': docs/method.md
     segment_length=2,  # κ: tokens between two invocations of the attribution function
     epsilon=0.01,  # ε: scores are clipped to [ε, 1-ε] before the log
     c_seg=0.3,  # C_seg: small is sharp and clips early, large is flat

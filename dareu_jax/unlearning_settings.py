@@ -8,7 +8,7 @@ REWARDS = ("attribution", "rouge", "refusal")
 LEARNERS = ("ppo", "grpo", "rloo")
 CRITICS = ("shared", "separate")
 GUARD_ACTIONS = ("off", "refuse", "stop", "rollback")
-REWARD_FORMS = ("published", "telescoped", "absorbing")
+REWARD_FORMS = ("published", "telescoped", "absorbing", "neutral")
 SELECTION_RULES = ("unseen_level", "lowest_score", "last")
 
 
@@ -48,7 +48,7 @@ class UnlearningSettings:
   critic: str  # of PPO: 'shared' with the policy's trunk, or 'separate'
   # reward
   reward: str  # 'attribution' (DareU), 'rouge' to the true answer, or 'refusal'
-  reward_form: str  # 'published', 'telescoped' or 'absorbing'
+  reward_form: str  # 'published', 'telescoped', 'absorbing' or 'neutral'
   segment_length: int  # κ: tokens between two invocations of the attribution function
   epsilon: float  # ε: the score is clipped to [ε, 1-ε] before the log
   c_seg: float  # C_seg: small is sharp and clips early, large is flat

@@ -1,11 +1,11 @@
-"""Attribution scores to token rewards (DareU, arXiv 2605.30919), in three forms."""
+"""Attribution scores to token rewards (DareU, arXiv 2605.30919), in four forms."""
 
 import chex
 import jax.numpy as jnp
 
 from dareu_jax.masked import length_mask, masked_mean
 
-FORMS = ("published", "telescoped", "absorbing")
+FORMS = ("published", "telescoped", "absorbing", "neutral")
 
 
 def log_transform(scores, *, epsilon, c_seg):
@@ -58,9 +58,11 @@ def token_rewards(
       published    r_t = A_t - β KL_t
       telescoped   r_t = (A_t - A_{t-1}) - β KL_t, A_0 = 0: potential-based, the return is A_n
       absorbing    published, and r_n gets (T_max - n) A_n more, as if y had gone on to the limit
+      neutral      telescoped with KL_t - mean KL in place of KL_t, the mean over the batch's tokens
 
   Every A_t is at most 0: in the published form each further token can only cost, so that ending
-  early pays; the other two take that incentive away.
+  early pays; the others take that incentive away. So does every KL_t cost, in all forms but the
+  last, which charges where a response leaves the previous policy and not how long it is.
 
   Args:
     prefix_scores: [B, T] float; b(y_≤t).
@@ -85,14 +87,17 @@ def token_rewards(
   time = prefix_scores.shape[1]
   means = segment_means(prefix_scores, lengths, segment_length=segment_length,
                         epsilon=epsilon, c_seg=c_seg)
+  mask = length_mask(lengths, time)
   reward = means
-  if form == "telescoped":
+  if form in ("telescoped", "neutral"):
     reward = jnp.diff(means, axis=1, prepend=0.0)
   elif form == "absorbing":
     n = lengths[:, None]
     last = jnp.arange(1, time + 1) == n
     reward = means + jnp.where(last, (max_length - n) * means, 0.0)
-  return jnp.where(length_mask(lengths, time), reward - kl_coef * kl, 0.0)
+  if form == "neutral":
+    kl = kl - masked_mean(kl, mask)
+  return jnp.where(mask, reward - kl_coef * kl, 0.0)
 
 
 def straying(logprobs, anchor_logprobs, mask):

@@ -25,7 +25,7 @@ def reward_by_loop(scores, n, kl, *, kappa, epsilon, c_seg, beta, form, t_max):
     if t % kappa == 0 or t == n:
       seen.append(transform(scores[t - 1], epsilon, c_seg))
     mean = sum(seen) / len(seen) if seen else 0.0
-    value = mean - previous if form == "telescoped" else mean
+    value = mean - previous if form in ("telescoped", "neutral") else mean
     if form == "absorbing" and t == n:
       value += (t_max - n) * mean
     result[t - 1] = value - beta * kl[t - 1]
@@ -49,6 +49,8 @@ def test_rewards_follow_the_formula(form, kappa):
   got = rewards.token_rewards(
     jnp.asarray(scores), jnp.asarray(lengths), jnp.asarray(kl), segment_length=kappa, epsilon=0.01,
     c_seg=3.0, kl_coef=0.3, form=form, max_length=20)
+  if form == "neutral":
+    kl = kl - np.mean([kl[i, t] for i in range(BATCH) for t in range(lengths[i])])
   want = [reward_by_loop(scores[i], lengths[i], kl[i], kappa=kappa, epsilon=0.01, c_seg=3.0,
                          beta=0.3, form=form, t_max=20) for i in range(BATCH)]
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -81,13 +83,14 @@ def test_the_published_form_pays_for_ending_early_and_the_others_do_not():
   returns = {form: rewards.token_rewards(scores, lengths, kl, form=form, **common).sum(axis=1)
              for form in rewards.FORMS}
   assert returns["published"][0] > returns["published"][1] + 0.5
-  for form in ("telescoped", "absorbing"):
+  for form in ("telescoped", "absorbing", "neutral"):
     assert abs(returns[form][0] - returns[form][1]) < 1e-5
 
 
-def test_padding_changes_no_reward():
+@pytest.mark.parametrize("form", ["absorbing", "neutral"])
+def test_padding_changes_no_reward(form):
   scores, lengths, kl = arrays(2)
-  common = dict(segment_length=4, epsilon=0.01, c_seg=3.0, kl_coef=0.1, form="absorbing",
+  common = dict(segment_length=4, epsilon=0.01, c_seg=3.0, kl_coef=0.1, form=form,
                 max_length=TIME)
   pad = ((0, 0), (0, 6))
   wide = rewards.token_rewards(
@@ -123,3 +126,18 @@ def test_straying_pays_for_no_length():
   np.testing.assert_allclose(charged[mask], ratio - ratio.mean(), atol=1e-5)
   junk = np.where(mask, theirs, 1e6)
   np.testing.assert_allclose(rewards.straying(ours, junk - 3, mask), charged, atol=1e-5)
+
+
+def test_the_neutral_form_charges_no_length_for_the_kl():
+  """The return without scores sums to zero over a batch, where the telescoped form's is negative."""
+  rng = np.random.default_rng(1)
+  lengths = np.array([7, 2, 4])
+  mask = np.arange(7) < lengths[:, None]
+  kl = np.where(mask, rng.uniform(0.1, 1, (3, 7)), 9.0).astype(np.float32)
+  scores = np.zeros((3, 7), np.float32)
+  common = dict(segment_length=2, epsilon=1e-6, c_seg=1.0, kl_coef=0.5, max_length=7)
+  neutral, telescoped = (np.asarray(rewards.token_rewards(scores, lengths, kl, form=form, **common))
+                         for form in ("neutral", "telescoped"))
+  assert abs(neutral.sum()) < 1e-3 and telescoped.sum() < -1
+  want = telescoped + 0.5 * np.where(mask, kl[mask].mean(), 0.0)
+  np.testing.assert_allclose(neutral, want, atol=1e-5)
