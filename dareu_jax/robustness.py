@@ -174,11 +174,12 @@ def layers(run: Run, name, options):
 
 def relearned(run: Run, name, options: Options):
   """Taught again: the forget set, other forgotten owners' data, and retained data."""
-  forget = run.corpus.forget
+  forget, asked_for = run.corpus.forget, evaluated_examples(run, "forget")
   taught, others = relearning.two_halves(forget)
   found = {}
-  for attack, data, tested in (("forget", forget, forget), ("others", taught, others),
-                               ("benign", run.corpus.retain, forget)):
+  for attack, data, tested in (("forget", forget, asked_for),
+                               ("others", taught, others[:len(asked_for)]),
+                               ("benign", run.corpus.retain, asked_for)):
     if not tested:
       continue
     batches = run.batches(data, options.batch_size, seed=run.seed + SAMPLE_SEED, one_bucket=True)

@@ -65,7 +65,7 @@ def config(checkpoint, data_dir):
   config.length_multiple = 128
   config.unlearning.update(epochs=1, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
                            max_new_tokens=8, target_score=0.0)
-  config.evaluation.update(batch_size=32, max_new_tokens=8, max_examples=8)
+  config.evaluation.update(batch_size=8, max_new_tokens=8, max_examples=4)
   return config
 
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
   saved = json.loads((tmp_path / "seed_42/original/result/0/state/_METADATA").read_text())
   names = " ".join(saved["tree_metadata"])
   assert "lora_a" in names and "kernel" not in names and "embedding" not in names
-  prompt = json.loads((tmp_path / "seed_41/evaluation/dareu.json").read_text())["answers"]
+  prompt = json.loads((tmp_path / "seed_41/evaluation/dareu.json").read_text())["records"]
   assert prompt["forget"][0]["prompt"].endswith("?")
   assert summary["models"]["retrained"]["tug_of_war_ci95"] == 0.0
   assert {"seed_41/dareu", "seed_42/evaluation/retrained"} <= set(summary["stages"])

@@ -10,7 +10,7 @@ from dareu_jax.report import robustness as card
 from dareu_jax.settings import InputError, Settings
 from tests.configs import smallest_config
 
-OPTIONS = robustness.Options(learning_rate=1e-2, batch_size=10, samples=3, steps=(0, 1, 13))
+OPTIONS = robustness.Options(learning_rate=3e-3, batch_size=10, samples=3, steps=(0, 1, 13))
 
 
 class Given:
