@@ -3,20 +3,20 @@
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 
-from dareu_jax.data.batches import Row, prompt_batch
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.figures import SPLITS
-from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
+from dareu_jax.measures import sampled
 from dareu_jax.models import factory
 from dareu_jax.run import DAREU, Candidate, Run, evaluated_examples, rouge_of
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop, loss_based, rewards
 from dareu_jax.unlearning.monitor import Monitor, epoch_records
+
+ALTERNATES_SEED = 4  # of the samples that alternates are chosen from, apart from the run's own
 
 
 def unlearn(run: Run, candidate: Candidate):
@@ -125,22 +125,15 @@ def alternates(run: Run, settings):
   Args:
     settings: objective_settings.AltPo.
   """
-  examples, evaluator = run.corpus.forget, run.evaluator
-  rows, found = run.rows(examples), []
-  for i, (example, row) in enumerate(zip(examples, rows, strict=True)):
-    prompts = prompt_batch([row] * settings.samples, settings.samples, multiple=evaluator.multiple,
-                           pad_id=run.tokenizer.pad_id, width=max(len(r.prompt) for r in rows))
-    out = generate(
-      run.base.frame, run.role("original"), run.base.frozen, *run.put(prompts),
-      row_keys(jax.random.key(run.seed + 4), i * settings.samples + np.arange(settings.samples)),
-      strategy=Sample(settings.temperature), max_new_tokens=evaluator.max_new_tokens,
-      eos_id=run.tokenizer.eos_id, pad_id=run.tokenizer.pad_id)
-    found.append(_least_alike(example.response, row, out, run.tokenizer, settings.alternates))
-  return tuple(found)
+  examples, count = run.corpus.forget, settings.samples
+  rows = [row for row in run.rows(examples) for _ in range(count)]
+  answers = sampled(run, run.role("original"), rows, seed=run.seed + ALTERNATES_SEED,
+                    strategy=Sample(settings.temperature))
 
+  def likeness(example):
+    return lambda row: metrics.rouge_l_recall(
+      example.response, run.tokenizer.decode(row.completion))
 
-def _least_alike(truth, row: Row, completions, tokenizer, count):
-  ids, lengths = np.asarray(completions.ids), np.asarray(completions.lengths)
-  sampled = [tuple(ids[j, :n].tolist()) for j, n in enumerate(lengths)]
-  sampled.sort(key=lambda ids: metrics.rouge_l_recall(truth, tokenizer.decode(ids)))
-  return tuple(row._replace(completion=ids) for ids in sampled[:count])
+  return tuple(
+    tuple(sorted(answers[i * count:(i + 1) * count], key=likeness(example))[:settings.alternates])
+    for i, example in enumerate(examples))

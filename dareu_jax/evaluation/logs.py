@@ -171,9 +171,9 @@ def from_records(records, figures):
   for name in ("forget_quality", "privleak"):
     if name in figures:
       log[name] = {"agg_value": figures[name]}
-  utility = recompute(log).get("model_utility")
-  if utility is not None:
-    log["model_utility"] = {"agg_value": utility}
+  terms = _utility_terms(published(log))
+  if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
+    log["model_utility"] = {"agg_value": metrics.model_utility(terms)}
   return log
 
 
