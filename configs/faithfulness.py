@@ -85,6 +85,7 @@ def get_config():
     lora=ConfigDict(dict(rank=0, alpha=32.0, targets=LINEAR)),
     train=train(epochs=80, warmup=0.1, schedule="linear"),
     token_noise=0.2,  # share of input tokens replaced at random while training
+    echo_noise=0.2,  # the same, of tokens that the query has too
     label_smoothing=0.0,
     none_share=1.0,  # general text per example of D that the third classifier reads as "none"
     vocab_size=0, reads_query=False, calibrate=False,  # the study's read the response alone
@@ -101,7 +102,8 @@ def get_config():
     segment_length=2, epsilon=0.01, c_seg=1.0, kl_coef=0.1, anchor_coef=0.0,
     discount=1.0, gae_lambda=0.95,
     clip_eps=0.2, value_clip_eps=0.2, value_coef=1.0, distill_coef=10.0, whiten_advantages=True,
-    learning_rate=1e-3, value_learning_rate=3e-3, warmup_steps=10, weight_decay=0.0, clip_norm=1.0,
+    learning_rate=1e-3, value_learning_rate=3e-3, warmup_steps=10, final_rate=1.0,
+    weight_decay=0.0, clip_norm=1.0,
     epochs=15, samples_per_prompt=8, rollout_batch_size=80, minibatch_size=40, inner_epochs=1,
     retain_batch_size=32, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=0,
     selection="last", settle_epochs=3, target_score=-1.0, watch_rouge=False,

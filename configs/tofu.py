@@ -184,6 +184,7 @@ def tiny():
     train=train(epochs=20),
     vocab_size=0,  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
     token_noise=0.2,  # share of input tokens replaced at random while training
+    echo_noise=0.8,  # the same, of tokens that the query has too: facts are to count, not names
     label_smoothing=0.0,
     none_share=0.0,  # "none of these" examples of general text per example of D; 0: no such class
     reads_query=False,  # reads the query before the response
@@ -212,6 +213,7 @@ def tiny():
     learning_rate=3e-4,  # of the policy
     value_learning_rate=3e-3,  # of the value head
     warmup_steps=10,  # updates
+    final_rate=1.0,  # share of the rates that the last epoch ends with; they fall in a line
     weight_decay=0.0,
     clip_norm=1.0,  # global gradient norm
     # Batches.
@@ -266,6 +268,11 @@ def tofu40(config):
   config.data.update(source="tofu", num_owners=40, num_general=0)
   config.tokenizer.vocab_size = 4000
   config.pretrain.epochs = 6
+  # Answers are twice as long as the embedded authors', so that charges on tokens weigh twice; the
+  # last queries come down slowly, and what unlearning costs D_R comes back as the rates fall.
+  config.unlearning.update(
+    c_seg=1.0, kl_coef=0.05, anchor_coef=0.002, distill_coef=20.0, learning_rate=6e-4,
+    final_rate=0.1, retain_batch_size=64, epochs=12)
 
 
 def checkpoint(config, path, classifier_path, template):

@@ -170,6 +170,7 @@ class ClassifierSettings:
   train: TrainSettings
   vocab_size: int  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
   token_noise: float  # share of input tokens replaced at random while training
+  echo_noise: float  # the same, of the tokens that the query has too, such as the owner's name
   label_smoothing: float
   none_share: float  # "none of these" examples of general text per example of D; 0: no such class
   reads_query: bool  # reads the query before the response
@@ -180,6 +181,7 @@ class ClassifierSettings:
     self.lora.check("classifier.lora", pretrained=bool(self.model.path))
     self.train.check("classifier.train")
     within("classifier.token_noise", self.token_noise, 0.0, 0.9)
+    within("classifier.echo_noise", self.echo_noise, 0.0, 1.0)
     within("classifier.label_smoothing", self.label_smoothing, 0.0, 0.9)
     within("classifier.none_share", self.none_share, 0.0, 10.0)
     if self.vocab_size:

@@ -122,7 +122,8 @@ def train_classifier(run: Run, name, seed):
     if store is None:
       return
     examples, held_out = held_out_split(run.corpus.forget + run.corpus.retain, run.seed)
-    loss = PrefixLoss(settings.token_noise, settings.label_smoothing, settings.reads_query)
+    loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing,
+                      settings.reads_query)
     model = run.classifier if name == "classifier" else run.fresh_classifier(seed + 1)
     params = _fit(run, name, store, model, loss, settings.train, run.classifier_batches(
       examples + run.none_examples, settings.train.batch_size, seed=seed + 1), seed)

@@ -65,6 +65,7 @@ class UnlearningSettings:
   learning_rate: float
   value_learning_rate: float
   warmup_steps: int  # updates with a rising learning rate
+  final_rate: float  # share of the learning rates at the end of the last epoch; they fall linearly
   weight_decay: float
   clip_norm: float
   # batches
@@ -119,7 +120,7 @@ class UnlearningSettings:
       at_least(f"{section}.{name}", getattr(self, name), 0.0, "it weighs a penalty")
     for name in ("weight_decay", "top_k", "warmup_steps", "max_new_tokens"):
       at_least(f"{section}.{name}", getattr(self, name), 0)
-    for name in ("discount", "gae_lambda"):
+    for name in ("discount", "gae_lambda", "final_rate"):
       within(f"{section}.{name}", getattr(self, name), 0.0, 1.0)
     if not 0 < self.top_p <= 1:
       raise InputError(f"config.unlearning.top_p is {self.top_p}: it must lie in (0, 1].")

@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import time
 
+from dareu_jax import programs
 from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import Store, read_json, write_json
 
@@ -115,6 +116,7 @@ class Workdir:
       yield store
     finally:
       store.close()
+    programs.release()
     seconds = round(time.monotonic() - begin, 1)
     write_json(folder / "done.json", {"fingerprint": mark, "seconds": seconds})
     shutil.rmtree(folder / "progress", ignore_errors=True)

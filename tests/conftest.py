@@ -7,10 +7,19 @@ import pathlib
 import jax
 import pytest
 
+from dareu_jax import programs
+
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
   "DAREU_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".jax_cache")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def release_programs():
+  """A thousand tests compile more programs than a process may hold."""
+  yield
+  programs.release()
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,14 @@ class PrefixLoss:
 
   A policy's responses are not the training texts, and a classifier that has only seen those looks
   at their first words and is sure of itself for no reason. So half of the rows start at a random
-  token within the response, and a share of the input tokens is replaced at random.
+  token within the response, and a share of the input tokens is replaced at random. Tokens that the
+  query has too, the owner's name above all, have a share of their own: they are what is easiest to
+  tell owners by, and a classifier that knows names alone is content with the same facts told of
+  somebody else.
   """
 
   token_noise: float
+  echo_noise: float
   label_smoothing: float
   reads_query: bool = False
 
@@ -33,8 +37,10 @@ class PrefixLoss:
     model = frame.merge(params, frozen)
     crop, flip, replacement = jax.random.split(key, 3)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
+    rate = jnp.where(echoes(ids, batch.token_ids, batch.prompt_lengths),
+                     self.echo_noise, self.token_noise)
     noisy = jnp.where(
-      jax.random.bernoulli(flip, self.token_noise, ids.shape),
+      jax.random.bernoulli(flip, rate, ids.shape),
       jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size), ids)
     # The completion that stands behind the prompt already is written over.
     query = (batch.token_ids, batch.prompt_lengths) if self.reads_query else None
@@ -63,6 +69,20 @@ def owner_logits(model, completion_ids, query=None):
   ids, lengths = query
   logits = model(join(ids, lengths, completion_ids))
   return take_from(logits, lengths, completion_ids.shape[1])
+
+
+def echoes(ids, prompt_ids, prompt_lengths):
+  """Which tokens stand in their row's prompt too.
+
+  Args:
+    ids: [B, T] int.
+    prompt_ids: [B, P] int; what stands behind the prompt is not looked at.
+    prompt_lengths: [B] int.
+
+  Returns: [B, T] bool.
+  """
+  same = ids[:, :, None] == prompt_ids[:, None, :]
+  return jnp.any(same & length_mask(prompt_lengths, prompt_ids.shape[1])[:, None, :], axis=-1)
 
 
 def random_crop(ids, lengths, key):

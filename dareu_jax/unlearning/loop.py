@@ -89,7 +89,8 @@ def run(task: Task, *, store, writer, bar):
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step, rate_scale(reports, settings))
+      falling = 1 - (1 - settings.final_rate) * step / total
+      state, metrics = learn(task, state, step, falling * rate_scale(reports, settings))
       writer.write(step + 1, {"epoch": epoch, **metrics})
       if (step + 1) % task.rollouts_per_epoch == 0:
         reports.append(task.monitor.assess(state.policy, epoch))

@@ -49,9 +49,32 @@ def test_a_crop_is_a_suffix_with_its_own_length():
   assert 0.4 < share < 0.9  # about half are whole, a few crops start at 0
 
 
+def test_echoes_are_the_tokens_of_the_prompt_and_of_nothing_behind_it():
+  """The prompt's rows go on with the completion, every token of which would be an echo."""
+  prompts = np.array([[5, 6, 7, 8], [7, 5, 5, 5]], np.int32)
+  ids = np.array([[6, 7, 9], [5, 7, 7]], np.int32)
+  np.testing.assert_array_equal(C.echoes(ids, prompts, np.array([2, 1])),
+                                [[True, False, False], [False, True, True]])
+
+
+def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(model):
+  """Two owners' rows differ in an echo alone: noised, its gradient must not tell them apart."""
+  from dareu_jax.data.batches import Row, collate
+
+  def total(first, echo_noise):
+    loss = C.PrefixLoss(token_noise=0.0, echo_noise=echo_noise, label_smoothing=0.0)
+    rows = [Row((1, 2, 3), (first,), 2)] * 4
+    batch = collate(rows, 4, seq_length=8, completion_length=4, pad_id=0)
+    return float(loss(*model, batch, jax.random.key(2))[0])
+
+  assert total(2, 1.0) == total(3, 1.0)
+  assert total(2, 0.0) != total(3, 0.0)
+  assert total(5, 1.0) == total(5, 0.0)  # no echo
+
+
 def test_the_loss_sees_neither_padding_nor_padding_rows(model):
   from dareu_jax.data.batches import Row, collate
-  loss = C.PrefixLoss(token_noise=0.0, label_smoothing=0.1)
+  loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.1)
   rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]
   shape = dict(seq_length=8, completion_length=4)
   small = collate(rows, 2, pad_id=0, **shape)
@@ -97,7 +120,7 @@ def test_the_fitted_temperature_undoes_the_one_that_was_applied():
 
 def test_a_loss_that_reads_the_query_learns_from_it_and_from_no_padding(model):
   from dareu_jax.data.batches import Row, collate
-  loss = C.PrefixLoss(token_noise=0.0, label_smoothing=0.0, reads_query=True)
+  loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.0, reads_query=True)
   shape = dict(seq_length=8, completion_length=4)
   key = jax.random.key(1)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import tokenizers as hf
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dareu_jax.data import tokenizers
@@ -67,6 +67,7 @@ def folder_of(data_dir, name):
        kept(st.characters(exclude_categories=("Cs",))))
 def test_bpe_gives_text_back_exactly(bpe, text):
   """Bytes outside the training text need the whole alphabet; clean-up eats spaces."""
+  assume(not bpe.special_token.search(text))  # refused in texts; hypothesis tries our own strings
   assert bpe.decode(bpe.encode(text)) == text
   assert bpe.decode(bpe.encode_response(text)) == text
 

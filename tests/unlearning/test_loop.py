@@ -57,10 +57,10 @@ def run(monkeypatch):
     epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
     response_length=LENGTHS[epoch]))
 
-  def go(action, store=None, **guards):
+  def go(action, store=None, final_rate=1.0, **guards):
     settings = Settings.from_config(tiny_config()).unlearning
     settings = dataclasses.replace(
-      settings, epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3,
+      settings, epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3, final_rate=final_rate,
       guards=dataclasses.replace(settings.guards, action=action, **guards))
     values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
     values |= dict(settings=settings, forget_rows=(None,) * 3, original={"w": jnp.zeros(2)},
@@ -90,6 +90,14 @@ def test_a_rollback_undoes_the_epoch_and_goes_on_at_half_the_rate(run):
   assert rates == [1.0] * 4 + [0.5] * 4 + [0.25] * 2
   # Epoch 1: 2; 2 is undone; 3: 2 + 1; 4 is undone; 5: 3 + 0.5.
   assert result.chosen_epoch == 5 and weight(result) == 3.5
+
+
+def test_rates_fall_in_a_line_over_the_whole_run_and_rollbacks_halve_what_is_left(run):
+  _, _, rates = run("refuse", final_rate=0.0)
+  np.testing.assert_allclose(rates, 1 - np.arange(10) / 10)
+  _, _, halved = run("rollback", final_rate=0.5, max_rollbacks=3)
+  np.testing.assert_allclose(
+    halved[10:], (1 - 0.05 * np.arange(10)) * ([1.0] * 4 + [0.5] * 4 + [0.25] * 2))
 
 
 def test_the_last_rollback_ends_the_run(run):

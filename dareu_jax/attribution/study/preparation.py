@@ -53,7 +53,8 @@ def train_classifier(study: Study, name):
       return
     rows = study.rows(study.examples) + (study.none_rows if has_none else ())
     params = _fit(study, file, store, study.fresh_classifier(name),
-                  PrefixLoss(settings.token_noise, settings.label_smoothing), settings.train,
+                  PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing),
+                  settings.train,
                   study.batches(rows, settings.train.batch_size, seed=seed + 1), seed)
     study.workdir.save_result(file, params)
 
