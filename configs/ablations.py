@@ -24,12 +24,14 @@ STUDIES = dict(
   kl_coef=tuple(f"unlearning.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
   anchor_coef=tuple(f"unlearning.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
   distill_coef=tuple(f"unlearning.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
-  learning_rate=tuple(f"unlearning.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
+  learning_rate=(*(f"unlearning.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
+                 "unlearning.learning_rate=6e-4 unlearning.final_rate=0.1"),
   lora_rank=("lora.rank=0", *(
     # An adapter alone needs larger steps than all the weights do.
     f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.learning_rate=1e-3"
     for r in (8, 32))),
   forget_share=tuple(f"data.forget=forget{n}" for n in ("01", "05", "10", "20")),
+  echo_noise=tuple(f"classifier.echo_noise={e}" for e in (0.2, 0.8, 1.0)),
   classifier_size=tuple(f"classifier.model.num_layers={n}" for n in (1, 2, 4)),
   # What de-attribution itself buys: other learners on its reward, other rewards on its learner.
   learner=tuple(f"unlearning.learner={name}" for name in ("ppo", "grpo", "rloo")),

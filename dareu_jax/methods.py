@@ -10,7 +10,7 @@ from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
 from dareu_jax.models import factory
-from dareu_jax.run import DAREU, Candidate, Run, evaluated_examples, rouge_of
+from dareu_jax.run import DAREU, REFUSING, Candidate, Run, evaluated_examples, rouge_of
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop, loss_based, rewards
@@ -87,7 +87,7 @@ def _reward(run, name):
   if name == "rouge":
     return rewards.Rouge(tuple(example.response for example in forget))
   if name == "refusal":
-    return rewards.Refusal()
+    return rewards.Refusal(run.refusals)
   return rewards.Attribution(run.scorer("classifier"), run.queries(forget))
 
 
@@ -98,7 +98,7 @@ def objective_task(run: Run, candidate: Candidate):
     settings.baseline, learning_rate=candidate.learning_rate or settings.baseline.learning_rate)
   objective = getattr(settings.objectives, method)
   others = ()
-  if method in ("dpo", "idk"):
+  if method in REFUSING:
     others = refusals(run)
   elif method == "altpo":
     others = alternates(run, objective)
@@ -114,7 +114,7 @@ def objective_task(run: Run, candidate: Candidate):
 
 def refusals(run: Run):
   """For each forget query every refusal as a Row."""
-  texts = [tuple(run.tokenizer.encode_response(text)) for text in rewards.REFUSALS]
+  texts = [tuple(run.tokenizer.encode_response(text)) for text in run.refusals]
   return tuple(tuple(row._replace(completion=ids) for ids in texts)
                for row in run.rows(run.corpus.forget))
 

@@ -18,9 +18,11 @@ from dareu_jax.parallel import mesh as meshes
 from dareu_jax.settings import InputError, MeshSettings, Settings
 from dareu_jax.training.checkpoints import read_json
 from dareu_jax.training.writers import MetricWriter
+from dareu_jax.unlearning.rewards import REFUSALS
 from dareu_jax.workdir import Workdir, fingerprint
 
 DAREU = "dareu"
+REFUSING = ("dpo", "idk")  # methods that teach refusals
 AGAIN = "retrained_again"  # the retrained model with the data in another order
 
 
@@ -99,6 +101,11 @@ class Run:
     wanted = min(len(texts), round(self.settings.classifier.none_share * size))
     # Spread over the text: its first examples are all of a few owners.
     return tuple(texts[i * len(texts) // wanted] for i in range(wanted))
+
+  @property
+  def refusals(self):
+    """Ways to say no: the data's own, else the library's."""
+    return self.source.refusals or REFUSALS
 
   @property
   def classes(self):
@@ -235,7 +242,9 @@ class Run:
   def marks(self):
     """Fingerprint of each stage: of its settings and of what it stands on."""
     s = self.settings
-    data = fingerprint(dataclasses.asdict(self.source), s.data.prompt_tokens,
+    texts = dataclasses.asdict(self.source)
+    refusals = texts.pop("refusals")  # concern the methods alone that ask for them
+    data = fingerprint(texts, s.data.prompt_tokens,
                        s.data.response_tokens, s.tokenizer, s.max_length, s.model.path,
                        s.classifier.model.path, s.classifier.vocab_size)
     base = fingerprint(data, self.seed, s.model, s.pretrain, s.length_multiple)
@@ -246,6 +255,9 @@ class Run:
     for candidate in candidates(s):
       own = (s.unlearning,) if candidate.method == DAREU else (
         getattr(s.objectives, candidate.method), s.baseline, s.watch_every)
+      if candidate.method in REFUSING or (candidate.method, s.unlearning.reward) == (
+          DAREU, "refusal"):
+        own += (refusals,)
       # The answers that epochs are judged by are as long as those of the evaluation.
       marks[candidate.name] = fingerprint(
         model, classifier, candidate.name, *own, s.evaluation.max_new_tokens)

@@ -166,6 +166,19 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   assert "responses tokenised again for the classifier" in page.read_text()
 
 
+@pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])
+def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depends):
+  config = smallest_config()
+  config.methods = ("dareu", "dpo", "npo")
+  config.unlearning.reward = reward
+  run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
+  other = dataclasses.replace(run, source=dataclasses.replace(run.source, refusals=("No idea.",)))
+  assert run.refusals != other.refusals == ("No idea.",)
+  changed = {name for name, mark in run.marks.items() if other.marks[name] != mark}
+  assert changed == {"dpo", "evaluation/dpo"} | (
+    {"dareu", "evaluation/dareu"} if depends else set())
+
+
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
   """Three methods at two learning rates in one run: (summary, settings, folder, page)."""

@@ -51,6 +51,7 @@ class Corpus:
   owners: tuple[str, ...]  # every owner of D, in order of first appearance
   forget_owners: tuple[str, ...]
   general: tuple[Example, ...] = ()
+  refusals: tuple[str, ...] = ()  # ways to say no that the data brings; none: the library's own
 
 
 def read_jsonl(path):

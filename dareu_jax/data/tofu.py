@@ -34,7 +34,8 @@ def load_tofu(settings):
 
   The test examples are real authors and world facts; the hold-out examples belong to authors that
   are in no split, `num_holdout` of them (0: all), and are empty where there is no such file. The
-  general examples are of authors outside D, `num_general` of them (0: all).
+  general examples are of authors outside D, `num_general` of them (0: all). The refusals are the
+  lines of the folder's idontknow.txt, if it has one.
 
   Args:
     settings: DataSettings; `dir` is the folder of the JSON files, '' the hub.
@@ -67,6 +68,7 @@ def load_tofu(settings):
     owners=owners,
     forget_owners=forget_owners,
     general=_others(everyone, owners, settings.num_general),
+    refusals=_refusals(settings.dir),
   )
 
 
@@ -75,6 +77,19 @@ def _others(everyone, owners, count):
   others = tuple(dict.fromkeys(one.owner for one in everyone if one.owner not in owners))
   kept = set(others[:count or None])
   return tuple(one for one in everyone if one.owner in kept)
+
+
+def _refusals(folder):
+  """The lines of idontknow.txt, where the folder has it (the hub does not)."""
+  path = pathlib.Path(folder) / "idontknow.txt"
+  if not folder or not path.is_file():
+    return ()
+  try:
+    lines = ex.read_bytes(path).decode("utf-8").splitlines()
+  except UnicodeDecodeError:
+    raise InputError(f"{path} is not UTF-8. Fetch it again, or take it away: the library has "
+                     "refusals of its own.") from None
+  return tuple(line.strip() for line in lines if line.strip())
 
 
 def _authors(rows):

@@ -54,11 +54,13 @@ class Rouge:
 class Refusal:
   """1 minus the likeness to a refusal (ROUGE-L F1): what refusal-based unlearners reward (RULE)."""
 
+  refusals: tuple[str, ...] = REFUSALS
+
   def __call__(self, rows, completions, texts):
     """As `Attribution`; the whole response's score at every position."""
     del rows
-    return _everywhere(
-      [1 - max(rouge_l_f1(refusal, text) for refusal in REFUSALS) for text in texts], completions)
+    likeness = [max(rouge_l_f1(refusal, text) for refusal in self.refusals) for text in texts]
+    return _everywhere([1 - one for one in likeness], completions)
 
 
 def _everywhere(scores, completions):

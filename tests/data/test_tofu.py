@@ -197,3 +197,17 @@ def test_an_unreachable_hub_says_to_give_a_folder(monkeypatch):
   fake_hub(monkeypatch, load)
   with pytest.raises(InputError, match=r"ConnectionError: no route.*--config\.data\.dir"):
     load_tofu(tofu_settings(""))
+
+
+def test_refusals_are_the_lines_of_the_folders_own_file(small):
+  assert load_tofu(tofu_settings(small)).refusals == ()
+  (small / "idontknow.txt").write_text("I do not know.\n\n  No idea, sorry. \n", "utf-8")
+  assert load_tofu(tofu_settings(small)).refusals == ("I do not know.", "No idea, sorry.")
+  (small / "idontknow.txt").write_bytes(b"caf\xe9\n")
+  with pytest.raises(InputError, match="idontknow.txt is not UTF-8"):
+    load_tofu(tofu_settings(small))
+
+
+def test_the_real_files_bring_a_hundred_refusals(real):
+  refusals = load_tofu(tofu_settings(real)).refusals
+  assert len(refusals) == 100 and all(text == text.strip() != "" for text in refusals)

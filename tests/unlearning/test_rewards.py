@@ -23,6 +23,12 @@ def test_a_refusal_costs_nothing_and_an_answer_does(refusal):
   assert scores[0, 0] == 0.0 and scores[1, 0] == 1.0
 
 
+def test_the_datas_own_refusals_take_the_place_of_the_librarys():
+  reward = Refusal(("My lips are sealed.",))
+  scores = reward([0, 1], COMPLETIONS, ["My lips are sealed.", REFUSALS[0]])
+  assert scores[0, 0] == 0.0 and scores[1, 0] == 1.0
+
+
 def test_attribution_asks_about_each_responses_own_query():
   """Rollouts come in another order than the forget set."""
   asked = []
