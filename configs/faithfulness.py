@@ -117,7 +117,8 @@ def get_config():
     samples_per_prompt=4,  # a checkpoint's own responses to each forget query
   ))
   config.evaluation = ConfigDict(dict(
-    batch_size=64, max_examples=0, max_new_tokens=0, min_k=0.4, gradient_norm=False))
+    batch_size=64, max_examples=0, max_new_tokens=0, min_k=0.4, gradient_norm=False,
+    gibberish_model=""))
   config.bootstrap = 200  # resamples behind an interval
   config.checkpoint = ConfigDict(dict(every_steps=100, keep=1))
   return config

@@ -247,6 +247,7 @@ def tiny():
     max_new_tokens=0,  # greedy answers; 0: as long as the longest response of D
     min_k=0.4,  # share of the least likely tokens that the Min-K% attacks average
     gradient_norm=False,  # the gradient-norm attack too: a backward pass for each example
+    gibberish_model="",  # e.g. "madhurjindal/autonlp-Gibberish-Detector-492513457": needs torch
   ))
   config.mesh = ConfigDict(dict(
     data=1,  # splits the batch; -1 at one axis takes the devices that are left

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dareu_jax.data.batches import prompt_batch
-from dareu_jax.evaluation import figures, logs, metrics, records
+from dareu_jax.evaluation import detector, figures, logs, metrics, records
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.run import Run, evaluated_examples
@@ -80,6 +80,10 @@ def _answer_records(run, trainable, split, examples):
   found = records.of_answers(examples, given)
   if split != "forget":
     return found
+  if run.settings.evaluation.gibberish_model:
+    clean = detector.clean_probabilities(
+      run.settings.evaluation.gibberish_model, [record["answer"] for record in found])
+    found = records.merged(found, [{"clean": float(one)} for one in clean])
   queries = run.queries(examples)
   scores, judged = (run.scorer(which).whole(given.ids, given.lengths, queries)
                     for which in ("classifier", "judge"))

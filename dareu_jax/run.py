@@ -11,7 +11,7 @@ from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
 from dareu_jax.data.examples import Corpus, split_by_tokens
-from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation import detector, metrics
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
@@ -199,8 +199,10 @@ class Run:
     return MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
 
   def check_checkpoints(self):
-    """Raises InputError unless the files of both models fit, without reading their weights."""
+    """Raises InputError unless the files of all models fit, without reading the large weights."""
     settings = self.settings
+    if settings.evaluation.gibberish_model:
+      detector.load(settings.evaluation.gibberish_model)
     if settings.model.path:
       self._check_positions()
     factory.check_decoder(settings.model, self.config)

@@ -201,6 +201,7 @@ class EvaluationSettings:
   max_new_tokens: int  # greedy answers; 0: as long as the longest response of the data
   min_k: float  # share of the least likely tokens that the Min-K% attacks average
   gradient_norm: bool  # the gradient-norm attack as well: a backward pass for each example
+  gibberish_model: str  # folder or hub name of a trained gibberish classifier, as well; '': none
 
   def __post_init__(self):
     at_least("evaluation.batch_size", self.batch_size, 1)

@@ -37,6 +37,8 @@ def of_model(records, *, gibberish_bound):
     "forget_probability": float(metrics.probability(_column(forget, "nll")).mean()),
     "exact_memorization": _mean(forget, "exact_memorization"),
     "extraction_strength": _mean(forget, "extraction_strength")}
+  if "clean" in forget[0]:
+    figures["clean_probability"] = _mean(forget, "clean")
   ratios = truth_ratios(forget)
   if len(ratios):
     figures["truth_ratio"] = metrics.forget_truth_ratio(ratios)

@@ -108,6 +108,8 @@ MORE_COLUMNS = (
          "share of the true answer's tokens that are the likeliest ones"),
   Column("paraphrase_probability", "para. prob.", CLOSER, 3,
          "probability of the paraphrased true answers"),
+  Column("clean_probability", "clean", CLOSER, 3,
+         "probability of clean text by the classifier of config.evaluation.gibberish_model"),
   Column("forget_quality_log10", "log10 FQ", HIGHER, 1,
          "log10 of forget quality: p of the truth ratios being the retrained model's (KS test); it "
          "falls with the number of examples"),
