@@ -19,7 +19,7 @@ from dareu_jax.command_line import enter
 from dareu_jax.data.batches import encode
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.robustness import probes, quantisation, relearning
+from dareu_jax.evaluation.robustness import meta, probes, quantisation, relearning
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
 from dareu_jax.report import robustness as card
@@ -71,10 +71,11 @@ def main(given):
     figures.append({shown: attacked(run, name, options) for shown, name in (
       {name: name for name in references(settings)} | chosen).items()})
   models = {name: experiment.over_seeds([each[name] for each in figures]) for name in figures[0]}
-  write_json(workdir / "robustness.json",
-             {"options": dataclasses.asdict(options), "models": models})
-  page = card.write(workdir, models, options)
-  print(card.table(models), f"Card: {page}", sep="\n\n")
+  trust = meta.trust(figures, list(chosen))
+  write_json(workdir / "robustness.json", {
+    "options": dataclasses.asdict(options), "models": models, "metrics": trust})
+  page = card.write(workdir, models, options, trust)
+  print(card.table(models), card.trust_table(trust), f"Card: {page}", sep="\n\n")
 
 
 def attacked(run: Run, name, options: Options):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dareu_jax import experiment, robustness
+from dareu_jax.evaluation.robustness import meta
 from dareu_jax.report import robustness as card
 from dareu_jax.settings import InputError, Settings
 from tests.configs import smallest_config
@@ -69,11 +70,15 @@ def test_attacks_that_are_done_are_not_repeated(finished, figures, monkeypatch):
 
 
 def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_path):
-  page = card.write(tmp_path, figures, OPTIONS)
+  trust = meta.trust([figures], ["grad_diff"])
+  page = card.write(tmp_path, figures, OPTIONS, trust)
   lines = [line for line in page.read_text().splitlines() if line.startswith("| NF4: ROUGE")]
   cells = lines[0].strip("| ").split(" | ")
   assert ["(" in cell for cell in cells] == [False, True, False, True]
   assert (tmp_path / "plots/relearning.png").stat().st_size > 5000
+  line = next(line for line in page.read_text().splitlines() if line.startswith("| min_k "))
+  assert [float(cell) for cell in line.strip("| ").split("|")[1:]] == pytest.approx(
+    list(trust["min_k"].values()), abs=6e-4)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

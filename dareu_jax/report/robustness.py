@@ -46,6 +46,11 @@ ROWS = (
 CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners' data"),
           ("benign", "retained data"))
 
+TRUST = """Faithfulness: the AUC of telling models that know the forget data (the original as it is,
+rounded and taught retained data; the retrained model taught the forget set) from models that don't
+(the retrained model as it is, rounded, and taught anything else). Robust: 1 where relearning moves
+a method's figure as it moves the retrained model's, and where NF4 leaves it."""
+
 
 def table(models):
   """The card as a Markdown table: attacks by models.
@@ -74,7 +79,15 @@ def _cell(figures, retrained, key, decimals, reference):
   return shown if reference else f"{shown} ({value - retrained[key]:+.{decimals}f})"
 
 
-def write(folder, models, options):
+def trust_table(trust):
+  """How far each metric can be trusted, as a Markdown table; `trust` as of `meta.trust`."""
+  return tables.pipe_table(
+    ["metric", "faithfulness AUC", "robust to relearning", "robust to NF4"],
+    [[name, *(f"{row[key]:.3f}" for key in ("auc", "relearning", "quantisation"))]
+     for name, row in trust.items()])
+
+
+def write(folder, models, options, trust):
   """Writes robustness.md and the relearning curves; returns the page's path."""
   folder = pathlib.Path(folder)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -85,7 +98,8 @@ def write(folder, models, options):
     "# Robustness card",
     f"In brackets the gap to the retrained model under the same attack. Relearning at "
     f"{options.learning_rate:g} in batches of {options.batch_size}; {options.samples} samples.",
-    table(models), "\n".join(meanings), "![Relearning curves](plots/relearning.png)"]) + "\n",
+    table(models), "\n".join(meanings), "![Relearning curves](plots/relearning.png)",
+    "## The metrics themselves", TRUST, trust_table(trust)]) + "\n",
     encoding="utf-8")
   return page
 
