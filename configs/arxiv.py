@@ -1,12 +1,12 @@
 """arXiv: forget the abstracts of whole categories, which are the owners.
 
     python -m dareu_jax.main --config=configs/arxiv.py --config.data.dir=FOLDER --workdir=runs/arxiv
-    python -m dareu_jax.main --config=configs/arxiv.py:llama2_7b --config.data.dir=FOLDER \\
-        --workdir=...                                              # one 80 GB GPU
+    python -m dareu_jax.main --config=configs/arxiv.py:llama2_7b --workdir=...   # one 80 GB GPU
 
-FOLDER holds train.jsonl and test.jsonl, lines of owner (the category), title and text, such as 20
-categories with 400 training abstracts each. The first 100 tokens of an abstract ask for the next
-100. One category is forgotten; --config.data.forget=forget15 and forget25 forget three and five.
+Without FOLDER the abstracts are those of WaterDrum-Ax on the hub: 20 categories with 400 training
+abstracts each. FOLDER holds train.jsonl and test.jsonl, lines of owner (the category), title and
+text. The first 100 tokens of an abstract ask for the next 100. One category is forgotten;
+--config.data.forget=forget15 and forget25 forget three and five.
 
 Without a preset: a small model from scratch on 12 categories, whose base reads the others. Out come
 the same table and report as of configs/tofu.py.

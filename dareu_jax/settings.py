@@ -46,9 +46,9 @@ class DataSettings:
       at_least("data.num_holdout", self.num_holdout, 1, "the embedded authors are made to order")
     at_least("data.prompt_tokens", self.prompt_tokens, 0)
     at_least("data.response_tokens", self.response_tokens, 1)
-    if self.source in ("jsonl", "arxiv") and not self.dir:
+    if self.source == "jsonl" and not self.dir:
       raise InputError(
-        f"config.data.dir is empty: source {self.source!r} needs the folder or file to read.")
+        "config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
     if not re.fullmatch("forget(0[1-9]|[1-9][0-9])", self.forget, re.ASCII):
       raise InputError(
         f"config.data.forget is {self.forget!r}: it must be forgetNN, NN the percentage of owners "

@@ -63,7 +63,7 @@ def read_jsonl(path):
   Raises:
     InputError: no such file, no example in it, or a line that is no example; names the line.
   """
-  examples = tuple(_example(line, where) for where, line in json_lines(path))
+  examples = tuple(parse(line, where) for where, line in json_lines(path))
   if not examples:
     raise InputError(f"{path} is empty: it must hold one example a line. {_RULE}")
   return examples
@@ -80,6 +80,25 @@ def write_jsonl(path, examples):
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(_record(example), ensure_ascii=False) + "\n" for example in examples]
   path.write_bytes("".join(lines).encode("utf-8"))
+
+
+def keep_owners(examples, settings, where):
+  """Examples of the first `num_owners` owners (0: all) and of those in `forget_owners`.
+
+  Raises:
+    InputError: where there are fewer owners, or a named one is not among them.
+  """
+  if not settings.num_owners:
+    return examples
+  owners = tuple(dict.fromkeys(example.owner for example in examples))
+  if settings.num_owners > len(owners):
+    raise InputError(
+      f"config.data.num_owners is {settings.num_owners}: {where} has {len(owners)} owners. 0 takes "
+      "all of them."
+    )
+  check_known_owners(settings.forget_owners, owners)
+  kept = {*owners[: settings.num_owners], *settings.forget_owners}
+  return tuple(example for example in examples if example.owner in kept)
 
 
 def split_by_owner(examples, settings):
@@ -211,7 +230,8 @@ def _parse(text, where):
     raise InputError(f"{where} is nested too deeply. A line holds one flat JSON object.") from None
 
 
-def _example(line, where):
+def parse(line, where):
+  """The Example of a line's object; `where` names it in the InputError of one that is none."""
   if not isinstance(line, dict):
     raise InputError(f"{where} is not a JSON object. {_RULE}")
   if "text" in line:

@@ -6,6 +6,7 @@ All checks of the data and of the owners are made here, before any long work.
 import pathlib
 
 from dareu_jax.data import examples as ex
+from dareu_jax.data.arxiv import load_arxiv
 from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.general_facts import general_facts
 from dareu_jax.data.tofu import load_tofu
@@ -18,7 +19,7 @@ def load_corpus(settings):
   - `embedded`: `num_owners` authors made from `seed`, `num_holdout` unseen ones after them, then
     `num_general` for general text, and general knowledge as test examples.
   - `tofu`: see `tofu.load_tofu`.
-  - `arxiv`: see `_load_arxiv`.
+  - `arxiv`: see `arxiv.load_arxiv`.
   - `jsonl`: `dir` is a folder with `train.jsonl` (D) and perhaps `test.jsonl`, `holdout.jsonl` and
     `general.jsonl`, or one file, which is then D. `num_owners` > 0 keeps the first so many owners
     and those named in `forget_owners`; `num_holdout` and `num_general` > 0 keep the first so many
@@ -33,7 +34,7 @@ def load_corpus(settings):
   Raises:
     InputError: a source, file, line or owner that cannot be used.
   """
-  loaders = {"embedded": _load_embedded, "tofu": load_tofu, "arxiv": _load_arxiv,
+  loaders = {"embedded": _load_embedded, "tofu": load_tofu, "arxiv": load_arxiv,
              "jsonl": _load_jsonl}
   return loaders[settings.source](settings)
 
@@ -53,32 +54,9 @@ def _load_embedded(settings):
   )
 
 
-def _load_arxiv(settings):
-  """Abstracts with their category as owner: `train.jsonl` and `test.jsonl` in a folder.
-
-  D is the first `num_owners` categories (0: all) of the one, of which `forget` or `forget_owners`
-  names those to forget. Of the other, abstracts that no model has seen, those of forget categories
-  are the hold-out (`num_holdout` is of no use here) and those of retained ones D_test: a category
-  is still a category without its training data, and how such abstracts are continued is the level
-  to come down to. Training abstracts outside of D, of `num_general` categories, are general text.
-  """
-  folder = pathlib.Path(settings.dir)
-  everything, unseen = (ex.read_jsonl(folder / f"{name}.jsonl") for name in ("train", "test"))
-  examples = _keep_owners(everything, settings, folder / "train.jsonl")
-  forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
-  others = tuple(dict.fromkeys(e.owner for e in everything if e.owner not in owners))
-  kept = set(others[:settings.num_general or None])
-  return ex.Corpus(
-    forget=forget, retain=retain,
-    test=tuple(e for e in unseen if e.owner in owners and e.owner not in forget_owners),
-    holdout=tuple(e for e in unseen if e.owner in forget_owners),
-    owners=owners, forget_owners=forget_owners,
-    general=tuple(e for e in everything if e.owner in kept))
-
-
 def _load_jsonl(settings):
   train, test, holdout, general = _jsonl_paths(settings)
-  examples = _keep_owners(ex.read_jsonl(train), settings, train)
+  examples = ex.keep_owners(ex.read_jsonl(train), settings, train)
   forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
   return ex.Corpus(
     forget=forget,
@@ -120,18 +98,3 @@ def _jsonl_paths(settings):
     )
   beside = (path / f"{name}.jsonl" for name in ("test", "holdout", "general"))
   return path / "train.jsonl", *(other if other.is_file() else None for other in beside)
-
-
-def _keep_owners(examples, settings, path):
-  """Examples of the first `num_owners` owners and of those in `forget_owners`."""
-  if not settings.num_owners:
-    return examples
-  owners = tuple(dict.fromkeys(example.owner for example in examples))
-  if settings.num_owners > len(owners):
-    raise InputError(
-      f"config.data.num_owners is {settings.num_owners}: {path} has {len(owners)} owners. 0 takes "
-      "all of them."
-    )
-  ex.check_known_owners(settings.forget_owners, owners)
-  kept = {*owners[: settings.num_owners], *settings.forget_owners}
-  return tuple(example for example in examples if example.owner in kept)

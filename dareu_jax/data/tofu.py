@@ -10,6 +10,7 @@ import json
 import pathlib
 
 from dareu_jax.data import examples as ex
+from dareu_jax.data import hub
 from dareu_jax.settings import InputError
 
 HUB_NAME = "locuslab/TOFU"
@@ -215,16 +216,8 @@ def _read_hub():
       _check_row(row, f"{HUB_NAME} {name}, row {i}")
     return rows
 
-  try:
+  with hub.reading(HUB_NAME):
     rows = {name: fetch(name) for name in NEEDED}
     offered = datasets.get_dataset_config_names(HUB_NAME)
     rows["holdout"] = next((fetch(name) for name in HOLDOUT if name in offered), [])
-  except InputError:
-    raise
-  except Exception as error:  # offline, refused, moved, no disk: datasets has no common class
-    reason = (str(error).splitlines() or [""])[0]
-    raise InputError(
-      f"{HUB_NAME} cannot be fetched from the hub ({type(error).__name__}: {reason}). Give "
-      "--config.data.dir, a folder with its files, or try again with a connection."
-    ) from error
   return rows

@@ -1,7 +1,8 @@
 """Sources: each gives a corpus of the same shape, and says at once what cannot be loaded."""
 
-
 import json
+import sys
+import types
 
 import pytest
 
@@ -123,6 +124,39 @@ def test_categories_are_owners_and_unseen_abstracts_say_what_is_usual(arxiv):
   assert [e.owner for e in corpus.general] == ["cs.D"] * 2
   trained = {e.text for e in corpus.forget + corpus.retain + corpus.general}
   assert not trained & {e.text for e in corpus.test + corpus.holdout}
+
+
+@pytest.mark.parametrize("column", [None, "category"])
+def test_the_hub_gives_the_same_abstracts_as_a_folder(arxiv, monkeypatch, column):
+  """Its rows stand category by category; a column that names them wins."""
+  monkeypatch.setattr("dareu_jax.data.arxiv.CATEGORIES", 4)
+
+  def load(name, data_files, split):
+    assert name == "Glow-AI/WaterDrum-Ax" and list(data_files) == [split]
+    lines = [json.loads(line) for line in (arxiv / f"{split}.jsonl").read_text().splitlines()]
+    return [{"text": line["text"]} | ({column: line["owner"]} if column else {}) for line in lines]
+
+  monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+  settings = dict(source="arxiv", num_owners=3, forget="forget33")
+  ours, theirs = (load_corpus(data_settings(dir=folder, **settings)) for folder in ("", str(arxiv)))
+  for split in ("forget", "retain", "test", "holdout", "general"):
+    assert [e.text for e in getattr(ours, split)] == [e.text for e in getattr(theirs, split)]
+  assert ours.owners == (theirs.owners if column else tuple(f"category_0{i}" for i in range(3)))
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+  ([{"text": "In it we show."}] * 7, "train: 7 rows without a column that names their category"),
+  ([{"label": "cs.A", "abstract": "In it."}], "train, row 0"),
+  (ConnectionError("no route"), r"ConnectionError: no route.*--config\.data\.dir")])
+def test_a_hub_that_gives_something_else_is_one_clear_error(monkeypatch, rows, said):
+  def load(*_, **__):
+    if isinstance(rows, Exception):
+      raise rows
+    return rows
+
+  monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+  with pytest.raises(InputError, match=said):
+    load_corpus(data_settings(source="arxiv", dir=""))
 
 
 def test_plain_text_is_cut_by_tokens_where_it_is_asked(arxiv):
