@@ -127,6 +127,23 @@ def test_eight_devices_sample_alike_and_resume_to_the_same_table(finished, comma
   assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
 
 
+def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path):
+  """The same weights, measured by one device in one batch, and by eight in small ones."""
+  workdir = tmp_path / "again"
+  subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+  code, _, err = finish(command(
+    workdir, "--overwrite", "--config.evaluation.batch_size=4", "--config.mesh.data=2",
+    "--config.mesh.tensor=2", JAX_PLATFORMS="cpu",
+    XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+  assert code == 0, err
+  stages = json.loads((workdir / "summary.json").read_text())["stages"]
+  assert {name for name, stage in stages.items() if not stage["skipped"]} == {
+    name for name in stages if name.startswith("evaluation/")}
+  for model, row in figures(finished[0]).items():
+    assert len(row) > 25
+    assert figures(workdir)[model] == pytest.approx(row, rel=1e-6, abs=1e-6), model
+
+
 def test_another_configuration_is_refused_and_overwrite_redoes_what_it_changes(finished, command):
   workdir, _ = finished
   code, _, err = finish(command(workdir, "--config.unlearning.kl_coef=0.3"))
