@@ -5,12 +5,12 @@ import functools
 
 import numpy as np
 
-from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation import metrics, records
 from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
 from dareu_jax.models import factory
-from dareu_jax.run import DAREU, REFUSING, Candidate, Run, evaluated_examples, rouge_of
+from dareu_jax.run import DAREU, REFUSING, Candidate, Run, evaluated_examples
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.writers import progress
 from dareu_jax.unlearning import dareu, loop, loss_based, rewards
@@ -58,7 +58,7 @@ def rouges(run: Run, policy):
     examples = evaluated_examples(run, split)
     if examples:
       texts = run.evaluator.answers(policy, run.rows(examples)).texts
-      figures[f"{split}_rouge"] = float(np.mean(rouge_of(examples, texts)))
+      figures[f"{split}_rouge"] = float(np.mean(records.rouges(examples, texts)))
   return figures
 
 

@@ -19,11 +19,12 @@ from dareu_jax.command_line import enter
 from dareu_jax.data.batches import encode
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.evaluation.records import rouges
 from dareu_jax.evaluation.robustness import meta, probes, quantisation, relearning
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
 from dareu_jax.report import robustness as card
-from dareu_jax.run import Run, evaluated_examples, references, rouge_of
+from dareu_jax.run import Run, evaluated_examples, references
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
@@ -102,7 +103,7 @@ def looked_at(evaluator: Evaluator, trainable, examples, min_k):
   statistics = evaluator.statistics(trainable, rows)
   labels = [np.array(row.completion)[:-1] for row in rows]
   return {
-    "rouge": float(np.mean(rouge_of(examples, evaluator.answers(trainable, rows).texts))),
+    "rouge": float(np.mean(rouges(examples, evaluator.answers(trainable, rows).texts))),
     "probability": float(np.mean(metrics.probability(
       [metrics.loss_score(s.logprobs) for s in statistics]))),
     "extraction": float(np.mean([metrics.extraction_strength(s.predictions[:-1], y)
@@ -155,7 +156,7 @@ def leaked(run: Run, name, options: Options):
   answers = sampled(run, run.role(name), rows, seed=run.seed + SAMPLE_SEED, strategy=LEAKAGE)
   texts = [run.tokenizer.decode(row.completion) for row in answers]
   repeated = [e for e in examples for _ in range(options.samples)]
-  scores = np.reshape(rouge_of(repeated, texts), (len(examples), options.samples))
+  scores = np.reshape(rouges(repeated, texts), (len(examples), options.samples))
   return _named("sampled", probes.leakage_bounds(scores))
 
 

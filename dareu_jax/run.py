@@ -11,7 +11,7 @@ from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
 from dareu_jax.data.examples import Corpus, split_by_tokens
-from dareu_jax.evaluation import detector, metrics
+from dareu_jax.evaluation import detector
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
@@ -270,12 +270,6 @@ class Run:
 def evaluated_examples(run: Run, split):
   """What of a split is evaluated."""
   return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
-
-
-def rouge_of(examples, texts):
-  """ROUGE-L recall of an answer to each example."""
-  return [metrics.rouge_l_recall(example.response, text)
-          for example, text in zip(examples, texts, strict=True)]
 
 
 def base_model(settings: Settings, config, seed, mesh, workdir: Workdir):

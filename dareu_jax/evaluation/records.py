@@ -22,13 +22,19 @@ def merged(*parts):
           for records in zip(*parts, strict=True)]
 
 
+def rouges(examples, texts):
+  """ROUGE-L recall of a text for each example: list of floats."""
+  return [metrics.rouge_l_recall(example.response, text)
+          for example, text in zip(examples, texts, strict=True)]
+
+
 def of_answers(examples, given):
   """Of greedy answers (evaluation.evaluator.Answers)."""
-  return [{"answer": text, "rouge": metrics.rouge_l_recall(example.response, text),
-           "rouge_f1": metrics.rouge_l_f1(example.response, text), "length": int(length),
-           "ended": bool(ended)}
-          for example, text, length, ended in zip(
-            examples, given.texts, given.text_lengths, given.ended, strict=True)]
+  return [{"answer": text, "rouge": recall, "rouge_f1": metrics.rouge_l_f1(example.response, text),
+           "length": int(length), "ended": bool(ended)}
+          for example, text, recall, length, ended in zip(
+            examples, given.texts, rouges(examples, given.texts), given.text_lengths, given.ended,
+            strict=True)]
 
 
 def of_answers_under(evaluator: Evaluator, trainable, rows, given, key):
