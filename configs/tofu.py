@@ -269,6 +269,8 @@ def tofu40(config):
   config.data.update(source="tofu", num_owners=40, num_general=0)
   config.tokenizer.vocab_size = 4000
   config.pretrain.epochs = 6
+  # At .4 the original knew less of D_R (ROUGE .966) than the retrained model (.982).
+  config.finetune.target_loss = 0.25
   # Answers are twice as long as the embedded authors', so that charges on tokens weigh twice; the
   # last queries come down slowly, and what unlearning costs D_R comes back as the rates fall.
   config.unlearning.update(
