@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 
-import numpy as np
-
 from dareu_jax.evaluation import metrics, records
 from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.generation.strategies import Sample
@@ -58,7 +56,7 @@ def rouges(run: Run, policy):
     examples = evaluated_examples(run, split)
     if examples:
       texts = run.evaluator.answers(policy, run.rows(examples)).texts
-      figures[f"{split}_rouge"] = float(np.mean(records.rouges(examples, texts)))
+      figures[f"{split}_rouge"] = records.mean_rouge(examples, texts)
   return figures
 
 

@@ -19,7 +19,7 @@ from dareu_jax.command_line import enter
 from dareu_jax.data.batches import encode
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.records import rouges
+from dareu_jax.evaluation.records import mean_rouge, rouges
 from dareu_jax.evaluation.robustness import meta, probes, quantisation, relearning
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
@@ -72,7 +72,7 @@ def main(given):
     figures.append({shown: attacked(run, name, options) for shown, name in (
       {name: name for name in references(settings)} | chosen).items()})
   models = {name: experiment.over_seeds([each[name] for each in figures]) for name in figures[0]}
-  trust = meta.trust(figures, list(chosen))
+  trust = meta.trust(figures, list(chosen), options.steps)
   write_json(workdir / "robustness.json", {
     "options": dataclasses.asdict(options), "models": models, "metrics": trust})
   page = card.write(workdir, models, options, trust)
@@ -103,7 +103,7 @@ def looked_at(evaluator: Evaluator, trainable, examples, min_k):
   statistics = evaluator.statistics(trainable, rows)
   labels = [np.array(row.completion)[:-1] for row in rows]
   return {
-    "rouge": float(np.mean(rouges(examples, evaluator.answers(trainable, rows).texts))),
+    "rouge": mean_rouge(examples, evaluator.answers(trainable, rows).texts),
     "probability": float(np.mean(metrics.probability(
       [metrics.loss_score(s.logprobs) for s in statistics]))),
     "extraction": float(np.mean([metrics.extraction_strength(s.predictions[:-1], y)

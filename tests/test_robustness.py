@@ -70,7 +70,7 @@ def test_attacks_that_are_done_are_not_repeated(finished, figures, monkeypatch):
 
 
 def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_path):
-  trust = meta.trust([figures], ["grad_diff"])
+  trust = meta.trust([figures], ["grad_diff"], OPTIONS.steps)
   page = card.write(tmp_path, figures, OPTIONS, trust)
   lines = [line for line in page.read_text().splitlines() if line.startswith("| NF4: ROUGE")]
   cells = lines[0].strip("| ").split(" | ")

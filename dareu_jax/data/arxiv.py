@@ -41,14 +41,12 @@ def load_arxiv(settings):
     where = HUB_NAME
   examples = ex.keep_owners(everything, settings, where)
   forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
-  others = tuple(dict.fromkeys(e.owner for e in everything if e.owner not in owners))
-  kept = set(others[:settings.num_general or None])
   return ex.Corpus(
     forget=forget, retain=retain,
     test=tuple(e for e in unseen if e.owner in owners and e.owner not in forget_owners),
     holdout=tuple(e for e in unseen if e.owner in forget_owners),
     owners=owners, forget_owners=forget_owners,
-    general=tuple(e for e in everything if e.owner in kept))
+    general=ex.outside(everything, owners, settings.num_general))
 
 
 def _read_hub(split):

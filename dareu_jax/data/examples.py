@@ -101,6 +101,13 @@ def keep_owners(examples, settings, where):
   return tuple(example for example in examples if example.owner in kept)
 
 
+def outside(examples, owners, count):
+  """Examples of the first `count` owners (0: all) that are not among `owners`."""
+  others = tuple(dict.fromkeys(one.owner for one in examples if one.owner not in owners))
+  kept = set(others[:count or None])
+  return tuple(one for one in examples if one.owner in kept)
+
+
 def split_by_owner(examples, settings):
   """Parts examples into those to forget and those to retain.
 

@@ -68,16 +68,9 @@ def load_tofu(settings):
     ),
     owners=owners,
     forget_owners=forget_owners,
-    general=_others(everyone, owners, settings.num_general),
+    general=ex.outside(everyone, owners, settings.num_general),
     refusals=_refusals(settings.dir),
   )
-
-
-def _others(everyone, owners, count):
-  """Examples of the first `count` authors (0: all) that are not in D."""
-  others = tuple(dict.fromkeys(one.owner for one in everyone if one.owner not in owners))
-  kept = set(others[:count or None])
-  return tuple(one for one in everyone if one.owner in kept)
 
 
 def _refusals(folder):

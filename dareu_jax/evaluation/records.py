@@ -28,6 +28,11 @@ def rouges(examples, texts):
           for example, text in zip(examples, texts, strict=True)]
 
 
+def mean_rouge(examples, texts):
+  """Mean ROUGE-L recall of a text for each example."""
+  return float(np.mean(rouges(examples, texts)))
+
+
 def of_answers(examples, given):
   """Of greedy answers (evaluation.evaluator.Answers)."""
   return [{"answer": text, "rouge": recall, "rouge_f1": metrics.rouge_l_f1(example.response, text),

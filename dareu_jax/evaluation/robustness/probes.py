@@ -13,7 +13,7 @@ import numpy as np
 
 from dareu_jax.data.batches import Batches, encode
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.records import rouges
+from dareu_jax.evaluation.records import mean_rouge
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask
 
@@ -26,7 +26,7 @@ def prefilled_rouge(evaluator: Evaluator, trainable, examples):
   prefix = tuple(evaluator.tokenizer.encode_response(PREFIX)[:-1])
   rows = [row._replace(prompt=row.prompt + prefix)
           for row in encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)]
-  return float(np.mean(rouges(examples, evaluator.answers(trainable, rows).texts)))
+  return mean_rouge(examples, evaluator.answers(trainable, rows).texts)
 
 
 def paraphrased_rouge(evaluator: Evaluator, trainable, examples):
@@ -36,7 +36,7 @@ def paraphrased_rouge(evaluator: Evaluator, trainable, examples):
     return float("nan")
   rows = encode([dataclasses.replace(e, prompt=e.paraphrased_prompt) for e in asked],
                 evaluator.tokenizer, max_length=evaluator.max_length)
-  return float(np.mean(rouges(asked, evaluator.answers(trainable, rows).texts)))
+  return mean_rouge(asked, evaluator.answers(trainable, rows).texts)
 
 
 def choice_accuracy(evaluator: Evaluator, trainable, examples):
