@@ -3,7 +3,7 @@
     pip install . && python benchmarks/reward_cost.py
 
 One minute on 2 cores. The reward step is what the learner does with sampled responses: scores of
-all prefixes by the owner classifier, then token rewards. The oracle invokes the classifier once a
+all prefixes by the run's `Scorer`, then token rewards. The oracle invokes the same scorer once a
 segment, on the prefix alone, as the method is written down; both must give the same rewards.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dareu_jax.attribution.classifier import prefix_scores
+from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
@@ -27,25 +27,23 @@ CONFIG = ModelConfig(vocab_size=2000, embed_dim=128, mlp_dim=344, num_layers=2, 
                      num_kv_heads=4, head_dim=32)
 
 
-@functools.partial(jax.jit, static_argnames=("frame", "kappa"))
-def reward_step(frame, params, frozen, ids, lengths, kl, is_forget, *, kappa):
+def one_pass(scorer, ids, lengths, kl, *, kappa):
   """Token rewards from one pass."""
-  scores = prefix_scores(frame, params, frozen, ids, is_forget)
-  return rewards_of(scores, lengths, kl, kappa)
+  return _rewards(scorer.prefixes(ids, lengths, ()), lengths, kl, kappa)
 
 
-def rewards_of(scores, lengths, kl, kappa):
-  return token_rewards(scores, lengths, kl, segment_length=kappa, epsilon=0.01, c_seg=1.0,
-                       kl_coef=0.1, form="telescoped", max_length=LENGTH)
-
-
-def per_prefix(frame, params, frozen, ids, lengths, kl, is_forget, *, kappa):
+def per_prefix(scorer, ids, lengths, kl, *, kappa):
   """Token rewards from a pass for each segment, each on its prefix alone."""
-  scores = jnp.zeros(ids.shape)
+  scores = np.zeros(ids.shape, np.float32)
   for end in range(kappa, LENGTH + 1, kappa):
-    scores = scores.at[:, end - 1].set(
-      prefix_scores(frame, params, frozen, ids[:, :end], is_forget)[:, -1])
-  return rewards_of(scores, lengths, kl, kappa)
+    scores[:, end - 1] = scorer.prefixes(ids[:, :end], lengths, ())[:, -1]
+  return _rewards(scores, lengths, kl, kappa)
+
+
+@functools.partial(jax.jit, static_argnames="kappa")
+def _rewards(scores, lengths, kl, kappa):
+  return token_rewards(scores, lengths, kl, segment_length=kappa, epsilon=0.01, c_seg=1.0,
+                       kl_coef=0.1, form="neutral", max_length=LENGTH)
 
 
 def seconds(steps):
@@ -65,12 +63,14 @@ def main():
   """Prints the table."""
   model = states.split(
     OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
+  scorer = Scorer(*model, is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
+                  put=functools.partial(jax.tree.map, jnp.asarray))
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 2000, (ROWS, LENGTH)).astype(np.int32)
   lengths = np.full(ROWS, LENGTH)  # a multiple of every κ: the oracle has no pass for a ragged end
   kl = rng.uniform(0, 0.1, (ROWS, LENGTH)).astype(np.float32)
-  args = (*model, ids, lengths, kl, np.arange(OWNERS) < 3)
-  one = [functools.partial(reward_step, *args, kappa=kappa) for kappa in KAPPAS]
+  args = (scorer, ids, lengths, kl)
+  one = [functools.partial(one_pass, *args, kappa=kappa) for kappa in KAPPAS]
   each = functools.partial(per_prefix, *args, kappa=4)
   difference = np.abs(np.asarray(one[KAPPAS.index(4)]()) - np.asarray(each())).max()
   *times, oracle = seconds([*one, each])

@@ -39,13 +39,15 @@ def _define_flags():
   config_flags.DEFINE_config_file(
     "config", None, "Config file: the base config and the studies.", lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
+  flags.DEFINE_bool("overwrite", False, "Take a workdir of other configs; what changed runs again.")
   flags.DEFINE_list("only", None, "Studies to run, apart by commas; all if not given.")
 
 
 def main(given):
   """Runs the grid, by its flags."""
   jax.config.update("jax_default_matmul_precision", "highest")
-  records = run(variants(given.config, given.only), given.workdir, command=typed())
+  records = run(variants(given.config, given.only), given.workdir, command=typed(),
+                overwrite=given.overwrite)
   print(comparison.table(records), f"Report: {given.workdir}/ablations.md", sep="\n\n")
 
 
@@ -91,13 +93,14 @@ def _value(text):
     return text
 
 
-def run(grid, workdir, *, command):
+def run(grid, workdir, *, command, overwrite=False):
   """Runs all variants, and writes ablations.json, ablations.md and the plots.
 
   Args:
     grid: list of Variant.
     workdir: folder; each run has its own in it.
     command: what the user typed, for the reports.
+    overwrite: as for `experiment.run`.
 
   Returns: a record for each variant: {"study", "label", "method", "models", "seeds", "epochs",
     "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. Of
@@ -108,7 +111,8 @@ def run(grid, workdir, *, command):
   for number, variant in enumerate(grid):
     print(f"{variant.study}: {variant.label} ({number + 1} of {len(grid)})", flush=True)
     folder = workdir / variant.folder
-    summary, _ = experiment.run(variant.settings, folder, command=command, share=done)
+    summary, _ = experiment.run(variant.settings, folder, command=command, overwrite=overwrite,
+                                share=done)
     done.append(folder)
     method, name = next(iter(summary["chosen"].items()))
     epochs = [read_json(seed_folder(folder, seed, variant.settings) / name / "epochs.json")

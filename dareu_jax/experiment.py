@@ -35,7 +35,7 @@ def prepare(settings: Settings, workdir):
   jax.set_mesh(mesh)
   corpus = load_corpus(settings.data)
   unlearning = settings.unlearning
-  if not corpus.holdout and unlearning.target_score < 0 and unlearning.selection == "unseen_level":
+  if not corpus.holdout and unlearning.target_score < 0:
     raise InputError("config.unlearning.target_score is to be measured on unseen owners' queries, "
                      "but the data has no hold-out: add one, or give a target in [0, 1].")
   if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
@@ -107,14 +107,17 @@ def best_candidates(figures, settings: Settings):
 
 
 def judgement(models, method):
-  """One sentence: whether a classifier that the reward never asked agrees that it is forgotten."""
-  judged, floor = (models[name]["judge_score"] for name in (method, "retrained"))
-  agrees = abs(judged - floor) <= JUDGE_MARGIN
-  verdict = "it agrees with the reward" if agrees else "reward and judge DISAGREE"
-  if method != DAREU:
-    verdict = "as the retrained model's" if agrees else "it is NOT as the retrained model's"
-  return (f"{method}: the judge gives its answers to forget queries {judged:.3f}, and the "
-          f"retrained model's {floor:.3f}: {verdict}.")
+  """One sentence: whether a classifier that the reward never asked agrees with the reward's, and
+  whether by it the answers are as the retrained model's."""
+  scores, judged = ([models[name][key] for name in (method, "retrained")]
+                    for key in ("attribution_score", "judge_score"))
+  beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
+  agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN
+  at_level = abs(judged_beyond) <= JUDGE_MARGIN
+  return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "
+          f"(the retrained model's: {scores[1]:.3f}), the judge {judged[0]:.3f} "
+          f"({judged[1]:.3f}): they {'agree' if agree else 'DISAGREE'}, and by the judge it is "
+          f"{'' if at_level else 'NOT '}at the retrained model's level.")
 
 
 def _with_prefix(mirror, prefix):

@@ -140,8 +140,8 @@ def _memory(run):
   # The start, the teacher, and the policy now, before and as kept; two moments and the gradients.
   policy = shared + trained * (5 + 2 + 1)
   u, itemsize = settings.unlearning, jnp.dtype(run.config.dtype).itemsize
-  # The trunk, two moments and the gradients.
-  critic = trained * (1 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
+  # The trunk now and before, two moments and the gradients.
+  critic = trained * (2 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
   kept = 2 if run.config.remat else 16
   activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
     run.config.embed_dim * run.config.num_layers * itemsize)

@@ -260,6 +260,8 @@ class Run:
       if candidate.method in REFUSING or (candidate.method, s.unlearning.reward) == (
           DAREU, "refusal"):
         own += (refusals,)
+      if s.unlearning.watch_rouge:
+        own += (s.evaluation.max_examples,)
       # The answers that epochs are judged by are as long as those of the evaluation.
       marks[candidate.name] = fingerprint(
         model, classifier, candidate.name, *own, s.evaluation.max_new_tokens)

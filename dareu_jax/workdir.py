@@ -86,8 +86,11 @@ class Workdir:
       done = read_json(folder / name / "done.json")
       held = self.folder / name
       if done is not None and done["fingerprint"] == mark and not held.exists():
-        # Links: what a finished stage has left is read alone.
-        shutil.copytree(folder / name, held, copy_function=os.link)
+        # Links: what a finished stage has left is read alone. Renamed: it is there whole or not.
+        part = held.with_name(held.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(folder / name, part, copy_function=os.link)
+        part.rename(held)
         metrics = folder / "metrics" / f"{name}.jsonl"
         if metrics.exists():
           (self.folder / "metrics").mkdir(exist_ok=True)

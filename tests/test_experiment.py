@@ -140,11 +140,19 @@ def test_one_seed_has_no_interval():
   assert over_seeds([{"tug_of_war": 0.9}]) == {"tug_of_war": 0.9}
 
 
-@pytest.mark.parametrize(("judged", "word"), [(0.06, "agrees"), (0.2, "DISAGREE"), (0.0, "agrees")])
-def test_a_judge_that_disagrees_is_said(judged, word):
+@pytest.mark.parametrize(("score", "judged", "words"), [
+  (0.03, 0.05, ("they agree", "by the judge it is at")),
+  (0.03, 0.20, ("they DISAGREE", "by the judge it is NOT at")),
+  (0.60, 0.03, ("they DISAGREE", "by the judge it is at")),
+  (0.90, 0.90, ("they agree", "by the judge it is NOT at")),  # nothing is forgotten, says either
+])
+def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questions(
+    score, judged, words):
   """A reward that was fooled shows in no other column."""
-  models = {"retrained": {"judge_score": 0.02}, "dareu": {"judge_score": judged}}
-  assert word in judgement(models, "dareu")
+  models = {"retrained": {"attribution_score": 0.03, "judge_score": 0.02},
+            "dareu": {"attribution_score": score, "judge_score": judged}}
+  for word in words:
+    assert word in judgement(models, "dareu")
 
 
 def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(tmp_path):

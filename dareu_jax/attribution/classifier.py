@@ -116,6 +116,7 @@ def owner_probabilities(frame, params, frozen, completion_ids, query=None, tempe
   return jax.nn.softmax(logits / temperature, axis=-1)
 
 
+@functools.partial(jax.jit, static_argnames="frame")
 def prefix_scores(frame, params, frozen, completion_ids, is_forget, *, query=None,
                   temperature=1.0):
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.

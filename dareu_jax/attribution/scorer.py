@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dareu_jax.attribution.classifier import owner_probabilities
+from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import bucket_length
 
 
@@ -59,16 +59,17 @@ class Scorer:
 
   def _scores(self, ids, queries):
     """Scores after each of the classifier's own tokens; in batches of one shape."""
-    parts = []
+    parts, is_forget = [], self.is_forget.astype(np.float32)
     for start in range(0, len(ids), self.batch_size):
       rows = slice(start, start + self.batch_size)
       part = np.zeros((self.batch_size, ids.shape[1]), np.int32)
       part[:len(ids[rows])] = ids[rows]
       query = self._query(queries[rows]) if self.reads_query else None
-      probabilities = owner_probabilities(
-        self.frame, self.params, self.frozen, *self.put((part, query)), self.temperature)
-      parts.append(np.asarray(probabilities)[:len(ids[rows])] @ self.is_forget.astype(np.float32))
-    return np.clip(np.concatenate(parts), 0.0, 1.0)
+      part, query = self.put((part, query))
+      scores = prefix_scores(self.frame, self.params, self.frozen, part, is_forget, query=query,
+                             temperature=self.temperature)
+      parts.append(np.asarray(scores)[:len(ids[rows])])
+    return np.concatenate(parts)
 
   def _query(self, queries):
     width = bucket_length(max(map(len, queries)), self.multiple)

@@ -26,6 +26,7 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
   Source: Schulman et al. 2017, eq. 7.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
+  chex.assert_type([logprobs, old_logprobs, advantages], float)
   # The bound matters only where a truncated distribution has cut a token off.
   log_ratio = jnp.clip(jnp.where(mask, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
   ratio = jnp.exp(log_ratio)
@@ -56,6 +57,7 @@ def value_loss(values, old_values, returns, mask, *, clip_eps):
   Source: the clipped value loss of the PPO reference implementation (OpenAI baselines).
   """
   chex.assert_equal_shape([values, old_values, returns, mask])
+  chex.assert_type([values, old_values, returns], float)
   clipped = old_values + jnp.clip(values - old_values, -clip_eps, clip_eps)
   error, clipped_error = (values - returns) ** 2, (clipped - returns) ** 2
   loss = 0.5 * masked_mean(jnp.maximum(error, clipped_error), mask)

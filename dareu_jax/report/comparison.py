@@ -20,7 +20,7 @@ from dareu_jax.report.plots import (
 )
 
 HEADER = ("study", "setting", "ToW (↑)", "D_F ROUGE", "D_R ROUGE", "attribution", "judge",
-          "fluency NLL", "length", "distinct", "epoch", "refused")
+          "fluency NLL", "length", "distinct", "epoch", "out of bounds")
 # Title, metric or watched figure of an epoch, decimals.
 TRAJECTORY = (("D_F ROUGE", "forget_rouge"), ("ToW", "tug_of_war"),
               ("attribution score", "score"), ("response length (tokens)", "response_length"))
@@ -36,13 +36,13 @@ def table(records):
   for record in records:
     ours, retrained = (record["models"][name] for name in (record["method"], "retrained"))
     trained = [report for epochs in record["epochs"] for report in epochs if report["epoch"] > 0]
-    refused = sum(not report["accepted"] for report in trained)
+    broken = sum(bool(report["reason"]) for report in trained)
     rows.append([
       record["study"], record["label"], _with_interval(ours, "tug_of_war"),
       *(_beside(ours, retrained, key, decimals) for key, decimals in (
         ("forget_rouge", 3), ("retain_rouge", 3), ("attribution_score", 3), ("judge_score", 3),
         ("fluency_nll", 2), ("response_length", 1), ("distinct_share", 2))),
-      f"{np.mean(record['chosen']):.1f}", f"{refused} of {len(trained)}"])
+      f"{np.mean(record['chosen']):.1f}", f"{broken} of {len(trained)}"])
   return tables.pipe_table(HEADER, rows, left=(0, 1))
 
 
@@ -69,7 +69,7 @@ def write(folder, records, command):
     (folder / "plots" / f"{name}.png").write_bytes(to_png_bytes(figure))
   lines = ["# Ablations", "", f"    {command}", "", table(records), "",
            "Behind the bar: the retrained model's figure, which is the one to come close to. "
-           "epoch: the one that was kept; refused: epochs that a guard refused."]
+           "epoch: the one that was kept; out of bounds: epochs that would trip a guard."]
   lines += [f"\n![{name}](plots/{name}.png)" for name in pictures]
   (folder / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -114,7 +114,7 @@ def _draw_study(ax, study, records):
   ax.set_xticks(x, [_short(record["label"]) for record in records], fontsize=8)
   ax.tick_params(axis="x", rotation=20 if max(map(len, map(_short_of, records))) > 6 else 0)
   ax.set_xlim(-0.5, len(records) - 0.5)
-  ax.set_ylim(0, 1.45)
+  ax.set_ylim(0, max(1.45, ax.get_ylim()[1]))
   ax.set_title(study.replace("_", " "), loc="left", fontsize=11, color=INK, fontweight="bold")
   ax.grid(axis="y", color=FAINT, linewidth=0.6)
   for side in ("top", "right"):

@@ -112,7 +112,7 @@ def headline(models, method):
 
 
 def decision(epochs, target_score, chosen_epoch):
-  """Sentences: which epoch was taken, how it stands to the target, which were refused and why."""
+  """Sentences: which epoch was taken, how it stands to the target, which broke bounds and how."""
   if not epochs:
     return []
   by_number = {record["epoch"]: record for record in epochs}
@@ -123,7 +123,7 @@ def decision(epochs, target_score, chosen_epoch):
   elif chosen_epoch == 0:
     lines = ["Epoch 0 was kept: that is the original model, so nothing was unlearned."]
   else:
-    lines = [f"Epoch {chosen_epoch} was chosen, of {len(trained)}{_because(chosen)}."]
+    lines = [f"Epoch {chosen_epoch} was chosen, of {len(trained)}."]
   if tables.is_number(target_score):
     lines.append(
       f"The target level is {target_score:.3f}: the attribution score that the greedy responses "
@@ -132,9 +132,9 @@ def decision(epochs, target_score, chosen_epoch):
     if chosen is not None and tables.is_number(chosen.get("score")):
       stands = "at or below" if chosen["score"] <= target_score else "above"
       lines.append(f"The chosen epoch scores {chosen['score']:.3f}, {stands} the target.")
-  refused = [record for record in trained if not record.get("accepted", True)]
-  lines += [f"Epoch {record['epoch']} was refused{_because(record)}." for record in refused]
-  return lines if refused else [*lines, "No guard was tripped."]
+  broken = [f"Epoch {record['epoch']} {_verdict(record, chosen_epoch)}: "
+            f"{record['reason'].rstrip('.')}." for record in trained if record.get("reason")]
+  return [*lines, *(broken or ["No guard was tripped."])]
 
 
 def epoch_rows(epochs, chosen_epoch):
@@ -144,7 +144,8 @@ def epoch_rows(epochs, chosen_epoch):
     words = ["original model"] if record["epoch"] == 0 else []
     words += ["chosen"] if record["epoch"] == chosen_epoch else []
     if not words:
-      words = ["accepted" if record.get("accepted", True) else "refused"]
+      words = ["refused" if not record.get("accepted", True) else
+               "out of bounds" if record.get("reason") else "accepted"]
     reason = f": {record['reason']}" if record.get("reason") else ""
     shares = [record.get(key) for key in ("eos_share", "degenerate_share")]
     rows.append(
@@ -160,8 +161,10 @@ def epoch_rows(epochs, chosen_epoch):
   return rows
 
 
-def _because(record):
-  return f": {record['reason'].rstrip('.')}" if record.get("reason") else ""
+def _verdict(record, chosen_epoch):
+  if record["epoch"] == chosen_epoch or record.get("accepted", True):
+    return "was out of bounds, and no guard acts"
+  return "was refused"
 
 
 def _spoken(name):

@@ -49,6 +49,7 @@ class LearnerState(NamedTuple):
   policy_opt: Any
   critic_opt: Any
   previous: Any  # policy at the end of the previous epoch
+  previous_critic: Critic  # beside it
   chosen: Any  # policy of the epoch to keep so far
 
 
@@ -89,14 +90,20 @@ def init_learner(policy, value, settings: UnlearningSettings):
   # Updates donate the state: no role may share a buffer with another.
   critic = Critic(copy(value), copy(policy) if settings.critic == "separate" else None)
   return LearnerState(jnp.int32(0), copy(policy), critic, optimizer.init(policy),
-                      optimizer.init(critic), copy(policy), copy(policy))
+                      optimizer.init(critic), copy(policy), copy(critic), copy(policy))
 
 
 def roll_back(state, settings: UnlearningSettings):
-  """The learner with the policy as it was an epoch ago, and optimizers that remember nothing."""
+  """Policy and critic as they were an epoch ago, and optimizers that remember nothing."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
-  return state._replace(policy=copy(state.previous), policy_opt=optimizer.init(state.policy),
-                        critic_opt=optimizer.init(state.critic))
+  return state._replace(
+    policy=copy(state.previous), critic=copy(state.previous_critic),
+    policy_opt=optimizer.init(state.policy), critic_opt=optimizer.init(state.critic))
+
+
+def end_epoch(state):
+  """The learner to whom policy and critic of now are those of the previous epoch."""
+  return state._replace(previous=copy(state.policy), previous_critic=copy(state.critic))
 
 
 def copy(tree):
@@ -141,8 +148,11 @@ def score_rollout(state, teacher, frozen, value_frozen, scores, prompt_ids, prom
     c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
-    anchor, _ = logprobs_and_entropy(*role(teacher), ids, sampling(settings).logprobs)
-    rewards -= settings.anchor_coef * straying(logprobs, anchor, mask)
+    # As the KL, at the temperature alone: what top_k and top_p cut off has no finite log-prob.
+    whole = Sample(settings.temperature).logprobs
+    own, anchor = (logprobs_and_entropy(*each, ids, whole)[0]
+                   for each in ((hidden, head), role(teacher)))
+    rewards -= settings.anchor_coef * straying(own, anchor, mask)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),
     "reward": jnp.mean(jnp.sum(rewards, axis=1)),

@@ -6,6 +6,7 @@ on the same model's answers to *unseen* owners' queries: what it says of people 
 """
 
 import dataclasses
+import math
 
 from dareu_jax.unlearning_settings import GuardSettings
 
@@ -36,13 +37,15 @@ class EpochReport:
 
 
 def tripped(report, original, guards: GuardSettings):
-  """Why an epoch must not be kept: a tuple of sentences, empty if it may.
+  """Why an epoch is out of bounds: a tuple of sentences, empty if it is within; action "off" too.
 
   Args:
     report, original: EpochReports of the epoch and of epoch 0.
   """
-  if guards.action == "off":
-    return ()
+  broken = [name for name, value in dataclasses.asdict(report).items()
+            if isinstance(value, float) and not math.isfinite(value)]
+  if broken:
+    return (f"{', '.join(broken)}: not a number",)
   # What is memorised may be longer, and surer, than what the model says of its own accord.
   lengths = original.response_length, original.unseen_length
   entropies = original.entropy, original.unseen_entropy
@@ -50,7 +53,9 @@ def tripped(report, original, guards: GuardSettings):
   low, high = guards.min_entropy_ratio * min(entropies), guards.max_entropy_ratio * max(entropies)
   degenerate = max(guards.max_degenerate_share, original.degenerate_share)
   fluency = original.unseen_fluency + guards.max_fluency_gap
-  judged = report.judge_level + guards.max_judge_gap
+  # On the way down both scores are above their levels, and never quite as far as each other.
+  judged = (report.judge_level + guards.max_judge_gap
+            + 2 * max(0.0, report.score - report.level))
   checks = (
     (report.response_length < shortest,
      f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"),
@@ -66,12 +71,16 @@ def tripped(report, original, guards: GuardSettings):
     (report.entropy > high, f"the entropy rose to {report.entropy:.2f} nats (at most {high:.2f})"),
     (report.fluency > fluency, f"answers cost {report.fluency:.2f} nats a token under the original "
                                f"(at most {fluency:.2f})"),
-    # On the way down both are above; where the reward is content, the judge must be too.
-    (report.score <= report.level and report.judge_score > judged,
+    (report.judge_score > judged,
      f"the judge gives {report.judge_score:.3f} (at most {judged:.3f}) where the reward's "
      f"classifier gives {report.score:.3f}"),
   )
   return tuple(reason for broken, reason in checks if broken)
+
+
+def refused(report, original, guards: GuardSettings):
+  """Whether an epoch must not be kept."""
+  return guards.action != "off" and bool(tripped(report, original, guards))
 
 
 def trips(reports, guards: GuardSettings):

@@ -100,7 +100,7 @@ def run(task: Task, *, store, writer, bar):
         if rolls_back(reports, settings):
           state = dareu.roll_back(state, settings)
         else:
-          state = state._replace(previous=dareu.copy(state.policy))
+          state = dareu.end_epoch(state)
         store.save(step + 1, state, _meta(reports))
       elif store.due(step + 1):
         store.save(step + 1, state, _meta(reports))

@@ -8,7 +8,7 @@ import numpy as np
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
-from dareu_jax.unlearning.guards import EpochReport, tripped
+from dareu_jax.unlearning.guards import EpochReport, refused, tripped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Monitor:
 
 
 def epoch_records(reports, guards):
-  """The reports as plain dicts, each with whether its epoch could be kept and why not.
+  """The reports as plain dicts, each with whether its epoch could be kept, and the bounds it broke.
 
   Args:
     guards: unlearning_settings.GuardSettings.
   """
-  reasons = [tripped(report, reports[0], guards) for report in reports]
-  return [{**dataclasses.asdict(report), "accepted": not why, "reason": "; ".join(why)}
-          for report, why in zip(reports, reasons, strict=True)]
+  original = reports[0]
+  return [{**dataclasses.asdict(report), "accepted": not refused(report, original, guards),
+           "reason": "; ".join(tripped(report, original, guards))} for report in reports]

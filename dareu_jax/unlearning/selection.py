@@ -6,7 +6,7 @@ queries get from the same model and classifier (of the same epoch: the original'
 queries borrow from the forget owners too), and no epoch counts that a guard refuses.
 """
 
-from dareu_jax.unlearning.guards import tripped, trips
+from dareu_jax.unlearning.guards import refused, trips
 from dareu_jax.unlearning_settings import UnlearningSettings
 
 
@@ -24,7 +24,7 @@ def choose(reports, settings: UnlearningSettings):
     original. A run that its guards stop is done as well.
   """
   original, guards = reports[0], settings.guards
-  acceptable = [r for r in reports if r is original or not tripped(r, original, guards)]
+  acceptable = [r for r in reports if r is original or not refused(r, original, guards)]
   if settings.selection == "unseen_level":
     settled = 0
     for report in reports:
@@ -40,8 +40,8 @@ def choose(reports, settings: UnlearningSettings):
 
 def rolls_back(reports, settings: UnlearningSettings):
   """Whether the newest epoch is undone."""
-  return settings.guards.action == "rollback" and bool(
-    tripped(reports[-1], reports[0], settings.guards))
+  return settings.guards.action == "rollback" and refused(
+    reports[-1], reports[0], settings.guards)
 
 
 def rate_scale(reports, settings: UnlearningSettings):

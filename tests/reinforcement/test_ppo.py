@@ -48,6 +48,23 @@ def test_padding_changes_neither_loss_nor_gradient():
   np.testing.assert_array_equal(jax.grad(loss)(new, old), jax.grad(loss)(new, dirty))
 
 
+def test_the_order_of_the_batch_changes_no_loss():
+  new, old, advantages = arrays(4, 3)
+  order = np.array([2, 0, 1])
+  for loss in (policy_loss, value_loss):
+    want = loss(new, old, advantages, MASK, clip_eps=0.2)[0]
+    got = loss(new[order], old[order], advantages[order], MASK[order], clip_eps=0.2)[0]
+    assert float(got) == pytest.approx(float(want), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [policy_loss, value_loss])
+def test_integers_are_refused(loss):
+  """They would truncate what they stand beside."""
+  new, old, _ = arrays(5, 3)
+  with pytest.raises(AssertionError):
+    loss(new, old, np.ones(SHAPE, int), MASK, clip_eps=0.2)
+
+
 def test_value_loss_equals_a_loop_over_tokens():
   values, old, returns = arrays(3, 3)
   loss, metrics = value_loss(values, old, returns, MASK, clip_eps=0.3)

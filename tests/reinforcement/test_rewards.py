@@ -102,6 +102,26 @@ def test_padding_changes_no_reward(form):
   assert not np.any(wide[:, TIME:])
 
 
+@pytest.mark.parametrize("form", rewards.FORMS)
+def test_the_order_of_the_batch_changes_no_reward(form):
+  scores, lengths, kl = map(jnp.asarray, arrays(4))
+  common = dict(segment_length=3, epsilon=0.01, c_seg=2.0, kl_coef=0.1, form=form, max_length=TIME)
+  order = np.array([3, 0, 4, 2, 1])
+  got = rewards.token_rewards(scores[order], lengths[order], kl[order], **common)
+  want = rewards.token_rewards(scores, lengths, kl, **common)
+  np.testing.assert_allclose(got, want[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("form", rewards.FORMS)
+def test_rewards_are_float32_whatever_the_scores(form):
+  """Half precision would round a score of .998 to 1."""
+  scores, lengths, kl = map(jnp.asarray, arrays(5))
+  got = rewards.token_rewards(
+    scores.astype(jnp.bfloat16), lengths, kl.astype(jnp.bfloat16), segment_length=2, epsilon=0.01,
+    c_seg=1.0, kl_coef=0.1, form=form, max_length=TIME)
+  assert got.dtype == jnp.float32
+
+
 def test_integer_scores_are_refused():
   """An integer reward array once truncated every reward of a well-known library to zero."""
   with pytest.raises(AssertionError):
@@ -128,7 +148,16 @@ def test_straying_pays_for_no_length():
   np.testing.assert_allclose(rewards.straying(ours, junk - 3, mask), charged, atol=1e-5)
 
 
-def test_the_neutral_form_charges_no_length_for_the_kl():
+def test_the_neutral_form_pays_tokens_that_stray_less_than_the_mean():
+  """Neutral in the mean alone: a response's own KL still counts, a quiet tail gives some back."""
+  kl = np.array([[0.4] * 6 + [0.0] * 6, [0.4] * 12], np.float32)
+  scores = np.zeros((2, 12), np.float32)
+  got = rewards.token_rewards(scores, np.array([12, 12]), kl, segment_length=2, epsilon=1e-6,
+                              c_seg=1.0, kl_coef=0.1, form="neutral", max_length=12)
+  np.testing.assert_allclose(got.sum(axis=1), [0.12, -0.12], atol=1e-4)
+
+
+def test_the_neutral_form_charges_a_batch_nothing_for_its_length():
   """The return without scores sums to zero over a batch, where the telescoped form's is negative."""
   rng = np.random.default_rng(1)
   lengths = np.array([7, 2, 4])

@@ -113,6 +113,15 @@ def test_refusal_and_its_reason_are_told(tmp_path):
     assert "Epoch 2 was refused: gibberish in a fifth." in text
 
 
+def test_an_epoch_out_of_bounds_that_was_kept_all_the_same_is_told():
+  """Guards are off, or the method has no guards: it must not read as refused, nor as fine."""
+  kept = [run()["epochs"][0], {**run()["epochs"][2], "accepted": True}]
+  for told in (page.decision(kept, 0.07, 0), page.decision(run()["epochs"], 0.07, 2)):
+    text = " ".join(told)
+    assert "Epoch 2 was out of bounds, and no guard acts: gibberish in a fifth." in text
+    assert "refused" not in text and "No guard was tripped" not in text
+
+
 @pytest.mark.parametrize(
   ("chosen", "target", "words"),
   [(0, 0.07, "nothing was unlearned"), (1, 0.05, "above the target"), (None, None, "No epoch was")],

@@ -15,6 +15,7 @@ from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import ValueHead
+from dareu_jax.reinforcement.rewards import token_rewards
 from dareu_jax.settings import LoraSettings, Settings
 from dareu_jax.unlearning import dareu, loop
 from tests.configs import tiny_config
@@ -71,7 +72,7 @@ def test_the_first_inner_step_has_ratio_one_and_no_kl(world):
   assert float(metrics["kl"]) == 0.0
   _, update_metrics = step(world, state, rollout)
   assert float(update_metrics["clip_fraction"]) == 0.0
-  assert abs(float(update_metrics["approx_kl"])) < 1e-6
+  assert float(update_metrics["approx_kl"]) == 0.0
   assert float(update_metrics["distill_loss"]) == 0.0  # the policy still is the original
 
 
@@ -88,6 +89,80 @@ def test_an_update_moves_the_policy_and_no_other_role(world):
   assert max(jax.tree.leaves(moved)) > 1e-4
   assert float(metrics["distill_loss"]) > 0
   assert float(rollout_of(world, state)[2]["kl"]) > 0
+
+
+# Nothing at its neutral value: a coefficient that is not heeded shows.
+PLAIN = dataclasses.replace(
+  SETTINGS, anchor_coef=0.0, whiten_advantages=False, kl_coef=2.0, discount=0.9, gae_lambda=0.6,
+  value_coef=0.7, distill_coef=3.0)
+
+
+def strayed(world):
+  """A learner whose policy, previous policy and original are three different ones."""
+  state = dareu.init_learner(world[1], world[3], PLAIN)
+  for key in (1, 2):
+    state = dareu.end_epoch(state)
+    for _ in range(2):
+      state, _ = step(world, state, rollout_of(world, state, key, PLAIN)[1], PLAIN)
+  return state
+
+
+def tempered_logprobs(world, params, completions):
+  """log π [B, T, V] at the sampling temperature, by NumPy from the model's logits."""
+  model = world[0].policy.merge(params, world[2])
+  result = []
+  for prompt, n, row in zip(PROMPTS, LENGTHS, np.asarray(completions.ids), strict=True):
+    ids = np.concatenate([prompt[:n], row])[None]
+    logits = np.asarray(model.hidden_states(ids) @ model.head, np.float64)[0, n - 1:-1]
+    logits /= SETTINGS.temperature
+    result.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+  return np.array(result)
+
+
+def test_rewards_and_advantages_follow_the_formulas(world):
+  """The KL is to the previous epoch's policy, not to the original, and at the sampler's temperature;
+  advantages are the recursion's, by γ and λ."""
+  state = strayed(world)
+  completions, rollout, metrics = rollout_of(world, state, key=3, settings=PLAIN)
+  lengths = np.asarray(completions.lengths)
+  valid = np.arange(8) < lengths[:, None]
+  ours, previous, original = (tempered_logprobs(world, params, completions)
+                              for params in (state.policy, state.previous, world[1]))
+  kl = np.sum(np.exp(ours) * (ours - previous), -1)
+  assert abs(kl[valid].mean() - np.sum(np.exp(ours) * (ours - original), -1)[valid].mean()) > 1e-3
+  np.testing.assert_allclose(metrics["kl"], kl[valid].mean(), rtol=1e-3)
+  scores = np.random.default_rng(3).uniform(size=(8, 8)).astype(np.float32)
+  rewards = np.asarray(token_rewards(
+    scores, lengths, kl.astype(np.float32), segment_length=2, epsilon=PLAIN.epsilon,
+    c_seg=PLAIN.c_seg, kl_coef=2.0, form=PLAIN.reward_form, max_length=8))
+  values = np.asarray(rollout.old_values)
+  assert np.abs(values[valid]).max() > 1e-3
+  for i, n in enumerate(lengths):
+    later = 0.0
+    for t in reversed(range(n)):
+      after = values[i, t + 1] if t + 1 < n else 0.0
+      later = rewards[i, t] + 0.9 * after - values[i, t] + 0.9 * 0.6 * later
+      assert float(rollout.advantages[i, t]) == pytest.approx(later, abs=2e-4)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(world):
+  state = strayed(world)
+  _, metrics = step(world, state, rollout_of(world, state, 3, PLAIN)[1], PLAIN)
+  parts = {name: float(metrics[name]) for name in ("policy_loss", "value_loss", "distill_loss")}
+  assert min(map(abs, parts.values())) > 1e-7 and parts["distill_loss"] > 1e-3
+  want = parts["policy_loss"] + 0.7 * parts["value_loss"] + 3.0 * parts["distill_loss"]
+  assert float(metrics["loss"]) == pytest.approx(want, rel=1e-5)
+
+
+def test_a_token_that_sampling_cuts_off_for_the_original_costs_what_it_is_unlikely(world):
+  """Under the truncated distribution its log-prob would be -100, whatever the original finds."""
+  settings = dataclasses.replace(PLAIN, top_k=1, discount=0.0)
+  anchored = dataclasses.replace(settings, anchor_coef=1.0)
+  state = strayed(world)
+  with_it, without = (rollout_of(world, state, 3, one)[1].advantages
+                      for one in (anchored, settings))
+  charged = np.abs(with_it - without)
+  assert 0.01 < charged.max() < 20
 
 
 def test_distillation_holds_the_policy_at_the_original(world):
@@ -174,12 +249,14 @@ def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(worl
   assert not np.any([np.any(leaf) for leaf in jax.tree.leaves(state.critic)])  # still zero
 
 
-def test_a_rollback_is_the_policy_of_an_epoch_ago_with_fresh_optimizers(world):
+def test_a_rollback_is_policy_and_critic_of_an_epoch_ago_with_fresh_optimizers(world):
   state = dareu.init_learner(world[1], world[3], SETTINGS)
   rollout = rollout_of(world, state)[1]
   state, _ = step(world, state, rollout)
   back = dareu.roll_back(state, SETTINGS)
   jax.tree.map(np.testing.assert_array_equal, back.policy, world[1])
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(state.critic))
+  jax.tree.map(np.testing.assert_array_equal, back.critic.head, world[3])
   for leaf in jax.tree.leaves((back.policy_opt, back.critic_opt)):
     assert not np.any(leaf)
   again, _ = step(world, back, rollout)  # donates: no buffer may be shared

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dareu_jax.settings import Settings
-from dareu_jax.unlearning.guards import EpochReport, tripped, trips
+from dareu_jax.unlearning.guards import EpochReport, refused, tripped, trips
 from tests.configs import tiny_config
 
 GUARDS = Settings.from_config(tiny_config()).unlearning.guards
@@ -38,15 +38,26 @@ def test_a_healthy_run_trips_nothing():
   ({"entropy": 1.3}, "entropy rose to 1.30"),
   ({"fluency": 2.1}, "cost 2.10 nats a token under the original"),
   ({"judge_score": 0.09}, "judge gives 0.090"),
+  ({"score": 0.031, "judge_score": 0.09}, "judge gives 0.090"),  # just above its own level
+  ({"score": float("nan")}, "score: not a number"),
 ])
 def test_each_guard_trips_on_its_own_cheat_alone(cheat, reason):
   reasons = tripped(report(**cheat), ORIGINAL, GUARDS)
   assert len(reasons) == 1 and reason in reasons[0]
 
 
-def test_the_judge_is_heard_only_where_the_reward_is_content():
-  """On the way down both are above their levels: that is no disagreement."""
-  assert tripped(report(score=0.2, judge_score=0.5), ORIGINAL, GUARDS) == ()
+def test_on_the_way_down_the_judge_may_lag_behind_but_not_stand_still():
+  """Both are above their levels then: that is no disagreement."""
+  assert tripped(report(score=0.2, judge_score=0.4), ORIGINAL, GUARDS) == ()
+  assert "judge" in tripped(report(score=0.2, judge_score=0.9), ORIGINAL, GUARDS)[0]
+
+
+def test_without_guards_the_bounds_are_told_and_nothing_is_refused():
+  """A report that is silent on a collapse would say that there was none."""
+  off = dataclasses.replace(GUARDS, action="off")
+  broken = report(response_length=1.0)
+  assert tripped(broken, ORIGINAL, off) and not refused(broken, ORIGINAL, off)
+  assert refused(broken, ORIGINAL, GUARDS)
 
 
 def test_what_the_original_does_itself_is_no_cheat():
