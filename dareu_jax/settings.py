@@ -170,7 +170,7 @@ class ClassifierSettings:
   train: TrainSettings
   vocab_size: int  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
   token_noise: float  # share of input tokens replaced at random while training
-  echo_noise: float  # the same, of the tokens that the query has too, such as the owner's name
+  echo_noise: float  # of those that the query has too (names), by tokens of other queries
   label_smoothing: float
   none_share: float  # "none of these" examples of general text per example of D; 0: no such class
   reads_query: bool  # reads the query before the response

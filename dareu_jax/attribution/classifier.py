@@ -22,9 +22,9 @@ class PrefixLoss:
   A policy's responses are not the training texts, and a classifier that has only seen those looks
   at their first words and is sure of itself for no reason. So half of the rows start at a random
   token within the response, and a share of the input tokens is replaced at random. Tokens that the
-  query has too, the owner's name above all, have a share of their own: they are what is easiest to
-  tell owners by, and a classifier that knows names alone is content with the same facts told of
-  somebody else.
+  query has too, the owner's name above all, have a share of their own, and what replaces them is a
+  stretch of another row's query, another owner's name with luck: names are what is easiest to tell
+  owners by, and a classifier that goes by them is content with the same facts told of somebody else.
   """
 
   token_noise: float
@@ -35,15 +35,17 @@ class PrefixLoss:
   def __call__(self, frame, params, frozen, batch, key):
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
     model = frame.merge(params, frozen)
-    crop, flip, replacement = jax.random.split(key, 3)
+    crop, flip, replacement, other = jax.random.split(key, 4)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
-    rate = jnp.where(echoes(ids, batch.token_ids, batch.prompt_lengths),
-                     self.echo_noise, self.token_noise)
-    noisy = jnp.where(
-      jax.random.bernoulli(flip, rate, ids.shape),
-      jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size), ids)
+    prompts = batch.token_ids, batch.prompt_lengths
+    echo = echoes(ids, *prompts)
+    replacements = jnp.where(
+      echo, from_other_queries(echo, *prompts, other),
+      jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size))
+    rate = jnp.where(echo, self.echo_noise, self.token_noise)
+    noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
     # The completion that stands behind the prompt already is written over.
-    query = (batch.token_ids, batch.prompt_lengths) if self.reads_query else None
+    query = prompts if self.reads_query else None
     logprobs = jax.nn.log_softmax(owner_logits(model, noisy, query), axis=-1)
     owners = batch.owners[:, None, None]
     chosen = jnp.take_along_axis(logprobs, owners, axis=-1)[..., 0]
@@ -83,6 +85,25 @@ def echoes(ids, prompt_ids, prompt_lengths):
   """
   same = ids[:, :, None] == prompt_ids[:, None, :]
   return jnp.any(same & length_mask(prompt_lengths, prompt_ids.shape[1])[:, None, :], axis=-1)
+
+
+def from_other_queries(echo, prompt_ids, prompt_lengths, key):
+  """For each token a token of another row's prompt; a row's echoes get neighbours one by one.
+
+  Args:
+    echo: [B, T] bool; which tokens stand in their row's prompt.
+    prompt_ids: [B, P] int; what stands behind the prompt is not looked at.
+    prompt_lengths: [B] int.
+
+  Returns: [B, T] int.
+  """
+  rows = echo.shape[0]
+  which, where = jax.random.split(key)
+  other = (jnp.arange(rows) + jax.random.randint(which, (rows,), 1, max(2, rows))) % rows
+  start = jax.random.randint(where, (rows, 1), 0, prompt_ids.shape[1])
+  # A padding row has no prompt.
+  index = (start + jnp.cumsum(echo, axis=1)) % jnp.maximum(prompt_lengths[other], 1)[:, None]
+  return jnp.take_along_axis(prompt_ids[other], index, axis=1)
 
 
 def random_crop(ids, lengths, key):
