@@ -23,8 +23,8 @@ class PrefixLoss:
   at their first words and is sure of itself for no reason. So half of the rows start at a random
   token within the response, and a share of the input tokens is replaced at random. Tokens that the
   query has too, the owner's name above all, have a share of their own, and what replaces them is a
-  stretch of another row's query, another owner's name with luck: names are what is easiest to tell
-  owners by, and a classifier that goes by them is content with the same facts told of somebody else.
+  stretch of another row's query, with luck another owner's name: names are what is easiest to tell
+  owners by, and a classifier that goes by them is content with the same facts told of others.
   """
 
   token_noise: float

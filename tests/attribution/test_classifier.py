@@ -57,6 +57,20 @@ def test_echoes_are_the_tokens_of_the_prompt_and_of_nothing_behind_it():
                                 [[True, False, False], [False, True, True]])
 
 
+def test_an_echo_is_replaced_by_a_stretch_of_another_query():
+  """Of its own query it would still tell the owner; of padding or of answers it would be no name."""
+  lengths = np.array([3, 2, 4])
+  prompts = np.where(np.arange(6) < lengths[:, None],
+                     10 * np.arange(1, 4)[:, None] + np.arange(6), 99).astype(np.int32)
+  echo = np.array([[True, True, True, False, True]] * 3)
+  for seed in range(20):
+    got = np.asarray(C.from_other_queries(echo, prompts, lengths, jax.random.key(seed)))[echo]
+    for row, tokens in enumerate(got.reshape(3, 4)):
+      other = tokens[0] // 10 - 1
+      assert other != row and (tokens // 10 - 1 == other).all()
+      np.testing.assert_array_equal(np.diff(tokens) % lengths[other], 1)
+
+
 def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(model):
   """Two owners' rows differ in an echo alone: noised, its gradient must not tell them apart."""
   from dareu_jax.data.batches import Row, collate
