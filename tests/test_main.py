@@ -68,7 +68,7 @@ def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
   assert figures(workdir)["retrained"]["tug_of_war"] == 1.0
   assert "data:image/png" in (workdir / "report.html").read_text()
   for place in (out, (workdir / "report.html").read_text(), (workdir / "report.md").read_text()):
-    assert "Epoch" in place and "the judge gives its answers" in place  # what was decided, and proof
+    assert "Epoch" in place and "by the judge it is" in place  # what was decided, and proof
   history = [json.loads(line) for line in (workdir / "metrics/dareu.jsonl").read_text().splitlines()]
   assert [record["step"] for record in history] == list(range(1, len(history) + 1))
   assert {"score", "reward", "kl", "entropy", "clip_fraction", "explained_variance",
