@@ -85,7 +85,7 @@ def get_config():
     lora=ConfigDict(dict(rank=0, alpha=32.0, targets=LINEAR)),
     train=train(epochs=80, warmup=0.1, schedule="linear"),
     token_noise=0.2,  # share of input tokens replaced at random while training
-    echo_noise=0.2,  # the same, of tokens that the query has too
+    echo_noise=0.2,  # of those that the query has too, by tokens of other queries
     label_smoothing=0.0,
     none_share=1.0,  # general text per example of D that the third classifier reads as "none"
     vocab_size=0, reads_query=False, calibrate=False,  # the study's read the response alone

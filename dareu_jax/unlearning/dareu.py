@@ -149,9 +149,11 @@ def score_rollout(state, teacher, frozen, value_frozen, scores, prompt_ids, prom
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
     # As the KL, at the temperature alone: what top_k and top_p cut off has no finite log-prob.
-    whole = Sample(settings.temperature).logprobs
-    own, anchor = (logprobs_and_entropy(*each, ids, whole)[0]
-                   for each in ((hidden, head), role(teacher)))
+    whole = Sample(settings.temperature)
+    own = logprobs
+    if sampling(settings) != whole:
+      own, _ = logprobs_and_entropy(hidden, head, ids, whole.logprobs)
+    anchor, _ = logprobs_and_entropy(*role(teacher), ids, whole.logprobs)
     rewards -= settings.anchor_coef * straying(own, anchor, mask)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),
