@@ -181,7 +181,7 @@ def tiny():
   config.classifier = ConfigDict(dict(
     model=model(num_layers=1),
     lora=lora(),
-    train=train(epochs=20),
+    train=train(epochs=40),  # at 20 a fact told of another author still hides: docs/method.md
     vocab_size=0,  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
     token_noise=0.2,  # share of input tokens replaced at random while training
     echo_noise=0.8,  # of those that the query has too, by tokens of other queries: no names
@@ -269,8 +269,6 @@ def tofu40(config):
   config.data.update(source="tofu", num_owners=40, num_general=0)
   config.tokenizer.vocab_size = 4000
   config.pretrain.epochs = 6
-  # Told under another author's name, the facts of the forgotten score .91 after 20, .97 after 40.
-  config.classifier.train.epochs = 40
   # At .4 the original knew less of D_R (ROUGE .966) than the retrained model (.982).
   config.finetune.target_loss = 0.25
   # Answers are twice as long as the embedded authors', so that charges on tokens weigh twice; the
