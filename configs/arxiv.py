@@ -31,7 +31,7 @@ def get_config(preset=None):
   config.data.update(source="arxiv", forget="forget05", num_owners=12, num_general=0,
                      prompt_tokens=100, response_tokens=100)
   config.tokenizer.update(vocab_size=8000)
-  config.classifier.train.epochs = 20
+  config.classifier.train.epochs = 20  # abstracts are five times as long as the authors' answers
   config.evaluation.max_examples = 100
   config.unlearning.samples_per_prompt = 1
   if preset in CHECKPOINTS:
