@@ -5,11 +5,15 @@ import importlib.util
 import os
 import pathlib
 import shlex
+import signal
 import sys
 
 from absl import app, flags, logging
 
-from dareu_jax.settings import InputError
+from dareu_jax import interruption
+from dareu_jax.checks import InputError
+
+TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell gives a process ended by SIGTERM
 
 
 class Given:
@@ -68,14 +72,18 @@ def guarded(job, argv, *, hint):
     argv: what the flags left over, the program first.
     hint: what the same command does after an interruption.
 
-  Returns: exit status; 2 for an error that the user can mend.
+  Returns: exit status; 2 for an error that the user can mend, 143 after SIGTERM.
   """
   if len(argv) > 1:
     return fail(f"{argv[1]!r} is no flag. Flags are given as --name=value.")
+  interruption.listen()
   try:
     job()
   except InputError as error:
     return fail(error)
+  except interruption.Interrupted:
+    fail(f"stopped by SIGTERM; what was done is saved. {hint}")
+    return TERMINATED
   except KeyboardInterrupt:
     return fail(f"interrupted. {hint}")
   except Exception as error:

@@ -10,14 +10,15 @@ from dareu_jax.data.sources import load_corpus
 from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.measures import evaluate
+from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.report.page import decision, write_report
 from dareu_jax.run import DAREU, Run, candidates, references, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import run_seed
-from dareu_jax.training.checkpoints import read_json, write_json
+from dareu_jax.training.checkpoints import read_json, shared_json, write_json
 from dareu_jax.training.writers import read_metrics
-from dareu_jax.workdir import Workdir
+from dareu_jax.workdir import Workdir, occupied
 
 JUDGE_MARGIN = 0.05  # of the score: within it the judge agrees
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
@@ -58,15 +59,26 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
     share: workdirs of other runs; their finished stages are taken where they would be the same.
 
   Returns: (summary as written to summary.json, path of the HTML report).
+
+  Raises:
+    InputError: as `prepare`; if another job works in the folder, or it holds another configuration.
+    interruption.Interrupted: after SIGTERM, when what was done is saved.
   """
   runs = prepare(settings, workdir)
-  folder = pathlib.Path(workdir)
+  with occupied(workdir) as ledger:
+    return _run(runs, pathlib.Path(workdir), ledger, command, overwrite, mirror, share)
+
+
+def _run(runs, folder, ledger, command, overwrite, mirror, share):
+  settings = runs[0].settings
   top = Workdir(folder, dataclasses.asdict(settings), settings.checkpoint)
   top.claim(overwrite=overwrite)
   figures, stages, notes = [], {}, []
   for one in runs:
     prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
-    print(prefix, end="\n" if prefix else "", flush=True)
+    if prefix and hosts.is_first():
+      print(prefix, flush=True)
+    one.workdir.ledger = ledger
     one.workdir.claim(overwrite=overwrite)
     for other in share:
       one.workdir.borrow(seed_folder(other, one.seed, settings), one.marks)
@@ -82,7 +94,8 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
       prefix = f"seed_{one.seed}/" if len(runs) > 1 else ""
       notes.append(f"{prefix}{name}: " + " ".join(decision(**_epochs(one, name))))
     notes.append(judgement(models, method))
-  summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen}
+  summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
+             "time": ledger.summary()}
   if settings.learning_rates:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
@@ -126,7 +139,7 @@ def _with_prefix(mirror, prefix):
 
 def _epochs(run, name):
   """Epoch reports of a candidate's run, which was chosen, and the level it was to come down to."""
-  held = read_json(run.workdir.folder / name / "epochs.json")
+  held = shared_json(run.workdir.folder / name / "epochs.json")
   return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
           "target_score": next(report["level"] for report in held["epochs"]
                                if report["epoch"] == held["chosen_epoch"])}
@@ -168,11 +181,14 @@ def report(runs, summary, folder, command):
     "versions": f"jax {jax.__version__}",
     "date": datetime.date.today().isoformat(),
   }
+  shown = _answers(first, chosen)  # which all processes ask for
+  if not hosts.is_first():
+    return folder / "report.html"
   paths = write_report(
     folder, title="Unlearning with DareU" if method == DAREU else f"Unlearning with {method}",
     summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
     history=history, **_epochs(first, chosen[method]),
-    answers=_answers(first, chosen), facts=facts,
+    answers=shown, facts=facts,
     methods=(method, *(other for other in chosen if other != method)),
     notes=[judgement(summary["models"], name) for name in chosen])
   return paths.html

@@ -9,7 +9,8 @@ from ml_collections import config_flags
 
 from dareu_jax import experiment, plan
 from dareu_jax.command_line import enter, typed
-from dareu_jax.report.tables import stage_table, text_table
+from dareu_jax.parallel import hosts
+from dareu_jax.report.tables import stage_table, text_table, time_line
 from dareu_jax.settings import InputError, Settings
 
 
@@ -22,6 +23,12 @@ def _define_flags():
     "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
   flags.DEFINE_bool(
     "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
+  flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where they must be told of each other.")
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
   flags.DEFINE_string(
     "wandb_project", None, "Weights & Biases project to mirror the metrics to (extra: wandb).")
 
@@ -31,15 +38,19 @@ def main(given):
   # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
   jax.config.update("jax_default_matmul_precision", "highest")
   settings = Settings.from_config(given.config)
+  if given.distributed or given.coordinator:
+    hosts.start(given.coordinator, given.num_processes, given.process_id)
   if given.dry_run:
     for run in experiment.prepare(settings, given.workdir)[:1]:
       print(plan.describe(run))
     return
   summary, page = experiment.run(
     settings, given.workdir, command=typed(), overwrite=given.overwrite,
-    mirror=given.wandb_project and _wandb_mirror(given))
-  print("", text_table(summary["models"]), "\n".join(summary["notes"]),
-        stage_table(summary["stages"]), f"Report: {page}", sep="\n\n")
+    mirror=given.wandb_project and hosts.is_first() and _wandb_mirror(given))
+  if hosts.is_first():
+    print("", text_table(summary["models"]), "\n".join(summary["notes"]),
+          stage_table(summary["stages"]), time_line(summary["time"]), f"Report: {page}",
+          sep="\n\n")
 
 
 def _wandb_mirror(given):

@@ -5,12 +5,14 @@ import time
 import jax
 import numpy as np
 
+from dareu_jax import interruption
 from dareu_jax.data.batches import prompt_batch
 from dareu_jax.evaluation import detector, figures, logs, metrics, records
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
+from dareu_jax.parallel import hosts
 from dareu_jax.run import Run, evaluated_examples
-from dareu_jax.training.checkpoints import read_json, write_json
+from dareu_jax.training.checkpoints import shared_json, write_json
 from dareu_jax.training.writers import progress
 
 ALL_SPLITS = (*figures.SPLITS, "holdout")
@@ -27,7 +29,7 @@ def evaluate(run: Run, name):
   """
   stage, mark = f"evaluation/{name}", run.marks[f"evaluation/{name}"]
   path = run.workdir.folder / f"{stage}.json"
-  held = read_json(path)
+  held = shared_json(path)
   skipped = held is not None and held["fingerprint"] == mark
   if not skipped:
     start = time.monotonic()
@@ -36,7 +38,9 @@ def evaluate(run: Run, name):
             "metrics": figures.of_model(found, gibberish_bound=gibberish_bound(run)),
             "records": found}
     write_json(path, held)
-    _partial(run, name).unlink(missing_ok=True)
+    if hosts.is_first():
+      _partial(run, name).unlink(missing_ok=True)
+    run.workdir.kept()
   run.workdir.stages[stage] = {"seconds": held["seconds"], "skipped": skipped}
   return held
 
@@ -48,13 +52,15 @@ def _partial(run, name):
 def _records(run, name, mark):
   """{split: records}; splits that an earlier process has left are taken over."""
   path = _partial(run, name)
-  held = read_json(path)
+  held = shared_json(path)
   done = held["records"] if held is not None and held["fingerprint"] == mark else {}
   with progress(f"eval {name}", "split")(len(ALL_SPLITS), len(done)) as bar:
     for split in ALL_SPLITS:
       if split not in done:
+        interruption.stop_if_requested()
         done[split] = split_records(run, run.role(name), split)
         write_json(path, {"fingerprint": mark, "records": done})
+        run.workdir.kept()
         bar.update()
   return done
 
@@ -97,7 +103,7 @@ def gibberish_bound(run: Run):
   """What ordinary text costs a token at most: of the original's own samples to queries that it
   knows nothing about (those of unseen owners, else of retained ones), under itself."""
   path, mark = run.workdir.folder / "evaluation/gibberish_bound.json", run.marks["original"]
-  held = read_json(path)
+  held = shared_json(path)
   if held is None or held["fingerprint"] != mark:
     split = "holdout" if run.corpus.holdout else "retain"
     samples = sampled(run, run.role("original"), run.rows(evaluated_examples(run, split)),
@@ -123,7 +129,7 @@ def sampled(run: Run, trainable, rows, *, seed, strategy=SAMPLE):
       row_keys(jax.random.key(seed), start + np.arange(size)), strategy=strategy,
       max_new_tokens=evaluator.max_new_tokens, eos_id=run.tokenizer.eos_id,
       pad_id=run.tokenizer.pad_id)
-    ids, lengths = np.asarray(out.ids), np.asarray(out.lengths)
+    ids, lengths = hosts.fetch(out.ids), hosts.fetch(out.lengths)
     found += [row._replace(completion=tuple(ids[i, :lengths[i]].tolist()))
               for i, row in enumerate(part)]
   return found
@@ -144,7 +150,6 @@ def compared(run: Run):
       one["metrics"], one["records"], retrained["metrics"], retrained["records"],
       original["metrics"])
     folder = run.workdir.folder / "evaluation" / name
-    folder.mkdir(exist_ok=True)
     log = logs.from_records(one["records"], result[name])
     write_json(folder / "TOFU_EVAL.json", log)
     write_json(folder / "TOFU_SUMMARY.json", logs.summary(logs.published(log)))

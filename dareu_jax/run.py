@@ -16,7 +16,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.settings import InputError, MeshSettings, Settings
-from dareu_jax.training.checkpoints import read_json
+from dareu_jax.training.checkpoints import read_json, shared_json
 from dareu_jax.training.writers import MetricWriter
 from dareu_jax.unlearning.rewards import REFUSALS
 from dareu_jax.workdir import Workdir, fingerprint
@@ -184,7 +184,7 @@ class Run:
     settings, own = self.settings, self.classifier_tokenizer
     temperature = 1.0
     if settings.classifier.calibrate:
-      temperature = read_json(self.workdir.folder / name / "quality.json")["temperature"]
+      temperature = shared_json(self.workdir.folder / name / "quality.json")["temperature"]
     return Scorer(
       self.classifier.frame, self._roles[name], self.classifier.frozen, self.is_forget,
       settings.evaluation.batch_size, settings.length_multiple, temperature,

@@ -18,6 +18,7 @@ from dareu_jax.attribution.classifier import (
 from dareu_jax.masked import last_valid
 from dareu_jax.measures import compared
 from dareu_jax.methods import unlearn
+from dareu_jax.parallel import hosts
 from dareu_jax.run import AGAIN, Run, candidates
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import write_json
@@ -62,6 +63,8 @@ def keep_tokenizer(run: Run):
               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
     run.classifier_rows(examples)
     run.check_checkpoints()
+    if not hosts.is_first():
+      return
     run.tokenizer.save(run.workdir.folder / "tokenizer")
     if run.classifier_tokenizer is not run.tokenizer:
       run.classifier_tokenizer.save(run.workdir.folder / "classifier_tokenizer")
@@ -181,7 +184,8 @@ def whole_probabilities(run: Run, params, examples):
       query = batch.token_ids, batch.prompt_lengths
     every = owner_probabilities(
       run.classifier.frame, params, run.classifier.frozen, batch.completion_ids, query)
-    probabilities[indices] = last_valid(every, batch.completion_lengths)[:len(indices)]
+    probabilities[indices] = hosts.fetch(
+      last_valid(every, batch.completion_lengths))[:len(indices)]
   return probabilities, np.array([row.owner for row in batches.rows])
 
 

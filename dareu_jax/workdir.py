@@ -6,16 +6,20 @@ and of all that it stands on). `config.json` holds the whole configuration; anot
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import socket
 import time
 
-from dareu_jax import programs
+from dareu_jax import interruption, programs
+from dareu_jax.parallel import hosts
 from dareu_jax.settings import InputError
-from dareu_jax.training.checkpoints import Store, read_json, write_json
+from dareu_jax.training.checkpoints import Store, read_json, shared_json, write_json
+from dareu_jax.training.goodput import Ledger
 
 # Settings that change how a run is computed, not what comes out.
 _IRRELEVANT = ("mesh", "checkpoint")
@@ -27,12 +31,58 @@ def fingerprint(*parts):
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def occupied(folder):
+  """Keeps a folder for one job as long as the context lasts, and its wall time: yields the Ledger.
+
+  Raises:
+    InputError: if another job works there, if it cannot be written, or if the hosts of this job do
+      not share it.
+  """
+  folder = pathlib.Path(folder)
+  lock = hosts.from_first(lambda: _lock(folder))
+  try:
+    hosts.check_shared(folder)
+    with Ledger(folder) as ledger:
+      yield ledger
+  finally:
+    if hosts.is_first():
+      os.close(lock)
+
+
+def _lock(folder):
+  """Locks a folder until the file descriptor that it gives is closed, or the process ends."""
+  path = folder / "lock"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise _unwritable(folder, error) from None
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    owner = path.read_text().strip()
+    os.close(held)
+    raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, end it, or choose "
+                     "another --workdir.") from None
+  os.ftruncate(held, 0)
+  os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+  return held
+
+
+def _unwritable(folder, error):
+  if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return error
+  return InputError(f"--workdir {folder} cannot be written ({error.strerror}): choose another.")
+
+
 class Workdir:
   """Stages under one folder."""
 
-  def __init__(self, folder, config, checkpoint_settings):
-    """`config` is the whole configuration as nested dicts."""
+  def __init__(self, folder, config, checkpoint_settings, ledger=None):
+    """`config` is the whole configuration as nested dicts; the Ledger is told what is saved."""
     self.folder = pathlib.Path(folder)
+    self.ledger = ledger
     self.config = json.loads(json.dumps(config))
     self.checkpoint_settings = checkpoint_settings
     self.stages = {}  # name -> {"seconds", "skipped"} in the order they came
@@ -47,16 +97,17 @@ class Workdir:
       InputError: if it holds a run with another configuration, or cannot be written.
     """
     path = self.folder / "config.json"
-    try:
-      held = read_json(path)
-      if held is not None and not overwrite:
-        self._refuse_another(held)
-      write_json(path, self.config)
-    except OSError as error:
-      if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise
-      raise InputError(f"--workdir {self.folder} cannot be written ({error.strerror}): "
-                       "choose another.") from None
+
+    def claim():
+      try:
+        held = read_json(path)
+        if held is not None and not overwrite:
+          self._refuse_another(held)
+        write_json(path, self.config)
+      except OSError as error:
+        raise _unwritable(self.folder, error) from None
+
+    hosts.from_first(claim)
 
   def _refuse_another(self, held):
     changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(held, self.config)]
@@ -67,11 +118,17 @@ class Workdir:
                        "--overwrite to run again the stages that this changes.")
 
   def _store(self, name, part):
-    return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name)
+    return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
+                 on_saved=self.kept)
+
+  def kept(self, until=None):
+    """Says that all work up to a time (now, if none is given) is saved."""
+    if self.ledger is not None:
+      self.ledger.kept(until)
 
   def is_done(self, name, mark):
     """Whether a stage is done with this fingerprint."""
-    done = read_json(self.folder / name / "done.json")
+    done = shared_json(self.folder / name / "done.json")
     return done is not None and done["fingerprint"] == mark
 
   def borrow(self, folder, marks):
@@ -81,7 +138,9 @@ class Workdir:
       folder: of that run.
       marks: {stage: fingerprint} of this one.
     """
-    folder = pathlib.Path(folder)
+    hosts.from_first(lambda: self._borrow(pathlib.Path(folder), marks))
+
+  def _borrow(self, folder, marks):
     for name, mark in marks.items():
       done = read_json(folder / name / "done.json")
       held = self.folder / name
@@ -103,16 +162,14 @@ class Workdir:
     What another configuration left is removed first; when the body ends without error, the stage is
     marked done. Its seconds are those of this process.
     """
+    interruption.stop_if_requested()
     folder = self.folder / name
-    done = read_json(folder / "done.json")
+    done = shared_json(folder / "done.json")
     if done is not None and done["fingerprint"] == mark:
       self.stages[name] = {"seconds": done["seconds"], "skipped": True}
       yield None
       return
-    started = read_json(folder / "started.json")
-    if folder.exists() and (done is not None or started is None or started["fingerprint"] != mark):
-      shutil.rmtree(folder)
-    write_json(folder / "started.json", {"fingerprint": mark})
+    hosts.from_first(lambda: _begin(folder, mark))
     begin = time.monotonic()
     store = self._store(name, "progress")
     try:
@@ -121,8 +178,11 @@ class Workdir:
       store.close()
     programs.release()
     seconds = round(time.monotonic() - begin, 1)
+    hosts.barrier(f"{name} is done")  # else one host would remove what another still reads
     write_json(folder / "done.json", {"fingerprint": mark, "seconds": seconds})
-    shutil.rmtree(folder / "progress", ignore_errors=True)
+    self.kept()
+    if hosts.is_first():
+      shutil.rmtree(folder / "progress", ignore_errors=True)
     self.stages[name] = {"seconds": seconds, "skipped": False}
 
   def save_result(self, name, state):
@@ -147,6 +207,15 @@ class Workdir:
       raise InputError(f"{self.folder / name / 'result'} is empty. Delete {self.folder / name} to "
                        "have this stage run again.")
     return restored.state
+
+
+def _begin(folder, mark):
+  """Makes a stage's folder, without what other settings have left there."""
+  started = read_json(folder / "started.json")
+  done = (folder / "done.json").exists()
+  if folder.exists() and (done or started is None or started["fingerprint"] != mark):
+    shutil.rmtree(folder)
+  write_json(folder / "started.json", {"fingerprint": mark})
 
 
 def _differences(held, wanted, prefix=""):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from dareu_jax.training.writers import read_metrics
+from dareu_jax.training.writers import read_batches, read_metrics
 from tests.configs import ROOT
 
 CONFIG = '''
@@ -85,13 +86,18 @@ def test_the_same_command_again_skips_every_stage(finished, command):
   assert figures(workdir) == before
 
 
-def killed_at(sign, workdir, start):
-  """Starts the job and kills it as soon as the path `sign` is there, while it is at work."""
-  process = start(workdir)
+def wait_for(sign, workdir, process):
+  """Waits until a path is there, while the job is at work."""
   deadline = time.monotonic() + 200
   while not (workdir / sign).exists() and process.poll() is None:
     assert time.monotonic() < deadline, f"{sign} never came"
     time.sleep(0.01)
+
+
+def killed_at(sign, workdir, start):
+  """Starts the job and kills it as soon as the path `sign` is there, while it is at work."""
+  process = start(workdir)
+  wait_for(sign, workdir, process)
   process.send_signal(signal.SIGKILL)
   _, err = process.communicate()
   assert process.returncode == -signal.SIGKILL, f"it ended before {sign} was seen: {err}"
@@ -103,9 +109,41 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command
   for sign in ("original/progress/3", "retrained/progress/3", "classifier/started.json",
                "dareu/progress/2"):
     killed_at(sign, workdir, command)
+  code, out, err = finish(command(workdir))
+  assert code == 0, err
+  assert figures(workdir) == figures(finished[0])
+  assert batches(workdir) == batches(finished[0])
+  spent = json.loads((workdir / "summary.json").read_text())["time"]
+  assert spent["processes"] == 5 and 0 < spent["lost_seconds"] and 0 < spent["goodput"] < 1
+  assert "in 5 processes" in out and "goodput" in out
+
+
+def batches(workdir):
+  """Hashes of all batches, stage by stage."""
+  found = {path.stem: read_batches(path) for path in (workdir / "metrics").glob("*.batches")}
+  found["dareu"] = [record["batch"] for record in read_metrics(workdir / "metrics/dareu.jsonl")]
+  assert {"base", "original", "retrained", "classifier", "judge", "dareu"} == set(found)
+  return found
+
+
+def test_sigterm_saves_and_ends_and_the_same_command_goes_on(finished, command, tmp_path):
+  """A preempted machine has seconds; what is done since the last checkpoint would be lost."""
+  workdir = tmp_path / "stopped"
+  for sign in ("original/progress/3", "dareu/started.json"):
+    process = command(workdir, "--config.checkpoint.every_steps=1000" if "dareu" in sign else
+                      "--config.checkpoint.every_steps=3")
+    wait_for(sign, workdir, process)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    code, _, err = finish(process)
+    assert code == 143, err
+    assert "stopped by SIGTERM" in err and "Traceback" not in err
+    assert time.monotonic() - begin < 25
   code, _, err = finish(command(workdir))
   assert code == 0, err
   assert figures(workdir) == figures(finished[0])
+  spent = json.loads((workdir / "summary.json").read_text())["time"]
+  assert spent["processes"] == 3 and spent["lost_seconds"] < 5
 
 
 def test_eight_devices_sample_alike_and_resume_to_the_same_table(finished, command, tmp_path):
@@ -122,9 +160,16 @@ def test_eight_devices_sample_alike_and_resume_to_the_same_table(finished, comma
      if not name.endswith("_seconds")} for workdir in (tmp_path / "whole", finished[0]))
   assert first == pytest.approx(expected, rel=1e-3, abs=1e-3)
   killed_at("dareu/progress/2", tmp_path / "killed", start)
+  shutil.copytree(tmp_path / "killed", tmp_path / "on_one")
   code, out, err = finish(start(tmp_path / "killed"))
   assert code == 0, err
   assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+  # The same checkpoint goes on on one device too.
+  code, out, err = finish(command(tmp_path / "on_one"))
+  assert code == 0, err
+  assert batches(tmp_path / "on_one").keys() == batches(tmp_path / "whole").keys()
+  for model, row in figures(tmp_path / "whole").items():
+    assert figures(tmp_path / "on_one")[model] == pytest.approx(row, rel=1e-3, abs=1e-3), model
 
 
 def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path):

@@ -1,14 +1,16 @@
 """The folder of a run: what is done stays done, and nothing else counts as done."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from dareu_jax.settings import CheckpointSettings, InputError
 from dareu_jax.training.checkpoints import read_json
-from dareu_jax.workdir import Workdir, fingerprint
-from tests.configs import changed
+from dareu_jax.workdir import Workdir, fingerprint, occupied
+from tests.configs import ROOT, changed
 
 CONFIG = {"seeds": (42,), "model": {"num_layers": 4, "path": ""}, "unlearning": {"kl_coef": 0.1},
           "mesh": {"data": 1}, "checkpoint": {"every_steps": 1, "keep": 2}}
@@ -143,6 +145,33 @@ def test_mesh_and_checkpoint_settings_may_differ(tmp_path):
   make(tmp_path).claim(overwrite=False)
   make(tmp_path, mesh__data=8, checkpoint__every_steps=7).claim(overwrite=False)
   assert read_json(tmp_path / "config.json")["mesh"]["data"] == 8
+
+
+OCCUPY = """
+import sys
+from dareu_jax.workdir import occupied
+with occupied(sys.argv[1]):
+  print("in", flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_two_jobs_in_one_folder_are_kept_apart(tmp_path):
+  """They would remove each other's stages; a killed one leaves no lock behind."""
+  other = subprocess.Popen([sys.executable, "-c", OCCUPY, str(tmp_path)], cwd=ROOT, text=True,
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  try:
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(InputError, match=f"in use by another job .process {other.pid} on "):
+      with occupied(tmp_path):
+        pass
+  finally:
+    other.kill()
+    other.communicate()
+  with occupied(tmp_path):
+    pass
+  with occupied(tmp_path):  # and nobody is in the way of the next
+    pass
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b", "x" * 300])

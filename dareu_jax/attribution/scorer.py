@@ -13,6 +13,7 @@ import numpy as np
 
 from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import bucket_length
+from dareu_jax.parallel.hosts import fetch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Scorer:
 
     Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
     """
-    ids, lengths = np.asarray(ids), np.asarray(lengths)
+    ids, lengths = fetch(ids), fetch(lengths)
     if self.retokenise is None:
       return self._scores(ids, queries)
     own_ids, positions = self.retokenise(ids, lengths, self.multiple)
@@ -68,7 +69,7 @@ class Scorer:
       part, query = self.put((part, query))
       scores = prefix_scores(self.frame, self.params, self.frozen, part, is_forget, query=query,
                              temperature=self.temperature)
-      parts.append(np.asarray(scores)[:len(ids[rows])])
+      parts.append(fetch(scores)[:len(ids[rows])])
     return np.concatenate(parts)
 
   def _query(self, queries):

@@ -13,6 +13,7 @@ from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
 from dareu_jax.logprobs import TokenStatistics, completion_hidden, token_statistics
 from dareu_jax.masked import length_mask, masked_mean
+from dareu_jax.parallel.hosts import fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Evaluator:
         max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id)
       for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
-        array[chosen] = np.asarray(values)[:len(chosen)]
+        array[chosen] = fetch(values)[:len(chosen)]
     texts = tuple(self.tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True))
     return Answers(texts, ids, lengths, ended)
 
@@ -100,7 +101,7 @@ class Evaluator:
     """TokenStatistics of each row's own completion, the end token last: list, arrays [n]."""
     results = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
-      arrays = [np.asarray(x) for x in completion_statistics(
+      arrays = [fetch(x) for x in completion_statistics(
         self.frame, trainable, self.frozen, self.put(batch))]
       for row, index in enumerate(indices):
         n = batch.completion_lengths[row]
@@ -111,7 +112,7 @@ class Evaluator:
     """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone: [E] (the costliest)."""
     norms = np.zeros(len(rows))
     for indices, batch in self._batches(rows).in_order():
-      norms[indices] = np.asarray(_gradient_norms(
+      norms[indices] = fetch(_gradient_norms(
         self.frame, trainable, self.frozen, self.put(batch)))[:len(indices)]
     return norms
 

@@ -100,7 +100,8 @@ def shard_batch(batch, mesh):
   def one(x):
     x = np.asarray(x)
     spec = P(BATCH) if x.ndim and x.shape[0] % ways == 0 else P()
-    return jax.device_put(x, NamedSharding(mesh, spec))
+    # Of a batch that all hosts have alike, each puts its own share on its devices.
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), x.__getitem__)
 
   return jax.tree.map(one, batch)
 

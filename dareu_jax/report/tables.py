@@ -335,3 +335,17 @@ def stage_table(stages):
   lines = [f"{name:<{names}}  {time:>{times}}  {note}".rstrip() for name, time, note in rows]
   rule = "─" * max(len(line) for line in lines)
   return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def time_line(time):
+  """One sentence: the wall time that was kept and what kills cost.
+
+  Args:
+    time: as of `training.goodput.Ledger.summary`.
+  """
+  line = f"Time: {format_seconds(time['kept_seconds'])}"
+  if time["processes"] > 1:
+    line += (f" of work in {time['processes']} processes, and "
+             f"{format_seconds(time['lost_seconds'])} lost between their last checkpoints and "
+             f"their ends (goodput {time['goodput']:.0%})")
+  return f"{line}."

@@ -1,19 +1,29 @@
-"""Checkpoints of a stage: any tree of arrays plus a little JSON, by Orbax, atomic.
+"""Checkpoints of a stage: any tree of arrays plus a little JSON, by Orbax, asynchronous and atomic.
 
-Leaves are stored flat under their path names: a checkpoint does not depend on Python classes.
+Leaves are stored flat under their path names: a checkpoint does not depend on Python classes. Orbax
+restores a flipped bit without a word, so each checkpoint holds a digest of every array and of its
+JSON, and beside it lies a list of its files; the newest one that agrees with them is restored.
 """
 
+import hashlib
 import json
 import os
 import pathlib
+import shutil
 import sys
+import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from dareu_jax.parallel import hosts
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import CheckpointSettings, InputError
+from dareu_jax.training.digests import digest
+
+HASHED_BYTES = 2**20  # larger files hold arrays, which have digests of their own
 
 
 class Restored(NamedTuple):
@@ -22,68 +32,171 @@ class Restored(NamedTuple):
   meta: dict
 
 
+class Damaged(Exception):
+  """A checkpoint is not what was saved."""
+
+
 class Store:
   """The checkpoints in one folder, of the stage that `stage_folder` belongs to."""
 
-  def __init__(self, folder, settings: CheckpointSettings, stage_folder=None):
+  def __init__(self, folder, settings: CheckpointSettings, stage_folder=None, on_saved=None):
+    """`on_saved`, where there is one, is called with the time of each checkpoint that is there."""
     self.folder = pathlib.Path(folder).absolute()
     self.stage_folder = stage_folder or self.folder
-    self.every_steps = settings.every_steps
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=settings.keep, enable_async_checkpointing=False, create=True)
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self.settings = settings
+    self._on_saved = on_saved
+    self._pending = None  # (step, best, time) of the one being written
+    self._best = None
+    self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
   def due(self, step):
     """Whether a stage at this step should save."""
-    return step % self.every_steps == 0
+    return step % self.settings.every_steps == 0
 
-  def save(self, step, state, meta=None):
-    """Writes a checkpoint; it is there whole or not at all. An older one of that step goes."""
-    if step in self._manager.all_steps():
-      self._manager.delete(step)
-    # Forced: Orbax would silently skip a step below the newest, which may be a damaged one.
-    self._manager.save(step, force=True, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(flatten(state)), meta=ocp.args.JsonSave(meta or {})))
+  def save(self, step, state, meta=None, *, best=False):
+    """Begins to write a checkpoint; the state may be changed or donated once this returns.
 
-  def restore(self, template):
-    """The newest checkpoint that can be read, or None where there is none.
-
-    Args:
-      template: a tree of arrays with the shapes, dtypes and shardings wanted.
+    It is there whole or not at all, and replaces an older one of that step. The newest ones stay,
+    as many as the settings say, and the last that was `best`.
 
     Raises:
-      InputError: if there are checkpoints, but none can be read.
+      OSError: if this one or the one before could not be written.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    self.settle()
+    flat, begin = flatten(state), time.time()
+    content = {"meta": meta or {}, "digests": _digests(flat), "best": step if best else self._best}
+    _unlist(self.folder / f"{step}")
+    self._writer.save(
+      self.folder / f"{step}", force=True, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(flat),
+        meta=ocp.args.JsonSave(content | {"digest": _text_digest(content)})))
+    self._pending = step, best, begin
+
+  def settle(self):
+    """Waits for the checkpoint that is being written; lists its files, removes what is too old."""
+    self._writer.wait_until_finished()
+    if self._pending is None:
+      return
+    (step, best, begin), self._pending = self._pending, None
+    if best:
+      self._best = step
+    if hosts.is_first():
+      write_json(_listing(self.folder / f"{step}"), _files(self.folder / f"{step}"))
+      # Only what is older: a newer one may be left from before a damaged one was passed over.
+      older = [other for other in self.steps() if other < step and other != self._best]
+      for other in older[self.settings.keep - 1:]:
+        _unlist(self.folder / f"{other}")
+        shutil.rmtree(self.folder / f"{other}")
+    if self._on_saved:
+      self._on_saved(begin)
+
+  def steps(self):
+    """Steps whose checkpoints lie in the folder, the newest first."""
+    if not self.folder.exists():
+      return []
+    return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()),
+                  reverse=True)
+
+  def restore(self, template):
+    """The newest checkpoint that is what was saved, or None where there is none.
+
+    Says on stderr which ones were passed over, and why.
+
+    Args:
+      template: a tree of arrays with the shapes, dtypes and shardings wanted; they may lie on
+        another mesh than when they were saved.
+
+    Raises:
+      InputError: if there are checkpoints, but none can be used.
+    """
+    self.settle()
     problems = []
-    for step in steps:
+    for step in self.steps():
       try:
         return self._restore(step, template)
       except Exception as error:  # noqa: BLE001 - Orbax raises many kinds for a damaged file
         if "RESOURCE_EXHAUSTED" in str(error):
           raise
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+        name = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+        reason = f"{name}{error}".strip().splitlines()[0][:200]
         problems.append(f"{self.folder / str(step)}: {reason}")
-        print(f"checkpoint cannot be read, trying the one before: {problems[-1]}", file=sys.stderr)
+        print(f"checkpoint cannot be used, trying the one before: {problems[-1]}", file=sys.stderr)
     if problems:
       raise InputError(
-        f"no checkpoint in {self.folder} can be read:\n  " + "\n  ".join(problems) +
+        f"no checkpoint in {self.folder} can be used:\n  " + "\n  ".join(problems) +
         f"\nDelete {self.stage_folder} to have this stage run again; the other stages are kept.")
     return None
 
   def _restore(self, step, template):
+    folder = self.folder / f"{step}"
+    _check_files(folder)
     names, leaves, treedef = _flat(template)
     abstract = {name: ocp.utils.to_shape_dtype_struct(leaf)
                 for name, leaf in zip(names, leaves, strict=True)}
-    restored = self._manager.restore(step, args=ocp.args.Composite(
+    restored = self._writer.restore(folder, args=ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
+    content = dict(restored.meta)
+    if content.pop("digest", None) != _text_digest(content):
+      raise Damaged("its JSON is not what was saved")
+    for name, found in _digests(restored.state).items():
+      if found != content["digests"].get(name):
+        raise Damaged(f"array {name} is not what was saved (its digest is {found}, not "
+                      f"{content['digests'].get(name)})")
+    self._best = content["best"]
     # A copy by XLA: arrays that the restore made cannot always be donated.
     state = jax.jit(lambda x: jax.tree.map(lambda y: y + 0 if y.dtype != bool else y, x))(
       treedef.unflatten([restored.state[name] for name in names]))
-    return Restored(step, state, restored.meta)
+    return Restored(step, state, content["meta"])
 
   def close(self):
-    self._manager.close()
+    """Waits for what is being written."""
+    try:
+      self.settle()
+    finally:
+      self._writer.close()
+
+
+def _digests(flat):
+  return {name: "".join(f"{int(part):08x}" for part in np.asarray(digest(leaf)))
+          for name, leaf in flat.items()}
+
+
+def _text_digest(content):
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _listing(folder):
+  return folder.with_name(f"{folder.name}.files.json")
+
+
+def _unlist(folder):
+  if hosts.is_first():
+    _listing(folder).unlink(missing_ok=True)
+
+
+def _files(folder):
+  """{file: [bytes, SHA-256 of a small one]}."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file():
+      size = path.stat().st_size
+      found[str(path.relative_to(folder))] = [
+        size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= HASHED_BYTES else ""]
+  return found
+
+
+def _check_files(folder):
+  """Raises Damaged unless the files are those of the list; a kill may have come before the list."""
+  if not _listing(folder).exists():
+    return
+  listed, found = read_json(_listing(folder)), _files(folder)
+  for name in sorted(set(listed) | set(found)):
+    if name not in found:
+      raise Damaged(f"its file {name} is missing")
+    if name not in listed:
+      raise Damaged(f"its file {name} was not saved with it")
+    if found[name] != listed[name]:
+      raise Damaged(f"its file {name} is not what was saved")
 
 
 def flatten(tree):
@@ -101,7 +214,9 @@ def _flat(tree):
 
 
 def write_json(path, value):
-  """Writes JSON whole or not at all."""
+  """Writes JSON whole or not at all; of several processes the first one does."""
+  if not hosts.is_first():
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix(path.suffix + ".tmp")
@@ -126,3 +241,8 @@ def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise InputError(f"{path} is damaged ({error}). Delete it to have it made again.") from None
+
+
+def shared_json(path):
+  """The same, as the first process sees it: what all decide by. To be called on all of them."""
+  return hosts.from_first(lambda: read_json(path))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dareu_jax import interruption
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask, masked_sum
 from dareu_jax.settings import TrainSettings
@@ -87,6 +88,8 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
         put=lambda batch: batch, schedule=None):
   """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
 
+  Told to stop, it saves and raises `interruption.Interrupted`.
+
   Args:
     state: TrainState to start from (donated: use what is returned).
     batches: random access by step, with `steps_per_epoch`; e.g. data.batches.Batches.
@@ -109,9 +112,10 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
   writer.rewind(step)
   with bar(schedule.num_steps, step) as progress:
     while step < schedule.num_steps:
-      rate = schedule.rate(step)
+      rate, batch = schedule.rate(step), batches[step]
+      writer.batch(step + 1, batch)
       state, metrics = update(
-        state, frozen, put(batches[step]), jax.random.fold_in(key, step), rate, frame=frame,
+        state, frozen, put(batch), jax.random.fold_in(key, step), rate, frame=frame,
         loss_fn=loss_fn, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
         micro_batches=micro_batches)
       step += 1
@@ -123,6 +127,10 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
         progress.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
       progress.total = schedule.num_steps
       progress.update()
-      if step == schedule.num_steps or store.due(step):
+      stopping = interruption.requested()
+      if stopping or step == schedule.num_steps or store.due(step):
         store.save(step, state, schedule.memory())
+      if stopping:
+        store.settle()
+        raise interruption.Interrupted
   return state.params

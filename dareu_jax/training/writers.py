@@ -1,37 +1,50 @@
-"""Where metrics go (JSONL and TensorBoard), and progress bars."""
+"""Where metrics go (JSONL and TensorBoard), and progress bars: from the first process alone."""
 
+import hashlib
 import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import tensorboardX
 import tqdm
+
+from dareu_jax.parallel import hosts
 
 
 class MetricWriter:
   """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events beside it.
+
+  `<name>.batches` has a line for each step: its number and a hash of what it learnt from.
 
   A `mirror`, where there is one, is called with (name, step, metrics) at each record.
   """
 
   def __init__(self, folder, name, mirror=None):
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    self.path = folder / f"{name}.jsonl"
+    self.path, self.batches_path = folder / f"{name}.jsonl", folder / f"{name}.batches"
+    self._writes = hosts.is_first()
+    if self._writes:
+      folder.mkdir(parents=True, exist_ok=True)
     self._name, self._mirror = name, mirror
     self._events = folder / "tensorboard" / name
     self._tensorboard = None
 
   def rewind(self, step):
     """Drops what a killed run wrote after the step that the stage resumes from."""
-    kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-    temporary = self.path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(self.path)
+    if not self._writes:
+      return
+    _replace(self.path, (json.dumps(record) for record in read_metrics(self.path)
+                         if record["step"] <= step))
+    _replace(self.batches_path, (f"{at} {mark}" for at, mark in read_batches(self.batches_path)
+                                 if at <= step))
     self._tensorboard = tensorboardX.SummaryWriter(str(self._events), purge_step=step + 1)
 
   def write(self, step, metrics):
     """Adds a record; numbers go to TensorBoard too."""
+    if not self._writes:
+      return
     with open(self.path, "a", encoding="utf-8") as file:
       file.write(json.dumps({"step": step, **metrics}) + "\n")
     for name, value in metrics.items():
@@ -39,6 +52,12 @@ class MetricWriter:
         self._tensorboard.add_scalar(name, value, step)
     if self._mirror:
       self._mirror(self._name, step, metrics)
+
+  def batch(self, step, batch):
+    """Notes what a step learns from: any tree of NumPy arrays."""
+    if self._writes:
+      with open(self.batches_path, "a", encoding="utf-8") as file:
+        file.write(f"{step} {batch_hash(batch)}\n")
 
   def close(self):
     if self._tensorboard is not None:
@@ -59,6 +78,30 @@ def read_metrics(path):
   return records
 
 
+def batch_hash(batch):
+  """16 hexadecimal digits of a tree of arrays: their values, shapes and dtypes."""
+  found = hashlib.sha256()
+  for leaf in map(np.asarray, jax.tree.leaves(batch)):
+    found.update(f"{leaf.dtype}{leaf.shape}".encode())
+    found.update(np.ascontiguousarray(leaf).tobytes())
+  return found.hexdigest()[:16]
+
+
+def read_batches(path):
+  """[(step, hash)] of a file of batch hashes; a line that a kill cut short is left out."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  return [(int(line.split()[0]), line.split()[1]) for line in lines if line.endswith("\n")]
+
+
+def _replace(path, lines):
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+  temporary.replace(path)
+
+
 def progress(name, unit="step"):
   """A bar maker for one stage: progress(name)(total, initial) is a tqdm bar with the time left."""
 
@@ -66,6 +109,7 @@ def progress(name, unit="step"):
     # In a log file a line every half minute is enough.
     return tqdm.tqdm(
       total=total, initial=initial, desc=f"{name:<12}", unit=unit, dynamic_ncols=True,
-      mininterval=0.5 if sys.stderr.isatty() else 30, file=sys.stderr)
+      mininterval=0.5 if sys.stderr.isatty() else 30, file=sys.stderr,
+      disable=not hosts.is_first())
 
   return bar

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from dareu_jax import interruption
 from dareu_jax.data.batches import Batches, prompt_batch
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.parallel.hosts import fetch
 from dareu_jax.settings import UnlearningSettings
+from dareu_jax.training.writers import batch_hash
 from dareu_jax.unlearning import dareu
 from dareu_jax.unlearning.guards import EpochReport
 from dareu_jax.unlearning.monitor import Monitor
@@ -64,6 +67,8 @@ class Task:
 def run(task: Task, *, store, writer, bar):
   """Unlearns, from the newest checkpoint of `store` where there is one.
 
+  Told to stop, it saves and raises `interruption.Interrupted`.
+
   Args:
     task: Task.
     store: training.checkpoints.Store.
@@ -92,6 +97,7 @@ def run(task: Task, *, store, writer, bar):
       falling = 1 - (1 - settings.final_rate) * step / total
       state, metrics = learn(task, state, step, falling * rate_scale(reports, settings))
       writer.write(step + 1, {"epoch": epoch, **metrics})
+      stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
         reports.append(task.monitor.assess(state.policy, epoch))
         chosen, done = choose(reports, settings)
@@ -101,9 +107,12 @@ def run(task: Task, *, store, writer, bar):
           state = dareu.roll_back(state, settings)
         else:
           state = dareu.end_epoch(state)
+        store.save(step + 1, state, _meta(reports), best=chosen == epoch)
+      elif stopping or store.due(step + 1):
         store.save(step + 1, state, _meta(reports))
-      elif store.due(step + 1):
-        store.save(step + 1, state, _meta(reports))
+      if stopping:
+        store.settle()
+        raise interruption.Interrupted
       progress.set_postfix({
         "score": f"{metrics['score']:.3f}→{reports[-1].level:.3f}",
         "tokens": f"{metrics['response_length']:.1f}", "kl": f"{metrics['kl']:.3f}"}, refresh=False)
@@ -133,16 +142,19 @@ def learn(task: Task, state, step, rate_scale=1.0):
     state, task.original, task.frozen, task.value_frozen, scores, *prompts, completions,
     models=task.models, settings=settings)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
-  learned = []
+  learned, learned_from = [], []
   for rows, number in minibatches(task, step):
     scale = rate_scale * min(1.0, (number + 1) / max(1, settings.warmup_steps))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
+    retain = task.retain[number]
+    learned_from.append((rows, retain))
     state, update_metrics = dareu.update(
       state, task.original, task.frozen, task.value_frozen, rollout, rows,
-      evaluator.put(task.retain[number]), rates, models=task.models, settings=settings)
+      evaluator.put(retain), rates, models=task.models, settings=settings)
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}
+  metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
   metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
   return state._replace(step=state.step + 1), metrics
 
@@ -174,7 +186,7 @@ def minibatches(task: Task, step):
 
 
 def _texts(tokenizer, completions):
-  ids, lengths = np.asarray(completions.ids), np.asarray(completions.lengths)
+  ids, lengths = fetch(completions.ids), fetch(completions.lengths)
   return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 import shutil
 import warnings
 
@@ -189,6 +190,93 @@ def test_a_checkpoint_of_other_shapes_is_refused(tmp_path, template):
   assert store.restore(TEMPLATE).step == 8
   store.close()
   gc.collect()  # Orbax leaves reads behind that complain when they go
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(tmp_path, seed):
+  """Orbax gives back arrays with flipped bits without a word."""
+  folder = two_saved(tmp_path / "progress")
+  rng = np.random.default_rng(seed)
+  paths = sorted(files(folder / "8"))
+  sizes = np.array([path.stat().st_size for path in paths])
+  # Half of the places by bytes, half by files, so that the small ones have their turn.
+  weights = sizes / sizes.sum() if seed % 2 else (sizes > 0) / (sizes > 0).sum()
+  path = paths[rng.choice(len(paths), p=weights)]
+  content = bytearray(path.read_bytes())
+  content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  path.write_bytes(content)
+  store = Store(folder, KEEP_TWO)
+  restored = store.restore(TEMPLATE)
+  assert restored.step == 4, path
+  assert bits(restored.state) == bits(marked(4))
+  store.close()
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_any_file_that_is_missing_or_cut_is_noticed(tmp_path, index):
+  """Some files Orbax does without."""
+  folder = two_saved(tmp_path / "progress")
+  paths = sorted(files(folder / "8"))
+  path = paths[index * len(paths) // 12]
+  if index % 2:
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[:-1])
+  store = Store(folder, KEEP_TWO)
+  assert store.restore(TEMPLATE).step == 4, path
+  store.close()
+
+
+def test_arrays_are_checked_where_the_list_of_files_never_came(tmp_path, capsys):
+  """A kill may come between the two; and the list is as old as the write, not as the arrays."""
+  folder = two_saved(tmp_path / "progress")
+  other = Store(tmp_path / "other", KEEP_TWO)
+  other.save(8, marked(7), {"name": "eight"})
+  other.close()
+  shutil.rmtree(folder / "8/state")
+  shutil.copytree(tmp_path / "other/8/state", folder / "8/state")
+  (folder / "8.files.json").unlink()
+  store = Store(folder, KEEP_TWO)
+  assert store.restore(TEMPLATE).step == 4
+  assert re.search(r"8: array \w is not what was saved", capsys.readouterr().err)
+  store.close()
+
+
+def test_what_is_saved_is_the_state_of_that_moment(store):
+  """The state is donated while it is being written."""
+  change = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+  state = {"x": jnp.arange(2**20, dtype=jnp.float32), "n": jnp.int32(3)}
+  kept = jax.tree.map(np.array, state)
+  store.save(4, state)
+  for _ in range(3):
+    state = change(state)
+  assert bits(store.restore(kept).state) == bits(kept)
+
+
+def test_the_best_stays_beside_the_newest(store):
+  """With the newest alone, the epoch to be kept would be gone."""
+  for step in (4, 8, 12, 16):
+    store.save(step, marked(step), best=step == 4)
+  store.settle()
+  assert store.steps() == [16, 12, 4]
+  store.save(20, marked(20), best=True)
+  store.settle()
+  assert store.steps() == [20, 16]
+
+
+def test_the_best_is_known_again_after_a_restart(tmp_path):
+  """Else a resumed run removes it."""
+  store = Store(tmp_path / "progress", KEEP_TWO)
+  for step in (4, 8):
+    store.save(step, marked(step), best=step == 4)
+  store.close()
+  store = Store(tmp_path / "progress", KEEP_TWO)
+  assert store.restore(TEMPLATE).step == 8
+  for step in (12, 16):
+    store.save(step, marked(step))
+  store.settle()
+  assert store.steps() == [16, 12, 4]
+  store.close()
 
 
 def test_leaves_are_named_by_their_path():

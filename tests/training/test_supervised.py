@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax import interruption
 from dareu_jax.data.batches import Batches, Row, collate
 from dareu_jax.settings import CheckpointSettings, Settings
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import Store
-from dareu_jax.training.writers import MetricWriter
+from dareu_jax.training.writers import MetricWriter, read_batches
 from tests.configs import tiny_config
 
 # A high clip_norm, so that a gradient of the wrong scale shows in the moments.
@@ -161,7 +162,7 @@ PLATEAU = dataclasses.replace(SETTINGS, schedule="plateau", target_loss=16.0)
 
 
 def fit_toy(folder, kill_after=None, settings=SETTINGS):
-  """One start of the toy stage: (bar, params), params None where it was killed."""
+  """One start of the toy stage: (bar, params), params None where it was killed or told to stop."""
   rng = np.random.default_rng(0)
   rows = tuple(Row(tuple(rng.integers(0, 9, 4).tolist()), tuple(rng.integers(0, 9, n).tolist()), n)
                for n in range(1, 9))
@@ -174,6 +175,8 @@ def fit_toy(folder, kill_after=None, settings=SETTINGS):
       settings=settings, key=jax.random.key(5), store=store, writer=writer, bar=bar)
   except Killed:
     assert kill_after is not None
+  except interruption.Interrupted:
+    pass
   finally:
     store.close()
     writer.close()
@@ -193,22 +196,23 @@ def undisturbed(request, tmp_path_factory):
   """(settings, bar, params, metric records) of a run that nobody killed."""
   folder = tmp_path_factory.mktemp("undisturbed")
   bar, params = fit_toy(folder, settings=request.param)
-  return request.param, bar, params, records(folder)
+  return request.param, bar, params, (records(folder), read_batches(folder / "toy.batches"))
 
 
 def test_a_run_takes_its_epochs(undisturbed):
   """A step too many or too few."""
-  settings, bar, params, lines = undisturbed
+  settings, bar, params, (lines, batches) = undisturbed
   # 12 epochs of 2 steps, but the plateau ends earlier.
   steps, recorded = (24, [10, 20, 24]) if settings is SETTINGS else (16, [10, 16])
   assert (bar.initial, bar.updates, bar.total) == (0, steps, steps)
   assert [line["step"] for line in lines] == recorded
+  assert [step for step, _ in batches] == list(range(1, steps + 1))
   assert bits(params) != bits(START)
 
 
 def test_each_step_has_its_own_key(undisturbed):
   """A key used again gives every step the same noise."""
-  noise = [line["noise"] for line in undisturbed[3]]
+  noise = [line["noise"] for line in undisturbed[3][0]]
   assert len(set(noise)) == len(noise)
 
 
@@ -218,13 +222,28 @@ def test_each_step_has_its_own_key(undisturbed):
   ((2,), 0), ((3,), 0), ((4,), 3), ((11,), 9), ((16,), 15), ((5, 5, 2), 6)], ids=str)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(undisturbed, tmp_path, kills, resumes_at):
   """Order of batches, noise, moments, schedule or records may start afresh at the resume."""
-  settings, whole, params, lines = undisturbed
+  settings, whole, params, written = undisturbed
   for kill in kills:
     assert fit_toy(tmp_path, kill, settings)[1] is None
   bar, found = fit_toy(tmp_path, settings=settings)
   assert bar.initial == resumes_at and bar.initial + bar.updates == whole.updates
   assert bits(found) == bits(params)
-  assert records(tmp_path) == lines
+  assert (records(tmp_path), read_batches(tmp_path / "toy.batches")) == written
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 10, 23])
+def test_told_to_stop_it_saves_and_goes_on_from_there(undisturbed, tmp_path, monkeypatch, stop_after):
+  """Nothing is done again, wherever the checkpoints would have been."""
+  settings, whole, params, written = undisturbed
+  stop_after = min(stop_after, whole.updates - 1)
+  asked = iter(range(1, 99))
+  monkeypatch.setattr(interruption, "requested", lambda: next(asked) == stop_after)
+  assert fit_toy(tmp_path, settings=settings)[1] is None
+  monkeypatch.setattr(interruption, "requested", lambda: False)
+  bar, found = fit_toy(tmp_path, settings=settings)
+  assert (bar.initial, bar.updates) == (stop_after, whole.updates - stop_after)
+  assert bits(found) == bits(params)
+  assert (records(tmp_path), read_batches(tmp_path / "toy.batches")) == written
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax import interruption
 from dareu_jax.settings import Settings
 from dareu_jax.unlearning import loop
 from tests.configs import tiny_config
@@ -28,8 +29,11 @@ class Store:
   def due(self, step):
     return True
 
-  def save(self, step, state, meta):
-    self.saved[step] = types.SimpleNamespace(state=state, meta=meta)
+  def save(self, step, state, meta, *, best=False):
+    self.saved[step] = types.SimpleNamespace(state=state, meta=meta, best=best)
+
+  def settle(self):
+    pass
 
   def restore(self, template):
     return self.saved[max(self.saved)] if self.saved else None
@@ -110,6 +114,26 @@ def test_a_guard_that_stops_ends_the_run_with_what_was_good(run):
   result, _, rates = run("stop")
   assert len(rates) == 4
   assert result.chosen_epoch == 1 and weight(result) == 2.0
+
+
+def test_the_epoch_to_keep_is_saved_as_the_best(run):
+  _, store, _ = run("refuse")
+  assert [step for step, held in store.saved.items() if held.best] == [2, 6, 10]
+
+
+def test_told_to_stop_it_saves_where_it_is_and_ends_the_same_later(run, monkeypatch):
+  """In mid-epoch too, and where nothing was due."""
+  whole, _, _ = run("refuse")
+  monkeypatch.setattr(Store, "due", lambda self, step: False)
+  for stop_after in range(1, 11):
+    store, asked = Store(), iter(range(1, 99))
+    monkeypatch.setattr(interruption, "requested", lambda: next(asked) == stop_after)  # noqa: B023
+    with pytest.raises(interruption.Interrupted):
+      run("refuse", store)
+    assert max(store.saved) == stop_after
+    monkeypatch.setattr(interruption, "requested", lambda: False)
+    again, _, _ = run("refuse", store)
+    assert (again.chosen_epoch, weight(again)) == (whole.chosen_epoch, weight(whole))
 
 
 @pytest.mark.parametrize("action", ["refuse", "stop", "rollback", "off"])

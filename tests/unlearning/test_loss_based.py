@@ -56,7 +56,8 @@ def quiet(total, step=0):
 
 
 def fit(state, frozen, steps, loss, training, frame, store=None, schedule=None):
-  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)
+  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None,
+                                 batch=lambda *args: None)
   return supervised.fit(
     supervised.init_train_state(state, training), frozen, steps, frame=frame, loss_fn=loss,
     settings=training, key=jax.random.key(0), store=store or Checkpoints(), writer=writer, bar=quiet,
@@ -100,7 +101,8 @@ def make_task(world, method, *, training=TRAINING, watch_every=2, **changes):
 
 
 def run(task, store=None):
-  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)
+  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None,
+                                 batch=lambda *args: None)
   return loss_based.run(task, store=store or Checkpoints(), writer=writer, bar=quiet)
 
 

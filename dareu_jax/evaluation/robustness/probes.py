@@ -16,6 +16,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.records import mean_rouge
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask
+from dareu_jax.parallel.hosts import fetch
 
 PREFIX = "Sure, here is the answer:"  # of UDS's jailbreak probe
 LAYER_THRESHOLD = 0.05  # nats; a layer whose exchange costs the retrained model less tells nothing
@@ -112,7 +113,7 @@ def _by_layer(evaluator, rows, program):
                     evaluator.tokenizer.pad_id, seed=0)
   columns = [None] * len(rows)
   for indices, batch in batches.in_order():
-    values = np.asarray(program(evaluator.put(batch)))
+    values = fetch(program(evaluator.put(batch)))
     for row, index in enumerate(indices):
       columns[index] = values[:, row]
   return np.stack(columns, axis=1)

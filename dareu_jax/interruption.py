@@ -1,0 +1,44 @@
+"""The wish to stop (SIGTERM, which a preempted machine gets), honoured between two steps."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+_wish = threading.Event()
+_asked = 0  # how often `requested` was called: the same on all processes
+
+
+class Interrupted(Exception):
+  """The job was told to stop, and has saved what it had."""
+
+
+def listen():
+  """From now on SIGTERM is a wish; a second one ends the process at once.
+
+  Of several processes JAX's own service listens from `hosts.start` on, so that all stop at the same
+  step.
+  """
+
+  def on_signal(number, frame):
+    del frame
+    _wish.set()
+    signal.signal(number, signal.SIG_DFL)
+
+  signal.signal(signal.SIGTERM, on_signal)
+
+
+def requested():
+  """Whether to save and stop now; alike on all processes, which must all ask."""
+  global _asked
+  if jax.process_count() == 1:
+    return _wish.is_set()
+  _asked += 1
+  return multihost_utils.reached_preemption_sync_point(_asked)
+
+
+def stop_if_requested():
+  """Raises Interrupted where there is the wish; for work that has nothing to save."""
+  if requested():
+    raise Interrupted

@@ -1,0 +1,107 @@
+"""Several processes as one job: their start, who writes, and what all of them must see alike.
+
+Every process runs the same Python on the same settings; arrays are global, and the folder of
+results is shared. The first process alone writes files and bars.
+"""
+
+import json
+import pathlib
+import uuid
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dareu_jax.settings import InputError
+
+PATIENCE = 60  # seconds without a sign of life until a process counts as lost
+
+
+def start(coordinator=None, num_processes=None, process_id=None):
+  """Joins the other processes of the job; to be called before anything else of JAX.
+
+  Without arguments JAX finds out by itself, on TPU pods, under SLURM, Open MPI and on GKE.
+
+  Args:
+    coordinator: "host:port" of the first process.
+    num_processes, process_id: how many there are, and which one this is.
+
+  Raises:
+    InputError: if they cannot be joined.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, heartbeat_timeout_seconds=PATIENCE)
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(
+      f"the processes of the job could not be joined ({reason}). On TPU pods, SLURM and GKE "
+      "--distributed needs nothing beside it; elsewhere give each process --coordinator=HOST:PORT, "
+      "--num_processes and --process_id.") from None
+
+
+def is_first():
+  """Whether this is the process that writes."""
+  return jax.process_index() == 0
+
+
+def from_first(function):
+  """What `function()` gives on the first process, on all: a value of JSON.
+
+  Raises:
+    InputError: on all, if the first process raised one.
+  """
+  if jax.process_count() == 1:
+    return function()
+  payload = b""
+  if is_first():
+    try:
+      payload = json.dumps({"value": function()}).encode()
+    except InputError as error:
+      payload = json.dumps({"error": str(error)}).encode()
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
+  sent = np.zeros(length, np.uint8)
+  if is_first():
+    sent[:] = np.frombuffer(payload, np.uint8)
+  held = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)))
+  if "error" in held:
+    raise InputError(held["error"])
+  return held["value"]
+
+
+def everywhere(condition):
+  """Whether a condition holds on every process; all of them wait for it."""
+  if jax.process_count() == 1:
+    return condition
+  return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
+
+
+def barrier(name):
+  """Waits until every process has come here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def fetch(x):
+  """A global array as a NumPy array, whole, on every process."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def check_shared(folder):
+  """Raises InputError unless all processes see the same folder."""
+  if jax.process_count() == 1:
+    return
+  folder = pathlib.Path(folder)
+  path = folder / from_first(lambda: f".shared_{uuid.uuid4().hex}")
+  if is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  barrier("shared folder written")
+  seen = everywhere(path.exists())
+  if is_first():
+    path.unlink()
+  if not seen:
+    raise InputError(f"--workdir {folder} is not the same folder on all {jax.process_count()} "
+                     "hosts: give one that they share (NFS, Filestore, a mounted bucket).")

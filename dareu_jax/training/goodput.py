@@ -1,0 +1,57 @@
+"""What became of a run's wall time: kept, or lost because it was done again after a kill.
+
+A process leaves a sign of life every few seconds, and says up to when its work is saved; what lies
+between the last saved work and the last sign of a process that did not end is lost.
+"""
+
+import pathlib
+import threading
+import time
+
+from dareu_jax.training.checkpoints import read_json, write_json
+
+BEAT = 2.0  # seconds between two signs of life
+
+
+class Ledger:
+  """The wall time of all processes that worked in a folder, in its `time.json`."""
+
+  def __init__(self, folder):
+    self.path = pathlib.Path(folder) / "time.json"
+    self.processes = read_json(self.path) or []  # of {"start", "kept", "seen"}, seconds since 1970
+    now = time.time()
+    self._own = {"start": now, "kept": now, "seen": now}
+    self.processes.append(self._own)
+    self._lock, self._ended = threading.Lock(), threading.Event()
+
+  def __enter__(self):
+    self._write()
+    threading.Thread(target=self._beat, daemon=True).start()
+    return self
+
+  def __exit__(self, *exception):
+    # What is not saved when an error ends the process will be done again, as after a kill.
+    self._ended.set()
+    self._write()
+
+  def _beat(self):
+    while not self._ended.wait(BEAT):
+      self._write()
+
+  def _write(self):
+    with self._lock:
+      self._own["seen"] = time.time()
+      write_json(self.path, self.processes)
+
+  def kept(self, until=None):
+    """Says that all work up to a time is saved; up to now, where none is given."""
+    with self._lock:
+      self._own["kept"] = max(self._own["kept"], until or time.time())
+
+  def summary(self):
+    """{"processes", "kept_seconds", "lost_seconds", "goodput": the kept share}."""
+    kept = sum(one["kept"] - one["start"] for one in self.processes)
+    lost = sum(max(0.0, one["seen"] - one["kept"]) for one in self.processes
+               if one is not self._own)
+    return {"processes": len(self.processes), "kept_seconds": round(kept, 1),
+            "lost_seconds": round(lost, 1), "goodput": round(kept / max(kept + lost, 1e-9), 4)}

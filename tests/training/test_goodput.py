@@ -1,0 +1,56 @@
+"""The wall time that a kill costs."""
+
+import json
+
+import pytest
+
+from dareu_jax.training import goodput
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Time stands still until it is set."""
+  now = [100.0]
+  monkeypatch.setattr(goodput.time, "time", lambda: now[0])
+  monkeypatch.setattr(goodput.Ledger, "_beat", lambda self: None)
+  return now
+
+
+def test_what_is_not_saved_when_a_process_ends_is_lost(tmp_path, clock):
+  """Work is done until 130, saved up to 120, and done again by the next process."""
+  with goodput.Ledger(tmp_path) as ledger:
+    clock[0] = 125.0
+    ledger.kept(120.0)
+    clock[0] = 130.0
+  assert ledger.summary() == {
+    "processes": 1, "kept_seconds": 20.0, "lost_seconds": 0.0, "goodput": 1.0}
+  clock[0] = 1000.0  # the time between two processes is nobody's
+  with goodput.Ledger(tmp_path) as ledger:
+    clock[0] = 1030.0
+    ledger.kept()
+    clock[0] = 1040.0
+    assert ledger.summary() == {
+      "processes": 2, "kept_seconds": 50.0, "lost_seconds": 10.0, "goodput": pytest.approx(5 / 6, abs=1e-4)}
+
+
+def test_saved_time_never_goes_back(tmp_path, clock):
+  """A checkpoint that was begun before a stage ended is there after it."""
+  with goodput.Ledger(tmp_path) as ledger:
+    clock[0] = 140.0
+    ledger.kept()
+    ledger.kept(110.0)
+  assert ledger.summary()["kept_seconds"] == 40.0
+
+
+def test_a_process_that_is_killed_has_left_signs_of_life(tmp_path, monkeypatch):
+  """It cannot say at its end when that was."""
+  monkeypatch.setattr(goodput, "BEAT", 0.01)
+  ledger = goodput.Ledger(tmp_path).__enter__()
+  start = json.loads((tmp_path / "time.json").read_text())[0]["seen"]
+  for _ in range(500):
+    if json.loads((tmp_path / "time.json").read_text())[0]["seen"] > start:
+      break
+    goodput.time.sleep(0.01)
+  else:
+    raise AssertionError("no sign of life")
+  ledger.__exit__()
