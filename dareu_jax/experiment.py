@@ -181,13 +181,13 @@ def report(runs, summary, folder, command):
     "versions": f"jax {jax.__version__}",
     "date": datetime.date.today().isoformat(),
   }
-  shown = _answers(first, chosen)  # which all processes ask for
+  shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])  # all processes ask
   if not hosts.is_first():
     return folder / "report.html"
   paths = write_report(
     folder, title="Unlearning with DareU" if method == DAREU else f"Unlearning with {method}",
     summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
-    history=history, **_epochs(first, chosen[method]),
+    history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(other for other in chosen if other != method)),
     notes=[judgement(summary["models"], name) for name in chosen])

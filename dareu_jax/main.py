@@ -40,6 +40,11 @@ def main(given):
   settings = Settings.from_config(given.config)
   if given.distributed or given.coordinator:
     hosts.start(given.coordinator, given.num_processes, given.process_id)
+  with hosts.ended_together():
+    _main(settings, given)
+
+
+def _main(settings, given):
   if given.dry_run:
     for run in experiment.prepare(settings, given.workdir)[:1]:
       print(plan.describe(run))

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from dareu_jax import programs
+from tests import jobs
 
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
@@ -36,3 +37,20 @@ def golden():
   """Values of the public implementations of losses and metrics."""
   path = pathlib.Path(__file__).parent / "golden" / "losses_metrics.json"
   return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+  """start(workdir, *flags) -> a Popen of the main job on the smallest config."""
+  config = tmp_path_factory.mktemp("config") / "smallest.py"
+  config.write_text(jobs.CONFIG)
+  return jobs.starter(config)
+
+
+@pytest.fixture(scope="session")
+def finished(command, tmp_path_factory):
+  """A workdir with an undisturbed run, and what it printed."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  code, out, err = jobs.finish(command(workdir))
+  assert code == 0, err
+  return workdir, out

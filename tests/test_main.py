@@ -6,57 +6,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-from dareu_jax.training.writers import read_batches, read_metrics
+from dareu_jax.training.writers import read_metrics
 from tests.configs import ROOT
-
-CONFIG = '''
-import sys
-sys.path.insert(0, {root!r})
-from tests.configs import smallest_config
-
-def get_config(arg=None):
-  return smallest_config()
-'''
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-  """start(workdir, *flags) -> a Popen of the main job on the smallest config."""
-  config = tmp_path_factory.mktemp("config") / "smallest.py"
-  config.write_text(CONFIG.format(root=str(ROOT)))
-  cache = os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache"))
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-
-  def start(workdir, *flags, config=config, **more):
-    return subprocess.Popen(
-      [sys.executable, "-m", "dareu_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
-      cwd=ROOT, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-  return start
-
-
-def finish(process):
-  out, err = process.communicate(timeout=400)
-  return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def finished(command, tmp_path_factory):
-  """A workdir with an undisturbed run, and what it printed."""
-  workdir = tmp_path_factory.mktemp("runs") / "whole"
-  code, out, err = finish(command(workdir))
-  assert code == 0, err
-  return workdir, out
-
-
-def figures(workdir):
-  return json.loads((workdir / "summary.json").read_text())["models"]
+from tests.jobs import CONFIG, batches, figures, finish, killed_at, wait_for
 
 
 def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
@@ -86,23 +42,6 @@ def test_the_same_command_again_skips_every_stage(finished, command):
   assert figures(workdir) == before
 
 
-def wait_for(sign, workdir, process):
-  """Waits until a path is there, while the job is at work."""
-  deadline = time.monotonic() + 200
-  while not (workdir / sign).exists() and process.poll() is None:
-    assert time.monotonic() < deadline, f"{sign} never came"
-    time.sleep(0.01)
-
-
-def killed_at(sign, workdir, start):
-  """Starts the job and kills it as soon as the path `sign` is there, while it is at work."""
-  process = start(workdir)
-  wait_for(sign, workdir, process)
-  process.send_signal(signal.SIGKILL)
-  _, err = process.communicate()
-  assert process.returncode == -signal.SIGKILL, f"it ended before {sign} was seen: {err}"
-
-
 def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command, tmp_path):
   """SIGKILL in each stage that takes long; on CPU the figures are equal to the last bit."""
   workdir = tmp_path / "killed"
@@ -116,14 +55,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command
   spent = json.loads((workdir / "summary.json").read_text())["time"]
   assert spent["processes"] == 5 and 0 < spent["lost_seconds"] and 0 < spent["goodput"] < 1
   assert "in 5 processes" in out and "goodput" in out
-
-
-def batches(workdir):
-  """Hashes of all batches, stage by stage."""
-  found = {path.stem: read_batches(path) for path in (workdir / "metrics").glob("*.batches")}
-  found["dareu"] = [record["batch"] for record in read_metrics(workdir / "metrics/dareu.jsonl")]
-  assert {"base", "original", "retrained", "classifier", "judge", "dareu"} == set(found)
-  return found
 
 
 def test_sigterm_saves_and_ends_and_the_same_command_goes_on(finished, command, tmp_path):

@@ -4,14 +4,19 @@ Every process runs the same Python on the same settings; arrays are global, and 
 results is shared. The first process alone writes files and bars.
 """
 
+import contextlib
 import json
+import os
 import pathlib
+import sys
+import traceback
 import uuid
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dareu_jax.interruption import Interrupted
 from dareu_jax.settings import InputError
 
 PATIENCE = 60  # seconds without a sign of life until a process counts as lost
@@ -38,6 +43,39 @@ def start(coordinator=None, num_processes=None, process_id=None):
       f"the processes of the job could not be joined ({reason}). On TPU pods, SLURM and GKE "
       "--distributed needs nothing beside it; elsewhere give each process --coordinator=HOST:PORT, "
       "--num_processes and --process_id.") from None
+
+
+@contextlib.contextmanager
+def ended_together():
+  """Ends the process at once where it fails as one of several, so that all of them end.
+
+  The others would wait for it: Gloo tells them that it is gone, elsewhere JAX does after `PATIENCE`
+  seconds, and each says so in its own output.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if jax.process_count() == 1 or isinstance(error, Interrupted):
+      raise
+    which = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, InputError):
+      message = f"error: {error}"
+    elif _lost_another(error):
+      reason = str(error).strip().splitlines()[0][:200]
+      message = (f"error: {which} lost another one ({reason}). Its "
+                 "own output says why. Give the same command again on all hosts: it goes on from "
+                 "the last checkpoint.")
+    else:
+      message = f"{traceback.format_exc()}error: {which} failed, which ends the others too."
+    print(message, file=sys.stderr, flush=True)
+    os._exit(2 if isinstance(error, InputError) else 1)  # an orderly exit would wait for the others
+
+
+def _lost_another(error):
+  """Whether an error says that another process is gone."""
+  signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination")
+  return isinstance(error, jax.errors.JaxRuntimeError) and any(
+    sign in str(error).lower() for sign in signs)
 
 
 def is_first():

@@ -1,0 +1,74 @@
+"""Several real processes as one job, over loopback."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from dareu_jax.parallel import hosts
+from dareu_jax.training.writers import read_metrics
+from tests.jobs import batches, figures, finish, together, wait_for
+
+
+def assert_same_table(workdir, expected):
+  for model, row in figures(expected).items():
+    assert figures(workdir)[model] == pytest.approx(row, rel=1e-5, abs=1e-5), model
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_end_with_the_table_of_one(finished, command, tmp_path, count):
+  """Shares of a batch that overlap, files written twice, a key for each host."""
+  outputs = [finish(process) for process in together(command, tmp_path / "w", count)]
+  assert [code for code, _, _ in outputs] == [0] * count, outputs
+  assert_same_table(tmp_path / "w", finished[0])
+  assert batches(tmp_path / "w") == batches(finished[0])
+  assert len(read_metrics(tmp_path / "w/metrics/dareu.jsonl")) == len(
+    read_metrics(finished[0] / "metrics/dareu.jsonl"))
+  # The first alone prints and draws.
+  assert re.search(r"^dareu\s+\d\.\d+", outputs[0][1], re.M)
+  for _, out, err in outputs[1:]:
+    assert "dareu" not in out and "step/s" not in err
+
+
+def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, command, tmp_path):
+  """They would wait for it for ever; each of the two is the one that is lost."""
+  for lost, sign in ((1, "original/progress/3"), (0, "dareu/progress/2")):
+    processes = together(command, tmp_path / "w", 2)
+    wait_for(sign, tmp_path / "w", processes[0])
+    processes[lost].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    code, _, err = finish(processes[1 - lost])
+    assert code not in (0, None)
+    assert "lost another one" in err or "coordination service" in err, err[-3000:]
+    assert time.monotonic() - begin < 2 * hosts.PATIENCE
+    finish(processes[lost])
+  outputs = [finish(process) for process in together(command, tmp_path / "w", 2)]
+  assert [code for code, _, _ in outputs] == [0, 0], outputs
+  assert_same_table(tmp_path / "w", finished[0])
+  assert batches(tmp_path / "w") == batches(finished[0])
+
+
+def test_sigterm_stops_all_processes_at_the_same_step(command, tmp_path):
+  """It reaches one host alone; the others must save with it."""
+  processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
+  wait_for("base/started.json", tmp_path / "w", processes[0])
+  time.sleep(2)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [finish(process) for process in processes]
+  assert [code for code, _, _ in outputs] == [143, 143], outputs
+  assert all("stopped by SIGTERM" in err for _, _, err in outputs)
+
+
+def test_what_the_user_did_wrong_is_said_by_all(command, tmp_path):
+  """Said by the first alone, the others would wait for it."""
+  (tmp_path / "file").write_text("")
+  outputs = [finish(process) for process in together(command, tmp_path / "file/w", 2)]
+  for code, _, err in outputs:
+    assert code == 2 and len(re.findall("^error: .*cannot be written", err, re.M)) == 1, err
+
+
+def test_without_others_nothing_waits():
+  assert hosts.from_first(lambda: {"a": [1]}) == {"a": [1]}
+  assert hosts.everywhere(True) and not hosts.everywhere(False)
+  assert hosts.is_first()
