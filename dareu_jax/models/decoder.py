@@ -11,7 +11,7 @@ from dareu_jax.masked import length_mask
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm
 from dareu_jax.models.rope import rotation
-from dareu_jax.parallel.mesh import constrain_batch
+from dareu_jax.parallel.mesh import constrain_batch, constrain_cache, constrain_lookup
 
 
 def abstract_decoder(config: ModelConfig):
@@ -83,7 +83,8 @@ class Decoder(nnx.Module):
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
 
     def zeros(*lead):
-      return KVCache(*(jnp.zeros(lead + shape, jnp.dtype(config.dtype)) for _ in range(2)))
+      return KVCache(*(constrain_cache(jnp.zeros(lead + shape, jnp.dtype(config.dtype)))
+                       for _ in range(2)))
 
     if config.scan_layers:
       return zeros(config.num_layers)
@@ -109,7 +110,7 @@ class Decoder(nnx.Module):
 
   def embed(self, token_ids):
     """[B, T] int -> [B, T, D], what the first layer reads."""
-    return constrain_batch(jnp.take(self.embedding[...], token_ids, axis=0))
+    return constrain_batch(jnp.take(constrain_lookup(self.embedding[...]), token_ids, axis=0))
 
   def layers_between(self, x, start, stop):
     """Runs layers start..stop-1 on the residual stream of whole rows (no cache).

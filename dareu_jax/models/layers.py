@@ -12,6 +12,7 @@ from flax import nnx
 from dareu_jax.models.attention import causal_attention, masked_attention
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.rope import rotate
+from dareu_jax.parallel.mesh import constrain_cache
 
 
 class Linear(nnx.Module):
@@ -119,7 +120,8 @@ class Attention(nnx.Module):
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
     if cache is not None:
       cache = KVCache(*(
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1)
+        constrain_cache(
+          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1))
         for old, new in zip(cache, (k, v), strict=True)))
       y = masked_attention(q, *cache, context.positions, context.key_positions, window)
     elif window is not None:

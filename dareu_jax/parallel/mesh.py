@@ -8,7 +8,8 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dareu_jax.settings import InputError, MeshSettings
@@ -39,38 +40,70 @@ PARAMETER_AXES = (
 )
 
 
-def make_mesh(settings: MeshSettings):
+def make_mesh(settings: MeshSettings, devices=None):
   """A mesh over the devices; over the first of them if the axes ask for fewer.
 
+  Devices of several slices (TPU pods joined by a data-centre network) are rows of the `data` axis:
+  what splits weights stays within a slice.
+
+  Args:
+    settings: sizes of the axes.
+    devices: to take in place of those that are there, such as a topology's.
+
   Raises:
-    InputError: if the axes ask for more devices than there are, or -1 cannot be filled evenly.
+    InputError: if the axes ask for more devices than there are, -1 cannot be filled evenly, or the
+      `data` axis does not hold the slices.
   """
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else list(devices)
   sizes = [settings.data, settings.fsdp, settings.tensor]
   fixed = int(np.prod([size for size in sizes if size != -1]))
   shape = "x".join(map(str, sizes))
   if -1 in sizes:
-    if devices % fixed:
+    if len(devices) % fixed:
       raise InputError(f"config.mesh is {shape}: its fixed axes need a multiple of {fixed} "
-                       f"devices, and there are {devices}.")
-    sizes[sizes.index(-1)] = devices // fixed
-  elif fixed > devices:
-    raise InputError(f"config.mesh is {shape} and needs {fixed} devices, but there are {devices}: "
-                     "make it smaller, or give one axis -1 to take what there is.")
+                       f"devices, and there are {len(devices)}.")
+    sizes[sizes.index(-1)] = len(devices) // fixed
+  elif fixed > len(devices):
+    raise InputError(f"config.mesh is {shape} and needs {fixed} devices, but there are "
+                     f"{len(devices)}: make it smaller, or give one axis -1 to take what there is.")
   # Auto axes: the compiler places the collectives (explicit ones are make_mesh's default).
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3,
-                       devices=jax.devices()[: int(np.prod(sizes))])
+  types = (AxisType.Auto,) * 3
+  devices = devices[:int(np.prod(sizes))]
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+  if sizes[0] % slices:
+    raise InputError(f"config.mesh.data is {sizes[0]}: the devices are in {slices} slices, and the "
+                     "axis must be a multiple of that, or -1.")
+  within = sizes[0] // slices, *sizes[1:]
+  grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+  return Mesh(grid, AXES, axis_types=types)
 
 
 def parameter_spec(path, shape, mesh):
   """PartitionSpec of a parameter by its path ('layers/0/mlp/up_proj/kernel') and shape."""
   for pattern, logical in PARAMETER_AXES:
     if re.search(pattern, path):
-      axes = [RULES[name] for name in logical]
-      axes = [axis if axis and size % mesh.shape[axis] == 0 else None
-              for axis, size in zip(axes, shape[-len(axes):], strict=True)]
-      return P(*[None] * (len(shape) - len(axes)), *axes)
+      lead = [None] * (len(shape) - len(logical))
+      return _spec(lead + [RULES[name] for name in logical], shape, mesh)
   return P()
+
+
+def _spec(axes, shape, mesh):
+  """Without axes that do not divide, axes of one device, and Nones at the end: there is one spec
+  for each layout, the one that comes out of the compiler, so that nothing is compiled twice."""
+
+  def kept(axis, size):
+    names = axis if isinstance(axis, tuple) else (axis,)
+    names = tuple(name for name in names if name and mesh.shape[name] > 1)
+    if not names or size % int(np.prod([mesh.shape[name] for name in names])):
+      return None
+    return names if len(names) > 1 else names[0]
+
+  axes = [kept(axis, size) for axis, size in zip(axes, shape, strict=True)]
+  while axes and axes[-1] is None:
+    axes.pop()
+  return P(*axes)
 
 
 def shardings(state, mesh):
@@ -93,15 +126,19 @@ def shard(state, mesh):
   return jax.device_put(state, shardings(state, mesh))
 
 
+def batch_sharding(shape, mesh):
+  """Of an array whose first axis is the batch: split over `data` and `fsdp`, where it divides."""
+  axes = [BATCH] + [None] * (len(shape) - 1) if shape else []
+  return NamedSharding(mesh, _spec(axes, shape, mesh))
+
+
 def shard_batch(batch, mesh):
-  """Splits the first axis of each array over `data` and `fsdp`, where it divides."""
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  """Puts a tree of arrays on the devices, each split as `batch_sharding` says."""
 
   def one(x):
     x = np.asarray(x)
-    spec = P(BATCH) if x.ndim and x.shape[0] % ways == 0 else P()
     # Of a batch that all hosts have alike, each puts its own share on its devices.
-    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), x.__getitem__)
+    return jax.make_array_from_callback(x.shape, batch_sharding(x.shape, mesh), lambda i: x[i])
 
   return jax.tree.map(one, batch)
 
@@ -109,9 +146,39 @@ def shard_batch(batch, mesh):
 def constrain_batch(x):
   """Keeps the batch axis of an activation [B, ...] split over `data` and `fsdp`.
 
-  Without a mesh of several devices (`jax.set_mesh`) it changes nothing.
+  This and the other constraints change nothing without a mesh of several devices (`jax.set_mesh`).
   """
+  return _constrain(x, [BATCH])
+
+
+def constrain_cache(x):
+  """Keeps keys or values [..., B, S, K, H] split by rows, and by heads over `tensor`."""
+  return _constrain(x, [None] * (x.ndim - 4) + [BATCH, None, "tensor"])
+
+
+def constrain_lookup(embedding):
+  """An embedding [V, D] as a look-up needs it: whole rows, the vocabulary over `tensor`.
+
+  Rows that are split over `fsdp`, looked up by a batch that is split over it too, make the compiler
+  gather everything it has.
+  """
+  return _constrain(embedding, ["tensor"], even_if_whole=True)
+
+
+def constrain_parameters(state):
+  """Keeps what an update returns where the table says, so that the next one is the same program."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+  if mesh.empty or mesh.size == 1:
+    return state
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.lax.with_sharding_constraint(
+      leaf, parameter_spec(path_name(path), leaf.shape, mesh)), state)
+
+
+def _constrain(x, axes, *, even_if_whole=False):
+  """What nothing divides is left to the compiler, or kept whole on each device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, P(BATCH, *[None] * (x.ndim - 1)))
+  spec = _spec(axes + [None] * (x.ndim - len(axes)), x.shape, mesh)
+  return jax.lax.with_sharding_constraint(x, spec) if even_if_whole or spec != P() else x

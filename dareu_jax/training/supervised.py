@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from dareu_jax import interruption
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask, masked_sum
+from dareu_jax.parallel.mesh import constrain_parameters
 from dareu_jax.settings import TrainSettings
 from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 
@@ -81,7 +82,7 @@ def update(state, frozen, batch, key, learning_rate, *, frame, loss_fn, weight_d
   direction, opt_state = adamw_direction(weight_decay, clip_norm).update(
     grads, state.opt_state, state.params)
   params = apply_direction(state.params, direction, learning_rate)
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return constrain_parameters(TrainState(state.step + 1, params, opt_state)), metrics
 
 
 def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key, store, writer, bar,

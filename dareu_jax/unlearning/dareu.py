@@ -22,6 +22,7 @@ from dareu_jax.masked import (
   masked_mean,
   masked_whiten,
 )
+from dareu_jax.parallel.mesh import constrain_parameters
 from dareu_jax.reinforcement.advantages import (
   generalized_advantage_estimation,
   group_advantages,
@@ -244,6 +245,6 @@ def update(state, teacher, frozen, value_frozen, rollout, rows, retain, learning
   policy_rate, head_rate = learning_rates
   critic = Critic(apply_direction(state.critic.head, critic_direction.head, head_rate),
                   apply_direction(state.critic.trunk, critic_direction.trunk, policy_rate))
-  return state._replace(
+  return constrain_parameters(state._replace(
     policy=apply_direction(state.policy, direction, policy_rate), critic=critic,
-    policy_opt=policy_opt, critic_opt=critic_opt), metrics
+    policy_opt=policy_opt, critic_opt=critic_opt)), metrics
