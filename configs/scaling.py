@@ -1,0 +1,52 @@
+"""How a preset's rollouts scale with the mesh: compiled for TPUs that need not be there, or run.
+
+    pip install . libtpu                                     # the TPU compiler, on any machine
+    python -m dareu_jax.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
+        --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2 --mesh=1,4,4         # a minute a mesh
+    python -m dareu_jax.scaling --config=configs/scaling.py --workdir=runs/here --run \
+        --mesh=1,1,1                                         # measures the devices that are here
+
+Out come tables on the terminal, and scaling.md, scaling.json and plots in the workdir. The
+dimensions are those of the checkpoints' config.json files; no checkpoint is read.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from dareu_jax.command_line import config_module
+
+# (vocabulary, D, F, L, N, K, H, architecture)
+LLAMA2_7B = (32000, 4096, 11008, 32, 32, 32, 128, "llama")
+TINYLLAMA = (32000, 2048, 5632, 22, 32, 4, 64, "llama")
+QWEN3_8B = (151936, 4096, 12288, 36, 32, 8, 128, "qwen3")
+QWEN3_0_6B = (151936, 1024, 3072, 28, 16, 8, 128, "qwen3")
+# Preset -> dimensions of the model and of its classifier.
+MODELS = {"llama2_7b": (LLAMA2_7B, TINYLLAMA), "tinyllama": (TINYLLAMA, TINYLLAMA),
+          "qwen3_8b": (QWEN3_8B, QWEN3_0_6B), "qwen3_0_6b": (QWEN3_0_6B, QWEN3_0_6B)}
+
+
+def get_config(preset=None):
+  """The study of a preset of configs/tofu.py; None is the tiny one."""
+  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
+  config = ConfigDict(dict(
+    run=tofu.get_config(preset),
+    vocab_size=2000,
+    classifier_vocab_size=2000,
+    owners=30,
+    prompt_tokens=32,  # slots of a forget query
+    retain_tokens=64,  # slots of a retained example, prompt and response
+    retain_response_tokens=32,
+  ))
+  if preset is None:
+    config.run.unlearning.max_new_tokens = 32
+    return config
+  if preset not in MODELS:
+    raise ValueError(f"configs/scaling.py has no {preset!r}: take {', '.join(MODELS)}, or nothing.")
+  config.update(owners=200, prompt_tokens=64, retain_tokens=192, retain_response_tokens=128)
+  for block, name, values in ((config.run, "vocab_size", MODELS[preset][0]),
+                              (config.run.classifier, "classifier_vocab_size", MODELS[preset][1])):
+    config[name], d, f, layers, n, k, h, architecture = values
+    block.model.update(path="", embed_dim=d, mlp_dim=f, num_layers=layers, num_heads=n,
+                       num_kv_heads=k, head_dim=h, architecture=architecture)
+  return config

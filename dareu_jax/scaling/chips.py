@@ -1,0 +1,75 @@
+"""What devices can do, as published, or measured where nothing is published.
+
+Sources: Cloud TPU documentation, pages "TPU v4", "v5e", "v5p" and "v6e"
+(docs.cloud.google.com/tpu/docs); NVIDIA H100 SXM and H200 data sheets (dense bfloat16).
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Peak figures of one chip."""
+
+  name: str
+  memory: float  # GiB of HBM
+  flops: float  # bfloat16, a second
+  bandwidth: float  # bytes of HBM a second
+  links: float  # bytes a second that it sends over all its links together
+  ports: int  # links of a chip; a collective along one dimension of the torus uses two of them
+
+  @property
+  def collective_bandwidth(self):
+    """Bytes a second that it sends in a collective along one dimension."""
+    return self.links * min(1.0, 2 / self.ports)
+
+
+CHIPS = {chip.name: chip for chip in (
+  Chip("v4", 32, 275e12, 1228e9, 2400e9 / 8, 6),
+  Chip("v5e", 16, 197e12, 819e9, 1600e9 / 8, 4),
+  Chip("v5p", 95, 459e12, 2765e9, 4800e9 / 8, 6),
+  Chip("v6e", 32, 918e12, 1640e9, 3200e9 / 8, 4),
+  Chip("H100", 80, 989e12, 3350e9, 450e9, 2),
+  Chip("H200", 141, 989e12, 4800e9, 450e9, 2),
+)}
+_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+          "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+
+
+def of_device(device, memory=0.0):
+  """The chip of a device that is there; of an unknown kind as measured.
+
+  Args:
+    device: jax.Device.
+    memory: GiB that an unknown kind may use; 0: whatever it has.
+  """
+  kind = device.device_kind
+  name = _KINDS.get(kind) or next((gpu for gpu in ("H200", "H100") if gpu in kind), None)
+  return CHIPS[name] if name else measured(kind, memory)
+
+
+def measured(name, memory=0.0):
+  """What the first device reaches in a matrix product and in a copy.
+
+  Fake CPU devices share the cores, so that each has its share; a copy stands for the links.
+  """
+  n, width = 1024, 2**24
+  x, y = jnp.ones((n, n), jnp.float32), jnp.ones(width, jnp.float32)
+  flops = 2 * n**3 / _seconds(jax.jit(lambda x: x @ x), x)
+  bandwidth = 8 * width / _seconds(jax.jit(lambda y: y * 2), y)
+  share = jax.local_device_count()
+  return Chip(name, memory or float("inf"), flops / share, bandwidth / share, bandwidth / share, 2)
+
+
+def _seconds(function, x):
+  function(x).block_until_ready()
+  best = float("inf")
+  for _ in range(5):
+    begin = time.perf_counter()
+    function(x).block_until_ready()
+    best = min(best, time.perf_counter() - begin)
+  return best

@@ -1,0 +1,347 @@
+"""What a compiled program costs one device: FLOPs, HBM traffic and collectives, from its HLO text.
+
+XLA's own `cost_analysis` counts the body of a loop once, which of a scan over layers and of a
+decode loop is nearly everything. Here each loop counts as often as it runs.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
+         "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+         "c64": 8}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Names for what is there already, or what another instruction stands for.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
+         "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done",
+         "async-update", "add-dependency", "broadcast-done", "rng-get-and-update-state"}
+_VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert"}  # the same numbers, in a fusion
+
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_HEADER = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """An array: dtype, dimensions, and whether it lies in the chip's fast memory, not in HBM."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  fast: bool = False
+
+  @property
+  def size(self):
+    return math.prod(self.dims)
+
+  @property
+  def bytes(self):
+    """Bytes in whatever memory; 0 for tokens and the like."""
+    return self.size * BYTES.get(self.dtype, 0)
+
+  @property
+  def traffic(self):
+    """Bytes that go over the HBM bus when it is read or written whole."""
+    return 0 if self.fast else self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A line of HLO."""
+
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]  # of its result; several of a tuple
+  operands: tuple[str, ...]
+  attributes: str
+  is_root: bool
+
+  def called(self, attribute):
+    """Names of the computations behind an attribute such as 'calls' or 'body'."""
+    found = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
+    return re.findall(r"[\w.\-]+", found[1]) if found else []
+
+
+@dataclasses.dataclass
+class Cost:
+  """What one device does; bytes of collectives by kind, as they go over the links."""
+
+  flops: float = 0.0
+  traffic: float = 0.0
+  collectives: Counter = dataclasses.field(default_factory=Counter)
+
+  def add(self, other, times=1):
+    self.flops += times * other.flops
+    self.traffic += times * other.traffic
+    for kind, amount in other.collectives.items():
+      self.collectives[kind] += times * amount
+
+
+class Program:
+  """A compiled program's text, taken apart."""
+
+  def __init__(self, text, *, loop_trips=1):
+    """`loop_trips` is how often a loop runs that does not say so itself."""
+    self.loop_trips = loop_trips
+    self.computations, self.entry = _parse(text)
+
+  @functools.cached_property
+  def cost(self):
+    """Cost of a run of the whole program."""
+    return self._of_computation(self.entry)
+
+  @functools.cache  # noqa: B019 - a program is read once and dropped
+  def _of_computation(self, name):
+    total = Cost()
+    for instruction in self.computations[name].values():
+      self._add(total, name, instruction)
+    return total
+
+  def _add(self, total, computation, one):
+    """Adds an instruction's cost, that of what it calls included."""
+    if one.opcode == "while":
+      for part in ("condition", "body"):
+        for called in one.called(part):
+          total.add(self._of_computation(called), self._trips(one))
+      return
+    if one.opcode == "conditional":
+      branches = one.called("branch_computations") or (
+        one.called("true_computation") + one.called("false_computation"))
+      costs = [self._of_computation(branch) for branch in branches]
+      total.add(max(costs, key=lambda cost: (cost.flops, cost.traffic)))
+      return
+    if one.opcode in ("call", "async-start"):
+      for called in one.called("to_apply") or one.called("calls"):
+        total.add(self._of_computation(called))
+      return
+    kind = one.opcode.removesuffix("-start")
+    if kind in COLLECTIVES:
+      total.collectives[kind] += self._moved(computation, one, kind)
+    total.flops += self._flops(computation, one)
+    total.traffic += self._traffic(computation, one)
+
+  def _trips(self, one):
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.attributes)
+    return int(found[1]) if found else self.loop_trips
+
+  def _operands(self, computation, one):
+    held = self.computations[computation]
+    return [held[name] for name in one.operands if name in held]
+
+  # FLOPs.
+
+  def _flops(self, computation, one):
+    """Multiplications and additions of matrix products; the rest is small beside its traffic."""
+    if one.opcode == "fusion":
+      return sum(self._flops(called, inner) for called in one.called("calls")
+                 for inner in self.computations[called].values())
+    if one.opcode == "dot":
+      left = self._operands(computation, one)[0].shapes[0]
+      summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)[1]
+      length = math.prod(left.dims[int(i)] for i in summed.split(",") if i)
+      return 2 * one.shapes[0].size * length
+    if one.opcode == "convolution":
+      return self._convolution_flops(computation, one)
+    return 0
+
+  def _convolution_flops(self, computation, one):
+    """As XLA counts them: places of the window that lie on padding are not multiplied."""
+    left, kernel = (operand.shapes[0] for operand in self._operands(computation, one)[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    lhs, rhs, out = labels.groups()
+    features = kernel.dims[rhs.index("i")]
+    window = re.search(r"window=\{([^}]*)\}", one.attributes)
+    places = 1
+    for axis in sorted(set(rhs) - {"i", "o"}):
+      places *= _window_products(
+        _window(window and window[1], int(axis)), left.dims[lhs.index(axis)],
+        one.shapes[0].dims[out.index(axis)])
+    batch = one.shapes[0].dims[out.index("b")]
+    produced = one.shapes[0].dims[out.index("f")]
+    # Groups of the batch are products apart: each sees its share of the rows alone.
+    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
+    rows = left.dims[lhs.index("b")] // int(groups[1]) if groups and int(groups[1]) > 1 else batch
+    return 2 * rows * produced * features * places
+
+  # Traffic.
+
+  def _traffic(self, computation, one):
+    if one.opcode in _FREE or one.opcode.endswith("-done"):
+      return 0
+    operands = self._operands(computation, one)
+    if one.opcode == "fusion":
+      body = one.called("calls")[0]
+      reads = sum(self._read(body, index, operand.shapes[0])
+                  for index, operand in enumerate(operands) if operand.shapes)
+      return reads + self._written(body, one.shapes)
+    if one.opcode.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
+      # Of a start's tuple the slice is the smallest array beside the scalars.
+      cut = min((s for s in one.shapes if s.dims), key=lambda s: s.size, default=one.shapes[0])
+      return cut.traffic + (0 if operands[0].shapes[0].fast else cut.bytes)
+    if one.opcode == "dynamic-update-slice":
+      return 0 if one.shapes[0].fast else 2 * operands[1].shapes[0].bytes
+    if one.opcode == "scatter":
+      return 0 if one.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
+    # Of a tuple (copy-start) the first part is the copy, the others say where it comes from.
+    written = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
+    return sum(shape.traffic for operand in operands for shape in operand.shapes) + sum(
+      shape.traffic for shape in written)
+
+  def _parameter(self, body, index):
+    return next(one for one in self.computations[body].values()
+                if one.opcode == "parameter" and one.attributes.split(")")[0] == str(index))
+
+  def _read(self, body, index, shape):
+    """Bytes of a fusion's operand that it reads: what its uses ask for, at most all of it."""
+    if shape.fast:
+      return 0
+    return min(shape.bytes, self._read_of(body, self._parameter(body, index).name, shape))
+
+  def _read_of(self, body, name, shape):
+    total = 0
+    for use in self.computations[body].values():
+      if name not in use.operands:
+        continue
+      if use.opcode in ("dynamic-slice", "slice", "gather"):
+        total += use.shapes[0].bytes if use.operands[0] == name else shape.bytes
+      elif use.opcode == "dynamic-update-slice" and use.operands[0] == name:
+        total += 0  # in place: what is not replaced is not touched
+      elif use.opcode == "fusion":
+        inner = use.called("calls")[0]
+        total += sum(self._read_of(inner, self._parameter(inner, i).name, shape)
+                     for i, operand in enumerate(use.operands) if operand == name)
+      elif use.opcode in _VIEWS:
+        total += self._read_of(body, use.name, shape)
+      elif use.opcode == "tuple" and use.is_root:
+        total += 0  # handed through
+      else:
+        return shape.bytes
+    return total
+
+  def _written(self, body, shapes):
+    """Bytes that a fusion writes: of a result that is updated in place the update alone."""
+    root = next(one for one in self.computations[body].values() if one.is_root)
+    parts = root.operands if root.opcode == "tuple" else (root.name,)
+    return sum(0 if shape.fast else min(shape.bytes, self._written_by(body, name, shape))
+               for name, shape in zip(parts, shapes, strict=False))
+
+  def _written_by(self, body, name, shape):
+    one = self.computations[body].get(name)
+    if one is None:
+      return shape.bytes
+    if one.opcode == "dynamic-update-slice":
+      return self.computations[body][one.operands[1]].shapes[0].bytes
+    if one.opcode in _VIEWS:
+      return self._written_by(body, one.operands[0], shape)
+    if one.opcode == "fusion":
+      inner = one.called("calls")[0]
+      root = next(each for each in self.computations[inner].values() if each.is_root)
+      if root.opcode != "tuple":
+        return self._written_by(inner, root.name, shape)
+    return 0 if one.opcode == "parameter" else shape.bytes
+
+  # Collectives.
+
+  def _moved(self, computation, one, kind):
+    """Bytes that a device sends, by the usual ring algorithms over a group of n:
+
+        all-gather, reduce-scatter, all-to-all: (n-1)/n of the whole; all-reduce: twice that
+    """
+    n = _group_size(one.attributes)
+    operands = self._operands(computation, one)
+    given = sum(shape.bytes for operand in operands for shape in operand.shapes)
+    if kind == "collective-permute":
+      return given
+    whole = given * n if kind == "all-gather" else given
+    return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _parse(text):
+  """({computation: {name: Instruction}}, the entry's name)."""
+  computations, entry, current = {}, None, None
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header and " = " not in line.split(" -> ")[0]:
+      current = computations.setdefault(header[1], {})
+      if line.lstrip().startswith("ENTRY"):
+        entry = header[1]
+      continue
+    found = _INSTRUCTION.match(line)
+    if found and current is not None:
+      one = _instruction(found[1], found[2], line.lstrip().startswith("ROOT"))
+      if one is not None:
+        current[one.name] = one
+  if entry is None:
+    raise ValueError("the text holds no HLO module with an entry")
+  return computations, entry
+
+
+def _instruction(name, rest, is_root):
+  """An Instruction of what stands behind its '='."""
+  rest = re.sub(r"/\*.*?\*/", "", rest)
+  end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+  shapes, rest = rest[:end], rest[end:].lstrip()
+  called = re.match(r"([\w\-]+)\(", rest)
+  if not called:
+    return None
+  start = called.end() - 1
+  stop = start + _closing(rest[start:])
+  inside, attributes = rest[start + 1:stop], rest[stop + 1:]
+  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+  if called[1] in ("parameter", "constant"):
+    attributes = inside + ")" + attributes
+  return Instruction(name, called[1], tuple(map(_shape, _SHAPE.findall(shapes))), operands,
+                     attributes, is_root)
+
+
+def _closing(text):
+  """Where the bracket that opens a text closes."""
+  depth = 0
+  for i, letter in enumerate(text):
+    depth += (letter == "(") - (letter == ")")
+    if not depth:
+      return i
+  raise ValueError(f"no closing bracket in {text[:80]!r}")
+
+
+def _shape(found):
+  dtype, dims, layout = found
+  return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(1)" in layout)
+
+
+def _window(text, axis):
+  """(size, stride, padding below, dilation of the input, of the window) along an axis."""
+  def part(name, default):
+    found = re.search(rf"(?:^|\s){name}=(\S+)", text or "")
+    return found[1].split("x")[axis] if found else default
+
+  low = part("pad", "0_0").split("_")[0]
+  return (int(part("size", 1)), int(part("stride", 1)), int(low), int(part("lhs_dilate", 1)),
+          int(part("rhs_dilate", 1)))
+
+
+def _window_products(window, length, out):
+  """Pairs of an output place and a window place that meet an element of the input."""
+  size, stride, low, spread, step = window
+  pairs = 0
+  for k in range(size):
+    # The place o of the output reads o·stride + k·step - low, where that is a multiple of spread.
+    if stride == 1 and spread == 1:
+      first, last = max(0, low - k * step), min(out, length + low - k * step)
+      pairs += max(0, last - first)
+    else:
+      at = [o * stride + k * step - low for o in range(out)]
+      pairs += sum(place % spread == 0 and 0 <= place // spread < length for place in at)
+  return pairs
+
+
+def _group_size(attributes):
+  """Devices of a collective's group; of several forms that HLO has for it."""
+  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+  if found:
+    return int(found[2])
+  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  return len(found[1].split(",")) if found else 1
