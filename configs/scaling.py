@@ -47,6 +47,6 @@ def get_config(preset=None):
   for block, name, values in ((config.run, "vocab_size", MODELS[preset][0]),
                               (config.run.classifier, "classifier_vocab_size", MODELS[preset][1])):
     config[name], d, f, layers, n, k, h, architecture = values
-    block.model.update(path="", embed_dim=d, mlp_dim=f, num_layers=layers, num_heads=n,
+    block.model.update(embed_dim=d, mlp_dim=f, num_layers=layers, num_heads=n,
                        num_kv_heads=k, head_dim=h, architecture=architecture)
   return config

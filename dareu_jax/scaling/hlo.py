@@ -98,7 +98,32 @@ class Program:
     total = Cost()
     for instruction in self.computations[name].values():
       self._add(total, name, instruction)
+    # An asynchronous collective is spread over several fusions: each channel counts once.
+    channels = {}
+    for computation, one, kind in self._collectives(name):
+      channel = re.search(r"channel_id=(\d+)|$", one.attributes)[1] or one.name
+      channels.setdefault(channel, []).append((computation, one, kind))
+    for parts in channels.values():
+      computation, one, kind = parts[0]
+      total.collectives[kind] += self._moved(computation, one, kind)
+      # Where it is known of one part that it lies in fast memory, it does.
+      total.traffic += min(self._touched(*part[:2]) for part in parts)
     return total
+
+  def _touched(self, computation, one):
+    given = self._operands(computation, one)
+    return sum(shape.traffic for operand in given for shape in operand.shapes) + max(
+      (shape.traffic for shape in one.shapes), default=0)
+
+  def _collectives(self, name):
+    """Yields (computation, Instruction, kind) of the collectives here and in fusions."""
+    for one in self.computations[name].values():
+      kind = one.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        yield name, one, kind
+      elif one.opcode == "fusion":
+        for called in one.called("calls"):
+          yield from self._collectives(called)
 
   def _add(self, total, computation, one):
     """Adds an instruction's cost, that of what it calls included."""
@@ -117,15 +142,24 @@ class Program:
       for called in one.called("to_apply") or one.called("calls"):
         total.add(self._of_computation(called))
       return
-    kind = one.opcode.removesuffix("-start")
-    if kind in COLLECTIVES:
-      total.collectives[kind] += self._moved(computation, one, kind)
     total.flops += self._flops(computation, one)
     total.traffic += self._traffic(computation, one)
 
   def _trips(self, one):
     found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.attributes)
-    return int(found[1]) if found else self.loop_trips
+    if found:
+      return int(found[1])
+    # A counter that starts at 0 and is compared with a number, whatever else may end the loop.
+    bounds = [bound for name in one.called("condition") for bound in self._integers(name)]
+    return max(bounds, default=self.loop_trips)
+
+  def _integers(self, name):
+    """Integer constants of a computation and what it calls."""
+    for one in self.computations[name].values():
+      if one.opcode == "constant" and one.shapes[0] == Shape("s32", ()):
+        yield int(one.attributes.split(")")[0])
+      for called in one.called("calls") if one.opcode == "fusion" else ():
+        yield from self._integers(called)
 
   def _operands(self, computation, one):
     held = self.computations[computation]
@@ -169,7 +203,8 @@ class Program:
   # Traffic.
 
   def _traffic(self, computation, one):
-    if one.opcode in _FREE or one.opcode.endswith("-done"):
+    if (one.opcode in _FREE or one.opcode.endswith("-done") or _is_sign(one)
+        or one.opcode.removesuffix("-start") in COLLECTIVES):
       return 0
     operands = self._operands(computation, one)
     if one.opcode == "fusion":
@@ -200,7 +235,9 @@ class Program:
       return 0
     return min(shape.bytes, self._read_of(body, self._parameter(body, index).name, shape))
 
-  def _read_of(self, body, name, shape):
+  def _read_of(self, body, name, shape, handed_out=None):
+    """`handed_out` says what is read of this nested fusion's result, where that is a view."""
+    whole = functools.partial(int, shape.bytes)
     total = 0
     for use in self.computations[body].values():
       if name not in use.operands:
@@ -211,12 +248,15 @@ class Program:
         total += 0  # in place: what is not replaced is not touched
       elif use.opcode == "fusion":
         inner = use.called("calls")[0]
-        total += sum(self._read_of(inner, self._parameter(inner, i).name, shape)
+        after = (handed_out or whole) if use.is_root else functools.partial(
+          self._read_of, body, use.name, shape, handed_out)
+        total += sum(self._read_of(inner, self._parameter(inner, i).name, shape, after)
                      for i, operand in enumerate(use.operands) if operand == name)
       elif use.opcode in _VIEWS:
-        total += self._read_of(body, use.name, shape)
-      elif use.opcode == "tuple" and use.is_root:
-        total += 0  # handed through
+        total += (handed_out or whole)() if use.is_root else self._read_of(
+          body, use.name, shape, handed_out)
+      elif (use.opcode == "tuple" and use.is_root) or use.opcode in COLLECTIVES or _is_sign(use):
+        total += 0  # handed through, or counted with its channel
       else:
         return shape.bytes
     return total
@@ -228,20 +268,22 @@ class Program:
     return sum(0 if shape.fast else min(shape.bytes, self._written_by(body, name, shape))
                for name, shape in zip(parts, shapes, strict=False))
 
-  def _written_by(self, body, name, shape):
+  def _written_by(self, body, name, shape, copied=False):
     one = self.computations[body].get(name)
     if one is None:
       return shape.bytes
     if one.opcode == "dynamic-update-slice":
       return self.computations[body][one.operands[1]].shapes[0].bytes
     if one.opcode in _VIEWS:
-      return self._written_by(body, one.operands[0], shape)
+      copied = copied or one.opcode != "bitcast"
+      return self._written_by(body, one.operands[0], shape, copied)
     if one.opcode == "fusion":
       inner = one.called("calls")[0]
       root = next(each for each in self.computations[inner].values() if each.is_root)
       if root.opcode != "tuple":
-        return self._written_by(inner, root.name, shape)
-    return 0 if one.opcode == "parameter" else shape.bytes
+        return self._written_by(inner, root.name, shape, copied)
+    handed_on = one.opcode == "parameter" and not copied
+    return 0 if handed_on or one.opcode in COLLECTIVES or _is_sign(one) else shape.bytes
 
   # Collectives.
 
@@ -257,6 +299,13 @@ class Program:
       return given
     whole = given * n if kind == "all-gather" else given
     return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _is_sign(one):
+  """Whether a custom call marks something for the compiler, and moves nothing."""
+  return one.opcode == "custom-call" and any(
+    f'custom_call_target="{name}' in one.attributes
+    for name in ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGather"))
 
 
 def _parse(text):
@@ -309,7 +358,7 @@ def _closing(text):
 
 def _shape(found):
   dtype, dims, layout = found
-  return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(1)" in layout)
+  return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(" in layout)
 
 
 def _window(text, axis):
@@ -343,5 +392,10 @@ def _group_size(attributes):
   found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
   if found:
     return int(found[2])
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+  if found:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[name]) for name, part in named)
   found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
   return len(found[1].split(",")) if found else 1
