@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# SLURM, several GPU nodes: one process a node with all its GPUs; requeued after preemption.
+#
+#   sbatch --nodes=2 launch/slurm.sh --config=configs/tofu.py:llama2_7b --config.mesh.tensor=8
+#
+# Submit it from the repository's root, on a file system that all nodes share: the results go to
+# runs/slurm-NAME and the environment lies in .venv (made by the first job, on its first node). Two
+# minutes before the time is up or the job is preempted SLURM sends SIGTERM: all processes save at
+# the same step and end, and SLURM starts the same command again.
+#
+#   ENVIRONMENT, WORKDIR    .venv, runs/slurm-NAME with the job's name
+#
+#SBATCH --job-name=dareu
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.log
+set -euo pipefail
+
+ENVIRONMENT=${ENVIRONMENT:-.venv}
+WORKDIR=${WORKDIR:-runs/slurm-$SLURM_JOB_NAME}
+if [ ! -x "$ENVIRONMENT/bin/python" ]; then
+  python3 -m venv "$ENVIRONMENT"
+  "$ENVIRONMENT/bin/pip" install --quiet '.[cuda]'
+fi
+status=0
+srun --kill-on-bad-exit=1 "$ENVIRONMENT/bin/python" -m dareu_jax.main \
+  --distributed --workdir="$WORKDIR" "$@" || status=$?
+if [ "$status" -eq 143 ]; then  # stopped by SIGTERM, everything saved
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
