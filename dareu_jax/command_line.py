@@ -8,11 +8,13 @@ import shlex
 import signal
 import sys
 
+import jax
 from absl import app, flags, logging
 
 from dareu_jax import interruption
 from dareu_jax.checks import InputError
 
+CACHE = pathlib.Path.home() / ".cache" / "dareu_jax" / "programs"
 TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell gives a process ended by SIGTERM
 
 
@@ -47,6 +49,15 @@ def enter(job, define_flags, *, required, hint="", takes_rest=False):
     return guarded(lambda: job(Given(argv[1:])), [] if takes_rest else argv, hint=hint)
 
   app.run(run, flags_parser=parse)
+
+
+def keep_programs():
+  """Keeps compiled programs in a folder for later runs, on accelerators and where one is set.
+
+  On CPU compiling is quick, and programs are of this very processor.
+  """
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 
 def config_module(path):

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import pathlib
+import shutil
 
 import jax
 
@@ -101,6 +102,27 @@ def _run(runs, folder, ledger, command, overwrite, mirror, share):
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page
+
+
+def precompile(settings: Settings, workdir):
+  """Compiles every program that `run` will need, into JAX's persistent cache.
+
+  Each stage of the first seed is gone through without a step (of the unlearning with a single
+  rollout), and the evaluation of one model, in a folder that is removed at the end.
+
+  Raises:
+    InputError: as `run`; or if programs are not kept.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    raise InputError("--precompile keeps programs in a folder, and on CPU there is none by itself: "
+                     "set JAX_COMPILATION_CACHE_DIR.")
+  run = prepare(settings, workdir)[0]
+  folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
+  with occupied(folder):
+    own = Workdir(folder, dataclasses.asdict(settings), settings.checkpoint)
+    run_seed(dataclasses.replace(run, workdir=own, compile_only=True))
+  if hosts.is_first():
+    shutil.rmtree(folder)
 
 
 def best_candidates(figures, settings: Settings):

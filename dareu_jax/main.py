@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax import experiment, plan
-from dareu_jax.command_line import enter, typed
+from dareu_jax.command_line import enter, keep_programs, typed
 from dareu_jax.parallel import hosts
 from dareu_jax.report.tables import stage_table, text_table, time_line
 from dareu_jax.settings import InputError, Settings
@@ -23,6 +23,8 @@ def _define_flags():
     "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
   flags.DEFINE_bool(
     "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
+  flags.DEFINE_bool(
+    "precompile", False, "Compile all programs into JAX's persistent cache, and stop.")
   flags.DEFINE_bool(
     "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
   flags.DEFINE_string(
@@ -48,6 +50,12 @@ def _main(settings, given):
   if given.dry_run:
     for run in experiment.prepare(settings, given.workdir)[:1]:
       print(plan.describe(run))
+    return
+  keep_programs()
+  if given.precompile:
+    experiment.precompile(settings, given.workdir)
+    if hosts.is_first():
+      print(f"Programs lie in {jax.config.jax_compilation_cache_dir}.")
     return
   summary, page = experiment.run(
     settings, given.workdir, command=typed(), overwrite=given.overwrite,

@@ -26,11 +26,11 @@ def unlearn(run: Run, candidate: Candidate):
     writer = run.writer(name)
     if candidate.method == DAREU:
       result = loop.run(dareu_task(run, candidate), store=store, writer=writer,
-                        bar=progress(name, "rollout"))
+                        bar=progress(name, "rollout"), compile_only=run.compile_only)
       policy, reports, chosen = result.policy, result.reports, result.chosen_epoch
     else:
       policy, reports = loss_based.run(objective_task(run, candidate), store=store, writer=writer,
-                                       bar=progress(name))
+                                       bar=progress(name), compile_only=run.compile_only)
       chosen = reports[-1].epoch
     writer.close()
     run.workdir.save_result(name, policy)

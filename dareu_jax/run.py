@@ -59,6 +59,7 @@ class Run:
   mesh: Any
   workdir: Workdir
   mirror: Any = None  # of the metrics, see training.writers.MetricWriter
+  compile_only: bool = False  # stages compile their programs and learn nothing
 
   @property
   def models(self):

@@ -16,7 +16,7 @@ from dareu_jax.attribution.classifier import (
   owner_probabilities,
 )
 from dareu_jax.masked import last_valid
-from dareu_jax.measures import compared
+from dareu_jax.measures import compared, evaluate
 from dareu_jax.methods import unlearn
 from dareu_jax.parallel import hosts
 from dareu_jax.run import AGAIN, Run, candidates
@@ -46,6 +46,8 @@ def run_seed(run: Run):
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
   for candidate in candidates(run.settings):
     unlearn(run, candidate)
+  if run.compile_only:
+    return evaluate(run, "original")["metrics"]
   return compared(run)
 
 
@@ -196,6 +198,6 @@ def _fit(run, name, store, model, loss_fn, settings, batches, seed):
   params = supervised.fit(
     supervised.init_train_state(start, settings), model.frozen, batches, frame=model.frame,
     loss_fn=loss_fn, settings=settings, key=jax.random.key(seed), store=store, writer=writer,
-    bar=progress(name), put=run.put)
+    bar=progress(name), put=run.put, compile_only=run.compile_only)
   writer.close()
   return params

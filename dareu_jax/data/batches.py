@@ -164,6 +164,13 @@ class Batches:
     return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
                    completion_length=bucket.completion_length, pad_id=self.pad_id)
 
+  def one_of_each_shape(self):
+    """A Batch of each shape that comes, shortest first: what programs are compiled for."""
+    for bucket in self.buckets:
+      yield collate([self.rows[i] for i in bucket.rows[:self.batch_size]], self.batch_size,
+                    seq_length=bucket.seq_length, completion_length=bucket.completion_length,
+                    pad_id=self.pad_id)
+
   def in_order(self):
     """Yields (row indices, Batch) over all rows, each once, without shuffling."""
     for bucket in self.buckets:

@@ -126,6 +126,15 @@ def shard(state, mesh):
   return jax.device_put(state, shardings(state, mesh))
 
 
+def place(state):
+  """The state where the table says, on the mesh that is set; unchanged on one device.
+
+  So it comes back from updates: one made on the first device would have them compiled twice.
+  """
+  mesh = jax.sharding.get_mesh()
+  return state if mesh.empty or mesh.size == 1 else shard(state, mesh)
+
+
 def batch_sharding(shape, mesh):
   """Of an array whose first axis is the batch: split over `data` and `fsdp`, where it divides."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []

@@ -125,6 +125,7 @@ class Store:
       raise InputError(
         f"no checkpoint in {self.folder} can be used:\n  " + "\n  ".join(problems) +
         f"\nDelete {self.stage_folder} to have this stage run again; the other stages are kept.")
+    _digests(flatten(template))  # compiled now, not at the first save
     return None
 
   def _restore(self, step, template):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dareu_jax import interruption
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.masked import length_mask, masked_sum
-from dareu_jax.parallel.mesh import constrain_parameters
+from dareu_jax.parallel.mesh import constrain_parameters, place
 from dareu_jax.settings import TrainSettings
 from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 
@@ -86,10 +86,11 @@ def update(state, frozen, batch, key, learning_rate, *, frame, loss_fn, weight_d
 
 
 def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key, store, writer, bar,
-        put=lambda batch: batch, schedule=None):
+        put=lambda batch: batch, schedule=None, compile_only=False):
   """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
 
-  Told to stop, it saves and raises `interruption.Interrupted`.
+  The update is compiled for every shape of batch before the first step. Told to stop, the run saves
+  and raises `interruption.Interrupted`.
 
   Args:
     state: TrainState to start from (donated: use what is returned).
@@ -100,11 +101,19 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
     bar: training.writers.progress, called as bar(total, initial, name).
     put: places a batch on the devices.
     schedule: training.optimizers.Schedule; of the settings where not given.
+    compile_only: compile, and take no step.
 
   Returns: the trained params.
   """
   schedule = schedule or Schedule(settings, batches.steps_per_epoch)
   micro_batches = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
+  how = dict(frame=frame, loss_fn=loss_fn, weight_decay=settings.weight_decay,
+             clip_norm=settings.clip_norm, micro_batches=micro_batches)
+  state = place(state)
+  for batch in batches.one_of_each_shape():
+    update.lower(state, frozen, put(batch), key, 0.0, **how).compile()
+  if compile_only:
+    return state.params
   restored = store.restore(state)
   if restored is not None:
     state = restored.state
@@ -116,9 +125,7 @@ def fit(state, frozen, batches, *, frame, loss_fn, settings: TrainSettings, key,
       rate, batch = schedule.rate(step), batches[step]
       writer.batch(step + 1, batch)
       state, metrics = update(
-        state, frozen, put(batch), jax.random.fold_in(key, step), rate, frame=frame,
-        loss_fn=loss_fn, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm,
-        micro_batches=micro_batches)
+        state, frozen, put(batch), jax.random.fold_in(key, step), rate, **how)
       step += 1
       schedule.observe(step, metrics, state.params)
       if step % 10 == 0 or step == schedule.num_steps:

@@ -14,6 +14,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.parallel.hosts import fetch
+from dareu_jax.parallel.mesh import place
 from dareu_jax.settings import UnlearningSettings
 from dareu_jax.training.writers import batch_hash
 from dareu_jax.unlearning import dareu
@@ -64,7 +65,7 @@ class Task:
     return max(len(row.prompt) for row in self.forget_rows)
 
 
-def run(task: Task, *, store, writer, bar):
+def run(task: Task, *, store, writer, bar, compile_only=False):
   """Unlearns, from the newest checkpoint of `store` where there is one.
 
   Told to stop, it saves and raises `interruption.Interrupted`.
@@ -74,11 +75,12 @@ def run(task: Task, *, store, writer, bar):
     store: training.checkpoints.Store.
     writer: training.writers.MetricWriter; one record a rollout.
     bar: bar maker (training.writers.progress), in rollouts.
+    compile_only: compile what a rollout and the end of an epoch need, and learn nothing.
 
   Returns: Result.
   """
   settings = task.settings
-  state = dareu.init_learner(task.original, task.value, settings)
+  state = place(dareu.init_learner(task.original, task.value, settings))
   restored = store.restore(state)
   if restored is None:
     reports = [task.monitor.assess(task.original, 0)]
@@ -86,6 +88,9 @@ def run(task: Task, *, store, writer, bar):
     state = restored.state
     reports = [EpochReport(**report) for report in restored.meta["reports"]]
   chosen, done = choose(reports, settings)
+  if compile_only:
+    state, _ = learn(task, state, 0)
+    return Result(state.chosen, tuple(reports), chosen)
   start = int(state.step)
   writer.rewind(start)
   total = settings.epochs * task.rollouts_per_epoch

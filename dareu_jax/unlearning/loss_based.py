@@ -222,6 +222,10 @@ class Steps:
       "seq_length": bucket_length(max(len(r.prompt) + len(r.completion) for r in rows), multiple),
       "completion_length": bucket_length(max(len(r.completion) for r in rows), multiple)}
 
+  def one_of_each_shape(self):
+    """All steps have one shape."""
+    yield self[0]
+
   def __getitem__(self, step):
     other = None
     if self.others:
@@ -252,11 +256,11 @@ class Task:
   put: Any
 
 
-def run(task: Task, *, store, writer, bar):
+def run(task: Task, *, store, writer, bar, compile_only=False):
   """Unlearns, from the newest checkpoint of `store` where there is one.
 
   Args:
-    store, writer, bar: as of `training.supervised.fit`.
+    store, writer, bar, compile_only: as of `training.supervised.fit`.
 
   Returns: (trainable state, reports: tuple of EpochReport, the first of the original).
   """
@@ -270,7 +274,7 @@ def run(task: Task, *, store, writer, bar):
     supervised.init_train_state(start, task.training), (task.frozen, task.original), steps,
     frame=task.frame, loss_fn=ObjectiveLoss(task.method, task.objective, task.seed),
     settings=task.training, key=jax.random.key(task.seed), store=store, writer=writer, bar=bar,
-    put=task.put, schedule=course)
+    put=task.put, schedule=course, compile_only=compile_only)
   reports = [task.monitor.assess(task.original, 0),
              *(EpochReport(**report) for report in course.reports)]
   if task.method == "task_vector":

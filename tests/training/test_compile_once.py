@@ -1,0 +1,68 @@
+"""Programs are compiled before the first step of a stage, and none after it."""
+
+import re
+
+import jax
+import pytest
+
+from dareu_jax import experiment
+from dareu_jax.settings import Settings
+from tests.configs import smallest_config
+from tests.jobs import finish
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled():
+  """Counts programs that are compiled (or taken from the persistent cache) from now on."""
+  found = []
+
+  def listen(event, duration, **more):
+    if event == COMPILED:
+      found.append(more.get("fun_name", "?"))
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield found
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_is_compiled_after_the_first_step_of_a_stage(compiled, tmp_path):
+  """Batches of three lengths, an epoch's end within the unlearning, a method of its own."""
+  config = smallest_config()
+  config.length_multiple = 16
+  config.methods = ("dareu", "npo")
+  config.baseline.update(epochs=12)
+  config.watch_every = 2
+  jax.clear_caches()
+  seen = {}
+
+  def mirror(stage, step, metrics):
+    seen.setdefault(stage, []).append((step, len(compiled)))
+
+  experiment.run(Settings.from_config(config), tmp_path, command="once", mirror=mirror)
+  assert {"base", "original", "retrained", "classifier", "judge", "dareu", "npo"} == set(seen)
+  for stage, records in seen.items():
+    if len(records) == 1:  # a stage of less than ten steps
+      continue
+    (first, before), (last, after) = records[0], records[-1]
+    assert last > first
+    assert before == after, (stage, compiled[before:after])
+  assert sum(len(records) > 1 for records in seen.values()) >= 4, seen
+
+
+def test_precompiled_programs_are_not_compiled_again(command, tmp_path):
+  """The cache is known by the program: another shape or layout, and it is of no use."""
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+           "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "JAX_PLATFORMS": "cpu"}
+  code, out, err = finish(command(tmp_path / "w", "--precompile", **cache))
+  assert code == 0, err
+  assert str(tmp_path / "cache") in out
+  assert not (tmp_path / "w").exists() and list(tmp_path.glob("w*")) == []
+  code, _, err = finish(command(tmp_path / "w", JAX_LOG_COMPILES="1", JAX_DEBUG_LOG_MODULES="jax._src.compiler",
+                                JAX_EXPLAIN_CACHE_MISSES="1", **cache))
+  assert code == 0, err
+  hits = set(re.findall(r"Persistent compilation cache hit for '(\w+)'", err))
+  written = set(re.findall(r"Writing (\w+) to persistent compilation cache", err))
+  assert {"jit_update", "jit_generate", "jit_score_rollout"} <= hits, err[-2000:]
+  assert not written & {"jit_update", "jit_generate", "jit_score_rollout", "jit_prefix_scores"}
