@@ -1,0 +1,66 @@
+"""Writes training.json: losses of 100 steps and digests of what they end with, on CPU.
+
+    python -m tests.golden.update_training
+
+To be run where a change of the numbers is meant; the difference says what it did. The losses are
+compared closely, the digests to the last bit where processor and versions are the file's own.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import tempfile
+
+import jax
+import numpy as np
+
+from dareu_jax import experiment
+from dareu_jax.settings import Settings
+from dareu_jax.stages import finetune_batches, keep_tokenizer
+from dareu_jax.training import supervised
+from dareu_jax.training.checkpoints import flatten
+from dareu_jax.training.digests import digest
+from tests.configs import smallest_config
+
+PATH = pathlib.Path(__file__).with_name("training.json")
+STEPS = 100
+
+
+def golden():
+  """{"losses": [100], "digests": {parameter: hex}, "made_on": {...}}."""
+  settings = Settings.from_config(smallest_config())
+  with tempfile.TemporaryDirectory() as folder:
+    run = experiment.prepare(settings, folder)[0]
+    keep_tokenizer(run)
+    batches = finetune_batches(run, run.corpus.forget + run.corpus.retain, run.seed)
+    state = supervised.init_train_state(
+      jax.tree.map(lambda x: x + 0, run.fresh.trainable), settings.finetune)
+    losses = []
+    for step in range(STEPS):
+      state, metrics = supervised.update(
+        state, run.fresh.frozen, run.put(batches[step]),
+        jax.random.fold_in(jax.random.key(run.seed), step), 1e-3, frame=run.fresh.frame,
+        loss_fn=supervised.language_model_loss, weight_decay=settings.finetune.weight_decay,
+        clip_norm=settings.finetune.clip_norm, micro_batches=1)
+      losses.append(float(metrics["loss"]))
+  return {
+    "losses": losses,
+    "digests": {name: "".join(f"{int(part):08x}" for part in np.asarray(digest(leaf)))
+                for name, leaf in flatten(state.params).items()},
+    "made_on": made_on()}
+
+
+def made_on():
+  """What the last bits depend on: processor and versions."""
+  info = pathlib.Path("/proc/cpuinfo")
+  lines = info.read_text().splitlines() if info.exists() else []
+  facts = [next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
+           for key in ("model name", "cpu family", "model\t", "stepping")]
+  return {"processor": " ".join([platform.machine(), *facts]), "cores": os.cpu_count(), "jax": jax.__version__,
+          "numpy": np.__version__}
+
+
+if __name__ == "__main__":
+  PATH.write_text(json.dumps(golden(), indent=1) + "\n", encoding="utf-8")
+  print(f"wrote {PATH}")
