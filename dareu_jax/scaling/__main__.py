@@ -37,7 +37,9 @@ def _define_flags():
 
 def main(given):
   """Compiles, measures, tabulates."""
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # a machine without a TPU has no metadata server
+  if not given.run:  # the compiler alone is used: there is no metadata server, and nothing to lock
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_default_matmul_precision", "highest")
   settings = build(ScalingSettings, given.config, "config")
   if not given.topology and not given.run:
