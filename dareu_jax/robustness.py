@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from dareu_jax import experiment
+from dareu_jax import experiment, interruption
 from dareu_jax.command_line import enter
 from dareu_jax.data.batches import encode
 from dareu_jax.evaluation import metrics
@@ -28,7 +28,7 @@ from dareu_jax.run import Run, evaluated_examples, references
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
-from dareu_jax.workdir import fingerprint
+from dareu_jax.workdir import fingerprint, occupied
 
 SAMPLE_SEED = 5000
 LEAKAGE = Sample(temperature=1.0, top_p=0.9)  # Scholten et al. 2025
@@ -68,9 +68,10 @@ def main(given):
   options = Options(given.relearning_rate or settings.finetune.learning_rate,
                     settings.finetune.batch_size, given.samples, relearning.STEPS)
   figures = []
-  for run in experiment.prepare(settings, workdir):
-    figures.append({shown: attacked(run, name, options) for shown, name in (
-      {name: name for name in references(settings)} | chosen).items()})
+  with occupied(workdir):
+    for run in experiment.prepare(settings, workdir):
+      figures.append({shown: attacked(run, name, options) for shown, name in (
+        {name: name for name in references(settings)} | chosen).items()})
   models = {name: experiment.over_seeds([each[name] for each in figures]) for name in figures[0]}
   trust = meta.trust(figures, list(chosen), options.steps)
   write_json(workdir / "robustness.json", {
@@ -91,6 +92,7 @@ def attacked(run: Run, name, options: Options):
   with progress(f"attack {name}", "attack")(len(attacks), len(figures)) as bar:
     for attack, function in attacks.items():
       if attack not in figures:
+        interruption.stop_if_requested()
         figures[attack] = function(run, name, options)
         write_json(path, {"fingerprint": mark, "figures": figures})
         bar.update()

@@ -110,6 +110,7 @@ class Store:
       InputError: if there are checkpoints, but none can be used.
     """
     self.settle()
+    self._remove_unfinished()
     problems = []
     for step in self.steps():
       try:
@@ -127,6 +128,12 @@ class Store:
         f"\nDelete {self.stage_folder} to have this stage run again; the other stages are kept.")
     _digests(flatten(template))  # compiled now, not at the first save
     return None
+
+  def _remove_unfinished(self):
+    """What a kill has left of a checkpoint that was being written."""
+    if hosts.is_first() and self.folder.exists():
+      for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
 
   def _restore(self, step, template):
     folder = self.folder / f"{step}"

@@ -242,6 +242,17 @@ def test_arrays_are_checked_where_the_list_of_files_never_came(tmp_path, capsys)
   store.close()
 
 
+def test_what_a_kill_left_unfinished_is_removed(tmp_path):
+  """Half-written states of every kill would fill the disk."""
+  folder = two_saved(tmp_path / "progress")
+  half = folder / "12.orbax-checkpoint-tmp"
+  shutil.copytree(folder / "8", half)
+  store = Store(folder, KEEP_TWO)
+  assert store.restore(TEMPLATE).step == 8
+  assert not half.exists() and store.steps() == [8, 4]
+  store.close()
+
+
 def test_what_is_saved_is_the_state_of_that_moment(store):
   """The state is donated while it is being written."""
   change = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)

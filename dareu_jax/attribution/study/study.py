@@ -21,6 +21,7 @@ from dareu_jax.attribution.study.preparation import prepare
 from dareu_jax.attribution.study.settings import FaithfulnessSettings
 from dareu_jax.attribution.study.world import Study, make_study
 from dareu_jax.training.checkpoints import write_json
+from dareu_jax.workdir import occupied
 
 # Sets of queries whose likelihood every model gives, and those of them with the full treatment.
 MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")
@@ -38,6 +39,11 @@ def run(settings: FaithfulnessSettings, folder, *, overwrite=False):
   """
   study = make_study(settings, folder)
   groups = retraining.all_groups(study)
+  with occupied(folder):
+    return _run(settings, folder, study, groups, overwrite)
+
+
+def _run(settings, folder, study, groups, overwrite):
   study.workdir.claim(overwrite=overwrite)
   begin = time.monotonic()
   prepare(study)
