@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# SLURM, several GPU nodes: one process a node with all its GPUs; requeued after preemption.
+# SLURM, several GPU nodes: one process a GPU, as JAX expects it there; requeued after preemption.
 #
 #   sbatch --nodes=2 launch/slurm.sh --config=configs/tofu.py:llama2_7b --config.mesh.tensor=8
+#   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh ...    # nodes of 4 GPUs
 #
 # Submit it from the repository's root, on a file system that all nodes share: the results go to
 # runs/slurm-NAME and the environment lies in .venv (made by the first job, on its first node). Two
@@ -12,9 +13,9 @@
 #
 #SBATCH --job-name=dareu
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=16
+#SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
