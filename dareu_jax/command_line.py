@@ -93,7 +93,7 @@ def guarded(job, argv, *, hint):
   except InputError as error:
     return fail(error)
   except interruption.Interrupted:
-    fail(f"stopped by SIGTERM; what was done is saved. {hint}")
+    fail(f"stopped by SIGTERM or SIGHUP; what was done is saved. {hint}")
     return TERMINATED
   except KeyboardInterrupt:
     return fail(f"interrupted. {hint}")

@@ -18,6 +18,7 @@ from dareu_jax.run import DAREU, Run, candidates, references, seed_folder
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.stages import run_seed
 from dareu_jax.training.checkpoints import read_json, shared_json, write_json
+from dareu_jax.training.goodput import Ledger
 from dareu_jax.training.writers import read_metrics
 from dareu_jax.workdir import Workdir, occupied
 
@@ -66,7 +67,7 @@ def run(settings: Settings, workdir, *, command, overwrite=False, mirror=None, s
     interruption.Interrupted: after SIGTERM, when what was done is saved.
   """
   runs = prepare(settings, workdir)
-  with occupied(workdir) as ledger:
+  with occupied(workdir), Ledger(workdir) as ledger:
     return _run(runs, pathlib.Path(workdir), ledger, command, overwrite, mirror, share)
 
 

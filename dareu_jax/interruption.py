@@ -1,4 +1,4 @@
-"""The wish to stop (SIGTERM, which a preempted machine gets), honoured between two steps."""
+"""The wish to stop (SIGTERM, which a preempted machine gets, or SIGHUP), honoured between steps."""
 
 import signal
 import threading
@@ -15,7 +15,7 @@ class Interrupted(Exception):
 
 
 def listen():
-  """From now on SIGTERM is a wish; a second one ends the process at once.
+  """From now on these signals are wishes; a second one ends the process at once.
 
   Of several processes JAX's own service listens from `hosts.start` on, so that all stop at the same
   step.
@@ -27,6 +27,9 @@ def listen():
     signal.signal(number, signal.SIG_DFL)
 
   signal.signal(signal.SIGTERM, on_signal)
+  # Follows on SIGTERM where a session ends; with nohup it stays ignored.
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: _wish.set())
 
 
 def requested():

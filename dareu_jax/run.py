@@ -90,7 +90,7 @@ class Run:
     own = self.workdir.folder / "classifier_tokenizer"
     if not settings.classifier.vocab_size and not settings.classifier.model.path:
       return self.tokenizer
-    if own.exists() and self.workdir.is_done("tokenizer", self.marks["tokenizer"]):
+    if self.workdir.is_done("tokenizer", self.marks["tokenizer"]) and own.exists():
       return tokenizers.load(str(own))
     return make_classifier_tokenizer(settings, self.source, self.tokenizer)
 

@@ -18,8 +18,8 @@ import time
 from dareu_jax import interruption, programs
 from dareu_jax.parallel import hosts
 from dareu_jax.settings import InputError
+from dareu_jax.training import goodput
 from dareu_jax.training.checkpoints import Store, read_json, shared_json, write_json
-from dareu_jax.training.goodput import Ledger
 
 # Settings that change how a run is computed, not what comes out.
 _IRRELEVANT = ("mesh", "checkpoint")
@@ -33,7 +33,7 @@ def fingerprint(*parts):
 
 @contextlib.contextmanager
 def occupied(folder):
-  """Keeps a folder for one job as long as the context lasts, and its wall time: yields the Ledger.
+  """Keeps a folder for one job as long as the context lasts.
 
   Raises:
     InputError: if another job works there, if it cannot be written, or if the hosts of this job do
@@ -43,8 +43,7 @@ def occupied(folder):
   lock = hosts.from_first(lambda: _lock(folder))
   try:
     hosts.check_shared(folder)
-    with Ledger(folder) as ledger:
-      yield ledger
+    yield
   finally:
     if hosts.is_first():
       os.close(lock)
@@ -60,8 +59,10 @@ def _lock(folder):
     raise _unwritable(folder, error) from None
   try:
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    owner = goodput.elsewhere(folder)
   except OSError:
     owner = path.read_text().strip()
+  if owner:
     os.close(held)
     raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, end it, or choose "
                      "another --workdir.") from None

@@ -69,7 +69,10 @@ def make_mesh(settings: MeshSettings, devices=None):
   # Auto axes: the compiler places the collectives (explicit ones are make_mesh's default).
   types = (AxisType.Auto,) * 3
   devices = devices[:int(np.prod(sizes))]
-  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  _check_all_processes(devices, shape)
+  # Elsewhere each host counts as a slice, though its network may be that between all GPUs.
+  slices = len({getattr(device, "slice_index", 0) for device in devices
+                if device.platform == "tpu"}) or 1
   if slices == 1:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
   if sizes[0] % slices:
@@ -78,6 +81,14 @@ def make_mesh(settings: MeshSettings, devices=None):
   within = sizes[0] // slices, *sizes[1:]
   grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
   return Mesh(grid, AXES, axis_types=types)
+
+
+def _check_all_processes(devices, shape):
+  if devices[0] not in jax.devices():  # of a topology: nothing runs there
+    return
+  if len({device.process_index for device in devices}) < jax.process_count():
+    raise InputError(f"config.mesh is {shape} and leaves the devices of some processes out: make "
+                     "it larger, or start fewer processes.")
 
 
 def parameter_spec(path, shape, mesh):

@@ -48,6 +48,7 @@ class Store:
     self._pending = None  # (step, best, time) of the one being written
     self._best = None
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    self._arrays, self._json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
 
   def due(self, step):
     """Whether a stage at this step should save."""
@@ -64,7 +65,8 @@ class Store:
     """
     self.settle()
     flat, begin = flatten(state), time.time()
-    content = {"meta": meta or {}, "digests": _digests(flat), "best": step if best else self._best}
+    content = {"meta": meta or {}, "digests": _digests(flat), "time": begin,
+               "best": step if best else self._best}
     _unlist(self.folder / f"{step}")
     self._writer.save(
       self.folder / f"{step}", force=True, args=ocp.args.Composite(
@@ -74,10 +76,12 @@ class Store:
 
   def settle(self):
     """Waits for the checkpoint that is being written; lists its files, removes what is too old."""
+    # Before the wait, which says only once that the write has failed.
+    pending, self._pending = self._pending, None
     self._writer.wait_until_finished()
-    if self._pending is None:
+    if pending is None:
       return
-    (step, best, begin), self._pending = self._pending, None
+    step, best, begin = pending
     if best:
       self._best = step
     if hosts.is_first():
@@ -89,6 +93,7 @@ class Store:
         shutil.rmtree(self.folder / f"{other}")
     if self._on_saved:
       self._on_saved(begin)
+    hosts.barrier(f"checkpoint {step} of {self.folder}")
 
   def steps(self):
     """Steps whose checkpoints lie in the folder, the newest first."""
@@ -112,12 +117,12 @@ class Store:
     self.settle()
     self._remove_unfinished()
     problems = []
-    for step in self.steps():
+    for step in hosts.from_first(self.steps):
       try:
         return self._restore(step, template)
+      except (jax.errors.JaxRuntimeError, PermissionError):
+        raise  # too little memory, a process that is lost, a folder of somebody else's
       except Exception as error:  # noqa: BLE001 - Orbax raises many kinds for a damaged file
-        if "RESOURCE_EXHAUSTED" in str(error):
-          raise
         name = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
         reason = f"{name}{error}".strip().splitlines()[0][:200]
         problems.append(f"{self.folder / str(step)}: {reason}")
@@ -137,24 +142,36 @@ class Store:
 
   def _restore(self, step, template):
     folder = self.folder / f"{step}"
-    _check_files(folder)
+    problem = hosts.from_first(lambda: _problem_of_files(folder))
+    if problem:
+      raise Damaged(problem)
     names, leaves, treedef = _flat(template)
     abstract = {name: ocp.utils.to_shape_dtype_struct(leaf)
                 for name, leaf in zip(names, leaves, strict=True)}
-    restored = self._writer.restore(folder, args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
-    content = dict(restored.meta)
+    found, content = self._read(folder, abstract)
     if content.pop("digest", None) != _text_digest(content):
       raise Damaged("its JSON is not what was saved")
-    for name, found in _digests(restored.state).items():
-      if found != content["digests"].get(name):
-        raise Damaged(f"array {name} is not what was saved (its digest is {found}, not "
+    for name, mark in _digests(found).items():
+      if mark != content["digests"].get(name):
+        raise Damaged(f"array {name} is not what was saved (its digest is {mark}, not "
                       f"{content['digests'].get(name)})")
     self._best = content["best"]
-    # A copy by XLA: arrays that the restore made cannot always be donated.
-    state = jax.jit(lambda x: jax.tree.map(lambda y: y + 0 if y.dtype != bool else y, x))(
-      treedef.unflatten([restored.state[name] for name in names]))
+    if self._on_saved:
+      self._on_saved(content["time"])
+    state = treedef.unflatten([_copy(found.pop(name)) for name in names])
     return Restored(step, state, content["meta"])
+
+  def _read(self, folder, abstract):
+    """(arrays, JSON); all processes come out of it alike, since each reads its own share."""
+    problem = None
+    try:
+      found = self._arrays.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+      content = dict(self._json.restore(folder / "meta", args=ocp.args.JsonRestore()))
+    except Exception as error:  # noqa: BLE001 - sorted by `restore`
+      problem = error
+    if not hosts.everywhere(problem is None):
+      raise problem or Damaged("another process cannot read its share")
+    return found, content
 
   def close(self):
     """Waits for what is being written."""
@@ -193,18 +210,28 @@ def _files(folder):
   return found
 
 
-def _check_files(folder):
-  """Raises Damaged unless the files are those of the list; a kill may have come before the list."""
+def _problem_of_files(folder):
+  """How the files differ from those of the list, or ''; a kill may have come before the list."""
   if not _listing(folder).exists():
-    return
-  listed, found = read_json(_listing(folder)), _files(folder)
+    return ""
+  try:
+    listed, found = read_json(_listing(folder)), _files(folder)
+  except InputError as error:
+    return str(error)
   for name in sorted(set(listed) | set(found)):
     if name not in found:
-      raise Damaged(f"its file {name} is missing")
+      return f"its file {name} is missing"
     if name not in listed:
-      raise Damaged(f"its file {name} was not saved with it")
+      return f"its file {name} was not saved with it"
     if found[name] != listed[name]:
-      raise Damaged(f"its file {name} is not what was saved")
+      return f"its file {name} is not what was saved"
+  return ""
+
+
+@jax.jit
+def _copy(x):
+  """By XLA: arrays that a restore made cannot always be donated."""
+  return x + 0 if x.dtype != bool else x | False
 
 
 def flatten(tree):

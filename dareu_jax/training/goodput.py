@@ -5,6 +5,7 @@ between the last saved work and the last sign of a process that did not end is l
 """
 
 import pathlib
+import socket
 import threading
 import time
 
@@ -13,14 +14,27 @@ from dareu_jax.training.checkpoints import read_json, write_json
 BEAT = 2.0  # seconds between two signs of life
 
 
+def elsewhere(folder):
+  """The host on which another job works in a folder right now, by its signs of life, or None.
+
+  For file systems on which a lock holds on one host only.
+  """
+  last = (read_json(pathlib.Path(folder) / "time.json") or [None])[-1]
+  if last is None or last["ended"] or last["host"] == socket.gethostname():
+    return None
+  return last["host"] if abs(time.time() - last["seen"]) < 5 * BEAT else None
+
+
 class Ledger:
   """The wall time of all processes that worked in a folder, in its `time.json`."""
 
   def __init__(self, folder):
     self.path = pathlib.Path(folder) / "time.json"
-    self.processes = read_json(self.path) or []  # of {"start", "kept", "seen"}, seconds since 1970
+    # Of {"host", "start", "kept", "seen", "ended"}; times in seconds since 1970.
+    self.processes = read_json(self.path) or []
     now = time.time()
-    self._own = {"start": now, "kept": now, "seen": now}
+    self._own = {"host": socket.gethostname(), "start": now, "kept": now, "seen": now,
+                 "ended": False}
     self.processes.append(self._own)
     self._lock, self._ended = threading.Lock(), threading.Event()
 
@@ -29,9 +43,11 @@ class Ledger:
     threading.Thread(target=self._beat, daemon=True).start()
     return self
 
-  def __exit__(self, *exception):
-    # What is not saved when an error ends the process will be done again, as after a kill.
+  def __exit__(self, kind=None, *exception):
     self._ended.set()
+    self._own["ended"] = True
+    if kind is None:  # what an error leaves unsaved will be done again, as after a kill
+      self.kept()
     self._write()
 
   def _beat(self):
@@ -45,8 +61,12 @@ class Ledger:
 
   def kept(self, until=None):
     """Says that all work up to a time is saved; up to now, where none is given."""
+    until = time.time() if until is None else until
     with self._lock:
-      self._own["kept"] = max(self._own["kept"], until or time.time())
+      # What is restored was saved by the process that worked then, which may not have known it.
+      for one in self.processes:
+        if one["start"] <= until and (one is self._own or until <= one["seen"]):
+          one["kept"] = max(one["kept"], until)
 
   def summary(self):
     """{"processes", "kept_seconds", "lost_seconds", "goodput": the kept share}."""

@@ -124,7 +124,8 @@ def test_fixed_axes_must_divide_the_devices():
 def of_slices(slices, each):
   """Devices of several slices, as much of them as building a mesh looks at; mixed up."""
   devices = [types.SimpleNamespace(
-    slice_index=s, process_index=s, id=s * each + i, device_kind="", platform="cpu")
+    slice_index=s, process_index=s, id=s * each + i, device_kind="TPU v5 lite", platform="tpu",
+    coords=(i // 4, i % 4, 0), core_on_chip=0)
     for i in range(each) for s in range(slices)]
   return devices
 

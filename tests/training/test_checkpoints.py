@@ -1,6 +1,7 @@
 """Checkpoints: exact, and of use after what happens to files."""
 
 import dataclasses
+import errno
 import gc
 import re
 import shutil
@@ -240,6 +241,40 @@ def test_arrays_are_checked_where_the_list_of_files_never_came(tmp_path, capsys)
   assert store.restore(TEMPLATE).step == 4
   assert re.search(r"8: array \w is not what was saved", capsys.readouterr().err)
   store.close()
+
+
+def test_a_write_that_fails_is_no_checkpoint_and_costs_none(tmp_path, monkeypatch):
+  """Orbax tells of it once; taken for written, it would push out the good ones."""
+  store = Store(tmp_path / "progress", CheckpointSettings(every_steps=4, keep=1))
+  store.save(4, marked(4), best=True)
+  store.settle()
+
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(store._writer._handler, "finalize", full)
+    store.save(8, marked(8), best=True)
+    with pytest.raises(OSError, match="No space left"):
+      store.settle()
+    store.settle()
+  store.close()
+  again = Store(tmp_path / "progress", KEEP_TWO)
+  assert again.steps() == [4] and again.restore(TEMPLATE).step == 4
+  assert again._best == 4
+  again.close()
+
+
+def test_a_kill_costs_what_came_after_the_checkpoint_alone(tmp_path):
+  """The process that was killed did not learn any more that its checkpoint was there."""
+  store = Store(tmp_path / "progress", KEEP_TWO)
+  store.save(4, marked(4))
+  begin = store._pending[2]
+  store._writer.wait_until_finished()  # and killed
+  told = []
+  again = Store(tmp_path / "progress", KEEP_TWO, on_saved=told.append)
+  assert again.restore(TEMPLATE).step == 4 and told == [begin]
+  again.close()
 
 
 def test_what_a_kill_left_unfinished_is_removed(tmp_path):

@@ -18,12 +18,11 @@ def clock(monkeypatch):
 
 def test_what_is_not_saved_when_a_process_ends_is_lost(tmp_path, clock):
   """Work is done until 130, saved up to 120, and done again by the next process."""
-  with goodput.Ledger(tmp_path) as ledger:
+  with pytest.raises(KeyboardInterrupt), goodput.Ledger(tmp_path) as ledger:
     clock[0] = 125.0
     ledger.kept(120.0)
     clock[0] = 130.0
-  assert ledger.summary() == {
-    "processes": 1, "kept_seconds": 20.0, "lost_seconds": 0.0, "goodput": 1.0}
+    raise KeyboardInterrupt
   clock[0] = 1000.0  # the time between two processes is nobody's
   with goodput.Ledger(tmp_path) as ledger:
     clock[0] = 1030.0
@@ -31,6 +30,35 @@ def test_what_is_not_saved_when_a_process_ends_is_lost(tmp_path, clock):
     clock[0] = 1040.0
     assert ledger.summary() == {
       "processes": 2, "kept_seconds": 50.0, "lost_seconds": 10.0, "goodput": pytest.approx(5 / 6, abs=1e-4)}
+  # What comes after the last saved work of a run that ends well is no loss.
+  with goodput.Ledger(tmp_path) as ledger:
+    assert ledger.summary()["lost_seconds"] == 10.0
+
+
+def test_a_restored_checkpoint_is_credited_to_the_process_that_wrote_it(tmp_path, clock):
+  """It was killed before it knew."""
+  with pytest.raises(KeyboardInterrupt), goodput.Ledger(tmp_path):
+    clock[0] = 150.0
+    raise KeyboardInterrupt
+  clock[0] = 200.0
+  with goodput.Ledger(tmp_path) as ledger:
+    assert ledger.summary()["lost_seconds"] == 50.0
+    ledger.kept(140.0)
+    assert ledger.summary() | {"processes": 2} == {
+      "processes": 2, "kept_seconds": 40.0, "lost_seconds": 10.0, "goodput": 0.8}
+
+
+def test_a_job_of_another_host_is_known_by_its_signs_of_life(tmp_path, clock, monkeypatch):
+  """Locks of buckets that are mounted hold on one host only."""
+  assert goodput.elsewhere(tmp_path) is None
+  with goodput.Ledger(tmp_path):
+    assert goodput.elsewhere(tmp_path) is None  # of this host the lock knows
+    monkeypatch.setattr(goodput.socket, "gethostname", lambda: "other")
+    assert goodput.elsewhere(tmp_path) is not None
+    clock[0] += 6 * goodput.BEAT
+    assert goodput.elsewhere(tmp_path) is None
+    clock[0] -= 6 * goodput.BEAT
+  assert goodput.elsewhere(tmp_path) is None  # it has ended
 
 
 def test_saved_time_never_goes_back(tmp_path, clock):
