@@ -5,7 +5,7 @@
 
 Every run is the smallest job of the tests, killed with SIGKILL at a moment drawn evenly over the
 time that an undisturbed run takes (of several processes one of them, drawn too), and given again.
-Tables, batch hashes and the digests of all results are compared, bit by bit.
+Tables, epochs, batch hashes and the digests of all results are compared, bit by bit.
 """
 
 import argparse
@@ -37,9 +37,29 @@ def end(processes):
 
 
 def outcome(workdir):
-  """What a run ended with: its table, the hashes of its batches, and its epochs."""
+  """What a run ended with: table, batches, epochs, and the digests of the arrays it left."""
+  results = sorted(workdir.glob("*/result/0/meta/metadata"))
   return {"table": jobs.figures(workdir), "batches": jobs.batches(workdir),
-          "epochs": json.loads((workdir / "dareu/epochs.json").read_text())}
+          "epochs": json.loads((workdir / "dareu/epochs.json").read_text()),
+          "results": {path.parts[-5]: json.loads(path.read_text())["digests"] for path in results}}
+
+
+def killed(starter, workdir, processes, seconds, rng):
+  """Starts the job anew and kills a process of it; drawn again where the job was faster.
+
+  Returns: (moment, victim, exit statuses).
+  """
+  while True:
+    shutil.rmtree(workdir, ignore_errors=True)
+    moment, victim = rng.uniform(0, seconds), rng.randrange(processes)
+    started = start(starter, workdir, processes)
+    try:
+      started[victim].wait(timeout=moment)
+    except subprocess.TimeoutExpired:
+      started[victim].send_signal(signal.SIGKILL)
+    statuses = end(started)
+    if statuses[victim] == -signal.SIGKILL:
+      return moment, victim, statuses
 
 
 def main():
@@ -63,23 +83,16 @@ def main():
   same = 0
   for number in range(options.runs):
     workdir = options.workdir / "killed"
-    shutil.rmtree(workdir, ignore_errors=True)
-    moment, victim = rng.uniform(0, seconds), rng.randrange(options.processes)
-    processes = start(starter, workdir, options.processes)
-    try:
-      processes[victim].wait(timeout=moment)
-    except subprocess.TimeoutExpired:
-      pass
-    processes[victim].send_signal(signal.SIGKILL)
-    first = end(processes)
-    done = sorted(path.parent.name for path in workdir.glob("*/done.json"))
+    moment, victim, statuses = killed(starter, workdir, options.processes, seconds, rng)
+    done = len(list(workdir.glob("*/done.json")))
     again = end(start(starter, workdir, options.processes))
-    found = outcome(workdir)
-    same += found == expected and not any(again)
-    lost = json.loads((workdir / "summary.json").read_text())["time"]["lost_seconds"]
-    print(f"{number + 1:>3}: process {victim} killed at {moment:5.1f} s ({len(done)} stages done, "
-          f"exit {first}), lost {lost} s, {'same' if found == expected else 'NOT THE SAME'}; "
-          f"{same} of {number + 1}", flush=True)
+    is_same = not any(again) and outcome(workdir) == expected
+    same += is_same
+    lost = "?" if any(again) else json.loads(
+      (workdir / "summary.json").read_text())["time"]["lost_seconds"]
+    print(f"{number + 1:>3}: process {victim} killed at {moment:5.1f} s ({done} stages done, exit "
+          f"{statuses}), lost {lost} s, {'same' if is_same else 'NOT THE SAME'}; {same} of "
+          f"{number + 1}", flush=True)
   sys.exit(same != options.runs)
 
 

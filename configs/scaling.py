@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from dareu_jax.command_line import config_module
 
-# (vocabulary, D, F, L, N, K, H, architecture)
-LLAMA2_7B = (32000, 4096, 11008, 32, 32, 32, 128, "llama")
-TINYLLAMA = (32000, 2048, 5632, 22, 32, 4, 64, "llama")
-QWEN3_8B = (151936, 4096, 12288, 36, 32, 8, 128, "qwen3")
-QWEN3_0_6B = (151936, 1024, 3072, 28, 16, 8, 128, "qwen3")
+# (vocabulary, tied to the head, D, F, L, N, K, H, architecture)
+LLAMA2_7B = (32000, False, 4096, 11008, 32, 32, 32, 128, "llama")
+TINYLLAMA = (32000, False, 2048, 5632, 22, 32, 4, 64, "llama")
+QWEN3_8B = (151936, False, 4096, 12288, 36, 32, 8, 128, "qwen3")
+QWEN3_0_6B = (151936, True, 1024, 3072, 28, 16, 8, 128, "qwen3")
 # Preset -> dimensions of the model and of its classifier.
 MODELS = {"llama2_7b": (LLAMA2_7B, TINYLLAMA), "tinyllama": (TINYLLAMA, TINYLLAMA),
           "qwen3_8b": (QWEN3_8B, QWEN3_0_6B), "qwen3_0_6b": (QWEN3_0_6B, QWEN3_0_6B)}
@@ -32,7 +32,9 @@ def get_config(preset=None):
   config = ConfigDict(dict(
     run=tofu.get_config(preset),
     vocab_size=2000,
+    tie_embeddings=True,
     classifier_vocab_size=2000,
+    classifier_tie_embeddings=True,
     owners=30,
     prompt_tokens=32,  # slots of a forget query
     retain_tokens=64,  # slots of a retained example, prompt and response
@@ -44,9 +46,10 @@ def get_config(preset=None):
   if preset not in MODELS:
     raise ValueError(f"configs/scaling.py has no {preset!r}: take {', '.join(MODELS)}, or nothing.")
   config.update(owners=200, prompt_tokens=64, retain_tokens=192, retain_response_tokens=128)
-  for block, name, values in ((config.run, "vocab_size", MODELS[preset][0]),
-                              (config.run.classifier, "classifier_vocab_size", MODELS[preset][1])):
-    config[name], d, f, layers, n, k, h, architecture = values
+  for block, prefix, values in ((config.run, "", MODELS[preset][0]),
+                                (config.run.classifier, "classifier_", MODELS[preset][1])):
+    vocabulary, tied, d, f, layers, n, k, h, architecture = values
+    config.update({f"{prefix}vocab_size": vocabulary, f"{prefix}tie_embeddings": tied})
     block.model.update(embed_dim=d, mlp_dim=f, num_layers=layers, num_heads=n,
                        num_kv_heads=k, head_dim=h, architecture=architecture)
   return config

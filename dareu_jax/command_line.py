@@ -51,6 +51,16 @@ def enter(job, define_flags, *, required, hint="", takes_rest=False):
   app.run(run, flags_parser=parse)
 
 
+def define_hosts():
+  """Flags of a job of several processes, for `parallel.hosts.start_as`."""
+  flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where they must be told of each other.")
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+
+
 def keep_programs():
   """Keeps compiled programs in a folder for later runs, on accelerators and where one is set.
 

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax import experiment, plan
-from dareu_jax.command_line import enter, keep_programs, typed
+from dareu_jax.command_line import define_hosts, enter, keep_programs, typed
 from dareu_jax.parallel import hosts
 from dareu_jax.report.tables import stage_table, text_table, time_line
 from dareu_jax.settings import InputError, Settings
@@ -25,12 +25,7 @@ def _define_flags():
     "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
   flags.DEFINE_bool(
     "precompile", False, "Compile all programs into JAX's persistent cache, and stop.")
-  flags.DEFINE_bool(
-    "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
-  flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of the first process, where they must be told of each other.")
-  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-  flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+  define_hosts()
   flags.DEFINE_string(
     "wandb_project", None, "Weights & Biases project to mirror the metrics to (extra: wandb).")
 
@@ -40,8 +35,7 @@ def main(given):
   # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
   jax.config.update("jax_default_matmul_precision", "highest")
   settings = Settings.from_config(given.config)
-  if given.distributed or given.coordinator:
-    hosts.start(given.coordinator, given.num_processes, given.process_id)
+  hosts.start_as(given)
   with hosts.ended_together():
     _main(settings, given)
 
@@ -49,7 +43,9 @@ def main(given):
 def _main(settings, given):
   if given.dry_run:
     for run in experiment.prepare(settings, given.workdir)[:1]:
-      print(plan.describe(run))
+      text = plan.describe(run)
+      if hosts.is_first():
+        print(text)
     return
   keep_programs()
   if given.precompile:

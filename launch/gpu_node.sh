@@ -17,7 +17,7 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 ENVIRONMENT=${ENVIRONMENT:-.venv}
-if [ ! -x "$ENVIRONMENT/bin/python" ]; then
+if ! "$ENVIRONMENT/bin/python" -c 'import dareu_jax, jax' 2>/dev/null; then
   python3 -m venv "$ENVIRONMENT"
   "$ENVIRONMENT/bin/pip" install --quiet '.[cuda]'
 fi

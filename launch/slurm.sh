@@ -5,9 +5,10 @@
 #   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh ...    # nodes of 4 GPUs
 #
 # Submit it from the repository's root, on a file system that all nodes share: the results go to
-# runs/slurm-NAME and the environment lies in .venv (made by the first job, on its first node). Two
-# minutes before the time is up or the job is preempted SLURM sends SIGTERM: all processes save at
-# the same step and end, and SLURM starts the same command again.
+# runs/slurm-NAME and the environment lies in .venv (made by the first job, on its first node, where
+# python3 must be 3.11 or newer). Two minutes before the time is up SLURM sends SIGTERM, and so it
+# does at preemption where the partition has a GraceTime: all processes save at the same step and
+# end, and the same command is queued again.
 #
 #   ENVIRONMENT, WORKDIR    .venv, runs/slurm-NAME with the job's name
 #
@@ -25,13 +26,14 @@ set -euo pipefail
 
 ENVIRONMENT=${ENVIRONMENT:-.venv}
 WORKDIR=${WORKDIR:-runs/slurm-$SLURM_JOB_NAME}
-if [ ! -x "$ENVIRONMENT/bin/python" ]; then
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.programs}  # for all nodes
+if ! "$ENVIRONMENT/bin/python" -c 'import dareu_jax, jax' 2>/dev/null; then
   python3 -m venv "$ENVIRONMENT"
   "$ENVIRONMENT/bin/pip" install --quiet '.[cuda]'
 fi
 status=0
-srun --kill-on-bad-exit=1 "$ENVIRONMENT/bin/python" -m dareu_jax.main \
-  --distributed --workdir="$WORKDIR" "$@" || status=$?
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+  "$ENVIRONMENT/bin/python" -m dareu_jax.main --distributed --workdir="$WORKDIR" "$@" || status=$?
 if [ "$status" -eq 143 ]; then  # stopped by SIGTERM, everything saved
   scontrol requeue "$SLURM_JOB_ID"
 fi

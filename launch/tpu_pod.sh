@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
 # A TPU pod slice of several hosts: queued, set up on all workers, run, resumed after preemption.
 #
-#   launch/tpu_pod.sh create                  # asks for a spot v5litepod-16, waits until it is there
+#   launch/tpu_pod.sh create                    # asks for a spot slice, waits until it is there
 #   launch/tpu_pod.sh setup                     # installs on all workers, mounts the shared folder
 #   launch/tpu_pod.sh run --config=configs/tofu.py:llama2_7b --config.mesh.tensor=4
-#   launch/tpu_pod.sh watch --config=...        # all of it, again after each preemption, to the end
+#   launch/tpu_pod.sh status                    # exit status and last lines of the log
+#   launch/tpu_pod.sh watch --config=...        # all of this, again after each preemption
 #   launch/tpu_pod.sh delete
 #
 # Run it from the repository's root, on any machine where `gcloud auth login` was done. All workers
 # need one folder: BUCKET names a Cloud Storage bucket with hierarchical namespace (its renames of
-# folders are atomic, which checkpoints need), mounted at /mnt/runs by gcsfuse. A preempted slice
-# gets SIGTERM, saves and ends; `watch` queues another one and gives the same command again.
+# folders are atomic, which checkpoints need), mounted at /mnt/runs by gcsfuse. `run` starts the job
+# and comes back; it goes on without you, its output in ~/dareu.log of each worker. A preempted
+# slice gets SIGTERM, saves and ends; `watch` queues another one and gives the same command again.
+# The workers' own Python is too old: uv brings one.
 #
+#   BUCKET                  gs://... without the gs://; always needed
 #   PROJECT, ZONE, NAME     project (of gcloud's config), us-west4-a, dareu-pod
 #   ACCELERATOR, RUNTIME    v5litepod-16 and v2-alpha-tpuv5-lite
-#   BUCKET                  gs://... without the gs://
 #   HF_TOKEN                for gated checkpoints (Llama)
 set -euo pipefail
 
+usage() {
+  sed -n '2,23s/^# \{0,1\}//p' "$0"
+  exit 2
+}
+
+case "${1:-}" in create | setup | run | status | watch | delete) ;; *) usage ;; esac
+: "${BUCKET:?name a bucket with hierarchical namespace, without gs://}"
 PROJECT=${PROJECT:-$(gcloud config get-value project)}
 ZONE=${ZONE:-us-west4-a}
 NAME=${NAME:-dareu-pod}
@@ -25,7 +35,9 @@ ACCELERATOR=${ACCELERATOR:-v5litepod-16}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 where=(--project="$PROJECT" --zone="$ZONE")
 
-on_workers() { gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"; }
+on_workers() { # WHICH COMMAND
+  gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
+}
 
 state() {
   gcloud compute tpus queued-resources describe "$NAME" "${where[@]}" \
@@ -35,27 +47,61 @@ state() {
 create() {
   gcloud compute tpus queued-resources create "$NAME" "${where[@]}" --node-id="$NAME" \
     --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" --spot || return 1
-  until [ "$(state)" = ACTIVE ]; do
-    case "$(state)" in FAILED | SUSPENDED | NONE) echo "not granted: $(state)" >&2; return 1 ;; esac
-    echo "waiting: $(state)"
+  wait_until_active
+}
+
+wait_until_active() {
+  local now
+  while now=$(state); do
+    case "$now" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDED | NONE) echo "not granted: $now" >&2; return 1 ;;
+    esac
+    echo "waiting: $now"
     sleep 60
   done
 }
 
 setup() {
-  git ls-files -z | tar --null --files-from=- -czf /tmp/dareu_jax.tar.gz
-  gcloud compute tpus tpu-vm scp /tmp/dareu_jax.tar.gz "$NAME": "${where[@]}" --worker=all &&
-    on_workers "mkdir -p dareu_jax && tar -xzf dareu_jax.tar.gz -C dareu_jax && cd dareu_jax &&
-    python3 -m venv ~/environment && ~/environment/bin/pip install --quiet '.[tpu]' &&
-    sudo mkdir -p /mnt/runs && sudo chown \$USER /mnt/runs &&
-    (mountpoint -q /mnt/runs || gcsfuse --implicit-dirs ${BUCKET:?name a bucket} /mnt/runs)"
+  git ls-files -z | tar --null --files-from=- -czf /tmp/dareu_jax.tar.gz || return 1
+  gcloud compute tpus tpu-vm scp /tmp/dareu_jax.tar.gz "$NAME": "${where[@]}" --worker=all ||
+    return 1
+  on_workers all "
+    set -e
+    mkdir -p dareu_jax && tar -xzf dareu_jax.tar.gz -C dareu_jax && cd dareu_jax
+    python3 -m pip install --quiet --user uv
+    ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing ~/environment
+    ~/.local/bin/uv pip install --quiet --python ~/environment/bin/python '.[tpu]'
+    if ! command -v gcsfuse >/dev/null; then
+      curl -s https://packages.cloud.google.com/apt/doc/apt-key.gpg |
+        sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
+      echo \"deb [signed-by=/usr/share/keyrings/cloud.google.asc] \
+https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+      sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
+    fi
+    sudo mkdir -p /mnt/runs && sudo chown \$USER /mnt/runs
+    mountpoint -q /mnt/runs || gcsfuse --implicit-dirs $BUCKET /mnt/runs"
 }
 
 run() {
   local flags
   flags=$(printf '%q ' "$@")
-  on_workers "cd dareu_jax && HF_TOKEN=${HF_TOKEN:-} ~/environment/bin/python -m dareu_jax.main \
-    --distributed --workdir=/mnt/runs/$NAME $flags"
+  # Detached: it neither needs the connection nor is started twice by one that is tried again.
+  on_workers all "cd dareu_jax && rm -f ~/dareu.exit &&
+    export HF_TOKEN=${HF_TOKEN:-} JAX_COMPILATION_CACHE_DIR=/mnt/runs/programs &&
+    (pgrep -f dareu_jax.main >/dev/null ||
+      nohup setsid bash -c '~/environment/bin/python -m dareu_jax.main --distributed \
+        --workdir=/mnt/runs/$NAME $flags; echo \$? > ~/dareu.exit' > ~/dareu.log 2>&1 < /dev/null &)"
+}
+
+status() {
+  # shellcheck disable=SC2016  # expanded on the worker
+  on_workers 0 'echo "exit: $(cat ~/dareu.exit 2>/dev/null || echo running)"; tail -n 5 ~/dareu.log'
+}
+
+exit_status() { # of the job on worker 0; "running" while it is, nothing where it cannot be asked
+  on_workers 0 'cat ~/dareu.exit 2>/dev/null || echo running' 2>/dev/null || true
 }
 
 delete() {
@@ -63,23 +109,30 @@ delete() {
 }
 
 watch() {
-  until [ "$(state)" = ACTIVE ] && run "$@"; do
-    # A run that fails on a slice that is still there fails for a reason of its own.
-    if [ "$(state)" = ACTIVE ]; then
-      echo "the job failed on an active slice; not tried again" >&2
-      return 1
-    fi
-    [ "$(state)" = NONE ] || delete
-    if ! { create && setup; }; then
-      sleep 300
-    fi
+  local failures=0
+  while true; do
+    case "$(state)" in
+      ACTIVE)
+        case "$(exit_status)" in
+          0) status; return 0 ;;
+          2) status; echo "the job says what to mend" >&2; return 2 ;;
+          running)
+            on_workers all 'test -d environment' 2>/dev/null || setup || true
+            on_workers 0 'pgrep -f dareu_jax.main' >/dev/null 2>&1 || run "$@" || true
+            ;;
+          "") ;;  # the slice is going down, or the connection: the state will tell
+          *)
+            failures=$((failures + 1))
+            if [ "$failures" -gt 5 ]; then status; return 1; fi
+            run "$@" || true
+            ;;
+        esac
+        ;;
+      NONE) create || true ;;
+      FAILED | SUSPENDED) delete || true ;;
+    esac
+    sleep 60
   done
 }
 
-case "${1:-}" in
-  create | setup | run | watch | delete) "$@" ;;
-  *)
-    sed -n '2,19s/^# \{0,1\}//p' "$0"
-    exit 2
-    ;;
-esac
+"$@"

@@ -9,6 +9,7 @@
 # Run it from the repository's root, on any machine where `gcloud auth login` was done. What is
 # copied to the VM is the working tree as it is. `run` given again goes on where it was: the results
 # lie in ~/run on the VM's own disk. Gated checkpoints (Llama) need HF_TOKEN in your environment.
+# The VM's own Python is too old: uv brings one.
 #
 #   PROJECT, ZONE, NAME     project (of gcloud's config), us-west4-a, dareu
 #   ACCELERATOR, RUNTIME    v5litepod-8 and v2-alpha-tpuv5-lite; see "TPU software versions"
@@ -30,7 +31,9 @@ case "${1:-}" in
     git ls-files -z | tar --null --files-from=- -czf /tmp/dareu_jax.tar.gz
     gcloud compute tpus tpu-vm scp /tmp/dareu_jax.tar.gz "$NAME": "${where[@]}"
     on_vm "mkdir -p dareu_jax && tar -xzf dareu_jax.tar.gz -C dareu_jax && cd dareu_jax &&
-      python3 -m venv ~/environment && ~/environment/bin/pip install --quiet '.[tpu]'"
+      python3 -m pip install --quiet --user uv &&
+      ~/.local/bin/uv venv --python 3.12 ~/environment &&
+      ~/.local/bin/uv pip install --quiet --python ~/environment/bin/python '.[tpu]'"
     ;;
   run)
     shift
@@ -48,7 +51,7 @@ case "${1:-}" in
     gcloud compute tpus tpu-vm delete "$NAME" "${where[@]}" --quiet
     ;;
   *)
-    sed -n '2,16s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

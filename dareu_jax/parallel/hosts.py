@@ -45,6 +45,12 @@ def start(coordinator=None, num_processes=None, process_id=None):
       "--num_processes and --process_id.") from None
 
 
+def start_as(given):
+  """The same by the flags of `command_line.define_hosts`; nothing where they are not given."""
+  if given.distributed or given.coordinator:
+    start(given.coordinator, given.num_processes, given.process_id)
+
+
 @contextlib.contextmanager
 def ended_together():
   """Ends the process at once where it fails as one of several, so that all of them end.

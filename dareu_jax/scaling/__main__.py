@@ -7,14 +7,15 @@
 import dataclasses
 import os
 import re
+from typing import NamedTuple
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.checks import build
-from dareu_jax.command_line import enter, typed
-from dareu_jax.parallel.hosts import is_first
+from dareu_jax.command_line import define_hosts, enter, typed
+from dareu_jax.parallel import hosts
 from dareu_jax.scaling import chips, measure, report, study
 from dareu_jax.scaling.programs import ScalingSettings
 from dareu_jax.settings import InputError
@@ -32,52 +33,73 @@ def _define_flags():
   flags.DEFINE_bool("run", False, "Measure on the devices that are here.")
   flags.DEFINE_bool(
     "weak", False, "Also with batches that grow with the devices, from those of the first target.")
+  define_hosts()
   flags.DEFINE_integer("repeats", 3, "Runs of each program that is measured.", lower_bound=1)
 
 
 def main(given):
   """Compiles, measures, tabulates."""
-  if not given.run:  # the compiler alone is used: there is no metadata server, and nothing to lock
+  if given.topology:  # the compiler alone is used: no metadata server, and nothing to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_default_matmul_precision", "highest")
   settings = build(ScalingSettings, given.config, "config")
   if not given.topology and not given.run:
     raise InputError("give --topology=v5e:4x4 (or another) to compile for, or --run to measure.")
-  with occupied(given.workdir):
-    rows = {"strong": [], "weak": []}
-    first = None
-    for target, devices, chip in _targets(given):
-      first = first or len(devices)
-      for sizes in _meshes(given.mesh, len(devices)):
-        for kind, factor in (("strong", 1.0), ("weak", len(devices) / first)):
-          if kind == "strong" or given.weak:
-            row = _row(settings.scaled(factor), sizes, devices, chip, target, given)
-            rows[kind].append(row)
-            print(f"{kind} {target} {report.mesh_name(row)}: {row.peak / study.GIB:.2f} GiB, "
-                  f"{row.seconds:.2f} s by the roofline", flush=True)
-      page = report.write(given.workdir, rows["strong"], rows["weak"], typed())
-  if is_first():
+  hosts.start_as(given)
+  with hosts.ended_together(), occupied(given.workdir):
+    _main(settings, given)
+
+
+def _main(settings, given):
+  targets = list(_targets(given))
+  wanted = [(target, sizes) for target in targets
+            for sizes in _meshes(given.mesh, len(target.devices))]
+  for target, sizes in wanted:  # before any work
+    study.make_mesh(sizes, target.devices, target.name)
+  rows = {"strong": [], "weak": []}
+  for target, sizes in wanted:
+    factor = len(target.devices) / len(targets[0].devices)
+    row = _row(settings, sizes, target, given)
+    rows["strong"].append(row)
+    if given.weak:
+      grown = settings.scaled(factor)
+      rows["weak"].append(row if factor == 1 else _row(grown, sizes, target, given))
+    page = report.write(given.workdir, rows["strong"], rows["weak"], typed())
+  if hosts.is_first():
     for kind in filter(rows.get, rows):
       print("", report.memory_table(rows[kind]), report.time_table(rows[kind]),
             report.advice(rows[kind]), sep="\n\n")
     print(f"\nPage: {page}")
 
 
+class Target(NamedTuple):
+  """Devices that a mesh may lie on."""
+
+  name: str
+  devices: list
+  chip: chips.Chip
+  is_here: bool
+
+
 def _targets(given):
-  """Yields (name, devices, Chip)."""
   for name in given.topology or ():
     devices, chip = study.topology(name)
-    yield name, devices, chips.CHIPS[chip]
+    yield Target(name, devices, chips.CHIPS[chip], False)
   if given.run:
     devices = jax.devices()
-    yield devices[0].device_kind, devices, chips.of_device(devices[0])
+    yield Target(devices[0].device_kind, devices, chips.of_device(devices[0]), True)
 
 
-def _row(settings, sizes, devices, chip, target, given):
-  row, job, compiled = study.compiled_row(settings, sizes, devices, chip, target)
-  if given.run and devices[0] in jax.devices():
-    row = dataclasses.replace(row, measured=measure.measured(job, compiled, repeats=given.repeats))
+def _row(settings, sizes, target, given):
+  row, job, compiled = study.compiled_row(
+    settings, sizes, target.devices, target.chip, target.name)
+  if target.is_here and not row.refused:
+    seconds = measure.measured(job, compiled, repeats=given.repeats)
+    row = dataclasses.replace(row, measured=seconds)
+  if hosts.is_first():
+    print(f"{target.name} {report.mesh_name(row)}, {row.rows} rows: {row.peak / study.GIB:.2f} "
+          f"GiB, {row.seconds:.2f} s by the roofline", flush=True)
   return row
 
 

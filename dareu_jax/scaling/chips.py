@@ -16,7 +16,8 @@ class Chip:
   """Peak figures of one chip."""
 
   name: str
-  memory: float  # GiB of HBM
+  published: float  # GiB of HBM
+  memory: float  # of them that a program may use, as the TPU compiler says
   flops: float  # bfloat16, a second
   bandwidth: float  # bytes of HBM a second
   links: float  # bytes a second that it sends over all its links together
@@ -29,12 +30,12 @@ class Chip:
 
 
 CHIPS = {chip.name: chip for chip in (
-  Chip("v4", 32, 275e12, 1228e9, 2400e9 / 8, 6),
-  Chip("v5e", 16, 197e12, 819e9, 1600e9 / 8, 4),
-  Chip("v5p", 95, 459e12, 2765e9, 4800e9 / 8, 6),
-  Chip("v6e", 32, 918e12, 1640e9, 3200e9 / 8, 4),
-  Chip("H100", 80, 989e12, 3350e9, 450e9, 2),
-  Chip("H200", 141, 989e12, 4800e9, 450e9, 2),
+  Chip("v4", 32, 30.75, 275e12, 1228e9, 2400e9 / 8, 6),
+  Chip("v5e", 16, 15.75, 197e12, 819e9, 1600e9 / 8, 4),
+  Chip("v5p", 95, 95, 459e12, 2765e9, 4800e9 / 8, 6),
+  Chip("v6e", 32, 31.24, 918e12, 1640e9, 3200e9 / 8, 4),
+  Chip("H100", 80, 80, 989e12, 3350e9, 450e9, 2),
+  Chip("H200", 141, 141, 989e12, 4800e9, 450e9, 2),
 )}
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
           "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
@@ -62,7 +63,8 @@ def measured(name, memory=0.0):
   flops = 2 * n**3 / _seconds(jax.jit(lambda x: x @ x), x)
   bandwidth = 8 * width / _seconds(jax.jit(lambda y: y * 2), y)
   share = jax.local_device_count()
-  return Chip(name, memory or float("inf"), flops / share, bandwidth / share, bandwidth / share, 2)
+  memory = memory or float("inf")
+  return Chip(name, memory, memory, flops / share, bandwidth / share, bandwidth / share, 2)
 
 
 def _seconds(function, x):

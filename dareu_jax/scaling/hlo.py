@@ -168,7 +168,10 @@ class Program:
   # FLOPs.
 
   def _flops(self, computation, one):
-    """Multiplications and additions of matrix products; the rest is small beside its traffic."""
+    """Multiplications and additions of matrix products; the rest is small beside its traffic.
+
+    On GPUs they are calls of cuBLAS. Attention by cuDNN or in a Pallas kernel is not counted.
+    """
     if one.opcode == "fusion":
       return sum(self._flops(called, inner) for called in one.called("calls")
                  for inner in self.computations[called].values())
@@ -179,6 +182,11 @@ class Program:
       return 2 * one.shapes[0].size * length
     if one.opcode == "convolution":
       return self._convolution_flops(computation, one)
+    if one.opcode == "custom-call" and 'custom_call_target="__cublas' in one.attributes:
+      left = self._operands(computation, one)[0].shapes[0]
+      summed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)[1]
+      length = math.prod(left.dims[int(i)] for i in re.findall(r"\d+", summed))
+      return 2 * one.shapes[0].size * length
     return 0
 
   def _convolution_flops(self, computation, one):

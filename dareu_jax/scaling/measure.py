@@ -23,8 +23,9 @@ def measured(job: Job, compiled, *, repeats=3):
   seconds = {}
   for name, program in job.programs.items():
     args = [arg for arg in program.args if not isinstance(arg, states.Frame)]
-    taken = []
+    taken, given = [], None
     for _ in range(repeats + 1):
+      given = None  # before others are made: there may be no room for both
       given = made(args)  # anew, since the update takes the buffers of its state
       begin = time.perf_counter()
       jax.block_until_ready(compiled[name](*given))

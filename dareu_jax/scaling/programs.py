@@ -30,7 +30,9 @@ class ScalingSettings:
 
   run: Settings
   vocab_size: int
+  tie_embeddings: bool  # whether the head is the embedding
   classifier_vocab_size: int
+  classifier_tie_embeddings: bool  # where it is not, a classifier has no language-model head
   owners: int
   prompt_tokens: int  # slots of a forget query
   retain_tokens: int  # slots of a retained example, prompt and response
@@ -38,8 +40,20 @@ class ScalingSettings:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      if field.name != "run":
+      if field.type is int:
         at_least(field.name, getattr(self, field.name), 1)
+
+  @property
+  def model_config(self):
+    return dataclasses.replace(from_settings(self.run.model, self.run.lora, self.vocab_size),
+                               tie_embeddings=self.tie_embeddings)
+
+  @property
+  def classifier_config(self):
+    settings = self.run.classifier
+    return dataclasses.replace(
+      from_settings(settings.model, settings.lora, self.classifier_vocab_size),
+      tie_embeddings=self.classifier_tie_embeddings)
 
   def scaled(self, factor):
     """The same with batches `factor` times as large, for weak scaling."""
@@ -87,10 +101,9 @@ def job(study: ScalingSettings, mesh):
   settings = run.unlearning
   rows, width, time = (settings.rollout_batch_size, study.prompt_tokens,
                        settings.max_new_tokens)
-  policy = functools.partial(Decoder, from_settings(run.model, run.lora, study.vocab_size))
+  policy = functools.partial(Decoder, study.model_config)
   frame, trainable, frozen = _split(policy, run.lora, mesh)
-  reader = functools.partial(OwnerClassifier, from_settings(
-    run.classifier.model, run.classifier.lora, study.classifier_vocab_size), study.owners)
+  reader = functools.partial(OwnerClassifier, study.classifier_config, study.owners)
   classifier = _split(reader, run.classifier.lora, mesh)
   head = functools.partial(ValueHead, run.model.embed_dim)
   value_frame, value, value_frozen = _split(lambda rngs: head(), None, mesh)
@@ -135,8 +148,8 @@ def job(study: ScalingSettings, mesh):
       dareu.update, (state, trainable, frozen, value_frozen, rollout, chosen, retain, (0.0, 0.0)),
       learner, updates, 1),
   }
-  # The teacher is a role of its own; the judge is as large as the classifier.
-  judge = jax.tree.map(lambda leaf: leaf.update(), classifier[1:])
+  # The teacher is a role of its own; the judge shares the classifier's frozen weights.
+  judge = jax.tree.map(lambda leaf: leaf.update(), classifier[1])
   resident = (state, trainable, frozen, value_frozen, classifier[1:], judge)
   return Job(programs, resident)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from dareu_jax.parallel.hosts import is_first
 from dareu_jax.report import plots
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.scaling.chips import CHIPS
@@ -18,14 +19,19 @@ def memory_table(rows):
   """A mesh a line: what the arguments and temporaries of each program take, and the peak."""
   lines = []
   for row in rows:
-    parts = [f"{need.arguments / GIB:.2f} + {need.temporaries / GIB:.2f}"
-             for need in row.needs.values()]
-    share = "" if row.memory == float("inf") else f" of {row.memory / GIB:.0f}"
+    parts = [f"{row.needs[name].arguments / GIB:.2f} + {row.needs[name].temporaries / GIB:.2f}"
+             if name in row.needs else "too much" for name in _programs(rows)]
+    share = "" if row.memory == float("inf") else f" of {row.memory / GIB:.2f}"
     fits = "yes" if row.fits else "NO"
     lines.append([row.target, mesh_name(row), str(row.rows), *parts,
-                  f"{row.peak / GIB:.2f}{share}", fits])
-  names = [f"{name}: args + temp" for name in rows[0].needs]
+                  "-" if row.refused else f"{row.peak / GIB:.2f}{share}", fits])
+  names = [f"{name}: args + temp" for name in _programs(rows)]
   return pipe_table(["target", "mesh", "rows", *names, "peak, GiB", "fits"], lines)
+
+
+def _programs(rows):
+  """Names of the programs, in the order of a rollout."""
+  return list(dict.fromkeys(name for row in rows for name in [*row.needs, *row.refused]))
 
 
 def time_table(rows):
@@ -40,6 +46,9 @@ def time_table(rows):
       for kind, amount in need.collectives.items():
         kinds[kind] = kinds.get(kind, 0.0) + need.times * amount
     moved = ", ".join(f"{kind} {amount / GIB:.2f}" for kind, amount in sorted(kinds.items()))
+    if row.refused:
+      lines.append([row.target, mesh_name(row)] + ["-"] * (6 + any(one.measured for one in rows)))
+      continue
     parts = "/".join(f"{sum(need.times * getattr(need, key) for need in needs):.2f}"
                      for key in ("compute_seconds", "memory_seconds", "collective_seconds"))
     line = [row.target, mesh_name(row), f"{flops / 1e12:.2f}", f"{traffic / GIB:.1f}", moved or "-",
@@ -73,9 +82,10 @@ def advice(rows):
   best = recommended(rows)
   if best is None:
     least = min(rows, key=lambda row: row.peak)
-    return (f"No mesh fits. The least memory takes {mesh_name(least)} on {least.target}: "
-            f"{least.peak / GIB:.2f} GiB of {least.memory / GIB:.0f}. Take smaller batches, more "
-            "devices, or chips with more memory.")
+    said = "; ".join(least.refused.values()) or (
+      f"{least.peak / GIB:.2f} GiB of {least.memory / GIB:.2f}")
+    return (f"No mesh fits. The least memory takes {mesh_name(least)} on {least.target}: {said}. "
+            "Take smaller batches, more devices, or chips with more memory.")
   return (f"Recommended: mesh {mesh_name(best)} on {best.target}, {best.peak / GIB:.2f} GiB a "
           f"device and at best {format_seconds(best.seconds)} a rollout of {best.rows} responses "
           f"of {best.tokens} tokens with its updates (config.mesh.data={best.mesh[0]}, "
@@ -84,6 +94,8 @@ def advice(rows):
 
 def write(folder, strong, weak, command):
   """Writes scaling.json, scaling.md and, where there is something to compare, scaling.png.
+
+  Of several processes the first one does.
 
   Args:
     folder: of the study.
@@ -94,6 +106,9 @@ def write(folder, strong, weak, command):
   Returns: path of the page.
   """
   folder = pathlib.Path(folder)
+  page = folder / "scaling.md"
+  if not is_first():
+    return page
   write_json(folder / "scaling.json", {
     "command": command, "strong": list(map(_record, strong)), "weak": list(map(_record, weak))})
   parts = [f"# How rollouts scale\n\n    {command}"]
@@ -108,7 +123,6 @@ def write(folder, strong, weak, command):
     figure = curves({"strong: one global batch": strong, "weak: batches grow": weak})
     (folder / "scaling.png").write_bytes(plots.to_png_bytes(figure))
     parts.append("![Tokens a second by devices](scaling.png)")
-  page = folder / "scaling.md"
   page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
   return page
 
@@ -152,13 +166,15 @@ def curves(rows_of):
 def _explanation(rows):
   used = sorted({row.target.split(":")[0] for row in rows} & set(CHIPS))
   chips = "; ".join(
-    f"{name}: {chip.memory:.0f} GiB, {chip.flops / 1e12:.0f} bfloat16 TFLOPs, "
+    f"{name}: {chip.published:.0f} GiB of which a program may use {chip.memory:g}, "
+    f"{chip.flops / 1e12:.0f} bfloat16 TFLOPs, "
     f"{chip.bandwidth / 1e9:.0f} GB/s of HBM, {chip.collective_bandwidth / 1e9:.0f} GB/s sent in a "
     "collective" for name, chip in CHIPS.items() if name in used)
   return ("Peak: all that stays on a device while unlearning (roles, optimizer, classifier, judge) "
           "and the most that a program takes beside it. Roofline: the larger of arithmetic and HBM "
           "traffic at the chip's published peaks, and collectives on top, along one dimension of "
-          "the torus; decoding takes all its tokens. It is a bound, not a forecast: no device "
+          "the torus (a ring, which small slices have no links for); decoding takes all its "
+          "tokens. It is a bound, not a forecast: no device "
           f"reaches its peaks. {chips}.".rstrip(" ."))  + "."
 
 

@@ -50,6 +50,7 @@ class Row:
   memory: float  # bytes of the chip's HBM
   needs: dict[str, Need]
   measured: dict | None = None  # program: seconds of a run
+  refused: dict = dataclasses.field(default_factory=dict)  # program: why the compiler gave up
 
   @property
   def devices(self):
@@ -57,7 +58,8 @@ class Row:
 
   @property
   def peak(self):
-    return max(need.peak for need in self.needs.values())
+    """Bytes; without end where a program cannot be compiled at all for want of memory."""
+    return float("inf") if self.refused else max(need.peak for need in self.needs.values())
 
   @property
   def fits(self):
@@ -66,6 +68,8 @@ class Row:
   @property
   def seconds(self):
     """Roofline estimate of a rollout: sampled, rewarded, scored, learnt from."""
+    if self.refused:
+      return float("inf")
     return sum(need.times * need.seconds for need in self.needs.values())
 
   @property
@@ -102,20 +106,36 @@ def compiled_row(study: ScalingSettings, sizes, devices, chip: Chip, target):
 
   Returns: (Row, Job, {program: compiled}).
   """
-  mesh = meshes.make_mesh(MeshSettings(*sizes), devices)
-  if mesh.size != len(devices):
-    raise InputError(f"--mesh={','.join(map(str, sizes))} takes {mesh.size} devices, and {target} "
-                     f"has {len(devices)}.")
+  mesh = make_mesh(sizes, devices, target)
   found: Job = job(study, mesh)
-  needs, programs = {}, {}
+  needs, programs, refused = {}, {}, {}
   for name, program in found.programs.items():
     begin = time.perf_counter()
-    programs[name] = program.lower(mesh).compile()
+    try:
+      programs[name] = program.lower(mesh).compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      refused[name] = str(error).strip().splitlines()[0][:300]
+      continue
     needs[name] = _need(program, programs[name], found.resident, chip,
                         time.perf_counter() - begin)
   unlearning = study.run.unlearning
   return Row(target, tuple(mesh.shape.values()), unlearning.rollout_batch_size,
-             unlearning.max_new_tokens, chip.memory * GIB, needs), found, programs
+             unlearning.max_new_tokens, chip.memory * GIB, needs, refused=refused), found, programs
+
+
+def make_mesh(sizes, devices, target):
+  """The mesh of these sizes over all devices of a target.
+
+  Raises:
+    InputError: if it takes more or fewer.
+  """
+  mesh = meshes.make_mesh(MeshSettings(*sizes), devices)
+  if mesh.size != len(devices):
+    raise InputError(f"--mesh={','.join(map(str, sizes))} takes {mesh.size} devices, and {target} "
+                     f"has {len(devices)}: -1 at one axis takes what there is.")
+  return mesh
 
 
 def _need(program, compiled, resident, chip, compile_seconds):

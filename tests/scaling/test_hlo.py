@@ -143,6 +143,22 @@ def test_what_a_nested_fusion_hands_on_as_a_view_is_read_by_its_user():
   assert hlo.Program(VIEWED).cost.traffic == (x + weights + y) + 2 * weights
 
 
+CUBLAS = """HloModule product
+
+ENTRY %main (a: bf16[8,32], b: bf16[32,16]) -> bf16[8,16] {
+  %a = bf16[8,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  %call = (bf16[8,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"alpha_real":1,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  ROOT %out = bf16[8,16]{1,0} get-tuple-element(%call), index=0
+}
+"""
+
+
+def test_products_that_are_calls_of_cublas_count():
+  """On GPUs most are."""
+  assert hlo.Program(CUBLAS).cost.flops == 2 * 8 * 16 * 32
+
+
 SPREAD = """HloModule spread
 
 %begin (p0: bf16[8,64]) -> (bf16[64,64], u32[]) {

@@ -111,15 +111,15 @@ def test_weak_scaling_grows_the_batches_alone():
   assert grown.scaled(0.25) == study
 
 
-@pytest.mark.parametrize("preset", ["llama2_7b", "qwen3_8b", "qwen3_0_6b", "tinyllama"])
-def test_the_presets_have_the_published_sizes(preset):
-  from dareu_jax.models.config import from_settings
+@pytest.mark.parametrize(("preset", "model", "classifier"), [
+  ("llama2_7b", 6_738_415_616, 1_034_512_384), ("qwen3_8b", 8_190_735_360, 596_049_920)])
+def test_the_presets_have_the_published_sizes(preset, model, classifier):
+  """Of TinyLlama (1.1e9) without the language-model head, which a classifier has not."""
   study = build(ScalingSettings, config_module(CONFIG).get_config(preset), "config")
-  config = from_settings(study.run.model, study.run.lora, study.vocab_size)
-  published = {"llama2_7b": 6.74e9, "qwen3_8b": 8.19e9, "qwen3_0_6b": 0.6e9, "tinyllama": 1.1e9}
-  heads = study.vocab_size * config.embed_dim  # tied where the settings cannot say that it is not
-  found = config.num_parameters + (heads if preset != "qwen3_0_6b" else 0)
-  assert found == pytest.approx(published[preset], rel=0.02)
+  assert study.model_config.num_parameters == model
+  head = study.classifier_config.embed_dim * study.classifier_vocab_size
+  own = study.classifier_config.num_parameters
+  assert own - (0 if study.classifier_tie_embeddings else head) == classifier
 
 
 def test_impossible_sizes_are_refused():

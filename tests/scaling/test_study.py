@@ -57,6 +57,15 @@ def test_what_does_not_fit_is_marked():
   assert lines[0].rstrip(" |").endswith("yes") and lines[1].rstrip(" |").endswith("NO")
 
 
+def test_a_program_that_the_compiler_refuses_for_memory_is_a_row_that_does_not_fit(tmp_path):
+  """It says RESOURCE_EXHAUSTED; the other meshes must be there all the same."""
+  refused = dataclasses.replace(row((1, 1, 4)), needs={}, refused={"update": "exceeds HBM (15.75G)"})
+  assert not refused.fits and recommended([refused, row()]).mesh == (1, 4, 1)
+  page = report.write(tmp_path, [row(), refused], [], "the command").read_text()
+  assert "too much" in page and "1x4x1" in page
+  assert "exceeds HBM" in report.advice([refused])
+
+
 def test_prediction_stands_beside_measurement(tmp_path):
   seen = dataclasses.replace(row(seconds=1.0), measured={"update": 3.0})
   assert "6.00" in report.time_table([seen, row((1, 2, 2))])
@@ -89,10 +98,9 @@ def run(tmp_path, *flags, **environment):
 
 
 def test_it_measures_on_the_devices_that_are_there(tmp_path):
-  done = run(tmp_path, "--run", "--repeats=1", "--mesh=1,2,2",
-             XLA_FLAGS="--xla_force_host_platform_device_count=4")
+  done = run(tmp_path, "--run", "--repeats=1", "--mesh=1,1,1", XLA_FLAGS="")
   assert done.returncode == 0, done.stderr[-3000:]
-  assert "rollout, s (measured)" in done.stdout and "1x2x2" in done.stdout
+  assert "rollout, s (measured)" in done.stdout and "1x1x1" in done.stdout
   assert "measured over roofline" in (tmp_path / "w/scaling.md").read_text()
 
 
@@ -106,9 +114,11 @@ def test_it_compiles_for_a_tpu_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(("flags", "words"), [
   ([], ["--topology", "--run"]), (["--run", "--mesh=1,x,2"], ["--mesh=1,x,2", "three numbers"]),
   (["--run", "--mesh=1,1,3"], ["needs 3 devices"]),
+  (["--run", "--mesh=1,1,1", "--mesh=1,1,7"], ["needs 7 devices"]),
   (["--topology=v99:4x4"], ["--topology=v99:4x4", "v5e:4x4"])])
 def test_misuse_is_one_clear_error(tmp_path, flags, words):
   done = run(tmp_path, *flags)
+  assert "by the roofline" not in done.stdout  # before any work
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
   for word in words:
     assert word in done.stderr
