@@ -31,7 +31,9 @@ def choose(reports, settings: UnlearningSettings):
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  kept = acceptable[-1] if settings.selection == "last" else min(acceptable, key=lambda r: r.score)
+  # Rounded: of answers that are the same the mesh must not decide.
+  kept = acceptable[-1] if settings.selection == "last" else min(
+    acceptable, key=lambda r: round(r.score, 6))
   count = trips(reports, guards)
   stopped = (guards.action == "stop" and count > 0) or (
     guards.action == "rollback" and count > guards.max_rollbacks)
