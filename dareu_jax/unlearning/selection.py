@@ -10,6 +10,9 @@ from dareu_jax.unlearning.guards import refused, trips
 from dareu_jax.unlearning_settings import UnlearningSettings
 
 
+ROUNDING = 1e-6  # of a score: which mesh computed it must not decide
+
+
 def choose(reports, settings: UnlearningSettings):
   """The epoch to keep so far, and whether the run is done.
 
@@ -31,13 +34,20 @@ def choose(reports, settings: UnlearningSettings):
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  # Rounded: of answers that are the same the mesh must not decide.
-  kept = acceptable[-1] if settings.selection == "last" else min(
-    acceptable, key=lambda r: round(r.score, 6))
+  kept = acceptable[-1] if settings.selection == "last" else _lowest(acceptable)
   count = trips(reports, guards)
   stopped = (guards.action == "stop" and count > 0) or (
     guards.action == "rollback" and count > guards.max_rollbacks)
   return kept.epoch, stopped
+
+
+def _lowest(reports):
+  """The report with the lowest score; of those within `ROUNDING` of each other the first."""
+  kept = reports[0]
+  for report in reports[1:]:
+    if report.score < kept.score - ROUNDING:
+      kept = report
+  return kept
 
 
 def rolls_back(reports, settings: UnlearningSettings):
