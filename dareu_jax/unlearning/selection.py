@@ -9,7 +9,6 @@ queries borrow from the forget owners too), and no epoch counts that a guard ref
 from dareu_jax.unlearning.guards import refused, trips
 from dareu_jax.unlearning_settings import UnlearningSettings
 
-
 ROUNDING = 1e-6  # of a score: which mesh computed it must not decide
 
 
