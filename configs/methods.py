@@ -1,6 +1,6 @@
 """Every method on the same model, data, seeds and grid of learning rates, in one table.
 
-    python -m dareu_jax.main --config=configs/methods.py --workdir=runs/methods           # 2 hours
+    python -m dareu_jax.main --config=configs/methods.py --workdir=runs/methods           # 3 hours
     python -m dareu_jax.main --config=configs/methods.py:quick --workdir=runs/quick       # minutes
     python -m dareu_jax.main --config=configs/methods.py:tofu40 --workdir=runs/tofu_methods \
         --config.data.dir=FOLDER
