@@ -123,6 +123,8 @@ class Store:
       except (jax.errors.JaxRuntimeError, PermissionError):
         raise  # too little memory, a process that is lost, a folder of somebody else's
       except Exception as error:  # noqa: BLE001 - Orbax raises many kinds for a damaged file
+        if hosts.lost_another(error):
+          raise
         name = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
         reason = f"{name}{error}".strip().splitlines()[0][:200]
         problems.append(f"{self.folder / str(step)}: {reason}")
