@@ -81,7 +81,7 @@ def config_module(path):
 def typed():
   """What the user typed, for a report."""
   spec = sys.modules["__main__"].__spec__
-  program = f"-m {spec.name}" if spec else shlex.quote(sys.argv[0])
+  program = f"-m {spec.name.removesuffix('.__main__')}" if spec else shlex.quote(sys.argv[0])
   return " ".join(["python", program, *map(shlex.quote, sys.argv[1:])])
 
 

@@ -48,6 +48,9 @@ class Shape:
     return 0 if self.fast else self.bytes
 
 
+_COUNTERS = [Shape(dtype, ()) for dtype in ("s32", "u32", "s64", "u64")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
   """A line of HLO."""
@@ -156,7 +159,7 @@ class Program:
   def _integers(self, name):
     """Integer constants of a computation and what it calls."""
     for one in self.computations[name].values():
-      if one.opcode == "constant" and one.shapes[0] == Shape("s32", ()):
+      if one.opcode == "constant" and one.shapes[0] in _COUNTERS:
         yield int(one.attributes.split(")")[0])
       for called in one.called("calls") if one.opcode == "fusion" else ():
         yield from self._integers(called)

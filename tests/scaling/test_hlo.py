@@ -78,6 +78,38 @@ def test_a_loop_that_ends_early_runs_as_often_as_it_may():
   assert found.flops == 7 * 2 * ROWS * WIDTH * WIDTH
 
 
+WINDOWED = """HloModule windowed
+
+%going (s: (u32[], f32[4,8])) -> pred[] {
+  %s = (u32[], f32[4,8]{1,0}) parameter(0)
+  %n = u32[] constant(8)
+  %i = u32[] get-tuple-element(%s), index=0
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%turn (t: (u32[], f32[4,8])) -> (u32[], f32[4,8]) {
+  %t = (u32[], f32[4,8]{1,0}) parameter(0)
+  %j = u32[] get-tuple-element(%t), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%t), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %y = f32[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %next = (u32[], f32[4,8]{1,0}) tuple(%j, %y)
+}
+
+ENTRY %main (a: f32[4,8], k: u32[]) -> (u32[], f32[4,8]) {
+  %a = f32[4,8]{1,0} parameter(0)
+  %k = u32[] parameter(1)
+  %start = (u32[], f32[4,8]{1,0}) tuple(%k, %a)
+  ROOT %loop = (u32[], f32[4,8]{1,0}) while(%start), condition=%going, body=%turn
+}
+"""
+
+
+def test_loops_that_take_turns_with_a_collective_count_theirs():
+  """The compiler makes them of large products on a mesh; their counters are unsigned."""
+  assert hlo.Program(WINDOWED).cost.flops == 8 * 2 * 4 * 8 * 8
+
+
 NESTED = """HloModule nested
 
 %inner (p0: f32[100,1024], p1: s32[]) -> f32[1,1024] {
