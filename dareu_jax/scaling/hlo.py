@@ -154,13 +154,26 @@ class Program:
       return int(found[1])
     # A counter that starts at 0 and is compared with a number, whatever else may end the loop.
     bounds = [bound for name in one.called("condition") for bound in self._integers(name)]
-    return max(bounds, default=self.loop_trips)
+    return -(-max(bounds) // self._step(one)) if bounds else self.loop_trips
+
+  def _step(self, one):
+    """What a loop's counter grows by: the part of its state that the condition compares."""
+    condition, body = (self.computations[one.called(part)[0]] for part in ("condition", "body"))
+    state = next(each for each in body.values() if each.is_root).operands
+    for compared in (each for each in condition.values() if each.opcode == "compare"):
+      for part in map(condition.get, compared.operands):
+        if part is not None and part.opcode == "get-tuple-element":
+          index = int(re.search(r"index=(\d+)", part.attributes)[1])
+          grown = body[state[index]]
+          added = [body[name] for name in grown.operands if grown.opcode == "add" and name in body]
+          return next((_integer(each) for each in added if each.opcode == "constant"), 1)
+    return 1
 
   def _integers(self, name):
     """Integer constants of a computation and what it calls."""
     for one in self.computations[name].values():
       if one.opcode == "constant" and one.shapes[0] in _COUNTERS:
-        yield int(one.attributes.split(")")[0])
+        yield _integer(one)
       for called in one.called("calls") if one.opcode == "fusion" else ():
         yield from self._integers(called)
 
@@ -310,6 +323,11 @@ class Program:
       return given
     whole = given * n if kind == "all-gather" else given
     return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _integer(one):
+  """The value of an integer constant."""
+  return int(one.attributes.split(")")[0])
 
 
 def _is_sign(one):
