@@ -1,6 +1,6 @@
 """Compiles the training step of a 7B shape for a TPU that is not there, with each attention.
 
-    pip install . libtpu
+    pip install '.[tpu]'
     TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/compile_for_tpu.py
 
 Takes two minutes on 2 cores; prints memory and work of one device of a v5e-8.

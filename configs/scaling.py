@@ -1,6 +1,6 @@
 """How a preset's rollouts scale with the mesh: compiled for TPUs that need not be there, or run.
 
-    pip install . libtpu                                     # the TPU compiler, on any machine
+    pip install '.[tpu]'                          # brings the TPU compiler that goes with jax
     python -m dareu_jax.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
         --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2 --mesh=1,4,4         # a minute a mesh
     python -m dareu_jax.scaling --config=configs/scaling.py --workdir=runs/here --run \

@@ -92,7 +92,7 @@ def topology(name):
     reason = str(error).strip().splitlines()[0][:200]
     raise InputError(
       f"--topology={name} cannot be compiled for ({reason}). Known forms: v4:2x2x2, v5e:4x4, "
-      "v5p:2x2x2, v6e:4x4; the compiler comes with pip install libtpu.") from None
+      "v5p:2x2x2, v6e:4x4; the compiler comes with pip install '.[tpu]'.") from None
   return found.devices, name.split(":")[0]
 
 

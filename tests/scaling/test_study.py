@@ -104,7 +104,7 @@ def test_it_measures_on_the_devices_that_are_there(tmp_path):
   assert "measured over roofline" in (tmp_path / "w/scaling.md").read_text()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install libtpu (as .ci/run does)")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install '.[tpu]', as .ci/run does")
 def test_it_compiles_for_a_tpu_that_is_not_there(tmp_path):
   done = run(tmp_path, "--topology=v5e:2x2", "--mesh=1,2,2")
   assert done.returncode == 0, done.stderr[-3000:]
