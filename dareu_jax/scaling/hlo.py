@@ -421,7 +421,8 @@ def _group_size(attributes):
   found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
   if found:
     return int(found[2])
-  found = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))?\s*\{([^}]*)\}",
+                    attributes)
   if found:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
     named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])

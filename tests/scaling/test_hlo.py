@@ -233,7 +233,8 @@ def test_a_collective_that_is_spread_over_fusions_counts_once():
 @pytest.mark.parametrize(("text", "size"), [
   ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4), ("replica_groups=[2,8]<=[16]", 8),
   ("replica_groups=[4,4]<=[4,4]T(1,0)", 4), ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8),
-  ("replica_groups=mesh['a'=8] {'a':(1)2}", 2)])
+  ("replica_groups=mesh['a'=8] {'a':(1)2}", 2),
+  ("replica_groups=mesh['a'=1,'b'=4,'c'=4], device_ids=([4,4]T(1,0)) {'b'}, dimensions={2}", 4)])
 def test_groups_are_read_in_all_their_forms(text, size):
   assert hlo._group_size(text) == size
 
