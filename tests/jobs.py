@@ -44,6 +44,16 @@ def together(start, workdir, count, *flags, **more):
                 f"--process_id={i}", *flags, JAX_PLATFORMS="cpu", **more) for i in range(count)]
 
 
+def on_eight_devices(code, timeout):
+  """What a script prints, as JSON, on eight fake devices."""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+                      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
+
+
 def finish(process):
   """(exit status, stdout, stderr) of a process at its end."""
   out, err = process.communicate(timeout=400)

@@ -160,25 +160,24 @@ class Batches:
 
   def __getitem__(self, step):
     """The Batch of a step, counted from 0 over all epochs."""
-    bucket, chosen = self._at(step)
+    return self._batch(*self._at(step))
+
+  def _batch(self, bucket, chosen):
+    """Rows of a bucket in its shape."""
     return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
                    completion_length=bucket.completion_length, pad_id=self.pad_id)
 
   def one_of_each_shape(self):
     """A Batch of each shape that comes, shortest first: what programs are compiled for."""
     for bucket in self.buckets:
-      yield collate([self.rows[i] for i in bucket.rows[:self.batch_size]], self.batch_size,
-                    seq_length=bucket.seq_length, completion_length=bucket.completion_length,
-                    pad_id=self.pad_id)
+      yield self._batch(bucket, bucket.rows[:self.batch_size])
 
   def in_order(self):
     """Yields (row indices, Batch) over all rows, each once, without shuffling."""
     for bucket in self.buckets:
       for start in range(0, len(bucket.rows), self.batch_size):
         chosen = bucket.rows[start:start + self.batch_size]
-        yield np.asarray(chosen), collate(
-          [self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
-          completion_length=bucket.completion_length, pad_id=self.pad_id)
+        yield np.asarray(chosen), self._batch(bucket, chosen)
 
 
 def prompt_batch(rows, size, *, multiple, pad_id, width=0):

@@ -41,19 +41,14 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p
           "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
-def of_device(device, memory=0.0):
-  """The chip of a device that is there; of an unknown kind as measured.
-
-  Args:
-    device: jax.Device.
-    memory: GiB that an unknown kind may use; 0: whatever it has.
-  """
+def of_device(device):
+  """The chip of a device that is there; of an unknown kind as measured."""
   kind = device.device_kind
   name = _KINDS.get(kind) or next((gpu for gpu in ("H200", "H100") if gpu in kind), None)
-  return CHIPS[name] if name else measured(kind, memory)
+  return CHIPS[name] if name else measured(kind)
 
 
-def measured(name, memory=0.0):
+def measured(name):
   """What the first device reaches in a matrix product and in a copy.
 
   Fake CPU devices share the cores, so that each has its share; a copy stands for the links.
@@ -63,8 +58,8 @@ def measured(name, memory=0.0):
   flops = 2 * n**3 / _seconds(jax.jit(lambda x: x @ x), x)
   bandwidth = 8 * width / _seconds(jax.jit(lambda y: y * 2), y)
   share = jax.local_device_count()
-  memory = memory or float("inf")
-  return Chip(name, memory, memory, flops / share, bandwidth / share, bandwidth / share, 2)
+  unknown = float("inf")
+  return Chip(name, unknown, unknown, flops / share, bandwidth / share, bandwidth / share, 2)
 
 
 def _seconds(function, x):

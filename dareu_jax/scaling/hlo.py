@@ -10,62 +10,15 @@ import math
 import re
 from collections import Counter
 
-BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
-         "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
-         "c64": 8}
+from dareu_jax.scaling.hlo_text import Shape, parse
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Names for what is there already, or what another instruction stands for.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
          "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done",
          "async-update", "add-dependency", "broadcast-done", "rng-get-and-update-state"}
 _VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert"}  # the same numbers, in a fusion
-
-_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_HEADER = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-  """An array: dtype, dimensions, and whether it lies in the chip's fast memory, not in HBM."""
-
-  dtype: str
-  dims: tuple[int, ...]
-  fast: bool = False
-
-  @property
-  def size(self):
-    return math.prod(self.dims)
-
-  @property
-  def bytes(self):
-    """Bytes in whatever memory; 0 for tokens and the like."""
-    return self.size * BYTES.get(self.dtype, 0)
-
-  @property
-  def traffic(self):
-    """Bytes that go over the HBM bus when it is read or written whole."""
-    return 0 if self.fast else self.bytes
-
-
 _COUNTERS = [Shape(dtype, ()) for dtype in ("s32", "u32", "s64", "u64")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """A line of HLO."""
-
-  name: str
-  opcode: str
-  shapes: tuple[Shape, ...]  # of its result; several of a tuple
-  operands: tuple[str, ...]
-  attributes: str
-  is_root: bool
-
-  def called(self, attribute):
-    """Names of the computations behind an attribute such as 'calls' or 'body'."""
-    found = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
-    return re.findall(r"[\w.\-]+", found[1]) if found else []
 
 
 @dataclasses.dataclass
@@ -89,7 +42,7 @@ class Program:
   def __init__(self, text, *, loop_trips=1):
     """`loop_trips` is how often a loop runs that does not say so itself."""
     self.loop_trips = loop_trips
-    self.computations, self.entry = _parse(text)
+    self.computations, self.entry = parse(text)
 
   @functools.cached_property
   def cost(self):
@@ -159,7 +112,7 @@ class Program:
   def _step(self, one):
     """What a loop's counter grows by: the part of its state that the condition compares."""
     condition, body = (self.computations[one.called(part)[0]] for part in ("condition", "body"))
-    state = next(each for each in body.values() if each.is_root).operands
+    state = self._root(one.called("body")[0]).operands
     for compared in (each for each in condition.values() if each.opcode == "compare"):
       for part in map(condition.get, compared.operands):
         if part is not None and part.opcode == "get-tuple-element":
@@ -177,6 +130,10 @@ class Program:
       for called in one.called("calls") if one.opcode == "fusion" else ():
         yield from self._integers(called)
 
+  def _root(self, name):
+    """The Instruction that a computation gives back."""
+    return next(one for one in self.computations[name].values() if one.is_root)
+
   def _operands(self, computation, one):
     held = self.computations[computation]
     return [held[name] for name in one.operands if name in held]
@@ -192,18 +149,18 @@ class Program:
       return sum(self._flops(called, inner) for called in one.called("calls")
                  for inner in self.computations[called].values())
     if one.opcode == "dot":
-      left = self._operands(computation, one)[0].shapes[0]
-      summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)[1]
-      length = math.prod(left.dims[int(i)] for i in summed.split(",") if i)
-      return 2 * one.shapes[0].size * length
+      return self._product_flops(computation, one, r"lhs_contracting_dims=\{([\d,]*)\}")
     if one.opcode == "convolution":
       return self._convolution_flops(computation, one)
     if one.opcode == "custom-call" and 'custom_call_target="__cublas' in one.attributes:
-      left = self._operands(computation, one)[0].shapes[0]
-      summed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)[1]
-      length = math.prod(left.dims[int(i)] for i in re.findall(r"\d+", summed))
-      return 2 * one.shapes[0].size * length
+      return self._product_flops(computation, one, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
     return 0
+
+  def _product_flops(self, computation, one, summed):
+    """Of a matrix product; `summed` finds the dimensions of its left side that are summed over."""
+    left = self._operands(computation, one)[0].shapes[0]
+    dimensions = re.findall(r"\d+", re.search(summed, one.attributes)[1])
+    return 2 * one.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
 
   def _convolution_flops(self, computation, one):
     """As XLA counts them: places of the window that lie on padding are not multiplied."""
@@ -287,7 +244,7 @@ class Program:
 
   def _written(self, body, shapes):
     """Bytes that a fusion writes: of a result that is updated in place the update alone."""
-    root = next(one for one in self.computations[body].values() if one.is_root)
+    root = self._root(body)
     parts = root.operands if root.opcode == "tuple" else (root.name,)
     return sum(0 if shape.fast else min(shape.bytes, self._written_by(body, name, shape))
                for name, shape in zip(parts, shapes, strict=False))
@@ -303,7 +260,7 @@ class Program:
       return self._written_by(body, one.operands[0], shape, copied)
     if one.opcode == "fusion":
       inner = one.called("calls")[0]
-      root = next(each for each in self.computations[inner].values() if each.is_root)
+      root = self._root(inner)
       if root.opcode != "tuple":
         return self._written_by(inner, root.name, shape, copied)
     handed_on = one.opcode == "parameter" and not copied
@@ -335,59 +292,6 @@ def _is_sign(one):
   return one.opcode == "custom-call" and any(
     f'custom_call_target="{name}' in one.attributes
     for name in ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGather"))
-
-
-def _parse(text):
-  """({computation: {name: Instruction}}, the entry's name)."""
-  computations, entry, current = {}, None, None
-  for line in text.splitlines():
-    header = _HEADER.match(line)
-    if header and " = " not in line.split(" -> ")[0]:
-      current = computations.setdefault(header[1], {})
-      if line.lstrip().startswith("ENTRY"):
-        entry = header[1]
-      continue
-    found = _INSTRUCTION.match(line)
-    if found and current is not None:
-      one = _instruction(found[1], found[2], line.lstrip().startswith("ROOT"))
-      if one is not None:
-        current[one.name] = one
-  if entry is None:
-    raise ValueError("the text holds no HLO module with an entry")
-  return computations, entry
-
-
-def _instruction(name, rest, is_root):
-  """An Instruction of what stands behind its '='."""
-  rest = re.sub(r"/\*.*?\*/", "", rest)
-  end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
-  shapes, rest = rest[:end], rest[end:].lstrip()
-  called = re.match(r"([\w\-]+)\(", rest)
-  if not called:
-    return None
-  start = called.end() - 1
-  stop = start + _closing(rest[start:])
-  inside, attributes = rest[start + 1:stop], rest[stop + 1:]
-  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-  if called[1] in ("parameter", "constant"):
-    attributes = inside + ")" + attributes
-  return Instruction(name, called[1], tuple(map(_shape, _SHAPE.findall(shapes))), operands,
-                     attributes, is_root)
-
-
-def _closing(text):
-  """Where the bracket that opens a text closes."""
-  depth = 0
-  for i, letter in enumerate(text):
-    depth += (letter == "(") - (letter == ")")
-    if not depth:
-      return i
-  raise ValueError(f"no closing bracket in {text[:80]!r}")
-
-
-def _shape(found):
-  dtype, dims, layout = found
-  return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(" in layout)
 
 
 def _window(text, axis):

@@ -15,13 +15,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import CheckpointSettings, InputError
-from dareu_jax.training.digests import digest
+from dareu_jax.training.digests import hex_digest
 
 HASHED_BYTES = 2**20  # larger files hold arrays, which have digests of their own
 
@@ -184,8 +183,7 @@ class Store:
 
 
 def _digests(flat):
-  return {name: "".join(f"{int(part):08x}" for part in np.asarray(digest(leaf)))
-          for name, leaf in flat.items()}
+  return {name: hex_digest(leaf) for name, leaf in flat.items()}
 
 
 def _text_digest(content):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.jit
@@ -28,6 +29,11 @@ def digest(x):
     place = place * jnp.uint32(size) + iota
   return jnp.stack([jnp.sum(_scramble(bits ^ _scramble(place + seed)), dtype=jnp.uint32)
                     for seed in (jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))])
+
+
+def hex_digest(x):
+  """The digest as 16 hexadecimal digits."""
+  return "".join(f"{int(part):08x}" for part in np.asarray(digest(x)))
 
 
 def _scramble(x):

@@ -20,7 +20,7 @@ from dareu_jax.settings import Settings
 from dareu_jax.stages import finetune_batches, keep_tokenizer
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import flatten
-from dareu_jax.training.digests import digest
+from dareu_jax.training.digests import hex_digest
 from tests.configs import smallest_config
 
 PATH = pathlib.Path(__file__).with_name("training.json")
@@ -46,8 +46,7 @@ def golden():
       losses.append(float(metrics["loss"]))
   return {
     "losses": losses,
-    "digests": {name: "".join(f"{int(part):08x}" for part in np.asarray(digest(leaf)))
-                for name, leaf in flatten(state.params).items()},
+    "digests": {name: hex_digest(leaf) for name, leaf in flatten(state.params).items()},
     "made_on": made_on()}
 
 

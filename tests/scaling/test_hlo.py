@@ -1,16 +1,11 @@
 """The cost of a compiled program, against what the program is known to do and against XLA."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from dareu_jax.scaling import hlo
-from tests.configs import ROOT
+from tests.jobs import on_eight_devices
 
 ROWS, WIDTH, LAYERS = 64, 128, 5
 
@@ -269,12 +264,7 @@ print(json.dumps({
 
 def test_collectives_move_what_a_ring_moves():
   """The compiler's own choice of them, on eight devices; a loop's as often as it runs."""
-  done = subprocess.run(
-    [sys.executable, "-c", COLLECTIVES], cwd=ROOT, capture_output=True, text=True, timeout=240,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
-  assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout)
+  found = on_eight_devices(COLLECTIVES, timeout=240)
   assert found["gather"] == {"all-gather": 64 * 32 * 4 * 7 / 8}
   assert found["reduce"] == {"all-reduce": 4096 * 4 * 7 / 8 * 2}
   assert found["layers"]["all-gather"] == 16 * 256 * 4 * 7 / 8 or found["layers"] == {

@@ -1,10 +1,5 @@
 """The programs of a study are those of the job, and lie on the mesh as the table says."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from dareu_jax.checks import build
@@ -12,6 +7,7 @@ from dareu_jax.command_line import config_module
 from dareu_jax.scaling.programs import ScalingSettings
 from dareu_jax.settings import InputError
 from tests.configs import ROOT, changed
+from tests.jobs import on_eight_devices
 
 CONFIG = ROOT / "configs" / "scaling.py"
 
@@ -67,12 +63,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def on_eight():
   """What eight fake devices say of the programs, by rank of the adapter and mesh."""
-  done = subprocess.run(
-    [sys.executable, "-c", ON_EIGHT], cwd=ROOT, capture_output=True, text=True, timeout=400,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout)
+  return on_eight_devices(ON_EIGHT, timeout=400)
 
 
 def test_constraints_do_not_vanish(on_eight):

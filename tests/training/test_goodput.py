@@ -76,9 +76,9 @@ def test_a_process_that_is_killed_has_left_signs_of_life(tmp_path, monkeypatch):
   ledger = goodput.Ledger(tmp_path).__enter__()
   start = json.loads((tmp_path / "time.json").read_text())[0]["seen"]
   for _ in range(500):
-    if json.loads((tmp_path / "time.json").read_text())[0]["seen"] > start:
+    seen = json.loads((tmp_path / "time.json").read_text())[0]["seen"]
+    if seen > start:
       break
     goodput.time.sleep(0.01)
-  else:
-    raise AssertionError("no sign of life")
+  assert seen > start, "no sign of life"
   ledger.__exit__()

@@ -1,0 +1,105 @@
+"""The text of a compiled HLO program, taken apart: computations, instructions, shapes."""
+
+import dataclasses
+import math
+import re
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2,
+         "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
+         "c64": 8}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_HEADER = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """An array: dtype, dimensions, and whether it lies in the chip's fast memory, not in HBM."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  fast: bool = False
+
+  @property
+  def size(self):
+    return math.prod(self.dims)
+
+  @property
+  def bytes(self):
+    """Bytes in whatever memory; 0 for tokens and the like."""
+    return self.size * BYTES.get(self.dtype, 0)
+
+  @property
+  def traffic(self):
+    """Bytes that go over the HBM bus when it is read or written whole."""
+    return 0 if self.fast else self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """A line of HLO."""
+
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]  # of its result; several of a tuple
+  operands: tuple[str, ...]
+  attributes: str
+  is_root: bool
+
+  def called(self, attribute):
+    """Names of the computations behind an attribute such as 'calls' or 'body'."""
+    found = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
+    return re.findall(r"[\w.\-]+", found[1]) if found else []
+
+
+def parse(text):
+  """({computation: {name: Instruction}}, the entry's name)."""
+  computations, entry, current = {}, None, None
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header and " = " not in line.split(" -> ")[0]:
+      current = computations.setdefault(header[1], {})
+      if line.lstrip().startswith("ENTRY"):
+        entry = header[1]
+      continue
+    found = _INSTRUCTION.match(line)
+    if found and current is not None:
+      one = _instruction(found[1], found[2], line.lstrip().startswith("ROOT"))
+      if one is not None:
+        current[one.name] = one
+  if entry is None:
+    raise ValueError("the text holds no HLO module with an entry")
+  return computations, entry
+
+
+def _instruction(name, rest, is_root):
+  """An Instruction of what stands behind its '='."""
+  rest = re.sub(r"/\*.*?\*/", "", rest)
+  end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+  shapes, rest = rest[:end], rest[end:].lstrip()
+  called = re.match(r"([\w\-]+)\(", rest)
+  if not called:
+    return None
+  start = called.end() - 1
+  stop = start + _closing(rest[start:])
+  inside, attributes = rest[start + 1:stop], rest[stop + 1:]
+  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+  if called[1] in ("parameter", "constant"):
+    attributes = inside + ")" + attributes
+  return Instruction(name, called[1], tuple(map(_shape, _SHAPE.findall(shapes))), operands,
+                     attributes, is_root)
+
+
+def _closing(text):
+  """Where the bracket that opens a text closes."""
+  depth = 0
+  for i, letter in enumerate(text):
+    depth += (letter == "(") - (letter == ")")
+    if not depth:
+      return i
+  raise ValueError(f"no closing bracket in {text[:80]!r}")
+
+
+def _shape(found):
+  dtype, dims, layout = found
+  return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(" in layout)
