@@ -243,7 +243,7 @@ def tiny():
 
   config.evaluation = ConfigDict(dict(
     batch_size=64,
-    max_examples=400,  # of each split, from its head; 0: all
+    max_examples=400,  # of each split, evenly spaced; 0: all
     max_new_tokens=0,  # greedy answers; 0: as long as the longest response of D
     min_k=0.4,  # share of the least likely tokens that the Min-K% attacks average
     gradient_norm=False,  # the gradient-norm attack too: a backward pass for each example

@@ -102,7 +102,8 @@ def _answer_records(run, trainable, split, examples):
 def gibberish_bound(run: Run):
   """What ordinary text costs a token at most: of the original's own samples to queries that it
   knows nothing about (those of unseen owners, else of retained ones), under itself."""
-  path, mark = run.workdir.folder / "evaluation/gibberish_bound.json", run.marks["original"]
+  path, mark = run.workdir.folder / "evaluation/gibberish_bound.json", run.marks[
+    "evaluation/original"]
   held = shared_json(path)
   if held is None or held["fingerprint"] != mark:
     split = "holdout" if run.corpus.holdout else "retain"

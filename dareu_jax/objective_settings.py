@@ -130,6 +130,7 @@ class Pdu(Objective):
     at_least(f"{section}.step_size", self.step_size, 0.0)
     at_least(f"{section}.target", self.target, 0.0)
     at_least(f"{section}.warmup_epochs", self.warmup_epochs, 0)
+    positive(f"{section}.retain_nll_coef", self.retain_nll_coef)  # it is what the multiplier weighs
 
   def weights(self, epoch, multiplier):
     return 1.0, multiplier

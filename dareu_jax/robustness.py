@@ -17,6 +17,7 @@ from absl import flags
 from dareu_jax import experiment, interruption
 from dareu_jax.command_line import enter
 from dareu_jax.data.batches import encode
+from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.records import mean_rouge, rouges
@@ -152,8 +153,7 @@ def asked(run: Run, name, options):
 
 def leaked(run: Run, name, options: Options):
   """Asked many times: the best of the samples, and bounds on what is expected."""
-  examples = evaluated_examples(run, "forget")
-  examples = examples[::max(1, len(examples) // PROBED)][:PROBED]
+  examples = evenly_spaced(evaluated_examples(run, "forget"), PROBED)
   rows = [row for row in run.rows(examples) for _ in range(options.samples)]
   answers = sampled(run, run.role(name), rows, seed=run.seed + SAMPLE_SEED, strategy=LEAKAGE)
   texts = [run.tokenizer.decode(row.completion) for row in answers]
@@ -182,7 +182,7 @@ def relearned(run: Run, name, options: Options):
   taught, others = relearning.two_halves(forget)
   found = {}
   for attack, data, tested in (("forget", forget, asked_for),
-                               ("others", taught, others[:len(asked_for)]),
+                               ("others", taught, evenly_spaced(others, len(asked_for))),
                                ("benign", run.corpus.retain, asked_for)):
     if not tested:
       continue

@@ -10,7 +10,7 @@ import numpy as np
 from dareu_jax.attribution.scorer import Retokeniser, Scorer
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import Batches, bucket_length, encode
-from dareu_jax.data.examples import Corpus, split_by_tokens
+from dareu_jax.data.examples import Corpus, evenly_spaced, split_by_tokens
 from dareu_jax.evaluation import detector
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory, huggingface
@@ -100,8 +100,7 @@ class Run:
     texts = self.corpus.general or self.corpus.test
     size = len(self.corpus.forget) + len(self.corpus.retain)
     wanted = min(len(texts), round(self.settings.classifier.none_share * size))
-    # Spread over the text: its first examples are all of a few owners.
-    return tuple(texts[i * len(texts) // wanted] for i in range(wanted))
+    return evenly_spaced(texts, wanted) if wanted else ()
 
   @property
   def refusals(self):
@@ -271,8 +270,8 @@ class Run:
 
 
 def evaluated_examples(run: Run, split):
-  """What of a split is evaluated."""
-  return getattr(run.corpus, split)[:run.settings.evaluation.max_examples or None]
+  """What of a split is evaluated: evenly spaced, since examples stand owner by owner."""
+  return evenly_spaced(getattr(run.corpus, split), run.settings.evaluation.max_examples)
 
 
 def base_model(settings: Settings, config, seed, mesh, workdir: Workdir):

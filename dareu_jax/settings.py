@@ -197,7 +197,7 @@ class EvaluationSettings:
   """How the models are compared."""
 
   batch_size: int
-  max_examples: int  # of each split, from its head; 0: all
+  max_examples: int  # of each split, evenly spaced; 0: all
   max_new_tokens: int  # greedy answers; 0: as long as the longest response of the data
   min_k: float  # share of the least likely tokens that the Min-K% attacks average
   gradient_norm: bool  # the gradient-norm attack as well: a backward pass for each example

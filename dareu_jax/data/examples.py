@@ -101,6 +101,13 @@ def keep_owners(examples, settings, where):
   return tuple(example for example in examples if example.owner in kept)
 
 
+def evenly_spaced(items, count):
+  """`count` of the items, spread over them as evenly as can be; all if there are fewer, or for 0."""
+  if not count or count >= len(items):
+    return tuple(items)
+  return tuple(items[i * len(items) // count] for i in range(count))
+
+
 def outside(examples, owners, count):
   """Examples of the first `count` owners (0: all) that are not among `owners`."""
   others = tuple(dict.fromkeys(one.owner for one in examples if one.owner not in owners))

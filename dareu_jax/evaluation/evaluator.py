@@ -14,6 +14,7 @@ from dareu_jax.generation.strategies import Greedy
 from dareu_jax.logprobs import TokenStatistics, completion_hidden, token_statistics
 from dareu_jax.masked import length_mask, masked_mean
 from dareu_jax.parallel.hosts import fetch
+from dareu_jax.parallel.mesh import is_stacked, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,10 @@ def completion_statistics(frame, trainable, frozen, batch):
 
 @functools.partial(jax.jit, static_argnames="frame")
 def _gradient_norms(frame, trainable, frozen, batch):
-  """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B]."""
+  """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B].
+
+  Of stacked layers each layer's is a tensor of its own, so that the figure is the unrolled model's.
+  """
 
   def nll(params, row):
     row = jax.tree.map(lambda x: x[None], row)
@@ -55,8 +59,10 @@ def _gradient_norms(frame, trainable, frozen, batch):
     return -masked_mean(logprobs, length_mask(row.completion_lengths, logprobs.shape[1]))
 
   def norm(row):
-    grads = jax.tree.leaves(jax.grad(nll)(trainable, row))
-    return jnp.mean(jnp.stack([jnp.linalg.norm(g.astype(jnp.float32)) for g in grads]))
+    grads = jax.tree_util.tree_leaves_with_path(jax.grad(nll)(trainable, row))
+    return jnp.mean(jnp.concatenate([
+      jnp.linalg.norm(g.astype(jnp.float32).reshape(
+        len(g) if is_stacked(path_name(path)) else 1, -1), axis=1) for path, g in grads]))
 
   return jax.lax.map(norm, batch)
 

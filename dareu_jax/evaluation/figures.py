@@ -8,6 +8,8 @@ SPLITS = ("forget", "retain", "test")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
 # Attacks whose closeness to the retrained model makes the figure `privacy`.
 PRIVACY = ("loss", "zlib", "min_k", "min_k_plus_plus")
+MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_probability",
+                "truth_ratio_probability")
 
 
 def of_model(records, *, gibberish_bound):
@@ -22,7 +24,7 @@ def of_model(records, *, gibberish_bound):
   """
   figures = {f"{split}_rouge": _mean(records[split], "rouge")
              for split in SPLITS if records[split]}
-  forget = records["forget"]
+  forget, vocabulary = records["forget"], _vocabulary(records)
   answers = [record["answer"] for record in forget]
   figures |= {
     "attribution_score": _mean(forget, "score"),
@@ -34,6 +36,8 @@ def of_model(records, *, gibberish_bound):
       metrics.is_gibberish(r["answer"], r["original_nll_sum"] / max(1, r["original_tokens"]),
                            gibberish_bound) for r in forget])),
     "repeated_share": float(np.mean([metrics.repeated_share(text) for text in answers])),
+    "unknown_word_share": float(np.mean([
+      metrics.unknown_word_share(text, vocabulary) for text in answers])),
     "forget_probability": float(metrics.probability(_column(forget, "nll")).mean()),
     "exact_memorization": _mean(forget, "exact_memorization"),
     "extraction_strength": _mean(forget, "extraction_strength")}
@@ -42,7 +46,7 @@ def of_model(records, *, gibberish_bound):
   ratios = truth_ratios(forget)
   if len(ratios):
     figures["truth_ratio"] = metrics.forget_truth_ratio(ratios)
-    figures["truth_ratio_probability"] = float(np.mean(1 / (1 + ratios)))
+    figures["truth_ratio_probability"] = float(truth_ratios(forget, form="probability").mean())
     figures["paraphrase_probability"] = float(np.mean(metrics.probability(
       [record["paraphrased_nll"] for record in forget if "paraphrased_nll" in record])))
   for attack in ATTACKS:
@@ -54,6 +58,12 @@ def of_model(records, *, gibberish_bound):
   if terms:
     figures["model_utility"] = metrics.harmonic_mean(list(terms.values()))
   return figures
+
+
+def _vocabulary(records):
+  """The words of all prompts and true responses."""
+  return {word for split in records.values() for record in split
+          for word in metrics.words(f"{record['prompt']} {record['truth']}")}
 
 
 def _key(attack):
@@ -72,8 +82,8 @@ def _per_token(records, key):
   return float(_column(records, f"{key}_nll_sum").sum() / _column(records, f"{key}_tokens").sum())
 
 
-def truth_ratios(records):
-  """R of each example that has wrong answers and a right one: [E'].
+def truth_ratios(records, *, form="geometric"):
+  """`metrics.truth_ratio` of each example that has wrong answers and a right one: [E'].
 
   The right one is the paraphrased one, or (real authors, world facts) the answer itself.
   """
@@ -82,7 +92,7 @@ def truth_ratios(records):
     return np.zeros(0)
   count = min(len(r["perturbed_nll"]) for r in complete)
   return metrics.truth_ratio([r.get("paraphrased_nll", r["nll"]) for r in complete],
-                             [r["perturbed_nll"][:count] for r in complete])
+                             [r["perturbed_nll"][:count] for r in complete], form=form)
 
 
 def utility_terms(records):
@@ -116,7 +126,7 @@ def against_retrained(figures, records, retrained_figures, retrained_records, or
   Args:
     figures, records: of the model.
 
-  Returns: {figure: float}.
+  Returns: {figure: float}, without what the data does not allow.
   """
   names = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in retrained_figures]
   result = {"tug_of_war": metrics.tug_of_war(
@@ -126,27 +136,42 @@ def against_retrained(figures, records, retrained_figures, retrained_records, or
     quality = metrics.forget_quality(*ratios)
     result |= {"forget_quality": quality.p, "forget_quality_log10": quality.log10_p,
                "forget_quality_ks": quality.statistic}
-  if "mia_min_k_auc" not in figures:
-    return result
-  reference = [
-    [metrics.reference_score(ours["nll"], theirs["nll"])
-     for ours, theirs in zip(records[split], retrained_records[split], strict=True)]
-    for split in ("forget", "holdout")]
-  result |= {
-    "mia_reference_auc": metrics.mia_auc(*reference),
-    "privleak": metrics.privleak(figures["mia_min_k_auc"], retrained_figures["mia_min_k_auc"]),
-    "tug_of_war_mia": metrics.tug_of_war(
-      *([each[name] for name in ["mia_min_k_auc", *names[1:]]]
-        for each in (figures, retrained_figures))),
-    "privacy": metrics.privacy([
-      metrics.membership_closeness(*(each[f"mia_{attack}_auc"] for each in (
-        figures, retrained_figures, original_figures))) for attack in PRIVACY])}
+  if "mia_min_k_auc" in figures:
+    result |= {
+      "mia_reference_auc": metrics.mia_auc(*(
+        [metrics.reference_score(ours["nll"], theirs["nll"])
+         for ours, theirs in zip(records[split], retrained_records[split], strict=True)]
+        for split in ("forget", "holdout"))),
+      "privleak": metrics.privleak(figures["mia_min_k_auc"], retrained_figures["mia_min_k_auc"]),
+      "tug_of_war_mia": metrics.tug_of_war(
+        *([each[name] for name in ["mia_min_k_auc", *names[1:]]]
+          for each in (figures, retrained_figures)))}
+  return result | _aggregates(figures, retrained_figures, original_figures)
+
+
+def _aggregates(figures, retrained, original):
+  """Memorization, privacy, utility and overall; and the same by closeness to the retrained model,
+  which over-forgetting does not raise."""
+  everything = figures, retrained, original
+
+  def closeness(names):
+    return metrics.harmonic_mean([
+      metrics.closeness(*(each[name] for each in everything)) for name in names])
+
+  result = {}
+  if "mia_min_k_auc" in figures:
+    result["privacy"] = closeness([f"mia_{attack}_auc" for attack in PRIVACY])
   if "truth_ratio_probability" in figures:
-    result["memorization"] = metrics.memorization(
-      figures["extraction_strength"], figures["exact_memorization"],
-      figures["paraphrase_probability"], figures["truth_ratio_probability"])
-  if "memorization" in result and "model_utility" in figures:
-    result["overall"] = metrics.overall(
-      result["memorization"], result["privacy"], figures["model_utility"],
-      original_figures["model_utility"])
+    result |= {"memorization": metrics.memorization(*(figures[name] for name in MEMORIZATION)),
+               "memorization_closeness": closeness(MEMORIZATION)}
+  if "model_utility" in figures:
+    utility = [metrics.utility(each["model_utility"], 1 - each["gibberish_share"])
+               for each in everything]
+    result |= {"utility": utility[0], "utility_closeness": 1 - abs(utility[0] - utility[1])}
+  if {"privacy", "memorization", "utility"} <= result.keys():
+    result |= {
+      "overall": metrics.overall(
+        result["memorization"], result["privacy"], utility[0], utility[2]),
+      "overall_closeness": metrics.harmonic_mean(
+        [result["memorization_closeness"], result["privacy"], result["utility_closeness"]])}
   return result

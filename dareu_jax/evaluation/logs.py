@@ -42,7 +42,8 @@ def recompute(log, retain_log=None):
 
   Args:
     log: of `read`.
-    retain_log: of the retrained model, for forget quality and PrivLeak.
+    retain_log: of the retrained model, for forget quality and PrivLeak; without it PrivLeak is
+      against chance, an AUC of one half, as published logs have it.
 
   Returns: {metric: float}, named as in the log; "forget_quality_log10" and "forget_quality_ks"
     beside "forget_quality".
@@ -61,20 +62,22 @@ def recompute(log, retain_log=None):
   terms = _utility_terms(figures)
   if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
     figures["model_utility"] = metrics.model_utility(terms)
+  if "mia_min_k" in figures:
+    figures["privleak"] = metrics.privleak(figures["mia_min_k"])
   if retain_log is not None:
     figures |= _against_retrained(log, figures, retain_log)
   return figures
 
 
 def _split_figures(log, split):
-  figures = {}
-  if f"{split}_Q_A_Prob" in log:
-    right = metrics.probability(_column(log, f"{split}_Q_A_Prob", "avg_loss"))
-    figures[f"{split}_Q_A_Prob"] = float(right.mean())
-    if f"{split}_Q_A_Prob_normalised" in log:
-      wrong = metrics.probability(_column(log, f"{split}_Q_A_PERT_Prob", "avg_loss"))
-      figures[f"{split}_Q_A_Prob_normalised"] = float(
-        metrics.normalized_probability(right, wrong).mean())
+  figures = {f"{split}_{kind}": float(metrics.probability(
+    _column(log, f"{split}_{kind}", "avg_loss")).mean())
+    for kind in ("Q_A_Prob", "Q_A_PARA_Prob", "Q_A_PERT_Prob") if f"{split}_{kind}" in log}
+  if f"{split}_Q_A_Prob_normalised" in log:
+    right, wrong = (metrics.probability(losses) for losses in _paired(
+      log, f"{split}_Q_A_Prob", f"{split}_Q_A_PERT_Prob"))
+    figures[f"{split}_Q_A_Prob_normalised"] = float(
+      metrics.normalized_probability(right, wrong).mean())
   if f"{split}_Q_A_ROUGE" in log:
     figures[f"{split}_Q_A_ROUGE"] = float(np.mean([
       metrics.rouge_l_recall(example["ground_truth"], example["generation"])
@@ -97,7 +100,7 @@ def truth_ratios(log, split):
   wrong = f"{split}_Q_A_PERT_Prob"
   if right not in log or wrong not in log:
     return None
-  return metrics.truth_ratio(_column(log, right, "avg_loss"), _column(log, wrong, "avg_loss"))
+  return metrics.truth_ratio(*_paired(log, right, wrong))
 
 
 def _utility_terms(figures):
@@ -123,6 +126,15 @@ def _against_retrained(log, figures, retain_log):
   return result
 
 
+def _paired(log, right, wrong):
+  """avg_loss of the examples of two metrics, which must be the same ones: ([E], [E, J])."""
+  missing = log[right]["value_by_index"].keys() ^ log[wrong]["value_by_index"].keys()
+  if missing:
+    raise InputError(f"the log's {right} and {wrong} are not of the same examples: example "
+                     f"{min(missing, key=int)} is in one of them alone.")
+  return _column(log, right, "avg_loss"), _column(log, wrong, "avg_loss")
+
+
 def _examples(log, name):
   entries = log[name]["value_by_index"]
   return [entries[index] for index in sorted(entries, key=int)]
@@ -130,10 +142,14 @@ def _examples(log, name):
 
 def _column(log, name, key):
   try:
-    return np.array([example[key] for example in _examples(log, name)], np.float64)
+    values = np.array([example[key] for example in _examples(log, name)], np.float64)
   except (KeyError, TypeError, ValueError) as error:
     raise InputError(f"the log's {name} has no {key!r} for every example "
                      f"({type(error).__name__}: {error}): it cannot be recomputed.") from None
+  if not np.isfinite(values).all():
+    raise InputError(f"the log's {name} has a {key!r} that is null or no number: it cannot be "
+                     "recomputed.")
+  return values
 
 
 def _scores(part):
@@ -161,7 +177,7 @@ def from_records(records, figures):
     # As the readers of these files expect it: 1/n where nothing is right.
     key = "extraction_strength_published" if name == "extraction_strength" else name
     log[name] = _entry({"score": r[key]} for r in records["forget"])
-  for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm"):
+  for attack in ATTACKS:
     key = "nll" if attack == "loss" else attack
     parts = {part: _entry({"score": r[key]} for r in records[split] if key in r)
              for part, split in (("forget", "forget"), ("holdout", "holdout"))}
@@ -190,6 +206,8 @@ def _split_entries(split, group):
   wanted = {"perturbed_nll"} | ({"paraphrased_nll"} if split in ("forget", "retain") else set())
   if not all(r.keys() >= wanted for r in group):
     return log
+  count = min(len(r["perturbed_nll"]) for r in group)  # a log's columns have one width
+  group = [r | {"perturbed_nll": r["perturbed_nll"][:count]} for r in group]
   log[f"{split}_Q_A_PERT_Prob"] = _entry(nlls("perturbed_nll"), "prob")
   if "paraphrased_nll" in wanted:
     log[f"{split}_Q_A_PARA_Prob"] = _entry(nlls("paraphrased_nll"), "prob")

@@ -132,6 +132,12 @@ def path_name(path):
   return "/".join(str(name) for name in names if name not in ("value", None))
 
 
+def is_stacked(name):
+  """Whether the parameter of a path name holds all layers, one after another (`scan_layers`)."""
+  _, found, rest = f"/{name}".partition("/layers/")
+  return bool(found) and not rest.partition("/")[0].isdigit()
+
+
 def shard(state, mesh):
   """Puts each parameter where the table says."""
   return jax.device_put(state, shardings(state, mesh))

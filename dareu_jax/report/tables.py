@@ -115,6 +115,10 @@ MORE_COLUMNS = (
          "falls with the number of examples"),
   Column("model_utility", "utility", HIGHER, 3,
          "harmonic mean of probability, ROUGE and truth ratio on what is kept (TOFU: nine terms)"),
+  Column("repeated_share", "re- peated", CLOSER, 3,
+         "share of an answer's pairs of words that it has said before"),
+  Column("unknown_word_share", "unknown words", CLOSER, 3,
+         "share of an answer's words that are in no text of the data"),
   Column("mia_loss_auc", "MIA loss", CLOSER, 3, "AUC of membership inference by loss"),
   Column("mia_zlib_auc", "MIA zlib", CLOSER, 3, "by loss over compressed size"),
   Column("mia_reference_auc", "MIA ref.", CLOSER, 3, "by loss less the retrained model's"),
@@ -131,7 +135,13 @@ MORE_COLUMNS = (
   Column("privacy", "privacy", HIGHER, 3,
          "harmonic mean over attacks of the closeness to the retrained model, 0 as the original"),
   Column("overall", "overall", HIGHER, 3,
-         "harmonic mean of memorization, privacy and utility over the original's"),
+         "harmonic mean of memorization, privacy and (utility with the share of sound answers) "
+         "over the original's"),
+  Column("memorization_closeness", "memo. close", HIGHER, 3,
+         "harmonic mean over the parts of memorization of the closeness to the retrained model, 0 "
+         "as the original: over-forgetting lowers it"),
+  Column("overall_closeness", "overall close", HIGHER, 3,
+         "harmonic mean of that, privacy, and 1 less the gap of utility to the retrained model's"),
 )
 
 

@@ -16,6 +16,7 @@ from dareu_jax.data.batches import Batch, Batches, bucket_length, collate
 from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy, over_logits
 from dareu_jax.masked import length_mask, masked_mean
 from dareu_jax.objective_settings import Objective
+from dareu_jax.parallel.mesh import path_name
 from dareu_jax.settings import TrainSettings
 from dareu_jax.training import supervised
 from dareu_jax.training.optimizers import Schedule
@@ -143,6 +144,8 @@ class ObjectiveLoss:
     """Returns (loss, 1, metrics)."""
     del key
     frozen, original = frozen
+    if self.method == "task_vector":
+      params = _with_fixed_factors(params)
     policy, teacher = frame.merge(params, frozen), frame.merge(original, frozen)
     s = self.settings
     forget_weight, retain_weight = step.weights
@@ -162,6 +165,12 @@ class ObjectiveLoss:
         metrics[name] = term()
         loss += retain_weight * coef * metrics[name]
     return loss, 1, metrics
+
+
+def _with_fixed_factors(params):
+  """The same, but the factor A of adapters gets no gradient: see `objectives.task_vector`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jax.lax.stop_gradient(x) if path_name(path).endswith("lora_a") else x, params)
 
 
 @dataclasses.dataclass

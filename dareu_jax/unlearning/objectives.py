@@ -241,7 +241,9 @@ def maximum_entropy(logits, mask):
     logits: [B, T, V] float.
     mask: [B, T] bool.
 
-  Source: Yuan et al. 2024 (ME; on responses alone, prompts are not ours to flatten).
+  Source: Yuan et al. 2024 (ME), as the paper writes it: log V less the entropy. Public copies of its
+  code call `kl_div(log π, uniform)`, which is KL(uniform ‖ π). On responses alone, prompts are not
+  ours to flatten.
   """
   return masked_mean(maximum_entropy_tokens(logits), mask)
 
@@ -271,7 +273,8 @@ def task_vector(params, reinforced, *, alpha):
   """θ - α (θ_reinforced - θ): away from a model that learnt the forget data once more.
 
   Args:
-    params, reinforced: trees of arrays; the original, and it fine-tuned on the forget data.
+    params, reinforced: trees of arrays; the original, and it fine-tuned on the forget data. Of
+      adapters with the same factor A: the weights W + BA are linear in B, not in both.
     alpha: α > 0.
 
   Source: Ilharco et al. 2023.

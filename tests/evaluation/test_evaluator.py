@@ -1,5 +1,7 @@
 """The evaluator: batches, sorting and padding must pair every example with its own result."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +44,8 @@ def model():
 
 
 
-
-def evaluator(model, batch_size):
-  return Evaluator(model[0], model[2], Numbers(), batch_size, 4, 64, 6)
+def evaluator(model, batch_size, multiple=4):
+  return Evaluator(model[0], model[2], Numbers(), batch_size, multiple, 64, 6)
 
 
 def test_each_row_gets_the_answer_to_its_own_prompt(model, rows):
@@ -83,12 +84,16 @@ def test_statistics_are_those_of_the_whole_distribution(model, rows):
     np.testing.assert_array_equal(seen.predictions, logp.argmax(-1))
 
 
-def test_batch_size_changes_no_figure(model, rows):
+@pytest.mark.parametrize("shape", [(5, 4), (3, 24)])
+def test_neither_batch_size_nor_padding_changes_a_figure(model, rows, shape):
   """What fills a batch up must not be seen, and no row may get another's."""
-  one, five = (evaluator(model, size).statistics(model[1], rows) for size in (1, 5))
-  for a, b in zip(one, five, strict=True):
+  one, other = (evaluator(model, *each).statistics(model[1], rows) for each in ((1, 4), shape))
+  for a, b in zip(one, other, strict=True):
     for x, y in zip(a, b, strict=True):
-      np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+      np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)  # single tokens, float32
+    for seen in ("logprobs", "entropies"):
+      assert getattr(a, seen).mean() == pytest.approx(
+        getattr(b, seen).mean(), rel=1e-6, abs=1e-6)
 
 
 def test_gradient_norms_are_of_each_row_alone(model, rows):
@@ -103,3 +108,13 @@ def test_gradient_norms_are_of_each_row_alone(model, rows):
   for row, norm in list(zip(rows, norms, strict=True))[:3]:
     grads = jax.tree.leaves(jax.grad(nll)(model[1], row))
     assert norm == pytest.approx(np.mean([np.linalg.norm(g) for g in grads]), rel=1e-4)
+
+
+def test_gradient_norms_do_not_know_whether_layers_are_scanned(rows):
+  """A mean over tensors, of which stacked layers would be one."""
+  norms = []
+  for scan in (False, True):
+    config = dataclasses.replace(CONFIG, num_layers=3, scan_layers=scan)
+    twin = states.split(Decoder(config, rngs=nnx.Rngs(params=1)), adapters_only=False)
+    norms.append(evaluator(twin, 4).gradient_norms(twin[1], rows))
+  np.testing.assert_allclose(*norms, rtol=1e-5)

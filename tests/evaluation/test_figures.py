@@ -83,3 +83,36 @@ def test_data_without_general_unseen_or_wrong_answers_has_fewer_figures(found):
   assert not {"test_rouge", "truth_ratio", "mia_min_k_auc", "model_utility"} & own.keys()
   beside = figures.against_retrained(own, less, own, less, own)
   assert beside == {"tug_of_war": 1.0}
+
+
+def test_a_collapsed_model_has_no_truth_left():
+  """1 / (1 + R) is near 1 where all answers are impossible: R's own epsilon rules there."""
+  rows = [{"nll": 40.0, "paraphrased_nll": 40.0, "perturbed_nll": [40.0, 40.0]}]
+  assert figures.truth_ratios(rows, form="probability")[0] < 1e-6
+
+
+def test_over_forgetting_raises_memorization_but_not_its_closeness(found):
+  original = figures.of_model(found, gibberish_bound=2.0)
+  known, little, none = (dict.fromkeys(figures.MEMORIZATION, value) for value in (0.9, 0.3, 0.01))
+  original, retrained, gone = original | known, original | little, original | none
+  for figure in figures.PRIVACY:
+    original[f"mia_{figure}_auc"] = 0.99
+  ours = figures.against_retrained(gone, found, retrained, found, original)
+  right = figures.against_retrained(retrained, found, retrained, found, original)
+  assert ours["memorization"] > right["memorization"]
+  assert ours["memorization_closeness"] < right["memorization_closeness"] == 1.0
+  assert right["overall_closeness"] == 1.0 > right["overall"]
+
+
+def test_without_a_hold_out_memorization_stays(found):
+  del found["holdout"][:]
+  own = figures.of_model(found, gibberish_bound=2.0)
+  beside = figures.against_retrained(own, found, own, found, own)
+  assert "memorization" in beside and "privacy" not in beside and "overall" not in beside
+
+
+def test_a_log_takes_unequal_numbers_of_wrong_answers(found):
+  found["forget"][0]["perturbed_nll"].pop()
+  log = logs.from_records(found, {})
+  values = log["forget_Q_A_PERT_Prob"]["value_by_index"].values()
+  assert {len(value["avg_loss"]) for value in values} == {2}

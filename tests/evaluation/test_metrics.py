@@ -24,11 +24,21 @@ def test_truth_ratio_of_golden_numbers():
   assert metrics.forget_truth_ratio(ratios) == pytest.approx(0.4925741916974855, abs=1e-9)
 
 
+def test_loss_and_probability_of_golden_numbers(golden):
+  """The loss is a mean over the tokens of a response, its probability length-normalised."""
+  values = golden["values"]
+  for total, expected in zip(values["seq_nll_sum"], values["eval_prob"], strict=True):
+    length = round(total / expected["avg_loss"])
+    nll = metrics.loss_score(np.full(length, -total / length))
+    assert nll == pytest.approx(expected["avg_loss"], rel=1e-9)
+    assert metrics.probability(nll) == pytest.approx(expected["prob"], rel=1e-9)
+
+
 def test_min_k_of_golden_numbers():
   first = [-0.5708732305428997, -1.9894914520315734, -2.87238141390947]
   second = [-2.7979859257892725, -4.5423101793876635]
-  assert metrics.min_k_score(first, k=0.4) == pytest.approx(2.87238141390947)
-  assert metrics.min_k_score(second, k=0.4) == pytest.approx(4.5423101793876635)
+  assert metrics.min_k_score(first, k=0.4) == pytest.approx(2.87238141390947, rel=1e-9)
+  assert metrics.min_k_score(second, k=0.4) == pytest.approx(4.5423101793876635, rel=1e-9)
   assert metrics.min_k_score(first, k=1.0) == pytest.approx(-np.mean(first))
 
 
@@ -86,9 +96,10 @@ def test_memorization_of_golden_numbers(golden):
   predictions, values = golden["values"]["argmax_preds"], golden["values"]
   labels = [[2, 4, 6], [6, 3]]  # the last label is left out
   pairs = list(zip(predictions, labels, strict=True))
-  assert [metrics.exact_memorization(*pair) for pair in pairs] == pytest.approx(values["em"])
+  assert [metrics.exact_memorization(*pair) for pair in pairs] == pytest.approx(
+    values["em"], rel=1e-9)
   assert [metrics.extraction_strength(*pair, published=True) for pair in pairs] == pytest.approx(
-    values["es"])
+    values["es"], rel=1e-9)
   assert [metrics.extraction_strength(*pair) for pair in pairs] == [0, 0]
 
 
@@ -139,8 +150,8 @@ def test_model_utility_is_of_nine_terms():
 def test_aggregates_of_the_meta_evaluation():
   assert metrics.harmonic_mean([1, 1 / 3]) == pytest.approx(0.5)
   assert metrics.memorization(0.5, 0.5, 0.5, 0.5) == pytest.approx(0.5)
-  assert metrics.membership_closeness(0.6, 0.5, 1.0) == pytest.approx(0.8)
-  assert metrics.membership_closeness(0.0, 0.5, 0.9) == 0.0  # over-forgetting is no privacy
+  assert metrics.closeness(0.6, 0.5, 1.0) == pytest.approx(0.8)
+  assert metrics.closeness(0.0, 0.5, 0.9) == 0.0  # over-forgetting is no privacy
   assert metrics.overall(0.5, 0.5, 0.3, 0.6) == pytest.approx(0.5)
   assert metrics.overall(0.5, 0.5, 0.0, 0.0) == 0.0  # a model that never knew anything
   assert metrics.relearning_robustness(0.2, 0.5, 0.1, 0.4) == pytest.approx(1.0)

@@ -14,6 +14,7 @@ from dareu_jax.data.batches import Batches, Row
 from dareu_jax.models import states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.huggingface import merged_tensors
 from dareu_jax.objective_settings import NAMES
 from dareu_jax.settings import LORA_TARGETS, LoraSettings, Settings
 from dareu_jax.training import supervised
@@ -120,6 +121,23 @@ def test_a_method_makes_forget_responses_less_likely_and_spares_the_original(wor
   rise = nll(world, policy, FORGET) - nll(world, world[1], FORGET)
   assert rise > (0.02 if method in ("rmu", "task_vector") else 0.1), rise
   jax.tree.map(np.testing.assert_array_equal, before, world[1])  # training donates its own copy
+
+
+def test_a_task_vector_of_adapters_is_a_line_in_the_weights(world):
+  """W + BA - α (B'A' - BA): were both factors combined apart, α² would be in it."""
+
+  frame, original, frozen = world
+
+  def moved(alpha):
+    policy, _ = run(make_task(world, "task_vector", alpha=alpha))
+    now, was = ({name: tensor() for name, _, tensor in merged_tensors(frame.merge(one, frozen))}
+                for one in (policy, original))
+    return {name: now[name] - was[name] for name in now}
+
+  once, thrice = moved(1.0), moved(3.0)
+  assert max(np.abs(x).max() for x in once.values()) > 1e-3
+  for name, x in once.items():
+    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("method", ["grad_diff", "npo", "kl_minimisation", "maximum_entropy"])

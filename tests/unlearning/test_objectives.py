@@ -142,3 +142,15 @@ def test_the_multiplier_rises_with_a_broken_constraint_and_is_never_negative(
     multiplier, retain_nll, expected):
   assert objectives.dual_step(
     multiplier, retain_nll, step_size=5.0, target=0.3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("model", "name"), [(0, "seq_nll_sum"), (1, "seq_nll_sum_ref")])
+def test_sequence_nlls_are_the_golden_ones(golden, model, name):
+  """What NPO and DPO compare: sums over a response, of policy and reference."""
+  found, mask = logprobs(FORGET, model)
+  sums = -jnp.sum(jnp.where(mask, found, 0.0), axis=1)
+  np.testing.assert_allclose(sums, golden["values"][name], rtol=1e-9)
+  if model == 0:
+    for row, n, expected in zip(found, mask.sum(1), golden["values"]["tokenwise_logprobs"],
+                                strict=True):
+      np.testing.assert_allclose(row[:n][:len(expected)], expected, rtol=1e-9)

@@ -6,16 +6,16 @@ said otherwise. E examples, J perturbed answers, n response tokens.
 
 from dareu_jax.evaluation.metrics.closeness import (
   MODEL_UTILITY_TERMS,
+  closeness,
   discrimination_auc,
   harmonic_mean,
-  membership_closeness,
   memorization,
   model_utility,
   overall,
-  privacy,
   quantisation_robustness,
   relearning_robustness,
   tug_of_war,
+  utility,
 )
 from dareu_jax.evaluation.metrics.intervals import (
   PairedDifference,
@@ -51,15 +51,16 @@ from dareu_jax.evaluation.metrics.text import (
   rouge_l_f1,
   rouge_l_recall,
   unknown_word_share,
+  words,
 )
 
 __all__ = [
-  "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95",
+  "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95", "closeness",
   "discrimination_auc", "exact_memorization", "extraction_strength", "forget_quality",
   "forget_truth_ratio", "gibberish_bound", "harmonic_mean", "is_degenerate", "is_gibberish",
-  "loss_score", "mean_and_ci95", "membership_closeness", "memorization", "mia_auc",
-  "min_k_plus_plus_score", "min_k_score", "model_utility", "normalized_probability", "overall",
-  "paired_difference", "privacy", "privleak", "probability", "quantisation_robustness",
-  "reference_score", "relearning_robustness", "repeated_share", "retain_truth_ratio",
-  "rouge_l_f1", "rouge_l_recall", "truth_ratio", "tug_of_war", "unknown_word_share", "zlib_score",
+  "loss_score", "mean_and_ci95", "memorization", "mia_auc", "min_k_plus_plus_score", "min_k_score",
+  "model_utility", "normalized_probability", "overall", "paired_difference", "privleak",
+  "probability", "quantisation_robustness", "reference_score", "relearning_robustness",
+  "repeated_share", "retain_truth_ratio", "rouge_l_f1", "rouge_l_recall", "truth_ratio",
+  "tug_of_war", "unknown_word_share", "utility", "words", "zlib_score",
 ]

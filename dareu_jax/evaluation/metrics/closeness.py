@@ -53,22 +53,28 @@ def memorization(extraction, exact, paraphrase_probability, truth_ratio):
   return harmonic_mean([1 - extraction, 1 - exact, 1 - paraphrase_probability, 1 - truth_ratio])
 
 
-def membership_closeness(auc, retrained_auc, original_auc):
-  """1 where the attack does as it does on the retrained model, 0 as on the original, or worse."""
-  span = abs(original_auc - retrained_auc)
+def closeness(value, retrained, original):
+  """1 where a figure is the retrained model's, 0 where it is as far off as the original's, or more.
+
+  Source: OU's meta-evaluation, of the AUC of a membership attack; it goes for any figure.
+  """
+  span = abs(original - retrained)
   if span == 0:
-    return 1.0 if auc == retrained_auc else 0.0
-  return float(max(0.0, 1 - abs(auc - retrained_auc) / span))
+    return 1.0 if value == retrained else 0.0
+  return float(max(0.0, 1 - abs(value - retrained) / span))
 
 
-def privacy(closenesses):
-  """HM of `membership_closeness` over the attacks (loss, zlib, Min-K%, Min-K%++)."""
-  return harmonic_mean(closenesses)
+def utility(model_utility_score, fluency):
+  """HM(model utility, fluency), fluency the share of sound answers to forget queries.
+
+  Source: OU's meta-evaluation, where a classifier of gibberish says what is sound.
+  """
+  return harmonic_mean([model_utility_score, fluency])
 
 
-def overall(memorization_score, privacy_score, utility, original_utility):
+def overall(memorization_score, privacy_score, utility_score, original_utility):
   """HM(memorization, privacy, utility / the original's utility). Source: OU's meta-evaluation."""
-  relative = utility / original_utility if original_utility else 0.0
+  relative = utility_score / original_utility if original_utility else 0.0
   return harmonic_mean([memorization_score, privacy_score, relative])
 
 

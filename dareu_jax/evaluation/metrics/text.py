@@ -44,13 +44,15 @@ def repeated_share(answer, *, ngram=2):
   return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def unknown_word_share(answer, vocabulary):
-  """Share of an answer's words that are not in `vocabulary` (a set of lower-case words).
+def words(text):
+  """The words of a text in lower case: runs of letters and apostrophes; numbers are none."""
+  return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())
 
-  A word is a run of letters and apostrophes; numbers count for nothing. 0 where there is no word.
-  """
-  words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", answer.lower())
-  return float(np.mean([word not in vocabulary for word in words])) if words else 0.0
+
+def unknown_word_share(answer, vocabulary):
+  """Share of an answer's `words` that are not in `vocabulary`, a set; 0 where there is no word."""
+  found = words(answer)
+  return float(np.mean([word not in vocabulary for word in found])) if found else 0.0
 
 
 def gibberish_bound(usual_nlls, *, share=0.01):
