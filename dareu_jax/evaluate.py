@@ -14,6 +14,9 @@ from dareu_jax.report import tables
 from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import read_json, write_json
 
+# What two runs must share for their figures to be set side by side.
+COMPARED = ("data", "model", "tokenizer", "pretrain", "lora", "finetune", "seeds", "evaluation")
+
 
 def _define_flags():
   flags.DEFINE_string("log", None, "A TOFU_EVAL.json to recompute.")
@@ -71,17 +74,32 @@ def leaderboard(workdirs):
   Raises:
     InputError: for a folder without a finished run.
   """
-  rows = {}
-  for workdir in workdirs:
-    summary = read_json(pathlib.Path(workdir) / "summary.json")
+  rows, configs = {}, {}
+  for folder in map(pathlib.Path, workdirs):
+    summary = read_json(folder / "summary.json")
     if summary is None:
-      raise InputError(f"{workdir} holds no finished run: it has no summary.json.")
-    for name, figures in summary["models"].items():
-      rows[f"{pathlib.Path(workdir).name}: {name}"] = figures
+      raise InputError(f"{folder} holds no finished run: it has no summary.json.")
+    run = folder.name if folder.name not in configs else str(folder)
+    configs[run] = read_json(folder / "config.json") or {}
+    rows |= {f"{run}: {name}": figures for name, figures in summary["models"].items()}
   order = sorted(rows, key=lambda name: -rows[name]["tug_of_war"])
   rows = {name: rows[name] for name in order}
   more = tables.measured(rows, tables.MORE_COLUMNS)
-  return "\n\n".join([tables.markdown_table(rows), tables.markdown_table(rows, more)])
+  return "\n\n".join([tables.markdown_table(rows), tables.markdown_table(rows, more),
+                      *unlike(configs)])
+
+
+def unlike(configs):
+  """A sentence for each run whose figures cannot be set beside the first run's, and why.
+
+  Args:
+    configs: {run: config as a dict}.
+  """
+  first, *others = configs
+  parts = {run: [part for part in COMPARED if configs[run].get(part) != configs[first].get(part)]
+           for run in others}
+  return [f"Not alike: {run} differs from {first} in config.{', config.'.join(names)}."
+          for run, names in parts.items() if names]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def _define_flags():
   flags.DEFINE_string("workdir", None, "Folder of a finished run.")
   flags.DEFINE_list("models", None, "Methods to attack, apart by commas; all if not given.")
   flags.DEFINE_float(
-    "relearning_rate", 0.0, "Learning rate of relearning; 0: that of the run's fine-tuning.")
+    "relearning_rate", 0.0, "Learning rate of relearning; 0: 2e-5, as published, for a checkpoint, "
+    "and that of the run's fine-tuning for a model from scratch.")
+  flags.DEFINE_integer("relearning_batch_size", 32, "Examples a step of it.", lower_bound=1)
   flags.DEFINE_integer("samples", 128, "Samples of each question.", lower_bound=2)
 
 
@@ -66,8 +68,9 @@ def main(given):
   if unknown:
     raise InputError(f"--models names {unknown[0]!r}: the run has {', '.join(summary['chosen'])}.")
   chosen = {m: name for m, name in summary["chosen"].items() if m in (given.models or (m,))}
-  options = Options(given.relearning_rate or settings.finetune.learning_rate,
-                    settings.finetune.batch_size, given.samples, relearning.STEPS)
+  own = relearning.RATE if settings.model.path else settings.finetune.learning_rate
+  options = Options(given.relearning_rate or own, given.relearning_batch_size, given.samples,
+                    relearning.STEPS)
   figures = []
   with occupied(workdir):
     for run in experiment.prepare(settings, workdir):
@@ -101,7 +104,7 @@ def attacked(run: Run, name, options: Options):
 
 
 def looked_at(evaluator: Evaluator, trainable, examples, min_k):
-  """What is looked at under each attack on the weights: ROUGE, probability, extraction, Min-K%."""
+  """What is looked at under each attack on the weights: the figures of `meta.SIGNS`."""
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   statistics = evaluator.statistics(trainable, rows)
   labels = [np.array(row.completion)[:-1] for row in rows]
@@ -111,6 +114,8 @@ def looked_at(evaluator: Evaluator, trainable, examples, min_k):
       [metrics.loss_score(s.logprobs) for s in statistics]))),
     "extraction": float(np.mean([metrics.extraction_strength(s.predictions[:-1], y)
                                  for s, y in zip(statistics, labels, strict=True)])),
+    "exact": float(np.nanmean([metrics.exact_memorization(s.predictions[:-1], y)
+                               for s, y in zip(statistics, labels, strict=True)])),
     "min_k": float(np.mean([metrics.min_k_score(s.logprobs[:-1], k=min_k)
                             for s in statistics]))}
 
@@ -179,23 +184,31 @@ def layers(run: Run, name, options):
 def relearned(run: Run, name, options: Options):
   """Taught again: the forget set, other forgotten owners' data, and retained data."""
   forget, asked_for = run.corpus.forget, evaluated_examples(run, "forget")
-  taught, others = relearning.two_halves(forget)
+  halves = relearning.two_halves(forget)
+  attacks = {"forget": [(forget, asked_for)], "benign": [(run.corpus.retain, asked_for)]}
+  if all(halves):
+    attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
+                         for taught, tested in (halves, halves[::-1])]
   found = {}
-  for attack, data, tested in (("forget", forget, asked_for),
-                               ("others", taught, evenly_spaced(others, len(asked_for))),
-                               ("benign", run.corpus.retain, asked_for)):
-    if not tested:
-      continue
-    batches = run.batches(data, options.batch_size, seed=run.seed + SAMPLE_SEED, one_bucket=True)
-    curve = {}
-    for step, state in relearning.relearned(
-        run.base.frame, run.role(name), run.base.frozen, batches, options.learning_rate,
-        put=run.put, steps=options.steps):
-      seen = looked_at(run.evaluator, state, tested, run.settings.evaluation.min_k)
-      curve[step] = seen["rouge"]
+  for attack, folds in attacks.items():
+    curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
+    curve = {step: {key: float(np.mean([each[step][key] for each in curves]))
+                    for key in curves[0][step]} for step in curves[0]}
+    for step, seen in curve.items():
       found |= _named(f"relearn_{attack}_{step}", seen)
-    found[f"relearn_{attack}_area"] = relearning.area(curve)
+    found[f"relearn_{attack}_area"] = relearning.area(
+      {step: seen["rouge"] for step, seen in curve.items()})
   return found
+
+
+def _relearning_curve(run, name, taught, tested, options):
+  """{steps of teaching: what is looked at then}."""
+  batches = run.batches(taught, options.batch_size, seed=run.seed + SAMPLE_SEED, one_bucket=True)
+  states = relearning.relearned(
+    run.base.frame, run.role(name), run.base.frozen, batches, options.learning_rate, put=run.put,
+    steps=options.steps)
+  return {step: looked_at(run.evaluator, state, tested, run.settings.evaluation.min_k)
+          for step, state in states}
 
 
 if __name__ == "__main__":

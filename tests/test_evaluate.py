@@ -33,6 +33,17 @@ def test_runs_are_merged_best_first(tmp_path, capsys):
   assert (tmp_path / "out/leaderboard.md").read_text().strip() in text
 
 
+def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp_path):
+  retrained = {"retrained": FIGURES | {"tug_of_war": 1.0}}
+  a = workdir(tmp_path / "a", npo=FIGURES, **retrained)
+  b = workdir(tmp_path / "b", dareu=FIGURES | {"tug_of_war": 0.95}, **retrained)
+  for folder, seeds in ((a, [42]), (b, [43])):
+    (folder / "config.json").write_text(json.dumps({"seeds": seeds}))
+  text = evaluate.leaderboard([a, b])
+  assert "**0.950**" in text and "**1.000**" not in text
+  assert text.endswith("Not alike: b differs from a in config.seeds.")
+
+
 @pytest.mark.parametrize(("given", "said"), [
   ({}, "give --log"), ({"log": "a.json", "reports": ["b"]}, "give --log"),
   ({"reports": ["nowhere"]}, "no finished run"), ({"log": "nowhere.json"}, "cannot be read"),

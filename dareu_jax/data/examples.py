@@ -102,7 +102,7 @@ def keep_owners(examples, settings, where):
 
 
 def evenly_spaced(items, count):
-  """`count` of the items, spread over them as evenly as can be; all if there are fewer, or for 0."""
+  """`count` of the items, spread over them; all where there are no more, or for 0."""
   if not count or count >= len(items):
     return tuple(items)
   return tuple(items[i * len(items) // count] for i in range(count))

@@ -15,6 +15,11 @@ DASH = "—"
 REFERENCES = ("original", "retrained", "retrained_again")
 
 
+def is_reference(name):
+  """Whether a row is compared with, not compared: "retrained", or "<run>: retrained"."""
+  return name.rpartition(": ")[2] in REFERENCES
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
   """One metric of the table; `key` is its name in summary.json."""
@@ -192,7 +197,7 @@ def best_models(models, column):
   the printed decimals are all best. Empty unless two rows can be compared.
   """
   values = {name: metrics.get(column.key) for name, metrics in models.items()}
-  rivals = {n: v for n, v in values.items() if n not in REFERENCES and is_number(v)}
+  rivals = {n: v for n, v in values.items() if not is_reference(n) and is_number(v)}
   if len(rivals) < 2:
     return set()
   if column.arrow == HIGHER:

@@ -241,9 +241,9 @@ def maximum_entropy(logits, mask):
     logits: [B, T, V] float.
     mask: [B, T] bool.
 
-  Source: Yuan et al. 2024 (ME), as the paper writes it: log V less the entropy. Public copies of its
-  code call `kl_div(log π, uniform)`, which is KL(uniform ‖ π). On responses alone, prompts are not
-  ours to flatten.
+  Source: Yuan et al. 2024 (ME), as the paper writes it: log V less the entropy. Public copies of
+  its code call `kl_div(log π, uniform)`, which is KL(uniform ‖ π). On responses alone, prompts are
+  not ours to flatten.
   """
   return masked_mean(maximum_entropy_tokens(logits), mask)
 

@@ -9,7 +9,8 @@ import numpy as np
 from dareu_jax.evaluation import metrics
 
 # Metric -> +1 where it is high for a model that knows, -1 where it is low.
-SIGNS = {"rouge": 1, "probability": 1, "extraction": 1, "min_k": -1}
+SIGNS = {"rouge": 1, "probability": 1, "extraction": 1, "exact": 1, "min_k": -1}
+USEFUL = 0.8  # of the original's D_R ROUGE: broken models say nothing about a metric
 LATE = 13  # steps after which the forget set counts as learnt again
 
 
@@ -42,10 +43,10 @@ def trust(seeds, methods, steps):
     methods: the unlearned models among them.
     steps: as of `pools`.
 
-  Returns: {metric: {"auc", "relearning", "quantisation"}}: the AUC of telling models that know from
-    models that don't, pooled over seeds; the means over methods and seeds of
+  Returns: {metric: {"auc", "relearning", "quantisation", "robustness"}}: the AUC of telling models
+    that know from models that don't, pooled over seeds; the means over useful models and seeds of
     `metrics.relearning_robustness` (LATE steps on the forget set) and of
-    `metrics.quantisation_robustness` (NF4).
+    `metrics.quantisation_robustness` (NF4), and their harmonic mean; nan where no model is useful.
 
   Source: OU's meta-evaluation.
   """
@@ -53,13 +54,21 @@ def trust(seeds, methods, steps):
   for name in SIGNS:
     knowing, unknowing = (sum(values, []) for values in zip(
       *(pools(figures, name, steps) for figures in seeds), strict=True))
-    pairs = [(figures[method], figures["retrained"]) for figures in seeds for method in methods]
+    pairs = [(figures[method], figures["retrained"]) for figures in seeds for method in methods
+             if figures[method]["plain_retain_rouge"] >= USEFUL * figures["original"][
+               "plain_retain_rouge"]]
     plain, taught, rounded = (f"{attack}_{name}" for attack in (
       "plain_forget", f"relearn_forget_{LATE}", "nf4_forget"))
     found[name] = {
       "auc": metrics.discrimination_auc(knowing, unknowing),
-      "relearning": float(np.mean([metrics.relearning_robustness(
-        one[plain], one[taught], other[plain], other[taught]) for one, other in pairs])),
-      "quantisation": float(np.mean([metrics.quantisation_robustness(one[plain], one[rounded])
-                                     for one, _ in pairs]))}
+      "relearning": _mean([metrics.relearning_robustness(
+        one[plain], one[taught], other[plain], other[taught]) for one, other in pairs]),
+      "quantisation": _mean([metrics.quantisation_robustness(one[plain], one[rounded])
+                             for one, _ in pairs])}
+    found[name]["robustness"] = metrics.harmonic_mean(
+      [found[name]["relearning"], found[name]["quantisation"]])
   return found
+
+
+def _mean(values):
+  return float(np.mean(values)) if values else float("nan")

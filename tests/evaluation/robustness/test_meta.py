@@ -1,5 +1,7 @@
 """What a card says of the metrics themselves, on cards whose answer is known."""
 
+import math
+
 import pytest
 
 from dareu_jax.evaluation.robustness import meta
@@ -12,7 +14,8 @@ PREFIXES = ("plain_forget", "int8_forget", "nf4_forget", *(
 def card(value, **others):
   """A model's figures: `value` under every attack, but for `prefix=other value`."""
   return {f"{prefix}_{name}": sign * others.get(prefix, value)
-          for prefix in PREFIXES for name, sign in meta.SIGNS.items()}
+          for prefix in PREFIXES for name, sign in meta.SIGNS.items()} | {
+            "plain_retain_rouge": others.get("useful", 1.0)}
 
 
 def seed(original, retrained, method):
@@ -44,3 +47,13 @@ def test_robustness_is_a_mean_over_methods_and_seeds():
   for row in meta.trust([figures, figures], ["a", "b"], STEPS).values():
     assert row["relearning"] == pytest.approx((1.0 + (1 - (3 - 1) / (3 + 1))) / 2)
     assert row["quantisation"] == pytest.approx((1.0 + (1 - 2 / 4)) / 2)
+
+
+def test_a_broken_model_says_nothing_about_a_metric():
+  """Below 80% of the original's usefulness; where none is left there is no figure."""
+  useful, broken = card(1.0, nf4_forget=3.0), card(1.0, useful=0.7)
+  figures = {"original": card(5.0), "retrained": card(1.0), "a": useful, "b": broken}
+  for row in meta.trust([figures], ["a", "b"], STEPS).values():
+    assert row["quantisation"] == pytest.approx(1 - 2 / 4)
+    assert row["robustness"] == pytest.approx(2 / (1 / row["quantisation"] + 1 / row["relearning"]))
+  assert all(math.isnan(row["relearning"]) for row in meta.trust([figures], ["b"], STEPS).values())

@@ -17,6 +17,15 @@ def test_the_bound_holds_and_is_no_trivial_one():
   assert np.mean(bounds) < 0.45
 
 
+def test_the_bound_on_the_deviation_holds():
+  """True deviation .194 of Beta(1, 3); more samples come closer to it."""
+  rng = np.random.default_rng(1)
+  few, many = ([probes.leakage_bounds(rng.beta(1, 3, (1, n)))["std_bound"] for _ in range(200)]
+               for n in (128, 4096))
+  assert np.mean(np.array(few + many) < np.sqrt(3 / 80)) <= 0.02
+  assert np.mean(many) < np.mean(few) < 0.5 and np.mean(many) < 0.25
+
+
 def test_the_bound_is_the_area_over_the_lowered_distribution():
   scores = np.array([[0.2, 0.5, 0.9]])
   slack = np.sqrt(np.log(100) / 6)
