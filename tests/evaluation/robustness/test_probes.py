@@ -23,7 +23,7 @@ def test_the_bound_on_the_deviation_holds():
   few, many = ([probes.leakage_bounds(rng.beta(1, 3, (1, n)))["std_bound"] for _ in range(200)]
                for n in (128, 4096))
   assert np.mean(np.array(few + many) < np.sqrt(3 / 80)) <= 0.02
-  assert np.mean(many) < np.mean(few) < 0.5 and np.mean(many) < 0.25
+  assert np.mean(many) < np.mean(few) < 0.5 and np.mean(many) < 0.3
 
 
 def test_the_bound_is_the_area_over_the_lowered_distribution():
