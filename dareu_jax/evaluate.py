@@ -82,8 +82,7 @@ def leaderboard(workdirs):
     run = folder.name if folder.name not in configs else str(folder)
     configs[run] = read_json(folder / "config.json") or {}
     rows |= {f"{run}: {name}": figures for name, figures in summary["models"].items()}
-  order = sorted(rows, key=lambda name: -rows[name]["tug_of_war"])
-  rows = {name: rows[name] for name in order}
+  rows = {name: rows[name] for name in tables.best_first(rows, rows)}
   more = tables.measured(rows, tables.MORE_COLUMNS)
   return "\n\n".join([tables.markdown_table(rows), tables.markdown_table(rows, more),
                       *unlike(configs)])

@@ -8,11 +8,13 @@ import shutil
 import jax
 
 from dareu_jax.data.sources import load_corpus
+from dareu_jax.evaluation import over_examples
 from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.evaluation.metrics import mean_and_ci95
 from dareu_jax.measures import evaluate
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
+from dareu_jax.report import tables
 from dareu_jax.report.page import decision, write_report
 from dareu_jax.run import DAREU, Run, candidates, references, seed_folder
 from dareu_jax.settings import InputError, Settings
@@ -97,7 +99,7 @@ def _run(runs, folder, ledger, command, overwrite, mirror, share):
       notes.append(f"{prefix}{name}: " + " ".join(decision(**_epochs(one, name))))
     notes.append(judgement(models, method))
   summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
-             "time": ledger.summary()}
+             "examples": _over_examples(runs, models, chosen), "time": ledger.summary()}
   if settings.learning_rates:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
@@ -228,6 +230,19 @@ def _reward_facts(run, history):
   return (f"{settings.reward} by {settings.learner}, {settings.reward_form}, "
           f"κ {settings.segment_length}{again}; scoring took {reward:.1f} s of the "
           f"{seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")
+
+
+def _over_examples(runs, models, chosen):
+  """How sure the figures are over the examples, and each method against the best by ToW."""
+  names = {name: name for name in references(runs[0].settings)} | chosen
+  records = {shown: [evaluate(run, name)["records"] for run in runs]
+             for shown, name in names.items()}
+  best = tables.best_first(chosen, models)[0]
+  return {
+    "intervals": {name: over_examples.intervals(held) for name, held in records.items()},
+    "best": best,
+    "paired": {method: over_examples.paired(records[method], records[best], records["retrained"])
+               for method in chosen if method != best}}
 
 
 def _answers(run, chosen):

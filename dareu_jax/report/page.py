@@ -12,6 +12,7 @@ import re
 import typing
 import unicodedata
 
+from dareu_jax.report import methods as method_tables
 from dareu_jax.report import plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
@@ -48,7 +49,8 @@ def write_report(
   Args:
     folder: made where it is not there.
     title: one line.
-    summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}.
+    summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}, and
+      what `report.methods` makes tables of.
     classifier: {figure: float} of the owner classifier.
     history: a record for each PPO step, see `plots.training_curves`.
     epochs: a record for each epoch end, {"epoch", "score", "level" (the target then),
@@ -78,6 +80,7 @@ def write_report(
     "facts": {name: str(value) for name, value in facts.items()},
     "models": models,
     "headline": headline(models, methods[0]),
+    "beside": method_tables.of_summary(summary),
     "classifier": [(_spoken(name), _figure(value)) for name, value in classifier.items()],
     "decision": [*decision(epochs, target_score, chosen_epoch), *notes],
     "epochs": epoch_rows(epochs, chosen_epoch),
@@ -239,6 +242,8 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "\n".join(meanings),
     *(["### More figures", tables.markdown_table(models, more), "\n".join(more_meanings)]
       if more else []),
+    *(block for table in parts["beside"] for block in (
+      f"### {table.title}", _table(table.header, table.rows), _escape(table.note))),
     "### Owner classifier",
     _table(["figure", "value"], parts["classifier"]),
     "## What was decided",

@@ -190,6 +190,12 @@ def ordered(models):
   return references + [name for name in models if name not in REFERENCES]
 
 
+def best_first(names, models):
+  """The names by the ToW of their rows; a model that fell apart has none and comes last."""
+  figures = {name: models[name].get("tug_of_war") for name in names}
+  return sorted(names, key=lambda name: -figures[name] if is_number(figures[name]) else math.inf)
+
+
 def best_models(models, column):
   """The names of the best rows of a column, both references left out.
 
