@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax import experiment
+from dareu_jax import experiment, measures
 from dareu_jax.data.embedded import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.experiment import judgement, over_seeds
@@ -222,6 +222,45 @@ def test_every_method_reports_its_epochs_and_its_judge(several):
     epochs = read_json(folder / name / "epochs.json")["epochs"]
     assert epochs[0]["epoch"] == 0 and len(epochs) == (2 if method == "dareu" else 3)
     assert any(note.startswith(f"{method}: the reward's classifier") for note in summary["notes"])
+
+
+def test_an_evaluation_goes_on_after_the_split_that_was_done(several, monkeypatch):
+  """Killed in the third split, the first two are not measured again, and the figures are the same."""
+  _, _, settings, folder = several
+  path = folder / "evaluation/scrub@0.01.json"
+  whole, measured = read_json(path), []
+  measure = measures.split_records
+
+  def until(last):
+    def one(run, trainable, split):
+      measured.append(split)
+      if split == last:
+        raise KeyboardInterrupt
+      return measure(run, trainable, split)
+    return one
+
+  path.unlink()
+  run = experiment.prepare(settings, folder)[0]
+  monkeypatch.setattr(measures, "split_records", until("test"))
+  with pytest.raises(KeyboardInterrupt):
+    measures.evaluate(run, "scrub@0.01")
+  monkeypatch.setattr(measures, "split_records", until(None))
+  again = measures.evaluate(run, "scrub@0.01")
+  assert measured == ["forget", "retain", "test", "test", "holdout"]
+  assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
+
+
+def test_a_report_has_the_methods_side_by_side_example_by_example(several):
+  summary, page, _, _ = several
+  best = summary["examples"]["best"]
+  rates = {method: figures["tug_of_war"] for method, figures in summary["models"].items()
+           if method in summary["chosen"]}
+  assert rates[best] == max(rates.values())
+  assert summary["examples"]["paired"].keys() == rates.keys() - {best}
+  for name, figures in summary["examples"]["intervals"].items():
+    mean, low, high = figures["forget_rouge"]
+    assert mean == pytest.approx(summary["models"][name]["forget_rouge"]) and low <= mean <= high
+  assert "<h3>Methods</h3>" in page.read_text() and "<h3>Over the examples</h3>" in page.read_text()
 
 
 def test_another_method_in_a_workdir_runs_alone(several):

@@ -69,8 +69,9 @@ def examples_table(summary):
              if any(column.key in figures for figures in intervals.values())]
   rows = [[name, *(_interval(intervals[name].get(column.key), column.decimals)
                    for column in columns)] for name in tables.ordered(intervals)]
-  return Table("Over the examples", "In brackets the 95% bootstrap interval over the examples, each "
-               "with its mean over the seeds.", ("model", *(c.name for c in columns)), rows)
+  note = ("In brackets the 95% bootstrap interval over the examples, each with its mean over the "
+          "seeds.")
+  return Table("Over the examples", note, ("model", *(column.name for column in columns)), rows)
 
 
 def _interval(given, decimals):
