@@ -5,8 +5,8 @@
 
 Without FOLDER the abstracts are those of WaterDrum-Ax on the hub: 20 categories with 400 training
 abstracts each. FOLDER holds train.jsonl and test.jsonl, lines of owner (the category), title and
-text. The first 100 tokens of an abstract ask for the next 100. One category is forgotten;
---config.data.forget=forget15 and forget25 forget three and five.
+text. The first 100 tokens of an abstract ask for the next 100. One category is forgotten; of 20,
+--config.data.forget=forget15 and forget25 forget three and five (or name them in forget_owners).
 
 Without a preset: a small model from scratch on 12 categories, whose base reads the others. Out come
 the same table and report as of configs/tofu.py.

@@ -106,7 +106,11 @@ def guards():
 
 
 def objectives():
-  """The loss-based methods, with the defaults of their public implementations on TOFU.
+  """The loss-based methods, with the defaults of their public implementations on TOFU but for two.
+
+  AltPO: a small model's five samples at temperature 1 are the true answer again and again, so the
+  five least alike of sixteen at 1.5 are taken. PDU: the published multiplier of 100 is for rates of
+  1e-5; here it starts at 1 and moves after an epoch.
 
   forget_coef, retain_nll_coef, retain_kl_coef: weights of the method's own forget term, of the NLL
   of retained responses and of the KL from the original on them.

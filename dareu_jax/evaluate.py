@@ -21,7 +21,7 @@ COMPARED = ("data", "model", "tokenizer", "pretrain", "lora", "finetune", "seeds
 def _define_flags():
   flags.DEFINE_string("log", None, "A TOFU_EVAL.json to recompute.")
   flags.DEFINE_string("retain_log", None, "That of the retrained model: for forget quality.")
-  flags.DEFINE_string("output", None, "Folder for TOFU_SUMMARY.json, or for leaderboard.md.")
+  flags.DEFINE_string("output", None, "File, or folder, for TOFU_SUMMARY.json or leaderboard.md.")
   flags.DEFINE_list("reports", None, "Workdirs of finished runs, to be one leaderboard.")
 
 
@@ -43,7 +43,7 @@ def _recompute(given):
   figures = logs.recompute(log, retain_log)
   print(comparison(figures, logs.published(log)))
   if given.output:
-    path = pathlib.Path(given.output) / "TOFU_SUMMARY.json"
+    path = _file(given.output, "TOFU_SUMMARY.json")
     write_json(path, logs.summary(figures))
     print(f"\nSummary: {path}")
 
@@ -58,11 +58,17 @@ def comparison(figures, published):
   return tables.pipe_table(["figure", "recomputed", "in the log", "difference"], rows)
 
 
+def _file(output, name):
+  """The file to write: `output` itself where it has an ending, else one of that name in it."""
+  path = pathlib.Path(output)
+  return path if path.suffix else path / name
+
+
 def _leaderboard(workdirs, output):
   text = leaderboard(workdirs)
   print(text)
   if output:
-    path = pathlib.Path(output) / "leaderboard.md"
+    path = _file(output, "leaderboard.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     print(f"\nLeaderboard: {path}")
