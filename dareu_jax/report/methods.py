@@ -1,5 +1,6 @@
 """What a report says of the methods beside the table of figures: rates, time, how sure it is."""
 
+import re
 from typing import NamedTuple
 
 from dareu_jax.report import tables
@@ -56,9 +57,9 @@ def methods_table(summary):
 
 def mean_seconds(stages, name):
   """Mean over the seeds of what a stage took; None where it is not told."""
+  own = re.compile(rf"(seed_\d+/)?{re.escape(name)}")
   found = [stage["seconds"] for key, stage in stages.items()
-           if key.removeprefix(f"{key.partition('/')[0]}/") == name
-           and not key.startswith("evaluation/") and tables.is_number(stage.get("seconds"))]
+           if own.fullmatch(key) and tables.is_number(stage.get("seconds"))]
   return sum(found) / len(found) if found else None
 
 
