@@ -6,7 +6,8 @@
         --config.data.dir=FOLDER
 
 The first is the embedded authors, adapters (LoRA) and three seeds; `quick` is four methods at one
-rate and one seed; `tofu40` the real TOFU, 40 authors, one seed. Then, for the robustness card:
+rate and one seed; `tofu40` the real TOFU, 40 authors, one seed, and all parameters: adapters of
+rank 8 on a model this small do not learn it. Then, for the robustness card:
 
     python -m dareu_jax.robustness --workdir=runs/methods --models=dareu,npo,simnpo,grad_diff
 """
@@ -31,10 +32,11 @@ def get_config(study=None):
   tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
   config = tofu.get_config("tofu40" if study == "tofu40" else None)
   config.seeds = (42, 43, 44) if study is None else (42,)
-  config.lora.rank = 8
-  config.finetune.learning_rate = 5e-3  # an adapter alone needs larger steps
   config.methods = METHODS if study is None else PUBLISHED
   config.learning_rates = RATES
+  if study != "tofu40":
+    config.lora.rank = 8
+    config.finetune.learning_rate = 5e-3  # an adapter alone needs larger steps
   if study == "quick":
     config.methods, config.learning_rates = ("dareu", "grad_diff", "npo", "idk"), (1e-3,)
   return config
