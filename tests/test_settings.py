@@ -256,11 +256,11 @@ def test_lists_become_tuples_and_integers_floats(tiny):
   assert isinstance(hash(settings), int)
 
 
-@pytest.mark.parametrize("study", [None, "quick", "tofu40"])
-def test_every_comparison_builds_and_names_dareu_first(study):
+@pytest.mark.parametrize(("study", "rank"), [(None, 8), ("quick", 8), ("tofu40", 0)])
+def test_every_comparison_builds_and_names_dareu_first(study, rank):
   config = config_module(ROOT / "configs" / "methods.py").get_config(study)
   settings = Settings.from_config(config)
-  assert settings.all_methods[0] == "dareu" and settings.lora.rank == 8
+  assert settings.all_methods[0] == "dareu" and settings.lora.rank == rank
 
 
 def test_the_comparison_has_every_method():
