@@ -144,6 +144,11 @@ def best_candidates(figures, settings: Settings):
   return chosen
 
 
+def shown_models(settings: Settings, chosen):
+  """{name in a table: name of the model}: the references, then each method at its chosen rate."""
+  return {name: name for name in references(settings)} | chosen
+
+
 def judgement(models, method):
   """One sentence: whether a classifier that the reward never asked agrees with the reward's, and
   whether by it the answers are as the retrained model's."""
@@ -234,7 +239,7 @@ def _reward_facts(run, history):
 
 def _over_examples(runs, models, chosen):
   """How sure the figures are over the examples, and each method against the best by ToW."""
-  names = {name: name for name in references(runs[0].settings)} | chosen
+  names = shown_models(runs[0].settings, chosen)
   records = {shown: [evaluate(run, name)["records"] for run in runs]
              for shown, name in names.items()}
   best = tables.best_first(chosen, models)[0]
@@ -247,7 +252,7 @@ def _over_examples(runs, models, chosen):
 
 def _answers(run, chosen):
   """A few prompts with every model's answer side by side."""
-  names = {name: name for name in references(run.settings)} | chosen
+  names = shown_models(run.settings, chosen)
   held = {shown: evaluate(run, name)["records"] for shown, name in names.items()}
   shown = []
   for split in SPLITS:

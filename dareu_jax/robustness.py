@@ -25,7 +25,7 @@ from dareu_jax.evaluation.robustness import meta, probes, quantisation, relearni
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.measures import sampled
 from dareu_jax.report import robustness as card
-from dareu_jax.run import Run, evaluated_examples, references
+from dareu_jax.run import Run, evaluated_examples
 from dareu_jax.settings import InputError, Settings
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
@@ -74,8 +74,8 @@ def main(given):
   figures = []
   with occupied(workdir):
     for run in experiment.prepare(settings, workdir):
-      figures.append({shown: attacked(run, name, options) for shown, name in (
-        {name: name for name in references(settings)} | chosen).items()})
+      figures.append({shown: attacked(run, name, options)
+                      for shown, name in experiment.shown_models(settings, chosen).items()})
   models = {name: experiment.over_seeds([each[name] for each in figures]) for name in figures[0]}
   trust = meta.trust(figures, list(chosen), options.steps)
   write_json(workdir / "robustness.json", {
@@ -87,7 +87,9 @@ def main(given):
 def attacked(run: Run, name, options: Options):
   """Figures of a model under every attack: {"<attack>": value}; each attack is kept in a file."""
   path = run.workdir.folder / "robustness" / f"{name}.json"
-  mark = fingerprint(run.marks[f"evaluation/{name}"], run.marks["original"], options)
+  # The figures' names too: a card of fewer figures is no card of these.
+  mark = fingerprint(run.marks[f"evaluation/{name}"], run.marks["original"], options,
+                     tuple(meta.SIGNS))
   held = read_json(path)
   figures = held["figures"] if held is not None and held["fingerprint"] == mark else {}
   attacks = {"plain": plain, "int8": functools.partial(quantised, scheme="int8"),

@@ -8,11 +8,16 @@ import numpy as np
 
 from dareu_jax.evaluation import metrics
 
+
+def _rouge(record):
+  return record["rouge"]
+
+
 # Figure -> (split, its value in a record).
 FIGURES = {
-  "forget_rouge": ("forget", lambda r: r["rouge"]),
-  "retain_rouge": ("retain", lambda r: r["rouge"]),
-  "test_rouge": ("test", lambda r: r["rouge"]),
+  "forget_rouge": ("forget", _rouge),
+  "retain_rouge": ("retain", _rouge),
+  "test_rouge": ("test", _rouge),
   "forget_probability": ("forget", lambda r: float(metrics.probability(r["nll"]))),
   "extraction_strength": ("forget", lambda r: r["extraction_strength"]),
 }
@@ -43,15 +48,15 @@ def paired(ours, theirs, retrained):
 
   Returns: {split: metrics.PairedDifference as a dict}.
   """
-  reference = {split: [_values(seed[split], lambda r: r["rouge"]) for seed in retrained]
-               for split in PAIRED}
+  return {split: metrics.paired_difference(
+    *(_gaps(seeds, retrained, split) for seeds in (ours, theirs)))._asdict()
+    for split in PAIRED if retrained[0][split]}
 
-  def gaps(seeds, split):
-    return np.mean([np.abs(_values(seed[split], lambda r: r["rouge"]) - right)
-                    for seed, right in zip(seeds, reference[split], strict=True)], axis=0)
 
-  return {split: metrics.paired_difference(gaps(ours, split), gaps(theirs, split))._asdict()
-          for split in PAIRED if len(reference[split][0])}
+def _gaps(seeds, retrained, split):
+  """Mean over the seeds of |ROUGE - ROUGE of the retrained model| of each example: [E]."""
+  return np.mean([np.abs(_values(seed[split], _rouge) - _values(right[split], _rouge))
+                  for seed, right in zip(seeds, retrained, strict=True)], axis=0)
 
 
 def _by_example(seeds, split, value):

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig, from_huggingface, to_huggingface
 from dareu_jax.models.decoder import abstract_decoder
-from dareu_jax.parallel.mesh import make_mesh, parameter_spec, path_name
+from dareu_jax.parallel.mesh import is_stacked, make_mesh, parameter_spec, path_name
 from dareu_jax.settings import InputError, MeshSettings
 
 # Our path -> the checkpoint's name.
@@ -194,7 +194,7 @@ def checkpoint_names(path, num_layers):
   if not path.startswith("layers/"):
     return [_NAMES[path]], False
   head, _, rest = path.removeprefix("layers/").partition("/")
-  if head.isdigit():
+  if not is_stacked(path):
     return [f"model.layers.{head}.{_LAYER_NAMES[rest]}"], False
   name = _LAYER_NAMES[f"{head}/{rest}"]
   return [f"model.layers.{i}.{name}" for i in range(num_layers)], True
