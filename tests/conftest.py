@@ -16,6 +16,15 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+# They come first, so that no worker is left alone with one at the end.
+LONGEST_FILES = ("test_hosts.py", "test_main.py", "test_rehearsal.py", "test_experiment.py",
+                 "test_compile_once.py", "test_study.py", "test_robustness.py")
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def release_programs():
   """A thousand tests compile more programs than a process may hold."""

@@ -149,15 +149,16 @@ def curves(rows_of):
     line = sorted(best.items())
     ax.plot(*zip(*line, strict=True), "-", color=colour, label=label)
     (devices, rate), last = line[0], line[-1][0]
-    ax.plot((devices, last), (rate, rate * last / devices), ":", color=plots.GREY, linewidth=1)
+    ax.plot((devices, last), (rate, rate * last / devices), ":", color=plots.INK, linewidth=1.5,
+            zorder=3)
   ax.set_xscale("log", base=2)
   ax.set_yscale("log", base=2)
   ax.set_xticks(sorted(everything), [str(devices) for devices in sorted(everything)])
   ax.yaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
   ax.set_xlabel("devices", color=plots.INK)
   ax.set_ylabel("tokens a second, by the roofline", color=plots.INK)
-  ax.set_title("Response tokens sampled and learnt from (dotted: in proportion)", color=plots.INK,
-               fontsize=10, loc="left")
+  ax.set_title("Response tokens sampled and learnt from (dotted: in proportion; pale: slower "
+               "meshes)", color=plots.INK, fontsize=10, loc="left")
   ax.grid(color=plots.FAINT, linewidth=0.6)
   ax.legend(frameon=False)
   return figure
