@@ -82,7 +82,12 @@ def typed():
   """What the user typed, for a report."""
   spec = sys.modules["__main__"].__spec__
   program = f"-m {spec.name.removesuffix('.__main__')}" if spec else shlex.quote(sys.argv[0])
-  return " ".join(["python", program, *map(shlex.quote, sys.argv[1:])])
+  return " ".join(["python", program, *map(_quoted, sys.argv[1:])])
+
+
+def _quoted(word):
+  """As a shell reads it back; a tuple of names has single quotes, which double ones leave alone."""
+  return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def guarded(job, argv, *, hint):

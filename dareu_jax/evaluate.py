@@ -89,9 +89,8 @@ def leaderboard(workdirs):
     configs[run] = read_json(folder / "config.json") or {}
     rows |= {f"{run}: {name}": figures for name, figures in summary["models"].items()}
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}
-  more = tables.measured(rows, tables.MORE_COLUMNS)
-  return "\n\n".join([tables.markdown_table(rows), tables.markdown_table(rows, more),
-                      *unlike(configs)])
+  below = (tables.markdown_table(rows, columns) for columns in tables.more(rows).values())
+  return "\n\n".join([tables.markdown_table(rows), *below, *unlike(configs)])
 
 
 def unlike(configs):

@@ -187,10 +187,10 @@ def over_seeds(figures):
 
 def report(runs, summary, folder, command):
   """Writes report.md and report.html; curves and answers are those of the first seed, curves of
-  DareU or of the first method where it is not among them."""
+  DareU or, where it is not among them, of the best method by ToW."""
   first = runs[0]
   chosen = summary["chosen"]
-  method = DAREU if DAREU in chosen else next(iter(chosen))
+  method = DAREU if DAREU in chosen else tables.best_first(chosen, summary["models"])[0]
   history = read_metrics(first.workdir.folder / "metrics" / f"{chosen[method]}.jsonl")
   settings, corpus = first.settings, first.corpus
   work = first.workdir.folder

@@ -1,6 +1,7 @@
 """What the job does around the stages."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -270,6 +271,17 @@ def test_another_method_in_a_workdir_runs_alone(several):
   summary, _ = experiment.run(more, folder, command="more", overwrite=True)
   ran = {name for name, stage in summary["stages"].items() if not stage["skipped"]}
   assert ran == {f"{place}altpo@{rate}" for place in ("", "evaluation/") for rate in ("0.001", "0.01")}
+
+
+def test_without_dareu_the_best_method_leads_the_report(several):
+  _, _, settings, folder = several
+  summary, page = experiment.run(dataclasses.replace(settings, methods=("scrub", "dpo")), folder,
+                                 command="less", overwrite=True)
+  assert all(stage["skipped"] for stage in summary["stages"].values())
+  best = max(("scrub", "dpo"), key=lambda method: summary["models"][method]["tug_of_war"])
+  text = page.read_text()
+  assert f"<h1>Unlearning with {best}</h1>" in text
+  assert re.search(rf'class="method"><th>{best}</th>', text)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

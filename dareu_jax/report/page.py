@@ -218,8 +218,8 @@ def _html(*, images, models, **parts):
     },
     columns=tables.COLUMNS,
     rows=tables.model_cells(models),
-    more_columns=(more := tables.measured(models, tables.MORE_COLUMNS)),
-    more_rows=tables.model_cells(models, more),
+    more=[(title, columns, tables.model_cells(models, columns))
+          for title, columns in tables.more(models).items()],
     legend=tables.legend(models, best_mark="bold:"),
     epoch_header=EPOCH_HEADER,
     dash=tables.DASH,
@@ -228,10 +228,6 @@ def _html(*, images, models, **parts):
 
 
 def _markdown(*, title, methods, facts, models, images, **parts):
-  more = tables.measured(models, tables.MORE_COLUMNS)
-  meanings, more_meanings = (
-    [f"- **{_escape(c.name)}** ({c.arrow}): {_escape(c.meaning)}" for c in columns]
-    for columns in (tables.COLUMNS, more))
   blocks = [
     f"# {_escape(title)}",
     _escape(parts["headline"]),
@@ -239,9 +235,9 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "## Models",
     tables.markdown_table(models),
     _escape(tables.legend(models, best_mark="bold:")),
-    "\n".join(meanings),
-    *(["### More figures", tables.markdown_table(models, more), "\n".join(more_meanings)]
-      if more else []),
+    _meanings(tables.COLUMNS),
+    *(block for title, columns in tables.more(models).items() for block in (
+      f"### {title}", tables.markdown_table(models, columns), _meanings(columns))),
     *(block for table in parts["beside"] for block in (
       f"### {table.title}", _table(table.header, table.rows), _escape(table.note))),
     "### Owner classifier",
@@ -265,6 +261,10 @@ def _markdown(*, title, methods, facts, models, images, **parts):
 
 def _table(header, rows, left=(0,)):
   return tables.pipe_table(header, rows, left) if rows else NOTHING
+
+
+def _meanings(columns):
+  return "\n".join(f"- **{_escape(c.name)}** ({c.arrow}): {_escape(c.meaning)}" for c in columns)
 
 
 def _markdown_answers(answers, methods):

@@ -107,8 +107,8 @@ COLUMNS = (
          "share of a true answer that greedy decoding says right, given what comes before"),
 )
 
-# What a report shows below the main table.
-MORE_COLUMNS = (
+# What a report shows below the main table: title -> columns.
+MORE_COLUMNS = {"More figures": (
   Column("exact_memorization", "exact mem.", CLOSER, 3,
          "share of the true answer's tokens that are the likeliest ones"),
   Column("paraphrase_probability", "para. prob.", CLOSER, 3,
@@ -124,6 +124,13 @@ MORE_COLUMNS = (
          "share of an answer's pairs of words that it has said before"),
   Column("unknown_word_share", "unknown words", CLOSER, 3,
          "share of an answer's words that are in no text of the data"),
+  Column("memorization", "memo- rization", HIGHER, 3,
+         "harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase probability, "
+         "1 - truth ratio; not referred to the retrained model, so over-forgetting is rewarded"),
+  Column("memorization_closeness", "memo. close", HIGHER, 3,
+         "harmonic mean over the parts of memorization of the closeness to the retrained model, 0 "
+         "as the original: over-forgetting lowers it"),
+), "Privacy, and all in one figure": (
   Column("mia_loss_auc", "MIA loss", CLOSER, 3, "AUC of membership inference by loss"),
   Column("mia_zlib_auc", "MIA zlib", CLOSER, 3, "by loss over compressed size"),
   Column("mia_reference_auc", "MIA ref.", CLOSER, 3, "by loss less the retrained model's"),
@@ -134,20 +141,15 @@ MORE_COLUMNS = (
          "Min-K% against the retrained model's, in percent: -100 where nothing is forgotten, above "
          "0 where forget data became too unlikely"),
   Column("tug_of_war_mia", "ToW MIA", HIGHER, 3, "ToW with Min-K% in place of the D_F ROUGE"),
-  Column("memorization", "memo- rization", HIGHER, 3,
-         "harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase probability, "
-         "1 - truth ratio; not referred to the retrained model, so over-forgetting is rewarded"),
   Column("privacy", "privacy", HIGHER, 3,
          "harmonic mean over attacks of the closeness to the retrained model, 0 as the original"),
   Column("overall", "overall", HIGHER, 3,
          "harmonic mean of memorization, privacy and (utility with the share of sound answers) "
          "over the original's"),
-  Column("memorization_closeness", "memo. close", HIGHER, 3,
-         "harmonic mean over the parts of memorization of the closeness to the retrained model, 0 "
-         "as the original: over-forgetting lowers it"),
   Column("overall_closeness", "overall close", HIGHER, 3,
-         "harmonic mean of that, privacy, and 1 less the gap of utility to the retrained model's"),
-)
+         "harmonic mean of the closeness in memorization, privacy, and 1 less the gap of utility "
+         "to the retrained model's"),
+)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +218,12 @@ def best_models(models, column):
   return {name for name, loss in losses.items() if loss == min(losses.values())}
 
 
-def measured(models, columns):
-  """Those of the columns that some model has a figure for."""
-  return tuple(c for c in columns if any(m.get(c.key) is not None for m in models.values()))
+def more(models):
+  """{title: columns} below the main table: those that some model has a figure for."""
+  measured = {title: tuple(c for c in columns if any(m.get(c.key) is not None
+                                                     for m in models.values()))
+              for title, columns in MORE_COLUMNS.items()}
+  return {title: columns for title, columns in measured.items() if columns}
 
 
 def model_cells(models, columns=COLUMNS):
