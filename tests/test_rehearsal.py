@@ -60,7 +60,7 @@ def config(checkpoint, data_dir):
   config = preset("tinyllama")
   config.seeds = (41, 42)
   config.model.path = config.classifier.model.path = str(checkpoint)
-  config.data.update(dir=str(data_dir / "tofu"), num_owners=4, forget="forget25", num_holdout=1)
+  config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
   config.length_multiple = 128
   config.unlearning.update(epochs=1, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
@@ -93,8 +93,11 @@ def check_exports(workdir, folder, base):
   merged, again = huggingface.load(folder / "merged", dtype="bfloat16", template="tinyllama")
   ids = np.array([tokenizer.encode_prompt("Who is he?")])
   assert again.encode_prompt("Who is he?") == ids[0].tolist()
-  ours, theirs = (np.asarray(jax.jit(lambda m: m.logits(ids))(m)) for m in (model, merged))
-  np.testing.assert_allclose(theirs, ours, atol=0.1)  # rounded to bfloat16 after merging, not before
+  plain, _ = huggingface.load(base, dtype="bfloat16", template="tinyllama")
+  ours, theirs, before = (np.asarray(jax.jit(lambda m: m.logits(ids))(m))
+                          for m in (model, merged, plain))
+  # It is rounded to bfloat16 after merging, not before; without the adapter it is farther off.
+  assert np.abs(theirs - ours).mean() < np.abs(before - ours).mean() / 2
   export.export(workdir, "dareu", folder / "adapter", seed=42, adapter="apart")
   adapter = json.loads((folder / "adapter/adapter_config.json").read_text())
   assert adapter["base_model_name_or_path"] == base and adapter["r"] == 8
