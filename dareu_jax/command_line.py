@@ -105,20 +105,26 @@ def guarded(job, argv, *, hint):
   interruption.listen()
   try:
     job()
-  except InputError as error:
-    return fail(error)
   except interruption.Interrupted:
     fail(f"stopped by SIGTERM or SIGHUP; what was done is saved. {hint}")
     return TERMINATED
-  except KeyboardInterrupt:
-    return fail(f"interrupted. {hint}")
-  except Exception as error:
-    full = _disk_full(error)
-    if full:
-      return fail(f"no space left on the disk ({full}). Free some, and give the same command "
-                  f"again. {hint}")
-    raise
+  except (Exception, KeyboardInterrupt) as error:
+    message = mendable(error)
+    if not message:
+      raise
+    return fail(message if isinstance(error, InputError) else f"{message} {hint}")
   return 0
+
+
+def mendable(error):
+  """One line on an error that the user can do something about; '' for one of our own."""
+  if isinstance(error, InputError):
+    return str(error)
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted."
+  full = _disk_full(error)
+  return full and (f"no space left on the disk ({full}). Free some, and give the same command "
+                   "again.")
 
 
 def parse_flags(args):

@@ -15,6 +15,8 @@ import shutil
 import socket
 import time
 
+import jax
+
 from dareu_jax import interruption, programs
 from dareu_jax.parallel import hosts
 from dareu_jax.settings import InputError
@@ -59,15 +61,19 @@ def _lock(folder):
     raise _unwritable(folder, error) from None
   try:
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    owner = goodput.elsewhere(folder)
-  except OSError:
-    owner = path.read_text().strip()
+    owner = None
+  except BlockingIOError:
+    owner = path.read_text().strip() or "that has just begun"
+  except OSError:  # a file system without locks
+    owner = None
+  owner = owner or goodput.elsewhere(folder)
   if owner:
     os.close(held)
     raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, end it, or choose "
                      "another --workdir.") from None
   os.ftruncate(held, 0)
   os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+  os.fsync(held)  # another host is to read it
   return held
 
 
@@ -175,8 +181,12 @@ class Workdir:
     store = self._store(name, "progress")
     try:
       yield store
-    finally:
-      store.close()
+    except BaseException as error:
+      # Closing waits for the other processes, which do not come where this one alone has failed.
+      if jax.process_count() == 1 or isinstance(error, interruption.Interrupted):
+        store.close()
+      raise
+    store.close()
     programs.release()
     seconds = round(time.monotonic() - begin, 1)
     hosts.barrier(f"{name} is done")  # else one host would remove what another still reads

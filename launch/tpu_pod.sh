@@ -34,6 +34,8 @@ NAME=${NAME:-dareu-pod}
 ACCELERATOR=${ACCELERATOR:-v5litepod-16}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 where=(--project="$PROJECT" --zone="$ZONE")
+# What pgrep looks for: the job itself, not the shells that start it or ask for it.
+job="^[^ ]*python -m dareu_jax.main --distributed --workdir=/mnt/runs/$NAME "
 
 on_workers() { # WHICH COMMAND
   gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker="$1" --command="$2"
@@ -90,14 +92,16 @@ run() {
   # Detached: it neither needs the connection nor is started twice by one that is tried again.
   on_workers all "cd dareu_jax && rm -f ~/dareu.exit &&
     export HF_TOKEN=${HF_TOKEN:-} JAX_COMPILATION_CACHE_DIR=/mnt/runs/programs &&
-    (pgrep -f dareu_jax.main >/dev/null ||
+    if ! pgrep -f '$job' >/dev/null; then
       nohup setsid bash -c '~/environment/bin/python -m dareu_jax.main --distributed \
-        --workdir=/mnt/runs/$NAME $flags; echo \$? > ~/dareu.exit' > ~/dareu.log 2>&1 < /dev/null &)"
+        --workdir=/mnt/runs/$NAME $flags; echo \$? > ~/dareu.exit' > ~/dareu.log 2>&1 < /dev/null &
+    fi"
 }
 
 status() {
   # shellcheck disable=SC2016  # expanded on the worker
-  on_workers 0 'echo "exit: $(cat ~/dareu.exit 2>/dev/null || echo running)"; tail -n 5 ~/dareu.log'
+  on_workers 0 'echo "exit: $(cat ~/dareu.exit 2>/dev/null || echo running)"
+    tail -n 5 ~/dareu.log || true'
 }
 
 exit_status() { # of the job on worker 0; "running" while it is, nothing where it cannot be asked
@@ -110,15 +114,16 @@ delete() {
 
 watch() {
   local failures=0
+  on_workers all 'rm -f ~/dareu.exit' 2>/dev/null || true  # of another command
   while true; do
     case "$(state)" in
       ACTIVE)
         case "$(exit_status)" in
           0) status; return 0 ;;
           2) status; echo "the job says what to mend" >&2; return 2 ;;
-          running)
+          running | 143)  # 143: it was told to stop, and has saved
             on_workers all 'test -d environment' 2>/dev/null || setup || true
-            on_workers 0 'pgrep -f dareu_jax.main' >/dev/null 2>&1 || run "$@" || true
+            on_workers 0 "pgrep -f '$job'" >/dev/null 2>&1 || run "$@" || true
             ;;
           "") ;;  # the slice is going down, or the connection: the state will tell
           *)
@@ -128,7 +133,7 @@ watch() {
             ;;
         esac
         ;;
-      NONE) create || true ;;
+      NONE) create && failures=0 ;;
       FAILED | SUSPENDED) delete || true ;;
     esac
     sleep 60

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import uuid
 
 import nbclient
 import nbformat
@@ -29,6 +31,90 @@ def test_shell_scripts_pass_shellcheck_and_explain_themselves(script):
     said = subprocess.run([script], capture_output=True, text=True,
                           env=os.environ | {"PROJECT": "none"})
     assert said.returncode == 2 and f"launch/{script.name} " in said.stdout
+
+
+@pytest.fixture
+def pod(tmp_path):
+  """call(*words) -> launch/tpu_pod.sh, finished, on a pod that is a folder of this machine.
+
+  Its job notes its flags in `calls`, waits for `go`, and ends with the next number of `statuses`.
+  """
+  stubs, home = tmp_path / "stubs", tmp_path / "home"
+  (home / "environment/bin").mkdir(parents=True)
+  (home / "environment/bin/python").symlink_to(sys.executable)
+  (home / "dareu_jax/dareu_jax").mkdir(parents=True)
+  (home / "dareu_jax/dareu_jax/__init__.py").touch()
+  (home / "dareu_jax/dareu_jax/main.py").write_text(f'''
+import pathlib, sys, time
+home = pathlib.Path({str(home)!r})
+with open(home / "calls", "a") as calls:
+  print(*sys.argv[1:], file=calls)
+for _ in range(1500):
+  if (home / "go").exists():
+    break
+  time.sleep(0.02)
+first, *rest = (home / "statuses").read_text().split()
+(home / "statuses").write_text(" ".join(rest))
+print("the job's last line")
+sys.exit(int(first))
+''')
+  stubs.mkdir()
+  for name, text in (
+      ("sleep", "exec /bin/sleep 0.3"),
+      ("gcloud", 'case "$*" in *describe*) echo ACTIVE;; *" ssh "*) '
+                 f'cd {home}; for last; do :; done; HOME={home} bash -c "${{last#--command=}}";; esac')):
+    (stubs / name).write_text(f"#!/bin/bash\n{text}\n")
+    (stubs / name).chmod(0o755)
+  environment = os.environ | {
+    "PATH": f"{stubs}:{os.environ['PATH']}", "BUCKET": "none", "PROJECT": "none",
+    "NAME": f"test-{uuid.uuid4().hex}"}
+
+  def call(*words, statuses="0"):
+    (home / "statuses").write_text(statuses)
+    return subprocess.run([LAUNCH / "tpu_pod.sh", *words], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, timeout=60)
+
+  call.home = home
+  return call
+
+
+def calls(pod):
+  return (pod.home / "calls").read_text().splitlines()
+
+
+def wait_for_file(path):
+  deadline = time.monotonic() + 30
+  while not path.exists():
+    assert time.monotonic() < deadline, f"{path} never came"
+    time.sleep(0.05)
+
+
+def test_a_job_on_a_pod_is_started_once(pod):
+  """The shell that starts it has its name in its own command line."""
+  assert pod("run", "--config=a b.py:x").returncode == 0
+  wait_for_file(pod.home / "calls")
+  pod("run", "--config=a b.py:x")
+  assert "exit: running" in pod("status").stdout
+  (pod.home / "go").touch()
+  wait_for_file(pod.home / "dareu.exit")
+  (call,) = calls(pod)
+  assert call.startswith("--distributed --workdir=/mnt/runs/test-") and call.endswith(" --config=a b.py:x")
+  assert pod("status").stdout == "exit: 0\nthe job's last line\n"
+
+
+def test_a_watched_job_goes_on_after_a_preemption_and_ends_with_it(pod):
+  """What another command has left behind says nothing of this one."""
+  (pod.home / "dareu.exit").write_text("2\n")
+  (pod.home / "go").touch()
+  done = pod("watch", "--config=c.py", statuses="143 1 0")
+  assert done.returncode == 0 and "exit: 0" in done.stdout
+  assert len(calls(pod)) == 3
+
+
+def test_a_watched_job_that_must_be_mended_ends_the_watch(pod):
+  (pod.home / "go").touch()
+  done = pod("watch", "--config=c.py", statuses="2")
+  assert done.returncode == 2 and "says what to mend" in done.stderr
 
 
 def test_flags_in_the_scripts_and_the_manifest_are_flags():

@@ -1,5 +1,7 @@
 """The folder of a run: what is done stays done, and nothing else counts as done."""
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -172,6 +174,29 @@ def test_two_jobs_in_one_folder_are_kept_apart(tmp_path):
     pass
   with occupied(tmp_path):  # and nobody is in the way of the next
     pass
+
+
+def test_a_lock_whose_holder_has_not_said_its_name_is_one(tmp_path):
+  with open(tmp_path / "lock", "w") as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="in use by another job"):
+      with occupied(tmp_path):
+        pass
+
+
+def test_without_locks_signs_of_life_alone_keep_jobs_apart(tmp_path, monkeypatch):
+  """What the last job wrote into the file would keep everybody out for ever."""
+  def none(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(fcntl, "flock", none)
+  for _ in range(2):
+    with occupied(tmp_path):
+      pass
+  monkeypatch.setattr("dareu_jax.training.goodput.elsewhere", lambda folder: "another host")
+  with pytest.raises(InputError, match="in use by another job .another host"):
+    with occupied(tmp_path):
+      pass
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b", "x" * 300])

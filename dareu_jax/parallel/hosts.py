@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dareu_jax.command_line import mendable
 from dareu_jax.interruption import Interrupted
 from dareu_jax.settings import InputError
 
@@ -64,8 +65,10 @@ def ended_together():
     if jax.process_count() == 1 or isinstance(error, Interrupted):
       raise
     which = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, InputError):
-      message = f"error: {error}"
+    message = mendable(error)
+    status = 2 if message else 1
+    if message:
+      message = f"error: {message}"
     elif lost_another(error):
       reason = str(error).strip().splitlines()[0][:200]
       message = (f"error: {which} lost another one ({reason}). Its "
@@ -74,7 +77,7 @@ def ended_together():
     else:
       message = f"{traceback.format_exc()}error: {which} failed, which ends the others too."
     print(message, file=sys.stderr, flush=True)
-    os._exit(2 if isinstance(error, InputError) else 1)  # an orderly exit would wait for the others
+    os._exit(status)  # an orderly exit would wait for the others
 
 
 def lost_another(error):

@@ -73,14 +73,25 @@ def make_mesh(settings: MeshSettings, devices=None):
   # Elsewhere each host counts as a slice, though its network may be that between all GPUs.
   slices = len({getattr(device, "slice_index", 0) for device in devices
                 if device.platform == "tpu"}) or 1
-  if slices == 1:
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
   if sizes[0] % slices:
     raise InputError(f"config.mesh.data is {sizes[0]}: the devices are in {slices} slices, and the "
                      "axis must be a multiple of that, or -1.")
+  return Mesh(_grid(sizes, devices, slices, shape), AXES, axis_types=types)
+
+
+def _grid(sizes, devices, slices, shape):
+  """Devices by their place in the mesh. Axes take whole dimensions of the torus where they can."""
   within = sizes[0] // slices, *sizes[1:]
-  grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
-  return Mesh(grid, AXES, axis_types=types)
+  for split in (False, True):
+    try:
+      if slices == 1:
+        return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=split)
+      return mesh_utils.create_hybrid_device_mesh(
+        within, (slices, 1, 1), devices, allow_split_physical_axes=split)
+    except (NotImplementedError, AssertionError, ValueError):
+      continue
+  raise InputError(f"config.mesh is {shape}, which cannot be laid out on {len(devices)} of the "
+                   "devices: take all of a slice, and factors of the sides of its torus.")
 
 
 def _check_all_processes(devices, shape):

@@ -4,6 +4,7 @@ A process leaves a sign of life every few seconds, and says up to when its work 
 between the last saved work and the last sign of a process that did not end is lost.
 """
 
+import contextlib
 import pathlib
 import socket
 import threading
@@ -52,7 +53,9 @@ class Ledger:
 
   def _beat(self):
     while not self._ended.wait(BEAT):
-      self._write()
+      # A sign that could not be written, on a disk that is full for a moment, is not the last.
+      with contextlib.suppress(OSError):
+        self._write()
 
   def _write(self):
     with self._lock:

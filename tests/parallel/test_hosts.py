@@ -1,14 +1,38 @@
 """Several real processes as one job, over loopback."""
 
+import errno
+import os
 import re
 import signal
 import time
 
+import jax
 import pytest
 
 from dareu_jax.parallel import hosts
+from dareu_jax.settings import InputError
 from dareu_jax.training.writers import read_metrics
-from tests.jobs import batches, figures, finish, together, wait_for
+from tests.jobs import CONFIG, batches, figures, finish, together, wait_for
+
+
+@pytest.fixture
+def together_failing(command, tmp_path):
+  """start(workdir) -> two processes of which the second fails once it has saved something."""
+
+  def start(workdir):
+    config = tmp_path / "failing.py"
+    config.write_text(f'''{CONFIG}
+from dareu_jax.training.checkpoints import Store
+if "--process_id=1" in sys.argv:
+  save = Store.save
+  def fails(*args, **more):
+    save(*args, **more)
+    raise ValueError("a bad batch")
+  Store.save = fails
+''')
+    return together(command, workdir, 2, config=config)
+
+  return start
 
 
 def assert_same_table(workdir, expected):
@@ -47,6 +71,32 @@ def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, co
   assert [code for code, _, _ in outputs] == [0, 0], outputs
   assert_same_table(tmp_path / "w", finished[0])
   assert batches(tmp_path / "w") == batches(finished[0])
+
+
+def test_a_process_that_fails_by_itself_ends_the_others(together_failing, tmp_path):
+  """With a checkpoint under way, whose end all processes wait for."""
+  begin = time.monotonic()
+  outputs = [finish(process) for process in together_failing(tmp_path / "w")]
+  assert time.monotonic() - begin < 2 * hosts.PATIENCE + 60
+  (code, _, err), (failed, _, said) = outputs
+  assert failed == 1 and "a bad batch" in said
+  assert "process 1 of 2 failed, which ends the others too" in said
+  assert code not in (0, None) and ("lost another one" in err or "coordination service" in err), err
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+  (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on the disk .*Free some"),
+  (KeyboardInterrupt(), 2, "interrupted."), (InputError("mend this"), 2, "mend this"),
+  (RuntimeError("Gloo: Connection reset by peer"), 1, "process 0 of 2 lost another one")])
+def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
+    monkeypatch, capsys, error, status, said):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  ends = []
+  monkeypatch.setattr(os, "_exit", ends.append)
+  with hosts.ended_together():
+    raise error
+  assert ends == [status]
+  assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
 
 def test_sigterm_stops_all_processes_at_the_same_step(command, tmp_path):

@@ -121,13 +121,12 @@ def test_fixed_axes_must_divide_the_devices():
     M.make_mesh(MeshSettings(data=-1, fsdp=3, tensor=1), devices=[None] * 8)
 
 
-def of_slices(slices, each):
-  """Devices of several slices, as much of them as building a mesh looks at; mixed up."""
-  devices = [types.SimpleNamespace(
-    slice_index=s, process_index=s, id=s * each + i, device_kind="TPU v5 lite", platform="tpu",
-    coords=(i // 4, i % 4, 0), core_on_chip=0)
+def of_slices(slices, each, kind="TPU v5 lite"):
+  """Devices of several slices of sides 4, as much as building a mesh looks at; mixed up."""
+  return [types.SimpleNamespace(
+    slice_index=s, process_index=s, id=s * each + i, device_kind=kind, platform="tpu",
+    coords=(i // 4 % 4, i % 4, i // 16), core_on_chip=0)
     for i in range(each) for s in range(slices)]
-  return devices
 
 
 def test_slices_are_rows_of_the_data_axis(monkeypatch):
@@ -142,6 +141,23 @@ def test_slices_are_rows_of_the_data_axis(monkeypatch):
     assert {device.slice_index for device in row.ravel()} == {of}
   with pytest.raises(InputError, match="data is 1: the devices are in 2 slices"):
     M.make_mesh(MeshSettings(data=1, fsdp=-1, tensor=2), devices=of_slices(2, 8))
+
+
+@pytest.mark.parametrize(("sizes", "devices"), [
+  ((2, 2, 8), of_slices(2, 16)), ((4, 2, 4), of_slices(2, 16)),
+  ((1, 32, 2), of_slices(1, 64, "TPU v5")), ((1, 8, 8), of_slices(1, 64, "TPU v4"))])
+def test_an_axis_may_take_part_of_a_side_of_the_torus(monkeypatch, sizes, devices):
+  built = []
+  monkeypatch.setattr(M, "Mesh", lambda grid, axes, axis_types: built.append(grid))
+  M.make_mesh(MeshSettings(*sizes), devices=devices)
+  assert built[0].shape == sizes
+  assert len({device.id for device in built[0].ravel()}) == len(devices)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3), (1, 6, 4)])
+def test_what_does_not_fit_the_torus_is_refused(sizes):
+  with pytest.raises(InputError, match="cannot be laid out on .* of the devices"):
+    M.make_mesh(MeshSettings(*sizes), devices=of_slices(1, 64, "TPU v4"))
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (1, -2, 1)])

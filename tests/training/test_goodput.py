@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dareu_jax.training import goodput
+from dareu_jax.training.checkpoints import write_json
 
 
 @pytest.fixture
@@ -74,6 +75,15 @@ def test_a_process_that_is_killed_has_left_signs_of_life(tmp_path, monkeypatch):
   """It cannot say at its end when that was."""
   monkeypatch.setattr(goodput, "BEAT", 0.01)
   ledger = goodput.Ledger(tmp_path).__enter__()
+  full = []
+
+  def write(*given):
+    if len(full) < 3:  # a disk that is full for a moment
+      full.append(given)
+      raise OSError(28, "No space left on device")
+    write_json(*given)
+
+  monkeypatch.setattr(goodput, "write_json", write)
   start = json.loads((tmp_path / "time.json").read_text())[0]["seen"]
   for _ in range(500):
     seen = json.loads((tmp_path / "time.json").read_text())[0]["seen"]
@@ -81,4 +91,5 @@ def test_a_process_that_is_killed_has_left_signs_of_life(tmp_path, monkeypatch):
       break
     goodput.time.sleep(0.01)
   assert seen > start, "no sign of life"
+  assert len(full) == 3
   ledger.__exit__()
