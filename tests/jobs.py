@@ -82,6 +82,12 @@ def figures(workdir):
   return json.loads((workdir / "summary.json").read_text())["models"]
 
 
+def losses(workdir):
+  """Training curves: {stage: [loss of each record]}."""
+  return {path.stem: [record["loss"] for record in read_metrics(path) if "loss" in record]
+          for path in (workdir / "metrics").glob("*.jsonl")}
+
+
 def batches(workdir):
   """Hashes of all batches, stage by stage."""
   found = {path.stem: read_batches(path) for path in (workdir / "metrics").glob("*.batches")}

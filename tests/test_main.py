@@ -8,10 +8,11 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from tests.configs import ROOT
-from tests.jobs import CONFIG, batches, figures, finish, killed_at, wait_for
+from tests.jobs import CONFIG, batches, figures, finish, killed_at, losses, wait_for
 
 
 def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
@@ -89,14 +90,17 @@ def test_eight_devices_are_as_one_and_a_checkpoint_goes_on_on_another_mesh(
 
   def as_one(workdir):
     assert batches(workdir) == batches(finished[0])
+    for stage, curve in losses(finished[0]).items():
+      np.testing.assert_allclose(losses(workdir)[stage], curve, rtol=1e-4, atol=1e-5, err_msg=stage)
     for model, row in figures(finished[0]).items():
       assert figures(workdir)[model] == pytest.approx(row, rel=1e-5, abs=1e-5), model
 
   code, out, err = finish(rows(tmp_path / "whole"))
   assert code == 0, err
   as_one(tmp_path / "whole")
-  killed_at("dareu/progress/2", tmp_path / "killed", rows)
-  for name, start in (("on_cube", cube), ("on_one", command)):
+  for sign, name, start in (("original/progress/3", "on_cube", cube),
+                            ("dareu/progress/2", "on_one", command)):
+    killed_at(sign, tmp_path / "killed", rows)
     shutil.copytree(tmp_path / "killed", tmp_path / name)
     code, out, err = finish(start(tmp_path / name))
     assert code == 0, err

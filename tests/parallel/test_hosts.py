@@ -99,8 +99,8 @@ def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
   assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
 
-def test_sigterm_stops_all_processes_at_the_same_step(command, tmp_path):
-  """It reaches one host alone; the others must save with it."""
+def test_sigterm_stops_all_processes_at_the_same_step(finished, command, tmp_path):
+  """It reaches one host alone; the others must save with it. One alone then goes on with that."""
   processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
   wait_for("base/started.json", tmp_path / "w", processes[0])
   time.sleep(2)
@@ -108,6 +108,12 @@ def test_sigterm_stops_all_processes_at_the_same_step(command, tmp_path):
   outputs = [finish(process) for process in processes]
   assert [code for code, _, _ in outputs] == [143, 143], outputs
   assert all("stopped by SIGTERM" in err for _, _, err in outputs)
+  assert list((tmp_path / "w").glob("*/progress/[0-9]*/meta")) or list(
+    (tmp_path / "w").glob("*/done.json"))
+  code, _, err = finish(command(tmp_path / "w"))
+  assert code == 0, err
+  assert_same_table(tmp_path / "w", finished[0])
+  assert batches(tmp_path / "w") == batches(finished[0])
 
 
 def test_what_the_user_did_wrong_is_said_by_all(command, tmp_path):

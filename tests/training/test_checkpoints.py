@@ -213,6 +213,29 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_is_used(tmp_path, 
   store.close()
 
 
+def test_arrays_are_checked_where_files_are_too_large_to_be(tmp_path):
+  """Of files beyond a MiB the arrays have digests, the files none; a byte may also mean nothing."""
+  rng = np.random.default_rng(0)
+  saved = [{"x": jnp.asarray(rng.normal(size=(800, 700)), jnp.float32)} for _ in range(2)]
+  store = Store(tmp_path / "whole", KEEP_TWO)
+  for step, state in zip((4, 8), saved, strict=True):
+    store.save(step, state)
+  store.close()
+  before = 0
+  for number in range(10):
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / f"{number}")
+    (path,) = (path for path in files(folder / "8") if path.stat().st_size > 2**20)
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+    store = Store(folder, KEEP_TWO)
+    restored = store.restore({"x": jnp.zeros((800, 700))})
+    before += restored.step == 4
+    assert bits(restored.state) == bits(saved[restored.step == 8])
+    store.close()
+  assert before >= 8
+
+
 @pytest.mark.parametrize("index", range(12))
 def test_any_file_that_is_missing_or_cut_is_noticed(tmp_path, index):
   """Some files Orbax does without."""
