@@ -1,5 +1,6 @@
 """The wish to stop (SIGTERM, which a preempted machine gets, or SIGHUP), honoured between steps."""
 
+import os
 import signal
 import threading
 
@@ -37,6 +38,9 @@ def requested():
   global _asked
   if jax.process_count() == 1:
     return _wish.is_set()
+  if _wish.is_set():  # SIGHUP, or SIGTERM before JAX's service has listened: it is told now
+    _wish.clear()
+    os.kill(os.getpid(), signal.SIGTERM)
   _asked += 1
   return multihost_utils.reached_preemption_sync_point(_asked)
 

@@ -1,7 +1,9 @@
 """What stands in launch/: scripts without mistakes, a manifest that is one, a notebook that runs."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+from dareu_jax.command_line import config_module
+from dareu_jax.settings import Settings
 from tests import jobs
 from tests.configs import ROOT
 
@@ -123,6 +127,23 @@ def test_flags_in_the_scripts_and_the_manifest_are_flags():
                          capture_output=True, text=True).stdout
   for flag in ("--[no]distributed", "--workdir", "--config"):
     assert flag in known
+  seen = 0
+  for path in LAUNCH.iterdir():
+    text = path.read_text()
+    presets = re.findall(r"--config=(configs/\w+[.]py)(?::(\w+))?", text)
+    configs = [config_module(ROOT / file).get_config(name or None) for file, name in presets]
+    # --config.mesh.tensor=4, and the notebook's 'model.dtype=float32', which it puts together.
+    for setting, value in re.findall(r"--config[.]([\w.]+)=([\w.(),]+)", text) + re.findall(
+        r"'(\w+(?:[.]\w+)+)=(\w+)'", text):
+      seen += 1
+      *groups, name = setting.split(".")
+      block = configs[-1]
+      for group in groups:
+        block = block[group]
+      kind = type(block[name])
+      block[name] = kind(value) if kind in (int, float, str) else ast.literal_eval(value)
+      Settings.from_config(configs[-1])
+  assert seen >= 12
   manifest = yaml.safe_load((LAUNCH / "gke.yaml").read_text())
   job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
   container = job["template"]["spec"]["containers"][0]

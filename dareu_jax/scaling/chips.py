@@ -1,7 +1,8 @@
 """What devices can do, as published, or measured where nothing is published.
 
 Sources: Cloud TPU documentation, pages "TPU v4", "v5e", "v5p" and "v6e"
-(docs.cloud.google.com/tpu/docs); NVIDIA H100 SXM and H200 data sheets (dense bfloat16).
+(docs.cloud.google.com/tpu/docs); NVIDIA data sheets of H100 SXM, H200, A100 SXM and L4 (dense
+bfloat16; L4 has no links but PCIe).
 """
 
 import dataclasses
@@ -36,6 +37,9 @@ CHIPS = {chip.name: chip for chip in (
   Chip("v6e", 32, 31.24, 918e12, 1640e9, 3200e9 / 8, 4),
   Chip("H100", 80, 80, 989e12, 3350e9, 450e9, 2),
   Chip("H200", 141, 141, 989e12, 4800e9, 450e9, 2),
+  Chip("A100-SXM4-80GB", 80, 80, 312e12, 2039e9, 300e9, 2),
+  Chip("A100-SXM4-40GB", 40, 40, 312e12, 1555e9, 300e9, 2),
+  Chip("L4", 24, 24, 121e12, 300e9, 32e9, 2),
 )}
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
           "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
@@ -44,12 +48,13 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p
 def of_device(device):
   """The chip of a device that is there; of an unknown kind as measured."""
   kind = device.device_kind
-  name = _KINDS.get(kind) or next((gpu for gpu in ("H200", "H100") if gpu in kind), None)
-  return CHIPS[name] if name else measured(kind)
+  # "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4" (and no "NVIDIA L40S").
+  name = _KINDS.get(kind) or next((word for word in kind.split() if word in CHIPS), None)
+  return CHIPS[name] if name else measured(device)
 
 
-def measured(name):
-  """What the first device reaches in a matrix product and in a copy.
+def measured(device):
+  """What the first device reaches in a matrix product and in a copy, and the memory it has.
 
   Fake CPU devices share the cores, so that each has its share; a copy stands for the links.
   """
@@ -57,9 +62,10 @@ def measured(name):
   x, y = jnp.ones((n, n), jnp.float32), jnp.ones(width, jnp.float32)
   flops = 2 * n**3 / _seconds(jax.jit(lambda x: x @ x), x)
   bandwidth = 8 * width / _seconds(jax.jit(lambda y: y * 2), y)
-  share = jax.local_device_count()
-  unknown = float("inf")
-  return Chip(name, unknown, unknown, flops / share, bandwidth / share, bandwidth / share, 2)
+  share = jax.local_device_count() if device.platform == "cpu" else 1
+  memory = (device.memory_stats() or {}).get("bytes_limit", float("inf")) / 2**30
+  return Chip(device.device_kind, memory, memory, flops / share, bandwidth / share,
+              bandwidth / share, 2)
 
 
 def _seconds(function, x):

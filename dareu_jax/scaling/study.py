@@ -142,13 +142,16 @@ def _need(program, compiled, resident, chip, compile_seconds):
   memory = compiled.memory_analysis()
   temporaries = memory.temp_size_in_bytes + max(
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  # What is not an argument stays where it is; of what is, the memory analysis knows.
-  given = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  # What is not an argument stays where it is; of what is, the memory analysis knows, but for
+  # arguments that the program has no use for.
+  given = {id(leaf): leaf for leaf in jax.tree.leaves(program.args)}
   beside = bytes_on_device([leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in given])
+  held = max(beside + memory.argument_size_in_bytes,
+             beside + bytes_on_device(list(given.values())))
   cost = hlo.Program(compiled.as_text(), loop_trips=program.trips).cost
   return Need(
     arguments=memory.argument_size_in_bytes, temporaries=temporaries,
-    peak=beside + memory.argument_size_in_bytes + temporaries,
+    peak=held + temporaries,
     flops=cost.flops, traffic=cost.traffic, collectives=dict(cost.collectives),
     compile_seconds=compile_seconds, compute_seconds=cost.flops / chip.flops,
     memory_seconds=cost.traffic / chip.bandwidth,

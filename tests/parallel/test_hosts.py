@@ -99,12 +99,15 @@ def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
   assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
 
-def test_sigterm_stops_all_processes_at_the_same_step(finished, command, tmp_path):
-  """It reaches one host alone; the others must save with it. One alone then goes on with that."""
+def test_a_signal_stops_all_processes_at_the_same_step(finished, command, tmp_path):
+  """It reaches one host alone; the others must save with it. One alone then goes on with that.
+
+  SIGHUP is passed on as SIGTERM, so that this is a test of both.
+  """
   processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
   wait_for("base/started.json", tmp_path / "w", processes[0])
   time.sleep(2)
-  processes[1].send_signal(signal.SIGTERM)
+  processes[1].send_signal(signal.SIGHUP)
   outputs = [finish(process) for process in processes]
   assert [code for code, _, _ in outputs] == [143, 143], outputs
   assert all("stopped by SIGTERM" in err for _, _, err in outputs)
