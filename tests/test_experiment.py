@@ -15,7 +15,7 @@ from dareu_jax.experiment import judgement, over_seeds
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.run import load_model
 from dareu_jax.settings import InputError, Settings
-from dareu_jax.stages import finetune_batches, keep_tokenizer
+from dareu_jax.stages import finetune_batches, keep_tokenizer, pretrain, train_language_model
 from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
 
@@ -68,7 +68,11 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
   config = smallest_config()
   config.lora.rank = 4
   settings = Settings.from_config(config)
-  experiment.run(settings, tmp_path, command="adapter")
+  run = experiment.prepare(settings, tmp_path)[0]
+  run.workdir.claim(overwrite=False)
+  keep_tokenizer(run)
+  pretrain(run)
+  train_language_model(run, "original", run.corpus.forget + run.corpus.retain, run.seed)
   run = experiment.prepare(settings, tmp_path)[0]
   left = run.workdir.load_result("base", run.fresh.trainable)
   frozen = {path_name(path): leaf for path, leaf in
@@ -78,12 +82,12 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
   moved = [bool((a != b).any()) for a, b in zip(
     jax.tree.leaves(left), jax.tree.leaves(run.fresh.trainable), strict=True)]
   assert sum(moved) > len(moved) / 2
-  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.role("dareu"))}
+  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.role("original"))}
   assert all("lora_" in name for name in names)
-  model, _, _ = load_model(tmp_path, "dareu")
+  model, _, _ = load_model(tmp_path, "original")
   ids = jnp.arange(2 * 16).reshape(2, 16)
   np.testing.assert_array_equal(
-    model.logits(ids), run.base.frame.merge(run.role("dareu"), run.base.frozen).logits(ids))
+    model.logits(ids), run.base.frame.merge(run.role("original"), run.base.frozen).logits(ids))
 
 
 def test_retraining_again_differs_in_the_order_of_the_data_alone(tmp_path):
