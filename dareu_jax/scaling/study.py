@@ -144,10 +144,10 @@ def _need(program, compiled, resident, chip, compile_seconds):
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   # What is not an argument stays where it is; of what is, the memory analysis knows, but for
   # arguments that the program has no use for.
-  given = {id(leaf): leaf for leaf in jax.tree.leaves(program.args)}
-  beside = bytes_on_device([leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in given])
-  held = max(beside + memory.argument_size_in_bytes,
-             beside + bytes_on_device(list(given.values())))
+  given = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  resident = jax.tree.leaves(resident)
+  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in given])
+  held = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
   cost = hlo.Program(compiled.as_text(), loop_trips=program.trips).cost
   return Need(
     arguments=memory.argument_size_in_bytes, temporaries=temporaries,

@@ -56,8 +56,9 @@ def made_on():
   lines = info.read_text().splitlines() if info.exists() else []
   facts = [next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
            for key in ("model name", "cpu family", "model\t", "stepping")]
-  return {"processor": " ".join([platform.machine(), *facts]), "cores": os.cpu_count(), "jax": jax.__version__,
-          "numpy": np.__version__}
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return {"processor": " ".join([platform.machine(), *facts]), "cores": cores,
+          "jax": jax.__version__, "numpy": np.__version__}
 
 
 if __name__ == "__main__":
