@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import signal
+import threading
 import time
 
 import jax
 import pytest
 
+from dareu_jax import interruption
 from dareu_jax.parallel import hosts
 from dareu_jax.settings import InputError
 from dareu_jax.training.writers import read_metrics
@@ -99,15 +101,12 @@ def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
   assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
 
-def test_a_signal_stops_all_processes_at_the_same_step(finished, command, tmp_path):
-  """It reaches one host alone; the others must save with it. One alone then goes on with that.
-
-  SIGHUP is passed on as SIGTERM, so that this is a test of both.
-  """
+def test_sigterm_stops_all_processes_at_the_same_step(finished, command, tmp_path):
+  """It reaches one host alone; the others must save with it. One alone then goes on with that."""
   processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
   wait_for("base/started.json", tmp_path / "w", processes[0])
   time.sleep(2)
-  processes[1].send_signal(signal.SIGHUP)
+  processes[1].send_signal(signal.SIGTERM)
   outputs = [finish(process) for process in processes]
   assert [code for code, _, _ in outputs] == [143, 143], outputs
   assert all("stopped by SIGTERM" in err for _, _, err in outputs)
@@ -117,6 +116,20 @@ def test_a_signal_stops_all_processes_at_the_same_step(finished, command, tmp_pa
   assert code == 0, err
   assert_same_table(tmp_path / "w", finished[0])
   assert batches(tmp_path / "w") == batches(finished[0])
+
+
+def test_a_wish_that_only_this_process_knows_is_passed_on_once(monkeypatch):
+  """SIGHUP, or SIGTERM before JAX's service, which tells the others, has begun to listen."""
+  passed = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(os, "kill", lambda *given: passed.append(given))
+  monkeypatch.setattr(interruption.multihost_utils, "reached_preemption_sync_point",
+                      lambda asked: bool(passed))
+  monkeypatch.setattr(interruption, "_wish", threading.Event())
+  assert not interruption.requested() and not passed
+  interruption._wish.set()
+  assert interruption.requested() and interruption.requested()
+  assert passed == [(os.getpid(), signal.SIGTERM)]
 
 
 def test_what_the_user_did_wrong_is_said_by_all(command, tmp_path):
