@@ -67,6 +67,8 @@ def _why_not_cudnn(q):
     return f"but it has no {q.dtype} kernel"
   if q.shape[-1] % 8 or q.shape[-1] > 128:
     return f"but head_dim {q.shape[-1]} is no multiple of 8 up to 128"
+  if q.shape[1] % 2:
+    return f"but {q.shape[1]} positions are an odd number"
   return None
 
 

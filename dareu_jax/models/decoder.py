@@ -134,8 +134,8 @@ class Decoder(nnx.Module):
   def _run(self, x, context, cache, start=0, stop=None):
     stop = self.config.num_layers if stop is None else stop
 
-    def apply(layer, x, window, cache):
-      x, cache = layer(x, context, window, cache)
+    def apply(layer, x, window, cache, index=None):
+      x, cache = layer(x, context._replace(layer=index), window, cache)
       return constrain_batch(x), cache
 
     run = self._scan if self.config.scan_layers else self._unroll
@@ -151,11 +151,15 @@ class Decoder(nnx.Module):
     else:  # one program for all layers: a window that nothing falls out of stands for none
       windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in windows])
 
-    def body(x, inputs):
-      state, window, cache = inputs
-      return apply(nnx.merge(graphdef, state), x, window, cache)
+    # The whole cache is carried along and written in place: of one that is handed in and out
+    # layer by layer each token would copy all of it.
+    def body(carry, inputs):
+      state, window, index = inputs
+      x, cache = carry
+      return apply(nnx.merge(graphdef, state), x, window, cache, index), None
 
-    return jax.lax.scan(self._rematerialised(body), x, (stacked, windows, cache))
+    inputs = stacked, windows, jnp.arange(stop - start)
+    return jax.lax.scan(self._rematerialised(body), (x, cache), inputs)[0]
 
   def _unroll(self, apply, x, cache, start, stop):
     caches = []

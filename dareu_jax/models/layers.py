@@ -65,6 +65,27 @@ class KVCache(NamedTuple):
   keys: jax.Array
   values: jax.Array
 
+  def written(self, new, slot, layer):
+    """With other keys and values [B, T, K, H] from a slot on; of stacked ones, in a layer's.
+
+    Args:
+      new: KVCache of one layer.
+      slot: scalar int.
+      layer: scalar int; None where the cache is of one layer.
+    """
+    def write(old, new):
+      start = (0, slot, 0, 0) if layer is None else (layer, 0, slot, 0, 0)
+      new = new.astype(old.dtype).reshape(*(1,) * (old.ndim - new.ndim), *new.shape)
+      return constrain_cache(jax.lax.dynamic_update_slice(old, new, start))
+
+    return KVCache(*map(write, self, new))
+
+  def of_layer(self, layer):
+    """A layer's part of stacked keys and values; the cache itself where `layer` is None."""
+    if layer is None:
+      return self
+    return KVCache(*(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in self))
+
 
 class Context(NamedTuple):
   """What all layers share about the tokens at hand.
@@ -75,6 +96,7 @@ class Context(NamedTuple):
     key_positions: [B, S] int of the cache's slots, larger than any query's where a slot is empty;
       None without a cache.
     slot: scalar int; the first cache slot that these tokens fill.
+    layer: scalar int; of the layer that reads this, where the cache is of all layers; else None.
   """
 
   sin: jax.Array
@@ -82,6 +104,7 @@ class Context(NamedTuple):
   positions: jax.Array
   key_positions: jax.Array | None
   slot: jax.Array | int
+  layer: jax.Array | None = None
 
 
 class Attention(nnx.Module):
@@ -119,11 +142,9 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
     if cache is not None:
-      cache = KVCache(*(
-        constrain_cache(
-          jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), context.slot, axis=1))
-        for old, new in zip(cache, (k, v), strict=True)))
-      y = masked_attention(q, *cache, context.positions, context.key_positions, window)
+      cache = cache.written(KVCache(k, v), context.slot, context.layer)
+      y = masked_attention(q, *cache.of_layer(context.layer), context.positions,
+                           context.key_positions, window)
     elif window is not None:
       y = masked_attention(q, k, v, context.positions, context.positions, window)
     else:

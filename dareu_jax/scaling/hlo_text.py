@@ -86,8 +86,22 @@ def _instruction(name, rest, is_root):
   operands = tuple(re.findall(r"%([\w.\-]+)", inside))
   if called[1] in ("parameter", "constant"):
     attributes = inside + ")" + attributes
-  return Instruction(name, called[1], tuple(map(_shape, _SHAPE.findall(shapes))), operands,
+  opcode = called[1]
+  if opcode == "fusion-start":  # on GPUs, of (operands, results, context); its end is free
+    opcode, shapes = "fusion", _parts(shapes)[1]
+  return Instruction(name, opcode, tuple(map(_shape, _SHAPE.findall(shapes))), operands,
                      attributes, is_root)
+
+
+def _parts(text):
+  """What stands between the commas of a tuple, '(a, (b, c))': ['a', '(b, c)']."""
+  parts, depth, begin = [], 0, 1
+  for i, letter in enumerate(text):
+    depth += (letter in "([{") - (letter in ")]}")
+    if (letter == "," and depth == 1) or not depth:
+      parts.append(text[begin:i].strip())
+      begin = i + 1
+  return parts
 
 
 def _closing(text):

@@ -1,5 +1,6 @@
 """A rollout's programs run on the devices that are there, on made-up weights, and timed."""
 
+import functools
 import statistics
 import time
 
@@ -43,7 +44,13 @@ def made(args):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       keys = jax.random.split(jax.random.key(0), leaf.shape)
       return jax.device_put(keys, leaf.sharding)
-    value = 1e-2 if jnp.issubdtype(leaf.dtype, jnp.floating) else 1
-    return jax.jit(lambda: jnp.full(leaf.shape, value, leaf.dtype), out_shardings=leaf.sharding)()
+    return _filler(leaf.shape, leaf.dtype, leaf.sharding)()
 
   return jax.block_until_ready(jax.tree.map(fill, args))
+
+
+@functools.cache  # arrays are made anew for each run: compiled each time, that took most of it
+def _filler(shape, dtype, sharding):
+  """A function that makes an array where it is to lie."""
+  value = 1e-2 if jnp.issubdtype(dtype, jnp.floating) else 1
+  return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)

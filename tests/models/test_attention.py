@@ -1,5 +1,7 @@
 """Every way of computing attention against one written out."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,26 @@ def test_masked_attention_goes_by_positions_and_windows(window):
   assert rows.sum() >= 13
   expected = written_out(q, k, v, visible | ~rows[..., None])
   np.testing.assert_allclose(np.asarray(got)[rows], expected[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize(("time", "head_dim", "dtype", "capability", "reason"), [
+  (128, 64, "bfloat16", "9.0", None), (128, 64, "bfloat16", "7.5", "compute capability 8.0"),
+  (128, 64, "float32", "9.0", "no float32 kernel"), (128, 60, "bfloat16", "9.0", "head_dim 60"),
+  (128, 192, "bfloat16", "9.0", "head_dim 192"), (77, 64, "bfloat16", "9.0", "77 positions")])
+def test_cudnn_is_taken_where_it_can_be(monkeypatch, time, head_dim, dtype, capability, reason):
+  """On an H200 it raised from inside JAX for 77 positions; 'auto' must not choose it there."""
+  client = types.SimpleNamespace(platform_version="PJRT C API\ncuda 13000")
+  gpu = types.SimpleNamespace(platform="gpu", compute_capability=capability, client=client)
+  monkeypatch.setattr(jax, "devices", lambda: [gpu])
+  chosen = []
+  monkeypatch.setattr(jax.nn, "dot_product_attention",
+                      lambda *_, implementation, **__: chosen.append(implementation))
+  qkv = [jnp.zeros((1, time, 2, head_dim), dtype)] * 3
+  causal_attention(*qkv, implementation="auto")
+  assert chosen == ["xla" if reason else "cudnn"]
+  if reason:
+    with pytest.raises(InputError, match=f"{reason}.*: set it to 'auto'"):
+      causal_attention(*qkv, implementation="cudnn")
 
 
 def test_what_the_shapes_do_not_allow_is_refused():

@@ -184,8 +184,34 @@ ENTRY %main (a: bf16[8,32], b: bf16[32,16]) -> bf16[8,16] {
 
 
 def test_products_that_are_calls_of_cublas_count():
-  """On GPUs most are."""
-  assert hlo.Program(CUBLAS).cost.flops == 2 * 8 * 16 * 32
+  """On GPUs most are; the bytes they work in are not written to the end."""
+  found = hlo.Program(CUBLAS).cost
+  assert found.flops == 2 * 8 * 16 * 32
+  assert found.traffic == 2 * (8 * 32 + 32 * 16 + 8 * 16)
+
+
+STARTED = """HloModule started
+
+%slice_of (s: f32[32,64,16], i: s32[]) -> f32[1,64,16] {
+  %s = f32[32,64,16]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %cut = f32[1,64,16]{2,1,0} dynamic-slice(%s, %i, %zero, %zero), dynamic_slice_sizes={1,64,16}
+}
+
+ENTRY %main (stack: f32[32,64,16], n: s32[]) -> f32[1,64,16] {
+  %stack = f32[32,64,16]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %fusion-start = ((f32[32,64,16]{2,1,0}, s32[]), f32[1,64,16]{2,1,0}, u32[]) fusion-start(%stack, %n), kind=kLoop, calls=%slice_of
+  ROOT %fusion-done = f32[1,64,16]{2,1,0} fusion-done(%fusion-start)
+}
+"""
+
+
+def test_a_fusion_that_is_started_moves_what_a_fusion_does():
+  """On GPUs: its tuple names operands too, and the stack of all layers' weights is one of them."""
+  slice_bytes = 64 * 16 * 4
+  assert hlo.Program(STARTED).cost.traffic == pytest.approx(2 * slice_bytes, abs=16)
 
 
 SPREAD = """HloModule spread
