@@ -27,6 +27,7 @@ def model(num_layers):
     scan_layers=False,
     remat=False,
     attention="auto",
+    gather_gib=8.0,
   ))
 
 

@@ -58,6 +58,7 @@ def model(num_layers):
     scan_layers=False,  # True compiles one layer and scans it: for accelerators
     remat=False,  # recompute activations in the backward pass: less memory, more time
     attention="auto",  # 'xla', 'cudnn' (NVIDIA GPUs), 'splash' (TPUs); auto takes what can be used
+    gather_gib=8.0,  # of a device; smaller weights are gathered over fsdp once to decode with
   ))
 
 

@@ -147,11 +147,15 @@ def _memory(run):
     run.config.embed_dim * run.config.num_layers * itemsize)
   cache = 2 * u.rollout_batch_size * settings.max_length * (
     run.config.num_kv_heads * run.config.head_dim * run.config.num_layers * itemsize)
+  axes = run.mesh.shape
+  whole = base / axes["tensor"]
+  gathers = axes["fsdp"] > 1 and whole <= run.config.gather_gib * 2**30
   config = run.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
            "classifier and judge": 2 * classifier,
-           "activations of an update (rough)": activations, "cache of a rollout": cache}
+           "activations of an update (rough)": activations, "cache of a rollout": cache,
+           "weights gathered to decode with": gathers * whole * run.mesh.size}
   parts["all"] = sum(parts.values())
   rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
   return f"Memory while unlearning, MiB over {run.mesh.size} device(s):\n" + pipe_table(

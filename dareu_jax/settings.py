@@ -72,12 +72,14 @@ class ModelSettings:
   scan_layers: bool  # one compiled layer scanned over (accelerators) or all unrolled (CPU)
   remat: bool  # recompute layer activations in the backward pass
   attention: str  # 'auto', 'xla', 'cudnn' (NVIDIA GPUs) or 'splash' (TPUs)
+  gather_gib: float  # of a device, that weights gathered over `fsdp` for decoding may take
 
   def check(self, section):
     """Raises InputError for impossible values; `section` is the config key of this block."""
     one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
     one_of(f"{section}.dtype", self.dtype, DTYPES)
     one_of(f"{section}.attention", self.attention, ATTENTION)
+    at_least(f"{section}.gather_gib", self.gather_gib, 0)
     for name in ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
       at_least(f"{section}.{name}", getattr(self, name), 1)
     if self.num_heads % self.num_kv_heads:

@@ -57,7 +57,7 @@ def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, stra
 
   Returns: Completions.
   """
-  model = frame.merge(trainable, frozen)
+  model = frame.merge(trainable, frozen).gathered()
   batch, prompt_slots = prompt_ids.shape
   key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
   positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)

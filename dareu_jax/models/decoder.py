@@ -11,7 +11,12 @@ from dareu_jax.masked import length_mask
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm
 from dareu_jax.models.rope import rotation
-from dareu_jax.parallel.mesh import constrain_batch, constrain_cache, constrain_lookup
+from dareu_jax.parallel.mesh import (
+  constrain_batch,
+  constrain_cache,
+  constrain_gathered,
+  constrain_lookup,
+)
 
 
 def abstract_decoder(config: ModelConfig):
@@ -76,6 +81,12 @@ class Decoder(nnx.Module):
   def unembed(self, hidden):
     """[..., D] -> logits [..., V] float32."""
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
+
+  def gathered(self):
+    """The decoder for a loop over tokens: weights that `fsdp` splits are gathered once and not at
+    each token, if they take at most `config.gather_gib` of a device."""
+    graphdef, state = nnx.split(self)
+    return nnx.merge(graphdef, constrain_gathered(state, self.config.gather_gib * 2**30))
 
   def empty_cache(self, batch, slots):
     """A cache of zeros: a KVCache a layer; one, stacked, if scanned."""

@@ -212,6 +212,23 @@ def constrain_parameters(state):
       leaf, parameter_spec(path_name(path), leaf.shape, mesh)), state)
 
 
+def constrain_gathered(state, limit):
+  """Parameters whole along `fsdp`; as they lie if so they take more than `limit` bytes a device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["fsdp"] == 1:
+    return state
+
+  def spec(path, leaf):
+    spec = parameter_spec(path_name(path), leaf.shape, mesh)
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+  specs = jax.tree_util.tree_map_with_path(spec, state)
+  size = sum(leaf.nbytes / (mesh.shape["tensor"] if "tensor" in spec else 1) for leaf, spec in zip(
+    jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
+    strict=True))
+  return state if size > limit else jax.lax.with_sharding_constraint(state, specs)
+
+
 def _constrain(x, axes, *, even_if_whole=False):
   """What nothing divides is left to the compiler, or kept whole on each device."""
   mesh = jax.sharding.get_abstract_mesh()

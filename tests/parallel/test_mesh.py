@@ -184,7 +184,8 @@ config = ModelConfig(vocab_size=40, embed_dim=16, mlp_dim=24, num_layers=2, num_
                      num_kv_heads=2, head_dim=8, scan_layers=True)
 settings = ModelSettings(path="", architecture="llama", embed_dim=16, mlp_dim=24, num_layers=2,
                          num_heads=4, num_kv_heads=2, head_dim=8, dtype="float32",
-                         scan_layers=True, remat=False, attention="auto")
+                         scan_layers=True, remat=False, attention="auto",
+                         gather_gib=8.0)
 ids = np.random.default_rng(0).integers(0, 40, (4, 8)).astype(np.int32)
 
 def run(mesh):

@@ -56,13 +56,27 @@ for lora, sizes in ((0, (2, 2, 2)), (4, (2, 2, 2)), (4, (8, 1, 1))):
   if not lora:
     parts["seconds"] = measure.measured(whole, compiled, repeats=1)
   found[f"{lora} {sizes}"] = parts
-print(json.dumps(found))
+
+def gathered_bytes(gib):
+  config = small_config()
+  config.run.model.gather_gib = gib
+  mesh = make_mesh(MeshSettings(1, 4, 2))
+  program = job(build(ScalingSettings, config, "config"), mesh).programs["rollout"]
+  text = program.lower(mesh).compile().as_text()
+  return hlo.Program(text, loop_trips=program.trips).cost.collectives["all-gather"]
+
+print(json.dumps({"found": found, "gathered": [gathered_bytes(gib) for gib in (0.0, 8.0)]}))
 '''
 
 
 @pytest.fixture(scope="module")
-def on_eight():
+def on_eight(eight):
   """What eight fake devices say of the programs, by rank of the adapter and mesh."""
+  return eight["found"]
+
+
+@pytest.fixture(scope="module")
+def eight():
   return on_eight_devices(ON_EIGHT, timeout=400)
 
 
@@ -86,6 +100,12 @@ def test_a_mesh_shares_the_work(on_eight):
   for name in ("rollout", "update"):
     cube, rows = (on_eight[f"4 {mesh}"][name]["flops"] for mesh in ("(2, 2, 2)", "(8, 1, 1)"))
     assert 0.6 < cube / rows < 1.7, name
+
+
+def test_decoding_gathers_weights_once(eight):
+  """And not at each of eight tokens; where a device has no room for them it must."""
+  each_token, once = eight["gathered"]
+  assert 0 < once < each_token / 4
 
 
 def test_programs_run_on_made_up_weights(on_eight):
