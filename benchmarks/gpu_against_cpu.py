@@ -2,8 +2,8 @@
 
     JAX_PLATFORMS=cuda,cpu python -m benchmarks.gpu_against_cpu
 
-From the project's folder, on a machine with an NVIDIA GPU; two minutes. One process holds both
-devices, and the same weights, texts and seeds are computed on each.
+From the project's folder, on a machine with an NVIDIA GPU. One process holds both devices, and the
+same weights, texts and seeds are computed on each.
 """
 
 import functools
@@ -53,7 +53,7 @@ def model():
 
 
 def forward_and_backward(frame, trainable, frozen, token_ids):
-  """Rows (what, largest distance) of logits and of the gradient of the mean NLL."""
+  """Rows (what, distance) of logits and of the gradient of the mean NLL."""
 
   @jax.jit
   def run(trainable, frozen, token_ids):

@@ -27,7 +27,6 @@ def model(num_layers):
     scan_layers=False,
     remat=False,
     attention="auto",
-    gather_gib=8.0,
   ))
 
 

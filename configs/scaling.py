@@ -6,6 +6,8 @@
     python -m dareu_jax.scaling --config=configs/scaling.py --workdir=runs/here --run \
         --mesh=1,1,1                                         # measures the devices that are here
 
+On devices with much memory and `fsdp` in the mesh: --config.run.mesh.gather_gib=16, or so.
+
 Out come tables on the terminal, and scaling.md, scaling.json and plots in the workdir. The
 dimensions are those of the checkpoints' config.json files; no checkpoint is read.
 """

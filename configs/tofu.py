@@ -58,7 +58,6 @@ def model(num_layers):
     scan_layers=False,  # True compiles one layer and scans it: for accelerators
     remat=False,  # recompute activations in the backward pass: less memory, more time
     attention="auto",  # 'xla', 'cudnn' (NVIDIA GPUs), 'splash' (TPUs); auto takes what can be used
-    gather_gib=8.0,  # of a device; smaller weights are gathered over fsdp once to decode with
   ))
 
 
@@ -258,6 +257,7 @@ def tiny():
     data=1,  # splits the batch; -1 at one axis takes the devices that are left
     fsdp=-1,  # splits the batch and the weights
     tensor=1,  # splits heads, mlp and vocabulary
+    gather_gib=7.0,  # GiB of weights a device, up to which fsdp gathers them once to decode with
   ))
   config.checkpoint = ConfigDict(dict(
     every_steps=100,  # updates (rollouts in unlearning, which also saves at each epoch's end)

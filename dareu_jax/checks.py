@@ -16,12 +16,15 @@ def build(cls, config, key):
     raise InputError(f"{key} is {config!r}: it must be a group of settings.")
   hints = typing.get_type_hints(cls)
   unknown = sorted(set(config.keys()) - set(hints))
-  missing = sorted(set(hints) - set(config.keys()))
+  # A setting with a default may be missing: files of finished runs know no later ones.
+  missing = sorted(field.name for field in dataclasses.fields(cls) if field.name not in config
+                   and field.default is dataclasses.MISSING)
   if unknown:
     raise InputError(f"{key}.{unknown[0]} is no setting. Known here: {', '.join(sorted(hints))}.")
   if missing:
     raise InputError(f"{key}.{missing[0]} is missing from the config file.")
-  return cls(**{name: _value(hint, config[name], f"{key}.{name}") for name, hint in hints.items()})
+  return cls(**{name: _value(hint, config[name], f"{key}.{name}") for name, hint in hints.items()
+                if name in config})
 
 
 def _value(hint, value, key):

@@ -4,9 +4,12 @@ import time
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from dareu_jax.evaluation.figures import SPLITS
 from dareu_jax.models import states
+from dareu_jax.models.decoder import abstract_decoder
+from dareu_jax.parallel.mesh import gathered_bytes
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.run import AGAIN, DAREU, Run, candidates, evaluated_examples
 from dareu_jax.stages import finetune_batches, pretrain_batches
@@ -148,14 +151,14 @@ def _memory(run):
   cache = 2 * u.rollout_batch_size * settings.max_length * (
     run.config.num_kv_heads * run.config.head_dim * run.config.num_layers * itemsize)
   axes = run.mesh.shape
-  whole = base / axes["tensor"]
-  gathers = axes["fsdp"] > 1 and whole <= run.config.gather_gib * 2**30
+  gathered = gathered_bytes(nnx.state(abstract_decoder(run.config)), run.mesh)
+  gathers = axes["fsdp"] > 1 and gathered <= run.config.gather_gib * 2**30
   config = run.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
            "classifier and judge": 2 * classifier,
            "activations of an update (rough)": activations, "cache of a rollout": cache,
-           "weights gathered to decode with": gathers * whole * run.mesh.size}
+           "weights gathered to decode with": gathers * gathered * axes["fsdp"] * axes["tensor"]}
   parts["all"] = sum(parts.values())
   rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
   return f"Memory while unlearning, MiB over {run.mesh.size} device(s):\n" + pipe_table(

@@ -120,7 +120,9 @@ class Run:
 
   @functools.cached_property
   def config(self):
-    return factory.model_config(self.settings.model, self.settings.lora, self.tokenizer.vocab_size)
+    config = factory.model_config(
+      self.settings.model, self.settings.lora, self.tokenizer.vocab_size)
+    return dataclasses.replace(config, gather_gib=self.settings.mesh.gather_gib)
 
   @functools.cached_property
   def base(self):

@@ -72,14 +72,12 @@ class ModelSettings:
   scan_layers: bool  # one compiled layer scanned over (accelerators) or all unrolled (CPU)
   remat: bool  # recompute layer activations in the backward pass
   attention: str  # 'auto', 'xla', 'cudnn' (NVIDIA GPUs) or 'splash' (TPUs)
-  gather_gib: float  # of a device, that weights gathered over `fsdp` for decoding may take
 
   def check(self, section):
     """Raises InputError for impossible values; `section` is the config key of this block."""
     one_of(f"{section}.architecture", self.architecture, ARCHITECTURES)
     one_of(f"{section}.dtype", self.dtype, DTYPES)
     one_of(f"{section}.attention", self.attention, ATTENTION)
-    at_least(f"{section}.gather_gib", self.gather_gib, 0)
     for name in ("embed_dim", "mlp_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
       at_least(f"{section}.{name}", getattr(self, name), 1)
     if self.num_heads % self.num_kv_heads:
@@ -220,9 +218,11 @@ class MeshSettings:
   data: int
   fsdp: int
   tensor: int
+  gather_gib: float = 7.0  # weights a device, up to which `fsdp` gathers them once to decode with
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    at_least("mesh.gather_gib", self.gather_gib, 0)
+    sizes = {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor")}
     for axis, size in sizes.items():
       if size < 1 and size != -1:
         raise InputError(

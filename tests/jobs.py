@@ -56,7 +56,10 @@ def on_eight_devices(code, timeout):
 
 def finish(process):
   """(exit status, stdout, stderr) of a process at its end."""
-  out, err = process.communicate(timeout=400)
+  try:
+    out, err = process.communicate(timeout=400)
+  finally:
+    process.kill()  # of one that takes too long
   return process.returncode, out, err
 
 

@@ -276,3 +276,10 @@ def test_every_arxiv_preset_builds(preset):
   settings = Settings.from_config(config)
   assert (settings.data.prompt_tokens, settings.data.response_tokens) == (100, 100)
   assert bool(settings.model.path) == (preset is not None)
+
+
+def test_a_setting_of_later_versions_has_a_default(tiny):
+  """Exports and attacks read the settings of runs that were finished before it was there."""
+  config = copy.deepcopy(tiny)
+  del config["mesh"]["gather_gib"]
+  assert Settings.from_config(config).mesh.gather_gib == 7.0

@@ -65,9 +65,10 @@ def _why_not_cudnn(q):
     return f"but it needs compute capability 8.0, and the GPU has {device.compute_capability}"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"but it has no {q.dtype} kernel"
-  if q.shape[-1] % 8 or q.shape[-1] > 128:
-    return f"but head_dim {q.shape[-1]} is no multiple of 8 up to 128"
-  if q.shape[1] % 2:
+  widest = 256 if float(device.compute_capability) >= 9.0 else 128
+  if q.shape[-1] % 8 or q.shape[-1] > widest:
+    return f"but head_dim {q.shape[-1]} is no multiple of 8 up to {widest}"
+  if q.shape[1] % 2:  # jax 0.11.2: "Unsupported sequence length Q 77, KV 77", from the gradient
     return f"but {q.shape[1]} positions are an odd number"
   return None
 

@@ -44,7 +44,7 @@ class ModelConfig:
   scan_layers: bool = False
   remat: bool = False
   attention: str = "auto"  # 'xla', 'cudnn', 'splash'; see attention.causal_attention
-  gather_gib: float = 8.0  # see Decoder.gathered
+  gather_gib: float = 7.0  # see Decoder.gathered
   lora: LoraSettings = LoraSettings(rank=0, alpha=1.0, targets=())
 
   @property
@@ -84,7 +84,6 @@ def from_settings(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> 
     scan_layers=model.scan_layers,
     remat=model.remat,
     attention=model.attention,
-    gather_gib=model.gather_gib,
     lora=lora,
   )
 
@@ -94,7 +93,7 @@ def from_huggingface(folder, **how) -> ModelConfig:
 
   Args:
     folder: of the checkpoint.
-    how: what the file does not say: dtype, scan_layers, remat, attention, gather_gib, lora.
+    how: what the file does not say: dtype, scan_layers, remat, attention, lora.
 
   Raises:
     InputError: for a missing file or key, an unsupported architecture, rope_type or activation.

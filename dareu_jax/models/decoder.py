@@ -9,7 +9,7 @@ from flax import nnx
 
 from dareu_jax.masked import length_mask
 from dareu_jax.models.config import ModelConfig
-from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm
+from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm, StackedCache
 from dareu_jax.models.rope import rotation
 from dareu_jax.parallel.mesh import (
   constrain_batch,
@@ -84,7 +84,7 @@ class Decoder(nnx.Module):
 
   def gathered(self):
     """The decoder for a loop over tokens: weights that `fsdp` splits are gathered once and not at
-    each token, if they take at most `config.gather_gib` of a device."""
+    each token, if those of a device are at most `config.gather_gib`."""
     graphdef, state = nnx.split(self)
     return nnx.merge(graphdef, constrain_gathered(state, self.config.gather_gib * 2**30))
 
@@ -145,8 +145,8 @@ class Decoder(nnx.Module):
   def _run(self, x, context, cache, start=0, stop=None):
     stop = self.config.num_layers if stop is None else stop
 
-    def apply(layer, x, window, cache, index=None):
-      x, cache = layer(x, context._replace(layer=index), window, cache)
+    def apply(layer, x, window, cache):
+      x, cache = layer(x, context, window, cache)
       return constrain_batch(x), cache
 
     run = self._scan if self.config.scan_layers else self._unroll
@@ -166,8 +166,10 @@ class Decoder(nnx.Module):
     # layer by layer each token would copy all of it.
     def body(carry, inputs):
       state, window, index = inputs
-      x, cache = carry
-      return apply(nnx.merge(graphdef, state), x, window, cache, index), None
+      x, stack = carry
+      cache = None if stack is None else StackedCache(stack, index)
+      x, cache = apply(nnx.merge(graphdef, state), x, window, cache)
+      return (x, None if cache is None else cache.stack), None
 
     inputs = stacked, windows, jnp.arange(stop - start)
     return jax.lax.scan(self._rematerialised(body), (x, cache), inputs)[0]

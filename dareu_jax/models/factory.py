@@ -32,8 +32,7 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
     return from_settings(model, lora, vocab_size)
   config = from_huggingface(
     huggingface.checkpoint_folder(model.path, weights=False), dtype=model.dtype,
-    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention,
-    gather_gib=model.gather_gib, lora=lora)
+    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention, lora=lora)
   if vocab_size > config.vocab_size:
     raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
                      f"{config.vocab_size}: they do not belong together.")

@@ -65,26 +65,32 @@ class KVCache(NamedTuple):
   keys: jax.Array
   values: jax.Array
 
-  def written(self, new, slot, layer):
-    """With other keys and values [B, T, K, H] from a slot on; of stacked ones, in a layer's.
+  def written(self, new, slot):
+    """With another KVCache [B, T, K, H] from a slot on; of one layer."""
+    return KVCache(*(constrain_cache(jax.lax.dynamic_update_slice_in_dim(
+      old, part.astype(old.dtype), slot, axis=1)) for old, part in zip(self, new, strict=True)))
 
-    Args:
-      new: KVCache of one layer.
-      slot: scalar int.
-      layer: scalar int; None where the cache is of one layer.
-    """
-    def write(old, new):
-      start = (0, slot, 0, 0) if layer is None else (layer, 0, slot, 0, 0)
-      new = new.astype(old.dtype).reshape(*(1,) * (old.ndim - new.ndim), *new.shape)
-      return constrain_cache(jax.lax.dynamic_update_slice(old, new, start))
+  def read(self):
+    """Keys and values, each [B, S, K, H]; of one layer."""
+    return self
 
-    return KVCache(*map(write, self, new))
 
-  def of_layer(self, layer):
-    """A layer's part of stacked keys and values; the cache itself where `layer` is None."""
-    if layer is None:
-      return self
-    return KVCache(*(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in self))
+class StackedCache(NamedTuple):
+  """A layer's part of the stacked cache of all layers, written in place."""
+
+  stack: KVCache  # [L, B, S, K, H]
+  layer: jax.Array  # scalar int
+
+  def written(self, new, slot):
+    """As of a KVCache; a StackedCache."""
+    return StackedCache(KVCache(*(constrain_cache(jax.lax.dynamic_update_slice(
+      old, part.astype(old.dtype)[None], (self.layer, 0, slot, 0, 0)))
+      for old, part in zip(self.stack, new, strict=True))), self.layer)
+
+  def read(self):
+    """As of a KVCache."""
+    return KVCache(*(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False)
+                     for x in self.stack))
 
 
 class Context(NamedTuple):
@@ -96,7 +102,6 @@ class Context(NamedTuple):
     key_positions: [B, S] int of the cache's slots, larger than any query's where a slot is empty;
       None without a cache.
     slot: scalar int; the first cache slot that these tokens fill.
-    layer: scalar int; of the layer that reads this, where the cache is of all layers; else None.
   """
 
   sin: jax.Array
@@ -104,7 +109,6 @@ class Context(NamedTuple):
   positions: jax.Array
   key_positions: jax.Array | None
   slot: jax.Array | int
-  layer: jax.Array | None = None
 
 
 class Attention(nnx.Module):
@@ -129,7 +133,7 @@ class Attention(nnx.Module):
       x: [B, T, D].
       context: Context.
       window: scalar int, the positions back that a query sees, its own included; None: all.
-      cache: KVCache or None.
+      cache: KVCache of this layer, StackedCache, or None.
 
     Returns: (y [B, T, D], the cache with these tokens in it or None).
     """
@@ -142,9 +146,8 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
     if cache is not None:
-      cache = cache.written(KVCache(k, v), context.slot, context.layer)
-      y = masked_attention(q, *cache.of_layer(context.layer), context.positions,
-                           context.key_positions, window)
+      cache = cache.written(KVCache(k, v), context.slot)
+      y = masked_attention(q, *cache.read(), context.positions, context.key_positions, window)
     elif window is not None:
       y = masked_attention(q, k, v, context.positions, context.positions, window)
     else:

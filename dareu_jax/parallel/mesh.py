@@ -213,20 +213,31 @@ def constrain_parameters(state):
 
 
 def constrain_gathered(state, limit):
-  """Parameters whole along `fsdp`; as they lie if so they take more than `limit` bytes a device."""
+  """Parameters whole along `fsdp`; as they lie if a device's are then more than `limit` bytes."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["fsdp"] == 1:
+  if mesh.empty or mesh.shape["fsdp"] == 1 or gathered_bytes(state, mesh) > limit:
     return state
 
-  def spec(path, leaf):
+  def one(path, leaf):
     spec = parameter_spec(path_name(path), leaf.shape, mesh)
-    return P(*(None if axis == "fsdp" else axis for axis in spec))
+    return jax.lax.with_sharding_constraint(leaf, _gathered(spec)) if "fsdp" in spec else leaf
 
-  specs = jax.tree_util.tree_map_with_path(spec, state)
-  size = sum(leaf.nbytes / (mesh.shape["tensor"] if "tensor" in spec else 1) for leaf, spec in zip(
-    jax.tree.leaves(state), jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
-    strict=True))
-  return state if size > limit else jax.lax.with_sharding_constraint(state, specs)
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def gathered_bytes(state, mesh):
+  """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`."""
+
+  def one(path, leaf):
+    spec = _gathered(parameter_spec(path_name(path), leaf.shape, mesh))
+    ways = int(np.prod([mesh.shape[axis] for axis in spec if axis]))
+    return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize // ways
+
+  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, state)))
+
+
+def _gathered(spec):
+  return P(*(None if axis == "fsdp" else axis for axis in spec))
 
 
 def _constrain(x, axes, *, even_if_whole=False):

@@ -203,8 +203,8 @@ class Program:
       return 0 if one.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
     # Of a tuple (copy-start) the first part is the copy, the others say where it comes from.
     written = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
-    if one.opcode == "custom-call":
-      written = [shape for shape in written if not _is_room(shape)]
+    if 'custom_call_target="__cu' in one.attributes:  # of cuBLAS, cuDNN: the rest is room for them
+      written = [shape for shape in written if shape.dtype not in ("s8", "u8")]
     return sum(shape.traffic for operand in operands for shape in operand.shapes) + sum(
       shape.traffic for shape in written)
 
@@ -287,11 +287,6 @@ class Program:
 def _integer(one):
   """The value of an integer constant."""
   return int(one.attributes.split(")")[0])
-
-
-def _is_room(shape):
-  """Whether a part of a library call's result is bytes for it to work in (cuBLAS, cuDNN)."""
-  return shape.dtype in ("s8", "u8") and len(shape.dims) == 1
 
 
 def _is_sign(one):

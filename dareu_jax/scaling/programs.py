@@ -46,7 +46,8 @@ class ScalingSettings:
   @property
   def model_config(self):
     return dataclasses.replace(from_settings(self.run.model, self.run.lora, self.vocab_size),
-                               tie_embeddings=self.tie_embeddings)
+                               tie_embeddings=self.tie_embeddings,
+                               gather_gib=self.run.mesh.gather_gib)
 
   @property
   def classifier_config(self):

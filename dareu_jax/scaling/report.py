@@ -85,7 +85,8 @@ def advice(rows):
     said = "; ".join(least.refused.values()) or (
       f"{least.peak / GIB:.2f} GiB of {least.memory / GIB:.2f}")
     return (f"No mesh fits. The least memory takes {mesh_name(least)} on {least.target}: {said}. "
-            "Take smaller batches, more devices, or chips with more memory.")
+            "Take smaller batches, more devices, chips with more memory, or a smaller "
+            "config.run.mesh.gather_gib.")
   return (f"Recommended: mesh {mesh_name(best)} on {best.target}, {best.peak / GIB:.2f} GiB a "
           f"device and at best {format_seconds(best.seconds)} a rollout of {best.rows} responses "
           f"of {best.tokens} tokens with its updates (config.mesh.data={best.mesh[0]}, "

@@ -263,8 +263,8 @@ def test_later_calls_compile_nothing(model, sampled, prompts):
 
 
 def test_a_token_copies_no_cache():
-  """All of it is read; of what is written only the token's own slots are. Handed through a scan
-  layer by layer, each token copied it three times."""
+  """Of what is written only the token's own slots are: its traffic is 4.7 caches, with weights and
+  what comes in between. Handed through a scan layer by layer it was 14.2."""
   slots = 250
   frame, trainable, frozen = make_model(scan_layers=True)
   keys = row_keys(jax.random.key(0), np.arange(B))

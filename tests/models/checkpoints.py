@@ -62,7 +62,7 @@ def write(folder, name="llama", weights=None, **config_changes):
 def settings(folder, **changes):
   values = dict(path=str(folder), architecture="llama", embed_dim=1, mlp_dim=1, num_layers=1,
                 num_heads=1, num_kv_heads=1, head_dim=2, dtype="float32", scan_layers=False,
-                remat=False, attention="xla", gather_gib=8.0)
+                remat=False, attention="xla")
   return ModelSettings(**{**values, **changes})
 
 

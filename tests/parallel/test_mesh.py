@@ -70,6 +70,15 @@ def test_every_weight_lies_where_it_should(scan_layers):
   assert ("decoder", "embedding") in seen and ("q_proj", "bias") in seen
 
 
+@pytest.mark.parametrize(("path", "shape", "size"), [
+  ("embedding", (40, 32), 40 * 32 * 4 // 2), ("embedding", (41, 32), 41 * 32 * 4),
+  ("layers/mlp/up_proj/kernel", (3, 32, 24), 3 * 32 * 24 * 4 // 2), ("final_norm/scale", (32,), 128),
+  ("layers/0/attention/q_proj/lora_a", (32, 4), 32 * 4 * 4)])
+def test_gathered_weights_are_split_by_tensor_alone(path, shape, size):
+  tree = {path: jax.ShapeDtypeStruct(shape, np.float32)}
+  assert M.gathered_bytes(tree, CUBE) == size
+
+
 def test_what_does_not_divide_stays_whole():
   """Else the smallest model on a large mesh would not start; the other axis is still split."""
   assert M.parameter_spec("embedding", (41, 32), CUBE) == P(None, "fsdp")
@@ -184,8 +193,7 @@ config = ModelConfig(vocab_size=40, embed_dim=16, mlp_dim=24, num_layers=2, num_
                      num_kv_heads=2, head_dim=8, scan_layers=True)
 settings = ModelSettings(path="", architecture="llama", embed_dim=16, mlp_dim=24, num_layers=2,
                          num_heads=4, num_kv_heads=2, head_dim=8, dtype="float32",
-                         scan_layers=True, remat=False, attention="auto",
-                         gather_gib=8.0)
+                         scan_layers=True, remat=False, attention="auto")
 ids = np.random.default_rng(0).integers(0, 40, (4, 8)).astype(np.int32)
 
 def run(mesh):

@@ -23,13 +23,14 @@ def small_config():
   config.run.unlearning.update(rollout_batch_size=16, minibatch_size=8, retain_batch_size=8,
                                max_new_tokens=8)
   config.run.evaluation.batch_size = 16
+  config.run.mesh.gather_gib = 0.0  # gathered weights would be constraints too
   return config
 
 
 ON_EIGHT = '''
 import json, re, jax
 from dareu_jax.checks import build
-from dareu_jax.parallel.mesh import make_mesh
+from dareu_jax.parallel.mesh import gathered_bytes, make_mesh
 from dareu_jax.scaling import hlo, measure
 from dareu_jax.scaling.programs import ScalingSettings, job
 from dareu_jax.settings import MeshSettings
@@ -57,15 +58,19 @@ for lora, sizes in ((0, (2, 2, 2)), (4, (2, 2, 2)), (4, (8, 1, 1))):
     parts["seconds"] = measure.measured(whole, compiled, repeats=1)
   found[f"{lora} {sizes}"] = parts
 
-def gathered_bytes(gib):
+mesh = make_mesh(MeshSettings(1, 4, 2))
+
+def rollout(limit):
   config = small_config()
-  config.run.model.gather_gib = gib
-  mesh = make_mesh(MeshSettings(1, 4, 2))
-  program = job(build(ScalingSettings, config, "config"), mesh).programs["rollout"]
+  config.run.mesh.gather_gib = limit / 2**30
+  return job(build(ScalingSettings, config, "config"), mesh).programs["rollout"]
+
+def sent(program):
   text = program.lower(mesh).compile().as_text()
   return hlo.Program(text, loop_trips=program.trips).cost.collectives["all-gather"]
 
-print(json.dumps({"found": found, "gathered": [gathered_bytes(gib) for gib in (0.0, 8.0)]}))
+size = sum(gathered_bytes(tree, mesh) for tree in rollout(0).args[1:3])
+print(json.dumps({"found": found, "gathered": [sent(rollout(size - 1)), sent(rollout(size))]}))
 '''
 
 
@@ -103,7 +108,7 @@ def test_a_mesh_shares_the_work(on_eight):
 
 
 def test_decoding_gathers_weights_once(eight):
-  """And not at each of eight tokens; where a device has no room for them it must."""
+  """And not at each of eight tokens, unless they are a byte larger than they may be."""
   each_token, once = eight["gathered"]
   assert 0 < once < each_token / 4
 
