@@ -3,7 +3,8 @@
 #
 #   launch/tpu_pod.sh create                    # asks for a spot slice, waits until it is there
 #   launch/tpu_pod.sh setup                     # installs on all workers, mounts the shared folder
-#   launch/tpu_pod.sh run --config=configs/tofu.py:llama2_7b --config.mesh.tensor=4
+#   launch/tpu_pod.sh run --config=configs/tofu.py:llama2_7b --config.mesh.data=-1 \
+#     --config.mesh.fsdp=1 --config.mesh.tensor=4       # four copies on a v5e-16: docs/scaling.md
 #   launch/tpu_pod.sh status                    # exit status and last lines of the log
 #   launch/tpu_pod.sh watch --config=...        # all of this, again after each preemption
 #   launch/tpu_pod.sh delete
