@@ -150,15 +150,15 @@ def _memory(run):
     run.config.embed_dim * run.config.num_layers * itemsize)
   cache = 2 * u.rollout_batch_size * settings.max_length * (
     run.config.num_kv_heads * run.config.head_dim * run.config.num_layers * itemsize)
-  axes = run.mesh.shape
-  gathered = gathered_bytes(nnx.state(abstract_decoder(run.config)), run.mesh)
-  gathers = axes["fsdp"] > 1 and gathered <= run.config.gather_gib * 2**30
+  gathered = gathered_bytes(
+    nnx.state(abstract_decoder(run.config)), run.mesh, run.config.gather_gib * 2**30)
   config = run.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
            "classifier and judge": 2 * classifier,
            "activations of an update (rough)": activations, "cache of a rollout": cache,
-           "weights gathered to decode with": gathers * gathered * axes["fsdp"] * axes["tensor"]}
+           "weights gathered to decode with": (
+             gathered * run.mesh.shape["fsdp"] * run.mesh.shape["tensor"])}
   parts["all"] = sum(parts.values())
   rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
   return f"Memory while unlearning, MiB over {run.mesh.size} device(s):\n" + pipe_table(

@@ -215,7 +215,7 @@ def constrain_parameters(state):
 def constrain_gathered(state, limit):
   """Parameters whole along `fsdp`; as they lie if a device's are then more than `limit` bytes."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.shape["fsdp"] == 1 or gathered_bytes(state, mesh) > limit:
+  if mesh.empty or not gathered_bytes(state, mesh, limit):
     return state
 
   def one(path, leaf):
@@ -225,15 +225,19 @@ def constrain_gathered(state, limit):
   return jax.tree_util.tree_map_with_path(one, state)
 
 
-def gathered_bytes(state, mesh):
-  """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`."""
+def gathered_bytes(state, mesh, limit):
+  """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`; 0 where
+  they are not gathered: `fsdp` splits nothing, or they are more than `limit`."""
 
   def one(path, leaf):
     spec = _gathered(parameter_spec(path_name(path), leaf.shape, mesh))
-    ways = int(np.prod([mesh.shape[axis] for axis in spec if axis]))
-    return int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize // ways
+    shape = NamedSharding(mesh, spec).shard_shape(leaf.shape)
+    return int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
 
-  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, state)))
+  if mesh.shape["fsdp"] == 1:
+    return 0
+  size = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, state)))
+  return size if size <= limit else 0
 
 
 def _gathered(spec):

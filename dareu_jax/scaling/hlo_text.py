@@ -84,9 +84,9 @@ def _instruction(name, rest, is_root):
   stop = start + _closing(rest[start:])
   inside, attributes = rest[start + 1:stop], rest[stop + 1:]
   operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-  if called[1] in ("parameter", "constant"):
-    attributes = inside + ")" + attributes
   opcode = called[1]
+  if opcode in ("parameter", "constant"):
+    attributes = inside + ")" + attributes
   if opcode == "fusion-start":  # on GPUs, of (operands, results, context); its end is free
     opcode, shapes = "fusion", _parts(shapes)[1]
   return Instruction(name, opcode, tuple(map(_shape, _SHAPE.findall(shapes))), operands,

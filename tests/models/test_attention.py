@@ -80,7 +80,8 @@ def test_masked_attention_goes_by_positions_and_windows(window):
 @pytest.mark.parametrize(("time", "head_dim", "dtype", "capability", "reason"), [
   (128, 64, "bfloat16", "9.0", None), (128, 64, "bfloat16", "7.5", "compute capability 8.0"),
   (128, 64, "float32", "9.0", "no float32 kernel"), (128, 60, "bfloat16", "9.0", "head_dim 60"),
-  (128, 192, "bfloat16", "9.0", None), (128, 192, "bfloat16", "8.9", "head_dim 192"), (77, 64, "bfloat16", "9.0", "77 positions")])
+  (128, 192, "bfloat16", "9.0", None), (128, 192, "bfloat16", "8.9", "head_dim 192"),
+  (77, 64, "bfloat16", "9.0", "77 positions")])
 def test_cudnn_is_taken_where_it_can_be(monkeypatch, time, head_dim, dtype, capability, reason):
   """On an H200 jax 0.11.2 refuses an odd number of positions from within a gradient: 'auto' must
   not choose it there."""

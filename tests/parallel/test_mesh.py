@@ -76,7 +76,8 @@ def test_every_weight_lies_where_it_should(scan_layers):
   ("layers/0/attention/q_proj/lora_a", (32, 4), 32 * 4 * 4)])
 def test_gathered_weights_are_split_by_tensor_alone(path, shape, size):
   tree = {path: jax.ShapeDtypeStruct(shape, np.float32)}
-  assert M.gathered_bytes(tree, CUBE) == size
+  assert M.gathered_bytes(tree, CUBE, limit=size) == size
+  assert M.gathered_bytes(tree, CUBE, limit=size - 1) == 0
 
 
 def test_what_does_not_divide_stays_whole():

@@ -69,7 +69,7 @@ def sent(program):
   text = program.lower(mesh).compile().as_text()
   return hlo.Program(text, loop_trips=program.trips).cost.collectives["all-gather"]
 
-size = sum(gathered_bytes(tree, mesh) for tree in rollout(0).args[1:3])
+size = sum(gathered_bytes(tree, mesh, 2**30) for tree in rollout(0).args[1:3])
 print(json.dumps({"found": found, "gathered": [sent(rollout(size - 1)), sent(rollout(size))]}))
 '''
 
