@@ -49,3 +49,29 @@ def smallest_config():
   config.evaluation.update(batch_size=32, max_new_tokens=16, max_examples=20)
   config.checkpoint.every_steps = 3
   return config
+
+
+def oracle_config(name):
+  """The runs of `tests.oracle`, which touch every part of the job."""
+  config = smallest_config()
+  config.baseline.update(epochs=2, batch_size=10)
+  config.watch_every = 1
+  if name == "methods":  # all of them
+    config.methods = ("dareu", *config.objectives.keys())
+    config.retrain_again = True
+    config.objectives.altpo.update(samples=3, alternates=2)
+  elif name == "adapters":
+    config.seeds = (42, 43)
+    config.data.forget = "forget50"
+    config.lora.rank = 2
+    config.update(methods=("dareu", "grad_diff"), learning_rates=(1e-3, 1e-2))
+    config.unlearning.update(critic="separate", inner_epochs=2, selection="last", watch_rouge=True)
+    config.unlearning.guards.action = "rollback"
+  elif name == "grpo":
+    config.unlearning.update(learner="grpo", reward_form="published", top_k=20)
+  elif name == "refusal":
+    config.unlearning.update(reward="refusal", reward_form="absorbing", learner="rloo")
+  elif name == "classifier":
+    config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
+    config.evaluation.gradient_norm = True
+  return config
