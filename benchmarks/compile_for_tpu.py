@@ -15,11 +15,10 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dareu_jax.models import states
-from dareu_jax.models.config import ModelConfig
+from dareu_jax.models import handle as states
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.parallel.mesh import AXES, BATCH, shardings
-from dareu_jax.settings import LORA_TARGETS, LoraSettings
 
 BATCH_SIZE, LENGTH = 16, 512
 

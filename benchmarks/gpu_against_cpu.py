@@ -16,7 +16,7 @@ from flax import nnx
 
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.attention import causal_attention
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx
 
 from dareu_jax.attribution.scorer import Scorer
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
-from dareu_jax.reinforcement.rewards import token_rewards
+from dareu_jax.rl.rewards import token_rewards
 
 ROWS, LENGTH, OWNERS, ROUNDS = 80, 64, 30, 15
 KAPPAS = (1, 2, 4, 8, 16, 32, 64)
@@ -64,7 +64,7 @@ def main():
   model = states.split(
     OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
   scorer = Scorer(*model, is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
-                  put=functools.partial(jax.tree.map, jnp.asarray))
+                  to_device=functools.partial(jax.tree.map, jnp.asarray))
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 2000, (ROWS, LENGTH)).astype(np.int32)
   lengths = np.full(ROWS, LENGTH)  # a multiple of every κ: the oracle has no pass for a ragged end

@@ -14,42 +14,43 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dareu_jax.command_line import config_module
+from dareu_jax.pipeline.settings import config_from
 
 STUDIES = dict(
-  reward_form=tuple(f"unlearning.reward_form={form}"
+  reward_form=tuple(f"unlearning.dareu.reward_form={form}"
                     for form in ("published", "telescoped", "absorbing", "neutral")),
-  segment_length=tuple(f"unlearning.segment_length={k}" for k in (1, 2, 4, 8, 16)),
-  c_seg=tuple(f"unlearning.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
-  kl_coef=tuple(f"unlearning.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
-  anchor_coef=tuple(f"unlearning.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
-  distill_coef=tuple(f"unlearning.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
-  learning_rate=(*(f"unlearning.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
-                 "unlearning.learning_rate=6e-4 unlearning.final_rate=0.1"),
+  segment_length=tuple(f"unlearning.dareu.segment_length={k}" for k in (1, 2, 4, 8, 16)),
+  c_seg=tuple(f"unlearning.dareu.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
+  kl_coef=tuple(f"unlearning.dareu.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
+  anchor_coef=tuple(f"unlearning.dareu.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
+  distill_coef=tuple(f"unlearning.dareu.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
+  learning_rate=(*(f"unlearning.dareu.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
+                 "unlearning.dareu.learning_rate=6e-4 unlearning.dareu.final_rate=0.1"),
   lora_rank=("lora.rank=0", *(
     # An adapter alone needs larger steps than all the weights do.
-    f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.learning_rate=1e-3"
+    f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.dareu.learning_rate=1e-3"
     for r in (8, 32))),
   forget_share=tuple(f"data.forget=forget{n}" for n in ("01", "05", "10", "20")),
   echo_noise=tuple(f"classifier.echo_noise={e}" for e in (0.2, 0.8, 1.0)),
   classifier_size=tuple(f"classifier.model.num_layers={n}" for n in (1, 2, 4)),
   # What de-attribution itself buys: other learners on its reward, other rewards on its learner.
-  learner=tuple(f"unlearning.learner={name}" for name in ("ppo", "grpo", "rloo")),
-  reward=tuple(f"unlearning.reward={name}" for name in ("attribution", "rouge", "refusal")),
-  critic=tuple(f"unlearning.critic={name}" for name in ("shared", "separate")),
+  learner=tuple(f"unlearning.dareu.learner={name}" for name in ("ppo", "grpo", "rloo")),
+  reward=tuple(f"unlearning.dareu.reward={name}" for name in ("attribution", "rouge", "refusal")),
+  critic=tuple(f"unlearning.dareu.critic={name}" for name in ("shared", "separate")),
 )
 
 
 def get_config(study=None):
   """The studies above; 'overtraining' is one of its own."""
   config = ConfigDict()
-  config.base = config_module(pathlib.Path(__file__).with_name("tofu.py")).get_config()
+  config.base = config_from(pathlib.Path(__file__).with_name("tofu.py"))
   config.studies = ConfigDict(STUDIES)
   if study == "overtraining":
     config.base.seeds = (42, 43, 44)
-    config.base.unlearning.update(selection="last", epochs=16, watch_rouge=True)
+    config.base.unlearning.dareu.update(selection="last", epochs=16)
+    config.base.monitor.track_rouge = True
     config.base.evaluation.max_examples = 120  # ROUGE is measured at each epoch's end
-    config.base.unlearning.guards.action = "off"
+    config.base.monitor.guards.action = "off"
     config.studies = ConfigDict(dict(reward_form=STUDIES["reward_form"]))
   elif study is not None:
     raise ValueError(f"configs/ablations.py has no {study!r}: take 'overtraining', or nothing.")

@@ -12,9 +12,9 @@ Without a preset: a small model from scratch on 12 categories, whose base reads 
 the same table and report as of configs/tofu.py.
 """
 
-import pathlib
-
-from dareu_jax.command_line import config_module
+from dareu_jax.core.settings import merged
+from dareu_jax.pipeline.settings import default_config
+from dareu_jax.presets import checkpoint
 
 # The base model is the plain one: abstracts are no dialogue.
 CHECKPOINTS = {
@@ -22,26 +22,28 @@ CHECKPOINTS = {
   "qwen3_8b": ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-0.6B"),
 }
 
+ARXIV = dict(
+  max_length=512,
+  data=dict(source="arxiv", forget="forget05", num_owners=12, num_general=0, prompt_tokens=100,
+            response_tokens=100),
+  tokenizer=dict(vocab_size=8000),
+  classifier=dict(train=dict(epochs=20)),  # abstracts are five times as long as the authors' answers
+  evaluation=dict(max_examples=100),
+  unlearning=dict(dareu=dict(samples_per_prompt=1)))
+
+# WaterDrum's protocol for ArXiv.
+PROTOCOL = dict(
+  data=dict(num_owners=0),
+  finetune=dict(learning_rate=1e-3, batch_size=128, micro_batch_size=16, epochs=20),
+  baseline=dict(learning_rate=1e-4, batch_size=32))
+
 
 def get_config(preset=None):
   """The config of a preset; None is the small one."""
-  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
-  config = tofu.get_config()
-  config.max_length = 512
-  config.data.update(source="arxiv", forget="forget05", num_owners=12, num_general=0,
-                     prompt_tokens=100, response_tokens=100)
-  config.tokenizer.update(vocab_size=8000)
-  config.classifier.train.epochs = 20  # abstracts are five times as long as the authors' answers
-  config.evaluation.max_examples = 100
-  config.unlearning.samples_per_prompt = 1
+  if preset is None:
+    return default_config(**ARXIV)
   if preset in CHECKPOINTS:
-    path, classifier_path = CHECKPOINTS[preset]
-    tofu.checkpoint(config, path, classifier_path, "raw")
-    config.data.update(source="arxiv", num_owners=0)
-    # WaterDrum's protocol for ArXiv.
-    config.finetune.update(learning_rate=1e-3, batch_size=128, micro_batch_size=16, epochs=20)
-    config.baseline.update(learning_rate=1e-4, batch_size=32)
-  elif preset:
-    raise ValueError(f"configs/arxiv.py has no preset {preset!r}: take one of "
-                     f"{', '.join(CHECKPOINTS)}, or none for the small one.")
-  return config
+    pretrained = checkpoint(*CHECKPOINTS[preset], "raw")
+    return default_config(**merged(merged(ARXIV, pretrained), PROTOCOL))
+  raise ValueError(f"configs/arxiv.py has no preset {preset!r}: take one of "
+                   f"{', '.join(CHECKPOINTS)}, or none for the small one.")

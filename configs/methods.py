@@ -14,29 +14,25 @@ rank 8 on a model this small do not learn it. Then, for the robustness card:
 
 import pathlib
 
-from dareu_jax.command_line import config_module
+from dareu_jax.methods.base import METHODS
+from dareu_jax.pipeline.settings import config_from
 
-METHODS = (
-  "dareu", "gradient_ascent", "grad_diff", "kl_minimisation", "npo", "simnpo", "dpo", "idk",
-  "altpo", "rmu", "undial", "ceu", "wga", "satimp", "pdu", "maximum_entropy", "scrub",
-  "task_vector", "finetune")
 PUBLISHED = ("dareu", "gradient_ascent", "grad_diff", "npo", "simnpo", "idk", "rmu", "scrub",
              "finetune")
-RATES = (3e-4, 1e-3, 3e-3)  # the same for every method
+QUICK = ("dareu", "grad_diff", "npo", "idk")
 
 
 def get_config(study=None):
   """The comparison; 'quick' and 'tofu40' are smaller ones."""
   if study not in (None, "quick", "tofu40"):
     raise ValueError(f"configs/methods.py has no {study!r}: take 'quick', 'tofu40', or nothing.")
-  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
-  config = tofu.get_config("tofu40" if study == "tofu40" else None)
+  config = config_from(pathlib.Path(__file__).with_name("tofu.py"),
+                       "tofu40" if study == "tofu40" else None)
+  others = tuple(name for name in METHODS if name != "dareu")
+  config.methods = {None: ("dareu", *others), "quick": QUICK, "tofu40": PUBLISHED}[study]
+  config.learning_rates = (1e-3,) if study == "quick" else (3e-4, 1e-3, 3e-3)
   config.seeds = (42, 43, 44) if study is None else (42,)
-  config.methods = METHODS if study is None else PUBLISHED
-  config.learning_rates = RATES
   if study != "tofu40":
     config.lora.rank = 8
     config.finetune.learning_rate = 5e-3  # an adapter alone needs larger steps
-  if study == "quick":
-    config.methods, config.learning_rates = ("dareu", "grad_diff", "npo", "idk"), (1e-3,)
   return config

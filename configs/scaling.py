@@ -1,9 +1,9 @@
 """How a preset's rollouts scale with the mesh: compiled for TPUs that need not be there, or run.
 
     pip install '.[tpu]'                          # brings the TPU compiler that goes with jax
-    python -m dareu_jax.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
+    python -m studies.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
         --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2 --mesh=1,4,4         # a minute a mesh
-    python -m dareu_jax.scaling --config=configs/scaling.py --workdir=runs/here --run \
+    python -m studies.scaling --config=configs/scaling.py --workdir=runs/here --run \
         --mesh=1,1,1                                         # measures the devices that are here
 
 On devices with much memory and `fsdp` in the mesh: --config.run.mesh.gather_gib=16, or so.
@@ -16,7 +16,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from dareu_jax.command_line import config_module
+from dareu_jax.pipeline.settings import config_from
 
 # (vocabulary, tied to the head, D, F, L, N, K, H, architecture)
 LLAMA2_7B = (32000, False, 4096, 11008, 32, 32, 32, 128, "llama")
@@ -30,9 +30,8 @@ MODELS = {"llama2_7b": (LLAMA2_7B, TINYLLAMA), "tinyllama": (TINYLLAMA, TINYLLAM
 
 def get_config(preset=None):
   """The study of a preset of configs/tofu.py; None is the tiny one."""
-  tofu = config_module(pathlib.Path(__file__).with_name("tofu.py"))
   config = ConfigDict(dict(
-    run=tofu.get_config(preset),
+    run=config_from(pathlib.Path(__file__).with_name("tofu.py"), preset),
     vocab_size=2000,
     tie_embeddings=True,
     classifier_vocab_size=2000,
@@ -43,7 +42,7 @@ def get_config(preset=None):
     retain_response_tokens=32,
   ))
   if preset is None:
-    config.run.unlearning.max_new_tokens = 32
+    config.run.unlearning.dareu.max_new_tokens = 32
     return config
   if preset not in MODELS:
     raise ValueError(f"configs/scaling.py has no {preset!r}: take {', '.join(MODELS)}, or nothing.")

@@ -8,10 +8,10 @@ import pathlib
 
 from absl import flags
 
-from dareu_jax.command_line import enter
+from dareu_jax.core.command_line import Flags, enter
+from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import logs
 from dareu_jax.report import tables
-from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import read_json, write_json
 
 # What two runs must share for their figures to be set side by side.
@@ -25,7 +25,7 @@ def _define_flags():
   flags.DEFINE_list("reports", None, "Workdirs of finished runs, to be one leaderboard.")
 
 
-def main(given):
+def main(given: Flags) -> None:
   """Recomputes a log, or merges runs, by its flags."""
   if bool(given.log) == bool(given.reports):
     raise InputError("give --log=TOFU_EVAL.json, or --reports and the workdirs of runs.")

@@ -7,18 +7,18 @@ import pathlib
 
 from absl import flags
 
-from dareu_jax.command_line import enter
+from dareu_jax.core.command_line import Flags, enter
+from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface, peft
+from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.report.tables import markdown_table
-from dareu_jax.run import DAREU, load_model
-from dareu_jax.settings import InputError
 from dareu_jax.training.checkpoints import read_json
 
 
 def _define_flags():
   flags.DEFINE_string("workdir", None, "Folder of the run.")
   flags.DEFINE_string(
-    "method", DAREU, "Which model: original, retrained, or a method's name (npo, npo@0.001).")
+    "method", "dareu", "Which model: original, retrained, or a method's name (npo, npo@0.001).")
   flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
   flags.DEFINE_enum("adapter", "merged", ["merged", "apart"],
                     "Whether LoRA adapters are merged, or go alone (PEFT).")
@@ -27,7 +27,7 @@ def _define_flags():
     "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
 
 
-def main(given):
+def main(given: Flags) -> None:
   """Exports, by its flags."""
   export(given.workdir, given.method, given.output, adapter=given.adapter, seed=given.seed,
          push_to_hub=given.push_to_hub)
@@ -48,7 +48,8 @@ def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=
     InputError: if there is no such model, or the folder exists.
   """
   output = pathlib.Path(output)
-  model, tokenizer, settings = load_model(workdir, method, seed=seed)
+  saved, tokenizer, settings = load_saved(workdir, method, seed=seed)
+  model = saved.module
   card = _card(workdir, method, settings)
   if adapter == "apart":
     if settings.lora.rank and not settings.model.path:

@@ -7,11 +7,13 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dareu_jax import experiment, plan
-from dareu_jax.command_line import define_hosts, enter, keep_programs, typed
+from dareu_jax.core.command_line import Flags, define_hosts, enter, keep_programs, typed
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.parallel import hosts
+from dareu_jax.pipeline import experiment, plan
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.report.tables import stage_table, text_table, time_line
-from dareu_jax.settings import InputError, Settings
 
 
 def _define_flags():
@@ -30,13 +32,11 @@ def _define_flags():
     "wandb_project", None, "Weights & Biases project to mirror the metrics to (extra: wandb).")
 
 
-def main(given):
+def main(given: Flags) -> None:
   """Runs the job, by its flags."""
-  # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
-  jax.config.update("jax_default_matmul_precision", "highest")
   settings = Settings.from_config(given.config)
   hosts.start_as(given)
-  with hosts.ended_together():
+  with exact_matmuls(), hosts.ended_together():
     _main(settings, given)
 
 
@@ -80,4 +80,4 @@ def _wandb_mirror(given):
 
 if __name__ == "__main__":
   enter(main, _define_flags, required=["config", "workdir"],
-        hint="The same command goes on from the last checkpoint.")
+        hint="The same command resumes from the last checkpoint.")

@@ -3,14 +3,18 @@
 import copy
 import pathlib
 
-from dareu_jax.command_line import config_module
+from dareu_jax.pipeline.settings import config_from
 
 ROOT = pathlib.Path(__file__).parent.parent
+ALL_METHODS = (
+  "dareu", "gradient_ascent", "grad_diff", "kl_minimization", "npo", "simnpo", "dpo", "idk", "altpo",
+  "rmu", "undial", "ceu", "wga", "satimp", "pdu", "maximum_entropy", "scrub", "task_vector",
+  "finetune")
 
 
 def preset(name=None):
   """The ConfigDict of configs/tofu.py."""
-  return config_module(ROOT / "configs" / "tofu.py").get_config(name)
+  return config_from(ROOT / "configs" / "tofu.py", name)
 
 
 def changed(config, **changes):
@@ -39,13 +43,15 @@ def smallest_config():
   for model in (config.model, config.classifier.model):
     model.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
   config.length_multiple = 64
-  config.retrain_again = False
+  config.retrained_replica = False
   config.pretrain.epochs = 2
   config.finetune.update(epochs=6, target_loss=5.0)
   config.classifier.train.epochs = 3
-  config.unlearning.update(epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10,
-                           retain_batch_size=8, max_new_tokens=16, target_score=0.0)
-  config.unlearning.guards.action = "off"
+  config.unlearning.dareu.update(
+    epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
+    max_new_tokens=16)
+  config.monitor.target_score = 0.0
+  config.monitor.guards.action = "off"
   config.evaluation.update(batch_size=32, max_new_tokens=16, max_examples=20)
   config.checkpoint.every_steps = 3
   return config
@@ -55,22 +61,23 @@ def oracle_config(name):
   """The runs of `tests.oracle`, which touch every part of the job."""
   config = smallest_config()
   config.baseline.update(epochs=2, batch_size=10)
-  config.watch_every = 1
+  config.eval_every = 1
   if name == "methods":  # all of them
-    config.methods = ("dareu", *config.objectives.keys())
-    config.retrain_again = True
-    config.objectives.altpo.update(samples=3, alternates=2)
+    config.methods = ALL_METHODS
+    config.retrained_replica = True
+    config.unlearning.altpo.update(samples=3, alternates=2)
   elif name == "adapters":
     config.seeds = (42, 43)
     config.data.forget = "forget50"
     config.lora.rank = 2
     config.update(methods=("dareu", "grad_diff"), learning_rates=(1e-3, 1e-2))
-    config.unlearning.update(critic="separate", inner_epochs=2, selection="last", watch_rouge=True)
-    config.unlearning.guards.action = "rollback"
+    config.unlearning.dareu.update(critic="separate", inner_epochs=2, selection="last")
+    config.monitor.track_rouge = True
+    config.monitor.guards.action = "rollback"
   elif name == "grpo":
-    config.unlearning.update(learner="grpo", reward_form="published", top_k=20)
+    config.unlearning.dareu.update(learner="grpo", reward_form="published", top_k=20)
   elif name == "refusal":
-    config.unlearning.update(reward="refusal", reward_form="absorbing", learner="rloo")
+    config.unlearning.dareu.update(reward="refusal", reward_form="absorbing", learner="rloo")
   elif name == "classifier":
     config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
     config.evaluation.gradient_norm = True

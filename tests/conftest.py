@@ -9,7 +9,7 @@ import filelock
 import jax
 import pytest
 
-from dareu_jax import programs
+from dareu_jax.core import compilation as programs
 from tests import jobs
 
 # Programs of earlier runs are used again: compiling takes most of the tests' time.

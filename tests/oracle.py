@@ -31,7 +31,7 @@ def get_config(name=None):
 STUDY = f'''
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from tests.attribution.study.configs import smallest_study
+from tests.studies.faithfulness.configs import smallest_study
 
 def get_config(name=None):
   return smallest_study()
@@ -123,7 +123,7 @@ def record(output):
   print(f"{len(found)} numbers in {output}")
 
 
-STUDY_PROGRAM = "dareu_jax.attribution.faithfulness"
+STUDY_PROGRAM = "studies.faithfulness"
 # What has another name since, as (old, new) parts of a path.
 RENAMED = ()
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dareu_jax import evaluate
-from dareu_jax.settings import InputError
+from dareu_jax.core.errors import InputError
 
 FIGURES = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dareu_jax import experiment, export
+from dareu_jax import export
+from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
-from dareu_jax.run import load_model
-from dareu_jax.settings import InputError, Settings
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.run import load_model
+from dareu_jax.pipeline.settings import Settings
 from tests.configs import ROOT, smallest_config
 
 

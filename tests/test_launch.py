@@ -14,8 +14,8 @@ import nbformat
 import pytest
 import yaml
 
-from dareu_jax.command_line import config_module
-from dareu_jax.settings import Settings
+from dareu_jax.core.command_line import config_module
+from dareu_jax.pipeline.settings import Settings
 from tests import jobs
 from tests.configs import ROOT
 

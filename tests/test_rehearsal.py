@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dareu_jax import experiment, export
-from dareu_jax.attribution.scorer import Retokeniser
+from dareu_jax import export
+from dareu_jax.attribution.scorer import Retokenizer
+from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
-from dareu_jax.run import Run, load_model
-from dareu_jax.settings import InputError, Settings
-from dareu_jax.stages import keep_tokenizer
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.run import Run, load_model
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.stages import keep_tokenizer
 from tests.configs import preset
 
 WIDTH, MLP, HEADS, KV_HEADS, LAYERS, VOCAB = 32, 48, 4, 2, 2, 32000
@@ -136,7 +138,7 @@ def test_a_classifier_with_another_tokenizer_reads_responses_in_its_own_tokens(
   the, of = (run.tokenizer.encode(word)[-1] for word in ("the", "of"))
   assert the != of and own.encode("the")[-1] == of
   ids = np.array([run.tokenizer.encode_response("the end of the day")])
-  again, positions = Retokeniser(run.tokenizer, own)(ids, [ids.shape[1]], 8)
+  again, positions = Retokenizer(run.tokenizer, own)(ids, [ids.shape[1]], 8)
   assert again[0, positions[0, -1]] == own.eos_id
   assert own.decode(again[0, :positions[0, -1]]) == "the end of the day"
   keep_tokenizer(run)

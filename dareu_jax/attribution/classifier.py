@@ -5,14 +5,50 @@ p(owner | y) costs. B batch, T time, O owners.
 """
 
 import dataclasses
-import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 from scipy import optimize, special
 
-from dareu_jax.masked import join, length_mask, masked_sum, take_from
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.masked import join, length_mask, masked_sum, take_from
+from dareu_jax.core.settings import Fraction, Size, settings
+from dareu_jax.models.config import LoraSettings, ModelSettings
+from dareu_jax.training.optimizers import TrainSettings
+
+Share = Annotated[float, Field(ge=0, le=0.9)]
+
+
+@settings
+class ClassifierSettings:
+  """The owner classifier p(owner | response prefix)."""
+
+  model: ModelSettings = ModelSettings(num_layers=1)
+  lora: LoraSettings = LoraSettings()
+  train: TrainSettings = TrainSettings()  # at 20 epochs a fact told of others still hides
+  vocab_size: Size = 0  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
+  token_noise: Share = 0.2  # share of input tokens replaced at random while training
+  echo_noise: Fraction = 0.8  # of those that the query has too (names), by tokens of other queries
+  label_smoothing: Share = 0.0  # probability mass spread over all owners while training
+  # "None of these" examples of general text per example of D; 0: no such class.
+  none_share: Annotated[float, Field(ge=0, le=10)] = 0.0
+  reads_query: bool = False  # reads the query before the response
+  calibrate: bool = False  # divides the logits by the temperature that fits held-out responses best
+
+  def __post_init__(self):
+    if 0 < self.vocab_size < 300:
+      raise InvalidSetting("vocab_size", self.vocab_size,
+                           "bytes and special tokens take 300, so it must be >= 300, or 0.")
+    if self.vocab_size and self.model.path:
+      raise InvalidSetting("vocab_size", self.vocab_size,
+                           "model.path names a checkpoint, which has a tokenizer: set it to 0.")
+    if self.lora.rank and not self.model.path:
+      raise InvalidSetting("lora.rank", self.lora.rank,
+                           "model.path is empty, and an adapter on random base weights learns "
+                           "little: name a checkpoint, or set the rank to 0.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +68,9 @@ class PrefixLoss:
   label_smoothing: float
   reads_query: bool = False
 
-  def __call__(self, frame, params, frozen, batch, key):
+  def __call__(self, params, model, batch, key):
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
-    model = frame.merge(params, frozen)
+    model = model.with_params(params).module
     crop, flip, replacement, other = jax.random.split(key, 4)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
     prompts = batch.token_ids, batch.prompt_lengths
@@ -122,35 +158,34 @@ def random_crop(ids, lengths, key):
   return jnp.take_along_axis(ids, index, axis=1), lengths - start
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def owner_probabilities(frame, params, frozen, completion_ids, query=None, temperature=1.0):
+@jax.jit
+def owner_probabilities(model, completion_ids, query=None, temperature=1.0):
   """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
-    frame, params, frozen: an OwnerClassifier as `models.states.split` gives it.
+    model: models.handle.Model of an OwnerClassifier.
     completion_ids, query: as for `owner_logits`.
     temperature: divides the logits.
 
   Returns: [B, T, O] float32; what lies past a row's length is arbitrary.
   """
-  logits = owner_logits(frame.merge(params, frozen), completion_ids, query)
+  logits = owner_logits(model.module, completion_ids, query)
   return jax.nn.softmax(logits / temperature, axis=-1)
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def prefix_scores(frame, params, frozen, completion_ids, is_forget, *, query=None,
-                  temperature=1.0):
+@jax.jit
+def prefix_scores(model, completion_ids, is_forget, *, query=None, temperature=1.0):
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.
 
   Args:
-    frame, params, frozen, completion_ids, query, temperature: as for `owner_probabilities`.
+    model, completion_ids, query, temperature: as for `owner_probabilities`.
     is_forget: [O] bool; membership in F.
 
   Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
 
   Source: DareU, attribution score.
   """
-  probabilities = owner_probabilities(frame, params, frozen, completion_ids, query, temperature)
+  probabilities = owner_probabilities(model, completion_ids, query, temperature)
   return jnp.clip(probabilities @ is_forget.astype(jnp.float32), 0.0, 1.0)
 
 

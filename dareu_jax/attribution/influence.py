@@ -17,33 +17,33 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from dareu_jax.logprobs import completion_hidden
-from dareu_jax.masked import length_mask, masked_sum
+from dareu_jax.core.logprobs import completion_hidden
+from dareu_jax.core.masked import length_mask, masked_sum
 
 
-def _logits(frame, params, frozen, batch):
+def _logits(model, batch):
   """Logits [B, T, V] that predict the completions of a data.batches.Batch."""
-  model = frame.merge(params, frozen)
+  model = model.module
   time = batch.completion_ids.shape[1]
   return model.unembed(
     completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time))
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def example_gradients(frame, params, frozen, batch):
+@jax.jit
+def example_gradients(model, batch):
   """∇ Σ_t log p(y_t | x, y_<t) of each row of a batch: [B, P] float32."""
 
   def total(params, row):
     batch = jax.tree.map(lambda x: x[None], row)
-    logprobs = jax.nn.log_softmax(_logits(frame, params, frozen, batch), axis=-1)
+    logprobs = jax.nn.log_softmax(_logits(model.with_params(params), batch), axis=-1)
     chosen = jnp.take_along_axis(logprobs, batch.completion_ids[..., None], axis=-1)[..., 0]
     return masked_sum(chosen, length_mask(batch.completion_lengths, chosen.shape[1]))
 
-  return jax.vmap(lambda row: ravel_pytree(jax.grad(total)(params, row))[0])(batch)
+  return jax.vmap(lambda row: ravel_pytree(jax.grad(total)(model.params, row))[0])(batch)
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def gauss_newton_products(frame, params, frozen, chunks, vectors):
+@jax.jit
+def gauss_newton_products(model, chunks, vectors):
   """G v for several v, without ever forming G.
 
       G = Σ_rows Σ_t J_tᵀ H_t J_t,    H_t = diag(p_t) - p_t p_tᵀ
@@ -53,7 +53,7 @@ def gauss_newton_products(frame, params, frozen, chunks, vectors):
   derivative, H_t, and a reverse derivative.
 
   Args:
-    frame, params, frozen: a decoder as `models.states.split` gives it.
+    model: models.handle.Model of a decoder.
     chunks: data.batches.Batch whose arrays have a leading axis [C, ...].
     vectors: [G, P] float32.
 
@@ -61,11 +61,11 @@ def gauss_newton_products(frame, params, frozen, chunks, vectors):
 
   Source: Schraudolph 2002; Martens 2010.
   """
-  flat, unravel = ravel_pytree(params)
+  flat, unravel = ravel_pytree(model.params)
 
   def of_chunk(total, batch):
     def logits(flat):
-      return _logits(frame, unravel(flat), frozen, batch)
+      return _logits(model.with_params(unravel(flat)), batch)
 
     outputs, push = jax.linearize(logits, flat)
     pull = jax.linear_transpose(push, flat)
@@ -84,19 +84,19 @@ def gauss_newton_products(frame, params, frozen, chunks, vectors):
   return jax.lax.scan(of_chunk, jnp.zeros_like(vectors), chunks)[0]
 
 
-def mean_eigenvalue(frame, params, frozen, chunks, *, probes, key):
+def mean_eigenvalue(model, chunks, *, probes, key):
   """trace(G) / P, estimated with random signs.
 
   Source: Hutchinson 1990.
   """
-  size = ravel_pytree(params)[0].size
+  size = ravel_pytree(model.params)[0].size
   signs = jax.random.rademacher(key, (probes, size), jnp.float32)
-  products = gauss_newton_products(frame, params, frozen, chunks, signs)
+  products = gauss_newton_products(model, chunks, signs)
   return float(jnp.mean(jnp.sum(signs * products, axis=1)) / size)
 
 
-@functools.partial(jax.jit, static_argnames=("frame", "iterations"))
-def solve(frame, params, frozen, chunks, right, damping, tolerance, *, iterations):
+@functools.partial(jax.jit, static_argnames="iterations")
+def solve(model, chunks, right, damping, tolerance, *, iterations):
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
 
   Args:
@@ -109,7 +109,7 @@ def solve(frame, params, frozen, chunks, right, damping, tolerance, *, iteration
   """
 
   def matrix(vector):
-    product = gauss_newton_products(frame, params, frozen, chunks, vector[None])[0]
+    product = gauss_newton_products(model, chunks, vector[None])[0]
     return product + damping * vector
 
   def one(b):

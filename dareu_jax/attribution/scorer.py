@@ -1,7 +1,7 @@
 """A trained owner classifier as a scorer of responses, however it reads them.
 
 It may read the query before the response, and it may have another tokenizer than the policy: then a
-response is tokenised again, and each of its positions gets the score of the prefix that the
+response is tokenized again, and each of its positions gets the score of the prefix that the
 classifier's tokens have covered by then. Either way one forward pass scores every prefix.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import bucket_length
+from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
 
 
@@ -20,16 +21,14 @@ from dareu_jax.parallel.hosts import fetch
 class Scorer:
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t)."""
 
-  frame: Any  # models.states.Frame of an OwnerClassifier
-  params: Any
-  frozen: Any
+  model: Model  # of an OwnerClassifier
   is_forget: np.ndarray  # [O] bool, one entry a class
   batch_size: int
   multiple: int  # lengths are padded to a multiple of it
   temperature: float = 1.0  # of its calibration
   reads_query: bool = False
-  retokenise: Any = None  # Retokeniser, where the tokenizers differ
-  put: Any = lambda batch: batch  # places a batch on the devices
+  retokenize: Any = None  # Retokenizer, where the tokenizers differ
+  to_device: Any = lambda batch: batch  # places a batch on the devices
 
   def prefixes(self, ids, lengths, queries):
     """Scores of all prefixes.
@@ -42,9 +41,9 @@ class Scorer:
     Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
     """
     ids, lengths = fetch(ids), fetch(lengths)
-    if self.retokenise is None:
+    if self.retokenize is None:
       return self._scores(ids, queries)
-    own_ids, positions = self.retokenise(ids, lengths, self.multiple)
+    own_ids, positions = self.retokenize(ids, lengths, self.multiple)
     scores = self._scores(own_ids, queries)
     # Before the first whole token the classifier has read nothing: every owner is as likely.
     nothing_read = np.float32(self.is_forget.mean())
@@ -66,8 +65,8 @@ class Scorer:
       part = np.zeros((self.batch_size, ids.shape[1]), np.int32)
       part[:len(ids[rows])] = ids[rows]
       query = self._query(queries[rows]) if self.reads_query else None
-      part, query = self.put((part, query))
-      scores = prefix_scores(self.frame, self.params, self.frozen, part, is_forget, query=query,
+      part, query = self.to_device((part, query))
+      scores = prefix_scores(self.model, part, is_forget, query=query,
                              temperature=self.temperature)
       parts.append(fetch(scores)[:len(ids[rows])])
     return np.concatenate(parts)
@@ -82,14 +81,14 @@ class Scorer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Retokeniser:
+class Retokenizer:
   """Responses of one tokenizer in the tokens of another, and where its positions lie in them."""
 
   policy: Any  # data.tokenizers.Tokenizer
   classifier: Any
 
   def __call__(self, ids, lengths, multiple):
-    """Tokenises responses again.
+    """Tokenizes responses again.
 
     Args:
       ids: [B, T] int; in the policy's tokens.

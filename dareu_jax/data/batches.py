@@ -1,4 +1,4 @@
-"""Examples as padded arrays: tokenised once, bucketed by length, drawn at random by step number.
+"""Examples as padded arrays: tokenized once, bucketed by length, drawn at random by step number.
 
 A batch is a function of (seed, step): no iterator state, so a resumed run sees what an undisturbed
 one would.
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dareu_jax.settings import InputError
+from dareu_jax.core.errors import InputError
 
 
 class Row(NamedTuple):
-  """A tokenised example."""
+  """A tokenized example."""
 
   prompt: tuple[int, ...]
   completion: tuple[int, ...]  # the end token last
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def encode(examples, tokenizer, *, max_length, owners=(), responses=None):
-  """Tokenises examples.
+  """Tokenizes examples.
 
   Args:
     examples: of `data.examples.Example`.

@@ -15,7 +15,7 @@ import json
 import pathlib
 import re
 
-from dareu_jax.settings import InputError
+from dareu_jax.core.errors import InputError
 
 _REQUIRED = ("owner", "prompt", "response")
 _OPTIONAL = ("paraphrased_prompt", "paraphrased_response", "perturbed_responses")

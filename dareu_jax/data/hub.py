@@ -2,7 +2,7 @@
 
 import contextlib
 
-from dareu_jax.settings import InputError
+from dareu_jax.core.errors import InputError
 
 
 @contextlib.contextmanager

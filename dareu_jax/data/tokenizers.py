@@ -1,6 +1,6 @@
 """Tokenizers: a BPE of the corpus, or a checkpoint's own; and the templates around a prompt.
 
-Prompt and response are tokenised apart and their ids concatenated, so that no merge crosses the
+Prompt and response are tokenized apart and their ids concatenated, so that no merge crosses the
 border.
 """
 
@@ -10,10 +10,13 @@ import json
 import os
 import pathlib
 import re
+from typing import Annotated
 
 import tokenizers
+from pydantic import Field
 
-from dareu_jax.settings import InputError
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import choice, settings
 
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
 # The plain template for other libraries, which know the tokenizer alone.
@@ -55,6 +58,16 @@ TEMPLATES = {
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     "<|im_end|>"),
 }
+
+
+@settings
+class TokenizerSettings:
+  """The tokenizer: of the checkpoint, or a BPE trained on the corpus."""
+
+  path: str = ""  # folder or hub name; '': the model's own or, from scratch, a BPE of the corpus
+  vocab_size: Annotated[int, Field(ge=300)] = 2000  # of that BPE; bytes and special tokens take 300
+  # How a prompt is wrapped; 'auto' follows the tokenizer.
+  template: Annotated[str, choice(lambda: ("auto", *TEMPLATES))] = "auto"
 
 
 class Tokenizer:

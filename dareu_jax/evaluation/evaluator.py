@@ -1,20 +1,36 @@
 """Applies the metrics to a model: greedy answers, likelihoods and attribution scores of a split."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dareu_jax.core.logprobs import TokenStatistics, completion_hidden, token_statistics
+from dareu_jax.core.masked import length_mask, masked_mean
+from dareu_jax.core.settings import Count, PositiveFraction, Size, settings
 from dareu_jax.data.batches import Batches, encode, prompt_batch
 from dareu_jax.generation.sampler import generate, row_keys
-from dareu_jax.generation.strategies import Greedy
-from dareu_jax.logprobs import TokenStatistics, completion_hidden, token_statistics
-from dareu_jax.masked import length_mask, masked_mean
+from dareu_jax.generation.strategies import Greedy, Sample
+from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
 from dareu_jax.parallel.mesh import is_stacked, path_name
+
+SAMPLE = Sample()  # at temperature 1
+
+
+@settings
+class EvaluationSettings:
+  """How the models are compared."""
+
+  batch_size: Count = 64  # examples a forward pass
+  max_examples: Size = 400  # of each split, evenly spaced; 0: all
+  max_new_tokens: Size = 0  # of greedy answers; 0: as long as the longest response of the data
+  min_k: PositiveFraction = 0.4  # share of the least likely tokens that the Min-K% attacks average
+  gradient_norm: bool = False  # the gradient-norm attack too: a backward pass for each example
+  gibberish_model: str = ""  # trained gibberish classifier to ask too (needs torch); '': none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +53,17 @@ class Answers:
     return self.lengths - self.ended
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def completion_statistics(frame, trainable, frozen, batch):
+@jax.jit
+def completion_statistics(model, batch):
   """logprobs.TokenStatistics of the completion tokens of a data.batches.Batch, [B, T]."""
-  model = frame.merge(trainable, frozen)
+  model = model.module
   time = batch.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
   return token_statistics(hidden, model.head, batch.completion_ids)
 
 
-@functools.partial(jax.jit, static_argnames="frame")
-def _gradient_norms(frame, trainable, frozen, batch):
+@jax.jit
+def _gradient_norms(model, batch):
   """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B].
 
   Of stacked layers each layer's is a tensor of its own, so that the figure is the unrolled model's.
@@ -55,11 +71,11 @@ def _gradient_norms(frame, trainable, frozen, batch):
 
   def nll(params, row):
     row = jax.tree.map(lambda x: x[None], row)
-    logprobs = completion_statistics(frame, params, frozen, row).logprobs
+    logprobs = completion_statistics(model.with_params(params), row).logprobs
     return -masked_mean(logprobs, length_mask(row.completion_lengths, logprobs.shape[1]))
 
   def norm(row):
-    grads = jax.tree_util.tree_leaves_with_path(jax.grad(nll)(trainable, row))
+    grads = jax.tree_util.tree_leaves_with_path(jax.grad(nll)(model.params, row))
     return jnp.mean(jnp.concatenate([
       jnp.linalg.norm(g.astype(jnp.float32).reshape(
         len(g) if is_stacked(path_name(path)) else 1, -1), axis=1) for path, g in grads]))
@@ -71,16 +87,15 @@ def _gradient_norms(frame, trainable, frozen, batch):
 class Evaluator:
   """What evaluating needs beside the weights: shapes, tokenizer, how batches reach the devices."""
 
-  frame: Any
-  frozen: Any
+  model: Model
   tokenizer: Any
   batch_size: int
   multiple: int
   max_length: int
   max_new_tokens: int
-  put: Any = lambda batch: batch
+  to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
-  def answers(self, trainable, rows):
+  def answers(self, params, rows):
     """Greedy answers to the prompts of `rows` (data.batches.Row)."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     ids = np.zeros((len(rows), self.max_new_tokens), np.int32)
@@ -91,7 +106,7 @@ class Evaluator:
       prompts = prompt_batch([rows[i] for i in chosen], self.batch_size, multiple=self.multiple,
                              pad_id=self.tokenizer.pad_id)
       out = generate(
-        self.frame, trainable, self.frozen, *self.put(prompts), keys, strategy=Greedy(),
+        self.model.with_params(params), *self.to_device(prompts), keys, strategy=Greedy(),
         max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id)
       for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
@@ -99,33 +114,51 @@ class Evaluator:
     texts = tuple(self.tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True))
     return Answers(texts, ids, lengths, ended)
 
-  def logprobs(self, trainable, rows):
-    """Log-probs of each row's own completion, the end token last: list of [n] float32."""
-    return [one.logprobs for one in self.statistics(trainable, rows)]
+  def sample(self, params, rows, *, seed, strategy=SAMPLE):
+    """The rows with a sample each as their completions, drawn by (seed, place of the row)."""
+    width = max(len(row.prompt) for row in rows)
+    found = []
+    for start in range(0, len(rows), self.batch_size):
+      part = rows[start:start + self.batch_size]
+      prompts = prompt_batch(part, self.batch_size, multiple=self.multiple,
+                             pad_id=self.tokenizer.pad_id, width=width)
+      out = generate(
+        self.model.with_params(params), *self.to_device(prompts),
+        row_keys(jax.random.key(seed), start + np.arange(self.batch_size)), strategy=strategy,
+        max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id,
+        pad_id=self.tokenizer.pad_id)
+      ids, lengths = fetch(out.ids), fetch(out.lengths)
+      found += [row._replace(completion=tuple(ids[i, :lengths[i]].tolist()))
+                for i, row in enumerate(part)]
+    return found
 
-  def statistics(self, trainable, rows):
+  def logprobs(self, params, rows):
+    """Log-probs of each row's own completion, the end token last: list of [n] float32."""
+    return [one.logprobs for one in self.statistics(params, rows)]
+
+  def statistics(self, params, rows):
     """TokenStatistics of each row's own completion, the end token last: list, arrays [n]."""
     results = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
       arrays = [fetch(x) for x in completion_statistics(
-        self.frame, trainable, self.frozen, self.put(batch))]
+        self.model.with_params(params), self.to_device(batch))]
       for row, index in enumerate(indices):
         n = batch.completion_lengths[row]
         results[index] = TokenStatistics(*(x[row, :n] for x in arrays))
     return results
 
-  def gradient_norms(self, trainable, rows):
+  def gradient_norms(self, params, rows):
     """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone: [E] (the costliest)."""
     norms = np.zeros(len(rows))
     for indices, batch in self._batches(rows).in_order():
       norms[indices] = fetch(_gradient_norms(
-        self.frame, trainable, self.frozen, self.put(batch)))[:len(indices)]
+        self.model.with_params(params), self.to_device(batch)))[:len(indices)]
     return norms
 
   def _batches(self, rows):
     return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
 
-  def nll(self, trainable, examples, responses=None):
+  def nll(self, params, examples, responses=None):
     """Mean NLL per token of each example's response, or of other responses to its prompt: [E]."""
     rows = encode(examples, self.tokenizer, max_length=self.max_length, responses=responses)
-    return np.array([-values.mean(dtype=np.float64) for values in self.logprobs(trainable, rows)])
+    return np.array([-values.mean(dtype=np.float64) for values in self.logprobs(params, rows)])

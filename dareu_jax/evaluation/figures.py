@@ -3,8 +3,8 @@
 import numpy as np
 
 from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.metrics import SPLITS
 
-SPLITS = ("forget", "retain", "test")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
 # Attacks whose closeness to the retrained model makes the figure `privacy`.
 PRIVACY = ("loss", "zlib", "min_k", "min_k_plus_plus")

@@ -9,8 +9,8 @@ import pathlib
 
 import numpy as np
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import metrics
-from dareu_jax.settings import InputError
 
 ATTACKS = ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm")
 # Split of the log -> its name among the nine terms of model utility.

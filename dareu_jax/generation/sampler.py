@@ -40,13 +40,13 @@ class _DecodeState(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("frame", "strategy", "max_new_tokens", "eos_id", "pad_id"))
-def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, strategy,
+  jax.jit, static_argnames=("strategy", "max_new_tokens", "eos_id", "pad_id"))
+def generate(model, prompt_ids, prompt_lengths, keys, *, strategy,
              max_new_tokens, eos_id, pad_id):
   """Completes prompts.
 
   Args:
-    frame, trainable, frozen: a decoder as `models.states.split` gives it.
+    model: models.handle.Model of a decoder.
     prompt_ids: [B, P] int, right-padded.
     prompt_lengths: [B] int, at least 1.
     keys: [B] typed PRNG keys, one a row: a row's sample depends on its own key alone.
@@ -57,7 +57,7 @@ def generate(frame, trainable, frozen, prompt_ids, prompt_lengths, keys, *, stra
 
   Returns: Completions.
   """
-  model = frame.merge(trainable, frozen).gathered()
+  model = model.module.gathered()
   batch, prompt_slots = prompt_ids.shape
   key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
   positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.parallel.mesh import BATCH
-from dareu_jax.settings import InputError
 
 SPLASH_BLOCK = 128  # its lengths and head dims are multiples of this
 

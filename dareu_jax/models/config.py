@@ -4,9 +4,13 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Annotated, Literal, get_args
 
+from pydantic import Field
+
+from dareu_jax.core.errors import InputError, InvalidSetting
+from dareu_jax.core.settings import Count, Positive, Size, settings
 from dareu_jax.models.rope import ROPE_TYPES, RopeConfig
-from dareu_jax.settings import InputError, LoraSettings, ModelSettings
 
 # Hugging Face architecture -> ours. Qwen2.5 calls itself Qwen2.
 ARCHITECTURES = {
@@ -17,6 +21,47 @@ ARCHITECTURES = {
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
              "num_attention_heads", "rms_norm_eps")
 _QWEN3_HEAD_DIM = 128  # what its config class takes where the file says nothing
+
+
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+@settings
+class ModelSettings:
+  """A decoder: a checkpoint by path or hub name, or dimensions to train one from scratch."""
+
+  path: str = ""  # folder or hub name of a checkpoint; '' makes one of the dimensions below
+  architecture: Literal["llama", "qwen2", "qwen3"] = "llama"  # a checkpoint says it itself
+  embed_dim: Count = 128  # D
+  mlp_dim: Count = 344  # F
+  num_layers: Count = 4  # L
+  num_heads: Count = 4  # N
+  num_kv_heads: Count = 4  # K
+  head_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # H; rotary embeddings need it even
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of base weights and activations
+  scan_layers: bool = False  # compile one layer and scan it (accelerators), or unroll all (CPU)
+  remat: bool = False  # recompute activations in the backward pass: less memory, more time
+  # 'cudnn' on NVIDIA GPUs, 'splash' on TPUs; 'auto' takes what can be used.
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise InvalidSetting("num_kv_heads", self.num_kv_heads,
+                           f"it must divide num_heads ({self.num_heads}).")
+
+
+@settings
+class LoraSettings:
+  """Low-rank adapters (Hu et al. 2021); rank 0 trains all parameters instead."""
+
+  rank: Size = 0  # r
+  alpha: Positive = 32.0  # the update is scaled by alpha / rank
+  targets: tuple[LoraTarget, ...] = LORA_TARGETS  # linear layers that get an adapter
+
+  def __post_init__(self):
+    if self.rank and not self.targets:
+      raise InvalidSetting("targets", self.targets, "an adapter needs a layer to sit on.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dareu_jax.masked import length_mask
+from dareu_jax.core.masked import length_mask
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm, StackedCache
 from dareu_jax.models.rope import rotation

@@ -1,25 +1,21 @@
 """Builds the modules of a run: from dimensions and a seed, or from a Hugging Face checkpoint."""
 
-from typing import Any, NamedTuple
-
 import jax
 from flax import nnx
 
-from dareu_jax.models import huggingface, states
-from dareu_jax.models.config import ModelConfig, from_huggingface, from_settings
+from dareu_jax.core.errors import InputError
+from dareu_jax.models import huggingface
+from dareu_jax.models.config import (
+  LoraSettings,
+  ModelConfig,
+  ModelSettings,
+  from_huggingface,
+  from_settings,
+)
 from dareu_jax.models.decoder import Decoder, abstract_decoder
+from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
 from dareu_jax.parallel.mesh import path_name, shard, shardings
-from dareu_jax.settings import InputError, LoraSettings, ModelSettings
-
-
-class Model(NamedTuple):
-  """A module taken apart: static frame, what is trained, what is frozen."""
-
-  frame: states.Frame
-  trainable: Any
-  frozen: Any
-  config: ModelConfig
 
 
 def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
@@ -68,9 +64,9 @@ def _rngs(seed):
   return nnx.Rngs(params=jax.random.key(seed))
 
 
-def abstract_trainable(config: ModelConfig):
-  """Shapes of the decoder's trained state."""
-  return states.split(abstract_decoder(config), adapters_only=config.lora.rank > 0)[1]
+def abstract_model(config: ModelConfig) -> Model:
+  """The decoder as a Model of shapes."""
+  return split(abstract_decoder(config), adapters_only=config.lora.rank > 0)
 
 
 def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
@@ -91,7 +87,7 @@ def with_weights(model: Model, weights):
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: given.pop(path_name(path), leaf).astype(leaf.dtype), state)
 
-  filled = model._replace(trainable=fill(model.trainable), frozen=fill(model.frozen))
+  filled = model.replace(params=fill(model.params), frozen=fill(model.frozen))
   if given:
     raise ValueError(f"the model has no {', '.join(sorted(given))}")
   return filled
@@ -99,32 +95,30 @@ def with_weights(model: Model, weights):
 
 def build_value_head(config: ModelConfig, mesh):
   """The value head."""
-  head = ValueHead(config.embed_dim)
-  frame, trainable, frozen = states.split(head, adapters_only=False)
-  return Model(frame, shard(trainable, mesh), frozen, config)
+  head = split(ValueHead(config.embed_dim), adapters_only=False)
+  return head.with_params(shard(head.params, mesh))
 
 
 def _build(make, model, config, seed, mesh):
   adapters_only = config.lora.rank > 0
 
-  def initialise():
-    _, trainable, frozen = states.split(
-      make(_rngs(seed)), adapters_only=adapters_only)
-    return trainable, frozen
+  def initialize():
+    model = split(make(_rngs(seed)), adapters_only=adapters_only)
+    return model.params, model.frozen
 
   abstract = nnx.eval_shape(lambda: make(_rngs(seed)))
-  frame, *shapes = states.split(abstract, adapters_only=adapters_only)
+  shapes = split(abstract, adapters_only=adapters_only)
+  static, shapes = shapes.static, (shapes.params, shapes.frozen)
   if not model.path:
-    trainable, frozen = jax.jit(initialise, out_shardings=_all_shardings(shapes, mesh))()
-    return Model(frame, trainable, frozen, config)
+    return Model(*jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))(), static)
   # Only what the checkpoint does not hold is made here: adapters and the owner head.
-  own = jax.jit(lambda: _without_weights(initialise()),
+  own = jax.jit(lambda: _without_weights(initialize()),
                 out_shardings=_all_shardings(_without_weights(shapes), mesh))()
   weights = huggingface.Weights(huggingface.checkpoint_folder(model.path), config)
-  trainable, frozen = (huggingface.fill(shape, made, weights, mesh)
-                       for shape, made in zip(shapes, own, strict=True))
+  params, frozen = (huggingface.fill(shape, made, weights, mesh)
+                    for shape, made in zip(shapes, own, strict=True))
   weights.check_all_used()
-  return Model(frame, trainable, frozen, config)
+  return Model(params, frozen, static)
 
 
 def _all_shardings(trees, mesh):

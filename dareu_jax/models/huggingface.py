@@ -17,11 +17,11 @@ from jax.sharding import NamedSharding
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig, from_huggingface, to_huggingface
 from dareu_jax.models.decoder import abstract_decoder
-from dareu_jax.parallel.mesh import is_stacked, make_mesh, parameter_spec, path_name
-from dareu_jax.settings import InputError, MeshSettings
+from dareu_jax.parallel.mesh import MeshSettings, is_stacked, make_mesh, parameter_spec, path_name
 
 # Our path -> the checkpoint's name.
 _NAMES = {

@@ -9,11 +9,11 @@ import numpy as np
 import tokenizers as hf
 from flax import nnx
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.settings import InputError
 
 _HEADER = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "length")
 _BYTES = range(3, 259)  # ids of the byte tokens; before them unknown, BOS and EOS

@@ -5,9 +5,9 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.models.huggingface import checkpoint_names, new_folder, on_host, write_json
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.settings import InputError
 
 
 def save(model, path, *, base, tokenizer=None, card=""):

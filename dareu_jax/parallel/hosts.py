@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dareu_jax.command_line import mendable
-from dareu_jax.interruption import Interrupted
-from dareu_jax.settings import InputError
+from dareu_jax.core.command_line import mendable
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.interruption import Interrupted
 
 PATIENCE = 60  # seconds without a sign of life until a process counts as lost
 

@@ -12,7 +12,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dareu_jax.settings import InputError, MeshSettings
+from dareu_jax.core.errors import InputError, InvalidSetting
+from dareu_jax.core.settings import NonNegative, settings
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -38,6 +39,24 @@ PARAMETER_AXES = (
   (r"(o|down)_proj/lora_b$", ("rank", "embed")),
   (r"owner_kernel$", ("embed", "owners")),
 )
+
+
+@settings
+class MeshSettings:
+  """Devices along each axis; -1 (at one axis) takes what is left."""
+
+  data: int = 1  # splits the batch
+  fsdp: int = -1  # splits the batch and the weights
+  tensor: int = 1  # splits heads, mlp and vocabulary
+  gather_gib: NonNegative = 7.0  # GiB of weights a device, up to which fsdp gathers them once to decode; 0: never
+
+  def __post_init__(self):
+    sizes = {axis: getattr(self, axis) for axis in AXES}
+    for axis, size in sizes.items():
+      if size < 1 and size != -1:
+        raise InvalidSetting(axis, size, "it must be at least 1, or -1 for the rest.")
+    if list(sizes.values()).count(-1) > 1:
+      raise InvalidSetting("fsdp", self.fsdp, f"only one axis can be -1, and they are {sizes}.")
 
 
 def make_mesh(settings: MeshSettings, devices=None):

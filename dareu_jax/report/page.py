@@ -12,8 +12,7 @@ import re
 import typing
 import unicodedata
 
-from dareu_jax.report import methods as method_tables
-from dareu_jax.report import plots, tables
+from dareu_jax.report import method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
 EPOCH_HEADER = ("epoch", "score", "target", "length (tokens)", "EOS share", "degenerate share",

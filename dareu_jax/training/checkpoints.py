@@ -17,12 +17,21 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import Count, settings
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.settings import CheckpointSettings, InputError
 from dareu_jax.training.digests import hex_digest
 
 HASHED_BYTES = 2**20  # larger files hold arrays, which have digests of their own
+
+
+@settings
+class CheckpointSettings:
+  """When a stage saves what it needs to resume."""
+
+  every_steps: Count = 100  # updates between checkpoints; rollouts in RL, which saves each epoch too
+  keep: Count = 2  # checkpoints of a stage that stay
 
 
 class Restored(NamedTuple):
@@ -49,7 +58,7 @@ class Store:
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     self._arrays, self._json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
 
-  def due(self, step):
+  def should_save(self, step):
     """Whether a stage at this step should save."""
     return step % self.settings.every_steps == 0
 
@@ -62,7 +71,7 @@ class Store:
     Raises:
       OSError: if this one or the one before could not be written.
     """
-    self.settle()
+    self.wait()
     flat, begin = flatten(state), time.time()
     content = {"meta": meta or {}, "digests": _digests(flat), "time": begin,
                "best": step if best else self._best}
@@ -73,7 +82,7 @@ class Store:
         meta=ocp.args.JsonSave(content | {"digest": _text_digest(content)})))
     self._pending = step, best, begin
 
-  def settle(self):
+  def wait(self):
     """Waits for the checkpoint that is being written; lists its files, removes what is too old."""
     # Before the wait, which says only once that the write has failed.
     pending, self._pending = self._pending, None
@@ -113,7 +122,7 @@ class Store:
     Raises:
       InputError: if there are checkpoints, but none can be used.
     """
-    self.settle()
+    self.wait()
     self._remove_unfinished()
     problems = []
     for step in hosts.from_first(self.steps):
@@ -177,7 +186,7 @@ class Store:
   def close(self):
     """Waits for what is being written."""
     try:
-      self.settle()
+      self.wait()
     finally:
       self._writer.close()
 

@@ -5,13 +5,35 @@ The schedule is not part of the compiled update, so that runs of other lengths s
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.settings import Count, Fraction, NonNegative, Positive, Size, settings
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.settings import TrainSettings
+
+
+@settings
+class TrainSettings:
+  """Supervised training: of the base, the original and retrained models, and the classifier."""
+
+  learning_rate: Positive = 3e-3  # peak
+  batch_size: Count = 32  # examples a step, over all devices
+  micro_batch_size: Size = 0  # examples a forward pass; 0: the whole batch at once
+  epochs: Size = 40  # passes over the data; of a plateau: at most
+  warmup: Fraction = 0.1  # share of the steps
+  schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"  # after the warm-up
+  target_loss: NonNegative = 0.0  # nats a token; a plateau cools down once an epoch's mean is there
+  weight_decay: NonNegative = 0.1  # of matrices
+  clip_norm: Positive = 1.0  # global gradient norm
+
+  def __post_init__(self):
+    if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+      raise InvalidSetting("micro_batch_size", self.micro_batch_size,
+                           f"it must divide batch_size ({self.batch_size}).")
 
 
 def adamw_direction(weight_decay, clip_norm):
@@ -98,11 +120,11 @@ class Schedule:
       if mean <= self.settings.target_loss or done > last_call:
         self.cooldown_start = done
 
-  def memory(self):
-    """What a checkpoint needs of it."""
+  def state_dict(self):
+    """What a checkpoint keeps of it."""
     return {"cooldown_start": self.cooldown_start, "loss_sum": self.loss_sum}
 
-  def recall(self, memory):
-    """Takes back what a checkpoint held."""
-    for name, value in memory.items():
+  def load_state_dict(self, state):
+    """Takes back what a checkpoint kept."""
+    for name, value in state.items():
       setattr(self, name, value)

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from dareu_jax.attribution import classifier as C
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
 

@@ -9,10 +9,9 @@ from jax.flatten_util import ravel_pytree
 
 from dareu_jax.attribution import influence
 from dareu_jax.data.batches import Row, collate
-from dareu_jax.models import states
-from dareu_jax.models.config import ModelConfig
+from dareu_jax.models import handle as states
+from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.settings import LoraSettings
 
 ROWS = [Row((1, 2, 3), (4, 5, 6, 2), 0), Row((1, 7), (8, 3), 0), Row((9, 1), (5,), 1),
         Row((3, 3, 8), (2, 9, 1), 1)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.attribution.scorer import Retokeniser, Scorer
+from dareu_jax.attribution.scorer import Retokenizer, Scorer
 from dareu_jax.data.tokenizers import train_bpe
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
 
@@ -88,8 +88,8 @@ def test_the_query_matters_only_where_it_is_read(scorer, own_tokenizer):
 def test_another_tokenizers_prefixes_score_as_their_text_does(
     scorer, policy_tokenizer, own_tokenizer):
   """Each position has the score of those of the classifier's tokens that its text covers whole."""
-  retokenise = Retokeniser(policy_tokenizer, own_tokenizer)
-  scorer = dataclasses.replace(scorer, retokenise=retokenise)
+  retokenize = Retokenizer(policy_tokenizer, own_tokenizer)
+  scorer = dataclasses.replace(scorer, retokenize=retokenize)
   rows = [policy_tokenizer.encode_response(text) for text in TEXTS]
   ids, lengths = padded(rows)
   got = scorer.prefixes(ids, lengths, QUERIES)
@@ -108,7 +108,7 @@ def test_another_tokenizers_prefixes_score_as_their_text_does(
 def test_positions_never_run_ahead_or_back(policy_tokenizer, own_tokenizer):
   """A token beyond the prefix would reward a word before it is said."""
   ids, lengths = padded([policy_tokenizer.encode_response(text) for text in TEXTS])
-  own, positions = Retokeniser(policy_tokenizer, own_tokenizer)(ids, lengths, 8)
+  own, positions = Retokenizer(policy_tokenizer, own_tokenizer)(ids, lengths, 8)
   assert own.shape[1] % 8 == 0
   for i, n in enumerate(lengths):
     assert (np.diff(positions[i, :n]) >= 0).all()
@@ -118,7 +118,7 @@ def test_positions_never_run_ahead_or_back(policy_tokenizer, own_tokenizer):
 
 def test_a_response_that_did_not_end_has_no_end_token(policy_tokenizer, own_tokenizer):
   ids, lengths = padded([policy_tokenizer.encode(TEXTS[1])])
-  own, _ = Retokeniser(policy_tokenizer, own_tokenizer)(ids, lengths, 8)
+  own, _ = Retokenizer(policy_tokenizer, own_tokenizer)(ids, lengths, 8)
   assert own_tokenizer.eos_id not in own[0, :len(own_tokenizer.encode(TEXTS[1]))]
 
 

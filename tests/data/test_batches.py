@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, Row, bucket_length, collate, encode, prompt_batch
-from dareu_jax.settings import InputError
 
 PAD = 7  # also an id that rows hold
 ROWS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=25)

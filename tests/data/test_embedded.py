@@ -7,9 +7,9 @@ import statistics
 import pytest
 from rouge_score import rouge_scorer
 
-from dareu_jax.data import embedded
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.general_facts import general_facts
-from dareu_jax.settings import InputError
+from dareu_jax.data.sources import embedded
 
 AUTHORS = embedded.make_authors(40, seed=0)
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
-from dareu_jax.settings import DataSettings, InputError
+from dareu_jax.data.sources.base import DataSettings
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20).filter(str.strip)
 EXAMPLES = st.builds(

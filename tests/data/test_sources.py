@@ -6,12 +6,12 @@ import types
 
 import pytest
 
-from dareu_jax.data import embedded
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
 from dareu_jax.data.examples import split_by_tokens
-from dareu_jax.data.sources import load_corpus
+from dareu_jax.data.sources import embedded
+from dareu_jax.data.sources.base import DataSettings, load_corpus
 from dareu_jax.data.tokenizers import train_bpe
-from dareu_jax.settings import DataSettings, InputError
 
 
 def data_settings(**changes):

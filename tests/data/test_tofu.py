@@ -6,8 +6,9 @@ import types
 
 import pytest
 
-from dareu_jax.data.tofu import NEEDED, load_tofu
-from dareu_jax.settings import DataSettings, InputError
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.sources.base import DataSettings
+from dareu_jax.data.sources.tofu import NEEDED, load_tofu
 
 
 def tofu_settings(folder, **changes):

@@ -8,9 +8,9 @@ import tokenizers as hf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import encode
-from dareu_jax.settings import InputError
 
 TEXTS = ["Where was Basil born? In Kuwait City , he wrote.",
          "The author's books: 12 novels, 3 plays.",
@@ -106,7 +106,7 @@ def test_plain_template_is_user_prompt_assistant(bpe):
 
 
 @pytest.mark.parametrize("name", ["bpe", "tinyllama", "llama2", "qwen3"])
-def test_prompt_and_response_are_tokenised_apart(request, name):
+def test_prompt_and_response_are_tokenized_apart(request, name):
   """Tokenised together, a merge across the border would change the prompt's last ids."""
   tokenizer = request.getfixturevalue(name)
   responses = ["Born", "]", "\n\nBorn", "born", ">"]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dareu_jax.data.batches import Row, collate
 from dareu_jax.evaluation.evaluator import Evaluator, completion_statistics
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import logs
-from dareu_jax.settings import InputError
 
 ORIGINAL, RETRAINED = "llama-3.2-1b_full_forget10", "llama-3.2-1b_retain90"
 

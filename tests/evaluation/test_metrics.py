@@ -111,7 +111,7 @@ def test_extraction_strength_counts_the_right_end(hits, strength):
 
 def test_min_k_plus_plus_of_golden_numbers(golden):
   """The distributions are those of the closed form that the objectives are tested on."""
-  from tests.unlearning.test_objectives import FORGET, logits
+  from tests.methods.test_formulas import FORGET, logits
 
   for b, expected in enumerate(golden["values"]["min_k_pp_0.4"]):
     at = np.flatnonzero(np.array(FORGET[b]) >= 0)[:-1]

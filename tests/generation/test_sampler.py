@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
-from dareu_jax.logprobs import completion_hidden, logprobs_and_entropy
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.rope import RopeConfig
-from dareu_jax.scaling import hlo
+from studies.scaling import hlo
 
 B, P, T, V = 4, 6, 8, 40
 LENGTHS = np.array([3, 6, 1, 4])

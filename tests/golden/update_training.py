@@ -15,9 +15,9 @@ import tempfile
 import jax
 import numpy as np
 
-from dareu_jax import experiment
-from dareu_jax.settings import Settings
-from dareu_jax.stages import finetune_batches, keep_tokenizer
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.stages import finetune_batches, keep_tokenizer
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import flatten
 from dareu_jax.training.digests import hex_digest
@@ -39,7 +39,7 @@ def golden():
     losses = []
     for step in range(STEPS):
       state, metrics = supervised.update(
-        state, run.fresh.frozen, run.put(batches[step]),
+        state, run.fresh.frozen, run.to_device(batches[step]),
         jax.random.fold_in(jax.random.key(run.seed), step), 1e-3, frame=run.fresh.frame,
         loss_fn=supervised.language_model_loss, weight_decay=settings.finetune.weight_decay,
         clip_norm=settings.finetune.clip_norm, micro_batches=1)

@@ -6,8 +6,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dareu_jax.models import factory
-from dareu_jax.parallel.mesh import make_mesh
-from dareu_jax.settings import LoraSettings, MeshSettings, ModelSettings
+from dareu_jax.models.config import LoraSettings, ModelSettings
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 from tests.models.reference import CONFIGS, random_weights
 
 ARCHITECTURE = {"qwen2_bias": "Qwen2ForCausalLM", "qwen2_windows": "Qwen2ForCausalLM",

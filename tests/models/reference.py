@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.rope import RopeConfig
-from dareu_jax.settings import LORA_TARGETS, LoraSettings
 
 LLAMA3_ROPE = RopeConfig(theta=5e5, kind="llama3", factor=8.0, low_freq_factor=1.0,
                          high_freq_factor=4.0, original_max_length=16)

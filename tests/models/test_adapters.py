@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
+from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.settings import LoraSettings
 from tests.models.reference import LLAMA, LORA, hf_name, logits_of, reference_logits, weights_of
 
 

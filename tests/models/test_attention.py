@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.models.attention import causal_attention, masked_attention
-from dareu_jax.settings import InputError
 
 
 def draw(time, heads=4, kv_heads=2, head_dim=8, batch=2, seed=0):

@@ -6,10 +6,10 @@ import json
 import pytest
 import transformers
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.models import factory
 from dareu_jax.models.config import from_huggingface
 from dareu_jax.models.rope import RopeConfig
-from dareu_jax.settings import InputError
 from tests.models.checkpoints import NO_LORA, config_json, load, settings, write
 from tests.models.reference import CONFIGS, random_weights
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.models import factory
-from dareu_jax.parallel.mesh import make_mesh
-from dareu_jax.settings import InputError, MeshSettings
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 from tests.configs import ROOT
 from tests.models.checkpoints import IDS, NO_LORA, load, settings, write
 from tests.models.reference import (

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
-from dareu_jax.models import llama2c, states
-from dareu_jax.settings import InputError
+from dareu_jax.models import handle as states
+from dareu_jax.models import llama2c
 
 
 @pytest.fixture(scope="module")

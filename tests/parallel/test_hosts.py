@@ -10,9 +10,9 @@ import time
 import jax
 import pytest
 
-from dareu_jax import interruption
+from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
 from dareu_jax.parallel import hosts
-from dareu_jax.settings import InputError
 from dareu_jax.training.writers import read_metrics
 from tests.jobs import CONFIG, batches, figures, finish, together, wait_for
 

@@ -14,10 +14,11 @@ from flax import nnx
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from dareu_jax.models.config import ModelConfig
+from dareu_jax.core.errors import InputError
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.parallel import mesh as M
-from dareu_jax.settings import LORA_TARGETS, InputError, LoraSettings, MeshSettings
+from dareu_jax.parallel.mesh import MeshSettings
 
 ROOT = pathlib.Path(__file__).parents[2]
 CUBE = AbstractMesh((2, 2, 2), M.AXES)

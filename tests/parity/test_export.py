@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 
 from dareu_jax.models import huggingface, peft
-from dareu_jax.settings import LORA_TARGETS, LoraSettings
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings
 from tests.parity.checkpoints import CASES, make, token_ids, torch_logits, write
 
 LIMIT = 1e-4

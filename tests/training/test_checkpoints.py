@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax.settings import CheckpointSettings, InputError, Settings
+from dareu_jax.core.errors import InputError
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training import supervised
-from dareu_jax.training.checkpoints import Store, flatten, read_json, write_json
+from dareu_jax.training.checkpoints import CheckpointSettings, Store, flatten, read_json, write_json
 from tests.configs import tiny_config
 
 KEEP_TWO = CheckpointSettings(every_steps=4, keep=2)

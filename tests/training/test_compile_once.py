@@ -5,8 +5,8 @@ import re
 import jax
 import pytest
 
-from dareu_jax import experiment
-from dareu_jax.settings import Settings
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training.writers import MetricWriter
 from tests.configs import smallest_config
 from tests.jobs import finish

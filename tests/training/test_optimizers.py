@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models import states
+from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.settings import Settings
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
 from tests.configs import tiny_config
 

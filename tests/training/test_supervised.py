@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dareu_jax import interruption
+from dareu_jax.core import interruption
 from dareu_jax.data.batches import Batches, Row, collate
-from dareu_jax.settings import CheckpointSettings, Settings
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training import supervised
-from dareu_jax.training.checkpoints import Store
+from dareu_jax.training.checkpoints import CheckpointSettings, Store
 from dareu_jax.training.writers import MetricWriter, read_batches
 from tests.configs import tiny_config
 

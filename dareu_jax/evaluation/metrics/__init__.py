@@ -54,7 +54,10 @@ from dareu_jax.evaluation.metrics.text import (
   words,
 )
 
+SPLITS = ("forget", "retain", "test")
+
 __all__ = [
+  "SPLITS",
   "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95", "closeness",
   "discrimination_auc", "exact_memorization", "extraction_strength", "forget_quality",
   "forget_truth_ratio", "gibberish_bound", "harmonic_mean", "is_degenerate", "is_gibberish",

@@ -1,0 +1,163 @@
+"""What the entry modules share: flags, and errors as one line."""
+
+import errno
+import os
+import pathlib
+import shlex
+import signal
+import sys
+
+import jax
+from absl import app, flags, logging
+
+from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
+
+CACHE = pathlib.Path.home() / ".cache" / "dareu_jax" / "programs"
+TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell gives a process ended by SIGTERM
+
+
+class Flags:
+  """The values of a program's flags by name; `rest` is what was given beside them."""
+
+  def __init__(self, rest):
+    self.rest = rest
+
+  def __getattr__(self, name):
+    return flags.FLAGS[name].value
+
+
+def enter(job, define_flags, *, required, hint="", takes_rest=False):
+  """Runs a program: its flags, then its job. Importing an entry module defines no flag, so that
+  several can live in one process.
+
+  Args:
+    job: takes `Flags`.
+    define_flags: defines the program's own.
+    required: names of those that must be given.
+    hint: what the same command does after an interruption.
+    takes_rest: whether something may stand beside the flags.
+  """
+
+  def parse(args):
+    define_flags()
+    flags.mark_flags_as_required(required)
+    return parse_flags(args)
+
+  def run(argv):
+    return guarded(lambda: job(Flags(argv[1:])), [] if takes_rest else argv, hint=hint)
+
+  app.run(run, flags_parser=parse)
+
+
+def define_hosts():
+  """Flags of a job of several processes, for `parallel.hosts.start_as`."""
+  flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process, where they must be told of each other.")
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+
+
+def keep_programs():
+  """Keeps compiled programs in a folder for later runs, on accelerators and where one is set.
+
+  On CPU compiling is quick, and programs are of this very processor.
+  """
+  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+
+
+def typed():
+  """What the user typed, for a report."""
+  spec = sys.modules["__main__"].__spec__
+  program = f"-m {spec.name.removesuffix('.__main__')}" if spec else shlex.quote(sys.argv[0])
+  return " ".join(["python", program, *map(_quoted, sys.argv[1:])])
+
+
+def _quoted(word):
+  """As a shell reads it back; a tuple of names has single quotes, which double ones leave alone."""
+  return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def guarded(job, argv, *, hint):
+  """Runs a job; what a user can mend is printed alone.
+
+  Args:
+    job: function without arguments.
+    argv: what the flags left over, the program first.
+    hint: what the same command does after an interruption.
+
+  Returns: exit status; 2 for an error that the user can mend, 143 after SIGTERM.
+  """
+  if len(argv) > 1:
+    return fail(f"{argv[1]!r} is no flag. Flags are given as --name=value.")
+  interruption.listen()
+  try:
+    job()
+  except interruption.Interrupted:
+    fail(f"stopped by SIGTERM or SIGHUP; what was done is saved. {hint}")
+    return TERMINATED
+  except (Exception, KeyboardInterrupt) as error:
+    message = mendable(error)
+    if not message:
+      raise
+    return fail(message if isinstance(error, InputError) else f"{message} {hint}")
+  return 0
+
+
+def mendable(error):
+  """One line on an error that the user can do something about; '' for one of our own."""
+  if isinstance(error, InputError):
+    return str(error)
+  if isinstance(error, KeyboardInterrupt):
+    return "interrupted."
+  full = _disk_full(error)
+  return full and (f"no space left on the disk ({full}). Free some, and give the same command "
+                   "again.")
+
+
+def parse_flags(args):
+  """Flags from the command line; a wrong one ends the program with one line.
+
+  Returns: what is no flag.
+  """
+  known = flags.FLAGS
+  try:
+    rest = known(args)
+    if "config" in known:
+      known.config.keys()  # a config file that is not there fails only when it is looked at
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
+          ImportError) as error:
+    sys.exit(fail(_flag_error(error, args)))
+  logging.set_verbosity(logging.ERROR if known["verbosity"].using_default_value
+                        else known.verbosity)
+  return rest
+
+
+def fail(message):
+  """Prints an error; gives the exit status."""
+  print(f"error: {message}".rstrip(), file=sys.stderr)
+  return 2
+
+
+def _disk_full(error):
+  """The message of a full disk somewhere in the chain of causes, or ''."""
+  while error is not None:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+      return str(error).strip().splitlines()[0]
+    error = error.__cause__ or error.__context__
+  return ""
+
+
+def _flag_error(error, args):
+  """One line of what absl and ml_collections say; of a config file's own error the last one."""
+  for arg in args:
+    file = arg.removeprefix("--config=").partition(":")[0]
+    if arg.startswith("--config=") and not os.path.exists(file):
+      return f"{arg}: there is no such file."
+  text = error.args[0] if isinstance(error, KeyError) else error
+  lines = str(text).strip().splitlines() or [type(error).__name__]
+  return lines[-1 if "whilst parsing config file" in lines[0] else 0]

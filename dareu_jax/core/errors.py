@@ -1,0 +1,13 @@
+"""The error that a user can fix."""
+
+
+class InputError(ValueError):
+  """Bad input: the message says what is wrong, where, and the fix. Entries print it alone."""
+
+
+class InvalidSetting(InputError):
+  """A field of a settings class that does not fit the others; raised in `__post_init__`."""
+
+  def __init__(self, field: str, value: object, reason: str):
+    super().__init__(f"{field} is {value!r}: {reason}")
+    self.field, self.value, self.reason = field, value, reason

@@ -1,0 +1,139 @@
+"""Log-probabilities, entropies and KLs from hidden states, in chunks of the time axis.
+
+The logits of a chunk are made, used and dropped (and made again in the backward pass), so that no
+float32 tensor of [B, T, V] is ever held.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.core.masked import take_from
+
+CHUNK = 64  # positions whose logits are held at a time
+CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite
+
+
+def completion_hidden(hidden, prompt_lengths, completion_time):
+  """The hidden states that predict a row's completion tokens.
+
+  Args:
+    hidden: [B, S, D]; of rows that hold prompt and completion on end.
+    prompt_lengths: [B] int.
+    completion_time: T, static.
+
+  Returns: [B, T, D]; entry t predicts completion token t (what lies past the row is arbitrary).
+  """
+  return take_from(hidden, prompt_lengths - 1, completion_time)
+
+
+def logprobs_and_entropy(hidden, head, targets, distribution=jax.nn.log_softmax):
+  """log π(target | hidden) and the entropy of π; for old, new and reference policies alike.
+
+  Args:
+    hidden: [B, T, D].
+    head: [D, V].
+    targets: [B, T] int.
+    distribution: logits [..., V] float32 -> log-probs [..., V] of the distribution that is sampled
+      from, such as `generation.strategies.Sample(...).logprobs`.
+
+  Returns: (log-probs [B, T], entropies in nats [B, T]), float32. A target that the distribution
+    cuts off gets `CUT_OFF` in place of -inf.
+  """
+
+  def chunk(hidden, targets):
+    logprobs = distribution(_logits(hidden, head))
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    kept = jnp.where(jnp.isneginf(logprobs), 0.0, logprobs)
+    return jnp.maximum(chosen, CUT_OFF), -jnp.sum(jnp.exp(logprobs) * kept, axis=-1)
+
+  return _over_time(chunk, hidden, targets)
+
+
+class TokenStatistics(NamedTuple):
+  """What evaluations ask of the distribution π_t at each response token y_t, all [B, T]."""
+
+  logprobs: jax.Array  # log π_t(y_t)
+  entropies: jax.Array  # - E log π_t, nats
+  variances: jax.Array  # Var log π_t
+  predictions: jax.Array  # argmax π_t, int32
+
+
+def token_statistics(hidden, head, targets):
+  """TokenStatistics of the model itself, float32.
+
+  Args:
+    hidden: [B, T, D].
+    head: [D, V].
+    targets: [B, T] int; y_t.
+  """
+
+  def chunk(hidden, targets):
+    logprobs = jax.nn.log_softmax(_logits(hidden, head), axis=-1)
+    probs = jnp.exp(logprobs)
+    # A logit of -inf would make 0 · -inf.
+    kept = jnp.where(probs > 0, logprobs, 0.0)
+    mean = jnp.sum(probs * kept, axis=-1)
+    chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    variance = jnp.sum(probs * (kept - mean[..., None]) ** 2, axis=-1)
+    return chosen, -mean, variance, jnp.argmax(logprobs, axis=-1)
+
+  return TokenStatistics(*_over_time(chunk, hidden, targets))
+
+
+def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
+  """KL(π ‖ π_other) over the whole vocabulary at each position.
+
+  Args:
+    hidden, other_hidden: [B, T, D].
+    head, other_head: [D, V].
+
+  Returns: [B, T] float32; exactly 0 where both are the same numbers.
+  """
+
+  def chunk(hidden, other_hidden):
+    logprobs = jax.nn.log_softmax(_logits(hidden, head) / temperature, axis=-1)
+    other = jax.nn.log_softmax(_logits(other_hidden, other_head) / temperature, axis=-1)
+    return jnp.sum(jnp.exp(logprobs) * (logprobs - other), axis=-1)
+
+  return _over_time(chunk, hidden, other_hidden)
+
+
+def over_logits(token_fn, states, *arrays):
+  """A figure of each token that takes the logits of one or several models.
+
+  Args:
+    token_fn: (logits [B, c, V] float32 of each model, *arrays [B, c]) -> [B, c].
+    states: (hidden [B, T, D], head [D, V]) of each model.
+    arrays: [B, T].
+
+  Returns: [B, T].
+  """
+  hiddens, heads = zip(*states, strict=True)
+
+  def chunk(*parts):
+    logits = map(_logits, parts[:len(heads)], heads)
+    return token_fn(*logits, *parts[len(heads):])
+
+  return _over_time(chunk, *hiddens, *arrays)
+
+
+def _logits(hidden, head):
+  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+
+
+def _over_time(chunk_fn, *arrays):
+  """Applies `chunk_fn` to [B, c, ...] slices of arrays [B, T, ...] and joins its [B, c] results."""
+  batch, time = arrays[0].shape[:2]
+  if time <= CHUNK:
+    return jax.checkpoint(chunk_fn)(*arrays)
+  chunks = -(-time // CHUNK)
+
+  def to_chunks(x):
+    pad = [(0, 0), (0, chunks * CHUNK - time)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, pad).reshape(batch, chunks, CHUNK, *x.shape[2:]).swapaxes(0, 1)
+
+  outputs = jax.lax.map(lambda xs: jax.checkpoint(chunk_fn)(*xs), tuple(map(to_chunks, arrays)))
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(batch, chunks * CHUNK)[:, :time], outputs)

@@ -1,0 +1,93 @@
+"""Named things of one kind, each registered by the module that defines it.
+
+A registry of the package finds its modules by itself when it is first asked, so that a new file is
+all that a new entry takes. A user's own module registers in the same way; `config.plugins` names it,
+so that finished runs can be read again.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from dareu_jax.core.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+  """Maps names to entries, in the order of registration."""
+
+  def __init__(self, kind: str, package: str):
+    """`kind` is what an entry is called in error messages; `package` holds its modules."""
+    self.kind, self.package = kind, package
+    self._entries: dict[str, T] = {}
+    self._is_complete = False
+
+  def register(self, name: str, entry: T) -> T:
+    """Adds an entry.
+
+    Raises:
+      ValueError: if another one of that name is there.
+    """
+    held = self._entries.get(name)
+    if held is not None and _origin(held) != _origin(entry):
+      raise ValueError(f"there is a {self.kind} {name!r} already: {_origin(held)}")
+    self._entries[name] = entry  # a cell of a notebook that runs again defines it anew
+    return entry
+
+  def names(self) -> tuple[str, ...]:
+    """The names of all entries."""
+    self._complete()
+    return tuple(self._entries)
+
+  def __getitem__(self, name: str) -> T:
+    self._complete()
+    if name not in self._entries:
+      raise InputError(f"there is no {self.kind} {name!r}. Known: {', '.join(self._entries)}.")
+    return self._entries[name]
+
+  def __contains__(self, name: object) -> bool:
+    self._complete()
+    return name in self._entries
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.names())
+
+  def items(self) -> tuple[tuple[str, T], ...]:
+    """(name, entry) of all."""
+    self._complete()
+    return tuple(self._entries.items())
+
+  def _complete(self) -> None:
+    if self._is_complete:
+      return
+    self._is_complete = True  # before the imports: they may ask
+    package = importlib.import_module(self.package)
+    for module in pkgutil.iter_modules(package.__path__):
+      importlib.import_module(f"{self.package}.{module.name}")
+
+
+def _origin(entry: object) -> tuple[str, str]:
+  return getattr(entry, "__module__", ""), getattr(entry, "__qualname__", repr(entry))
+
+
+def import_plugins(modules: tuple[str, ...]) -> None:
+  """Imports the modules that `config.plugins` names.
+
+  Raises:
+    InputError: if there is no such module.
+  """
+  for name in modules:
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as error:
+      if error.name != name:
+        raise
+      raise InputError(f"config.plugins names {name!r}, which cannot be imported: it must be a "
+                       "module on the Python path.") from None
+
+
+def decorator(registry: Registry[T]) -> Callable[[str], Callable[[T], T]]:
+  """`@register("name")` for a registry."""
+  return lambda name: lambda entry: registry.register(name, entry)

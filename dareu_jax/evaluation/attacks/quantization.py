@@ -1,0 +1,83 @@
+"""Weights rounded to 8 bits or NF4 and back: do small updates survive?
+
+Linear kernels alone, as bitsandbytes does: embedding, head and norms stay as they are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel.mesh import path_name
+
+NF4_BLOCK = 64
+
+
+def nf4_levels():
+  """The 16 values of NormalFloat4, [-1, 1]: quantiles of a normal distribution, 0 among them.
+
+  Source: QLoRA (Dettmers et al. 2023), appendix E.
+  """
+  offset = 0.9677083
+  positive = stats.norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
+  negative = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
+  levels = np.sort(np.concatenate([positive, negative, [0.0]]))
+  return (levels / levels.max()).astype(np.float32)
+
+
+def to_int8(kernel):
+  """Rounds each output's weights to 255 levels up to its largest: [..., in, out] -> the same."""
+  scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / 127
+  return jnp.round(kernel / jnp.where(scale == 0, 1, scale)) * scale
+
+
+def to_nf4(kernel):
+  """Rounds blocks of 64 weights of an output to NF4 times their largest.
+
+  [..., in, out] -> the same. The last block of an output may be shorter.
+  """
+  rows = jnp.swapaxes(kernel, -1, -2)
+  size = rows.shape[-1]
+  padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -size % NF4_BLOCK)])
+  blocks = padded.reshape(*padded.shape[:-1], -1, NF4_BLOCK)
+  scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
+  levels = jnp.asarray(nf4_levels())
+  middles = (levels[1:] + levels[:-1]) / 2
+  index = jnp.searchsorted(middles, blocks / jnp.where(scale == 0, 1, scale))
+  rounded = (levels[index] * scale).reshape(padded.shape)[..., :size]
+  return jnp.swapaxes(rounded, -1, -2)
+
+
+SCHEMES = {"int8": to_int8, "nf4": to_nf4}
+
+
+def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: bool = True) -> Model:
+  """A model with its linear kernels quantized.
+
+  Args:
+    model: models.handle.Model.
+    scheme: of `SCHEMES`.
+    lora_scale: α / r of adapters; 0 where all parameters were trained.
+    merged: quantize kernel and adapter together (the adapter is then 0), or the kernel alone.
+  """
+  round_off = SCHEMES[scheme]
+  leaves = {path_name(path): leaf for tree in (model.params, model.frozen)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+  def one(path, leaf):
+    name = path_name(path)
+    module = name.rpartition("/")[0]
+    adapter = leaves.get(f"{module}/lora_a") if lora_scale and merged else None
+    if name.endswith("_proj/kernel"):
+      kernel = leaf.astype(jnp.float32)
+      if adapter is not None:
+        kernel += lora_scale * adapter @ leaves[f"{module}/lora_b"]
+      return round_off(kernel).astype(leaf.dtype)
+    if name.endswith("lora_b") and merged:
+      return jnp.zeros_like(leaf)
+    return leaf
+
+  params, frozen = (jax.tree_util.tree_map_with_path(one, tree)
+                    for tree in (model.params, model.frozen))
+  return model.replace(params=params, frozen=frozen)

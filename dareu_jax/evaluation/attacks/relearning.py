@@ -1,0 +1,61 @@
+"""Teaching a model again: a few steps of fine-tuning, and what comes back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dareu_jax.training import supervised
+from dareu_jax.training.optimizers import adamw_direction
+
+RATE = 2e-5  # published, of checkpoints of a billion parameters
+STEPS = (0, 1, 2, 4, 8, 13, 26)  # 13: an epoch of forget10 in batches of 32, the published attack
+
+
+def relearned(model, batches, learning_rate, *, to_device, steps=STEPS):
+  """Yields (steps taken, trainable state) at each of `steps`.
+
+  Answer-only loss at a constant rate, without warm-up or weight decay.
+
+  Args:
+    model: models.handle.Model; left as it is.
+    batches: data.batches.Batches of what is taught.
+    learning_rate: constant.
+    to_device: places a batch on the devices.
+
+  Source: open-unlearning's meta-evaluation (1 epoch, 2e-5, batches of 32, no warm-up, no decay);
+  here by the library's AdamW, whose second moment forgets faster (.95) than theirs (.999).
+  """
+  # A copy, since training donates its state.
+  params = jax.tree.map(jnp.copy, model.params)
+  optimizer = adamw_direction(weight_decay=0.0, clip_norm=1.0)
+  state = supervised.TrainState(jnp.int32(0), params, optimizer.init(params))
+  for step in range(max(steps) + 1):
+    if step in steps:
+      yield step, jax.tree.map(jnp.copy, state.params)
+    if step < max(steps):
+      state, _ = supervised.update(
+        state, model.with_params(None), to_device(batches[step]), jax.random.key(step), learning_rate,
+        loss_fn=supervised.language_model_loss, weight_decay=0.0, clip_norm=1.0,
+        micro_batches=1)
+
+
+def area(curve):
+  """Area under a relearning curve, of the steps on a scale from 0 to 1.
+
+  Args:
+    curve: {steps: value}.
+  """
+  steps = sorted(curve)
+  return float(np.trapezoid([curve[s] for s in steps], steps) / (steps[-1] - steps[0]))
+
+
+def two_halves(examples):
+  """Forget examples of the first half of the owners, and of the second.
+
+  The facts of different owners are independent: what comes back of those that were not taught was
+  there (Deeb and Roger 2024, who take five parts). Of one owner alone the second half is empty.
+  """
+  owners = tuple(dict.fromkeys(example.owner for example in examples))
+  taught = set(owners[:(len(owners) + 1) // 2])
+  return (tuple(e for e in examples if e.owner in taught),
+          tuple(e for e in examples if e.owner not in taught))

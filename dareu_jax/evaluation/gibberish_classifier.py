@@ -1,0 +1,61 @@
+"""A trained gibberish classifier as a judge of texts: an option, since it wants torch and weights.
+
+The usual one is madhurjindal/autonlp-Gibberish-Detector-492513457 (DistilBERT; classes clean, mild
+gibberish, noise, word salad). It was trained on English chat lines.
+"""
+
+import functools
+
+import numpy as np
+
+from dareu_jax.core.errors import InputError
+
+SETTING = "config.evaluation.gibberish_model"
+BATCH = 32
+
+
+def clean_probabilities(path, texts, *, max_length=512):
+  """Probability of the class "clean" for each text.
+
+  Args:
+    path: folder or hub name of a sequence classifier with a class "clean" (any case).
+    texts: strings.
+    max_length: tokens that are read of each. Public evaluations read 32 on TOFU, which is less than
+      many answers have.
+
+  Returns: [E] float64.
+
+  Raises:
+    InputError: without torch; where the model cannot be loaded or knows no such class.
+  """
+  tokenizer, model, clean = load(path)
+  import torch  # not a requirement of the package
+  found = []
+  with torch.inference_mode():
+    for start in range(0, len(texts), BATCH):
+      batch = tokenizer(list(texts[start:start + BATCH]), padding=True, truncation=True,
+                        max_length=max_length, return_tensors="pt")
+      found.append(torch.softmax(model(**batch).logits.double(), dim=-1)[:, clean].numpy())
+  return np.concatenate(found)
+
+
+@functools.lru_cache(maxsize=1)
+def load(path):
+  """(tokenizer, model, index of "clean"); raises as `clean_probabilities`, before any work."""
+  try:
+    import torch  # noqa: F401
+  except ImportError:
+    raise InputError(f"{SETTING} is {path!r}, and such a model runs in torch: pip install torch, "
+                     "or leave it empty.") from None
+  from transformers import AutoModelForSequenceClassification, AutoTokenizer
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+  except (OSError, ValueError) as error:
+    raise InputError(f"{SETTING}: {path!r} cannot be loaded as a text classifier "
+                     f"({str(error).splitlines()[0]}). Give a folder or a hub name.") from error
+  labels = {str(label).lower(): index for index, label in model.config.id2label.items()}
+  if "clean" not in labels:
+    raise InputError(f"{SETTING}: {path!r} has the classes {', '.join(sorted(labels))}, and none "
+                     'called "clean".')
+  return tokenizer, model.eval(), int(labels["clean"])

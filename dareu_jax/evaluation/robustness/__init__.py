@@ -1,1 +1,0 @@
-"""What an unlearned model shows under attack: quantised, probed, or taught again."""

@@ -1,0 +1,70 @@
+"""DareU: de-attribution by reinforcement learning (arXiv 2605.30919)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from dareu_jax.methods.base import Method, Shapes, Task, Unlearned, register_method
+from dareu_jax.rl import loop
+from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.supervised import StageIO
+
+
+@register_method("dareu")
+class DareU(RLSettings, Method):
+  """PPO lowers the attribution score that an owner classifier gives to the model's own responses.
+
+  The pieces: `rl.rewards` (log transform, segments, token rewards), `rl.losses` (PPO, value,
+  distillation on retained data), `rl.loop` (epochs), `rl.selection` (which epoch is kept).
+  """
+
+  depends_on: ClassVar[tuple[str, ...]] = ("monitor",)
+  leads_report: ClassVar[bool] = True
+
+  @property
+  def uses_refusals(self) -> bool:
+    return getattr(REWARDS[self.reward], "uses_refusals", False)
+
+  @property
+  def title(self) -> str:
+    return "DareU"
+
+  def report_facts(self, history: list[dict[str, Any]]) -> dict[str, str]:
+    """What the reward is and what it cost."""
+    seconds, reward = (sum(record.get(key, 0.0) for record in history)
+                       for key in ("step_seconds", "reward_seconds"))
+    return {"reward": (
+      f"{self.reward} by {self.learner}, {self.reward_form}, κ {self.segment_length}; scoring took "
+      f"{reward:.1f} s of the {seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")}
+
+  def work(self, shapes: Shapes) -> tuple[int, float]:
+    slots = shapes.longest_prompt + (self.max_new_tokens or shapes.longest_response)
+    size = shapes.model_parameters
+    rollouts = self.epochs * -(-shapes.forget * self.samples_per_prompt // self.rollout_batch_size)
+    updates = rollouts * self.inner_epochs * -(-self.rollout_batch_size // self.minibatch_size)
+    # A rollout decodes, is scored under two policies and by the classifier; an update learns from a
+    # minibatch and from retained rows, those also under the teacher.
+    decoded = rollouts * self.rollout_batch_size * slots * (
+      6 * size + 2 * shapes.classifier_parameters)
+    learned = updates * slots * size * (
+      self.minibatch_size * shapes.training_cost
+      + self.retain_batch_size * (shapes.training_cost + 2))
+    return updates, decoded + learned
+
+  def unlearn(self, task: Task, stage: StageIO) -> Unlearned:
+    """The run of `rl.loop`, and the epoch that `rl.selection` keeps."""
+    result = loop.run(self.rl_task(task), stage)
+    return Unlearned(result.policy, result.reports, result.chosen_epoch)
+
+  def rl_task(self, task: Task) -> loop.Task:
+    """The task of the reinforcement learning run."""
+    reward: Reward = task.reward or REWARDS[self.reward]
+    length = self.max_new_tokens or task.longest_response
+    settings = dataclasses.replace(
+      self, max_new_tokens=length, learning_rate=task.learning_rate or self.learning_rate,
+      segment_length=length if getattr(reward, "whole", False) else self.segment_length)
+    return loop.Task(
+      original=task.original, value_head=task.value_head(), reward=reward,
+      forget=ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals),
+      retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
+      evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor)

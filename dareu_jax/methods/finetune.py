@@ -1,0 +1,13 @@
+"""Fine-tuning on retained data alone: what forgets by itself, and the weakest baseline."""
+
+from dareu_jax.core.settings import NonNegative
+from dareu_jax.methods.base import register_method
+from dareu_jax.methods.loss_based import LossMethod
+
+
+@register_method("finetune")
+class FineTune(LossMethod):
+  """Learns the retained data on."""
+
+  forget_coef: NonNegative = 0.0
+  retain_nll_coef: NonNegative = 1.0

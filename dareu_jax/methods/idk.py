@@ -1,0 +1,30 @@
+"""IDK: fine-tuning on refusals (Maini et al. 2024, "preference optimization" of TOFU)."""
+
+from dareu_jax.core.settings import NonNegative
+from dareu_jax.methods.base import Task, register_method
+from dareu_jax.methods.loss_based import ForgetBatch, LossMethod, Others, Scalar
+from dareu_jax.methods.terms import nll
+
+
+def refusals(task: Task) -> Others:
+  """For each forget query every refusal as a Row."""
+  tokenizer = task.evaluator.tokenizer
+  texts = [tuple(tokenizer.encode_response(text)) for text in task.refusals]
+  return tuple(tuple(row._replace(completion=ids) for ids in texts) for row in task.forget)
+
+
+@register_method("idk")
+class IDK(LossMethod):
+  """Learns to answer forget queries with refusals."""
+
+  retain_nll_coef: NonNegative = 1.0
+
+  @property
+  def uses_refusals(self) -> bool:
+    return True
+
+  def other_responses(self, task: Task) -> Others:
+    return refusals(task)
+
+  def forget_loss(self, batch: ForgetBatch) -> Scalar:
+    return nll(batch.other_policy.logprobs, batch.other_policy.mask)

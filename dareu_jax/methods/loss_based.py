@@ -1,0 +1,268 @@
+"""Methods that minimize a loss, and their run by the supervised loop.
+
+Every one of them minimizes
+
+    w_f · forget_coef · L_forget + w_r · (retain_nll_coef · NLL_retain + retain_kl_coef · KL_retain)
+
+with its own L_forget; w_f and w_r are 1 where a method does not say otherwise. A step takes a batch
+of forget responses (every one once an epoch), a batch of retained ones and, for some methods, other
+responses to the same forget queries.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy, over_logits
+from dareu_jax.core.masked import length_mask, masked_mean
+from dareu_jax.core.settings import NonNegative, settings
+from dareu_jax.data.batches import Batch, Batches, Row, bucket_length, collate
+from dareu_jax.methods import terms
+from dareu_jax.methods.base import Method, Shapes, Task, Unlearned
+from dareu_jax.rl.guards import EpochReport
+from dareu_jax.training import supervised
+from dareu_jax.training.optimizers import Schedule
+
+Scalar = Float[Array, ""]
+Others = tuple[tuple[Row, ...], ...]
+
+
+class View:
+  """Responses of a batch as a model sees them; what is asked for is computed, once."""
+
+  def __init__(self, model: Any, batch: Batch):
+    self.model, self.batch = model, batch
+    self.labels = batch.completion_ids  # [B, T]
+    self.mask = length_mask(batch.completion_lengths, self.labels.shape[1])  # [B, T]
+
+  def _at_responses(self, hidden):
+    return completion_hidden(hidden, self.batch.prompt_lengths, self.labels.shape[1])
+
+  @functools.cached_property
+  def states(self) -> tuple[Array, Array]:
+    """The final states that predict the response tokens, and the head: ([B, T, D], [D, V])."""
+    return self._at_responses(self.model.hidden_states(self.batch.token_ids)), self.model.head
+
+  @functools.cached_property
+  def logprobs(self) -> Float[Array, "B T"]:
+    """log π of the response tokens, float32."""
+    return logprobs_and_entropy(*self.states, self.labels)[0]
+
+  def layer(self, depth: float) -> Float[Array, "B T D"]:
+    """States behind the layer at a share of the depth, at least the first, float32."""
+    index = max(1, round(depth * self.model.config.num_layers))
+    x = self.model.layers_between(self.model.embed(self.batch.token_ids), 0, index)
+    return self._at_responses(x).astype(jnp.float32)
+
+  def mean(self, token_fn: Callable, *others: "View", mask: Array | None = None) -> Scalar:
+    """Mean over the tokens of a function of the logits, of this view and others of the batch."""
+    views = (self, *others)
+    return masked_mean(over_logits(token_fn, [view.states for view in views]),
+                       self.mask if mask is None else mask)
+
+  def mean_of_labels(self, token_fn: Callable, *others: "View", mask: Array | None = None) -> Scalar:
+    """The same of a function that takes the labels behind the logits."""
+    tokens = over_logits(token_fn, [view.states for view in (self, *others)], self.labels)
+    return masked_mean(tokens, self.mask if mask is None else mask)
+
+
+class ForgetBatch(NamedTuple):
+  """Forget responses under policy and original, and what else a forget loss may ask for."""
+
+  policy: View
+  original: View
+  other_policy: View | None  # the responses to put in their place, row by row
+  other_original: View | None
+  seed: int
+
+
+@settings
+class LossMethod(Method):
+  """A method that minimizes a loss. A subclass gives `forget_loss`; the rest it may override."""
+
+  forget_coef: NonNegative = 1.0  # weight of the forget term
+  retain_nll_coef: NonNegative = 0.0  # weight of the NLL of retained responses
+  retain_kl_coef: NonNegative = 0.0  # weight of KL(π_N ‖ π) on retained responses
+
+  depends_on: ClassVar[tuple[str, ...]] = ("baseline", "eval_every")
+
+  def forget_loss(self, batch: ForgetBatch) -> Scalar:
+    """L_forget."""
+    raise NotImplementedError(f"{type(self).__name__} has no forget_loss")
+
+  def retain_terms(self, policy: View, original: View) -> dict[str, tuple[float, Callable]]:
+    """Terms on retained data by the names of their metrics: (weight, function that gives it)."""
+    return {
+      "retain_nll": (self.retain_nll_coef, lambda: terms.nll(policy.logprobs, policy.mask)),
+      "retain_kl": (self.retain_kl_coef, lambda: policy.mean(terms.kl_tokens, original))}
+
+  def other_responses(self, task: Task) -> Others:
+    """For each forget example the responses to put in its place, as Rows; () where there are none."""
+    return ()
+
+  def initial_state(self) -> dict[str, float]:
+    """What changes along a run beside the weights; a checkpoint keeps it."""
+    return {}
+
+  def weights(self, epoch: int, state: dict[str, float]) -> tuple[float, float]:
+    """(w_f, w_r) of the updates of an epoch, counted from 0."""
+    return 1.0, 1.0
+
+  def after_update(self, state: dict[str, float], epoch: int, metrics: dict) -> dict[str, float]:
+    """The state after an update; `epoch` counts those that are complete."""
+    return state
+
+  def trained(self, params: Any) -> Any:
+    """The params as the loss sees them."""
+    return params
+
+  def merged(self, original: Any, params: Any) -> Any:
+    """The unlearned params, from the original's and those that the training ended with."""
+    return params
+
+  def work(self, shapes: Shapes) -> tuple[int, float]:
+    training = shapes.training
+    updates = training.epochs * -(-shapes.forget // training.batch_size)
+    # A forget and a retain batch, under the policy and (forward alone) under the original.
+    tokens = updates * 2 * training.batch_size * shapes.longest
+    return updates, tokens * (shapes.training_cost + 2) * shapes.model_parameters
+
+  def unlearn(self, task: Task, stage: supervised.StageIO) -> Unlearned:
+    """The run of the supervised loop, to its last epoch."""
+    training = task.training
+    if task.learning_rate:
+      training = dataclasses.replace(training, learning_rate=task.learning_rate)
+    forget, retain = (task.batches(rows, training.batch_size, seed=task.seed + offset)
+                      for rows, offset in ((task.forget, 3), (task.retain, 2)))
+    schedule = ObjectiveSchedule(
+      training, forget.steps_per_epoch, method=self, evaluate=task.monitor.assess,
+      eval_every=task.eval_every, state=self.initial_state())
+    steps = Steps(forget, retain, self.other_responses(task), task.seed, schedule)
+    original = task.original
+    # A copy, since training donates its state.
+    start = jax.tree.map(jnp.copy, original.params)
+    params = supervised.fit(
+      supervised.init_train_state(start, training), (original.with_params(None), original.params),
+      steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
+      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device, schedule=schedule)
+    reports = [task.monitor.assess(original.params, 0),
+               *(EpochReport(**report) for report in schedule.reports)]
+    merged = self.merged(original.params, params)
+    if merged is not params:  # the reports were of the model that was trained, not of this one
+      params, reports = merged, [reports[0], task.monitor.assess(merged, reports[-1].epoch)]
+    return Unlearned(params, tuple(reports), reports[-1].epoch)
+
+
+class Step(NamedTuple):
+  """What an update learns from."""
+
+  forget: Batch
+  retain: Batch
+  other: Batch | None  # other responses to the queries of `forget`
+  weights: np.ndarray  # [2] w_f, w_r
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveLoss:
+  """The loss of a method, for `training.supervised.fit`; fixed are (Model, π_N's params)."""
+
+  method: LossMethod
+  seed: int
+
+  def __call__(self, params: Any, fixed: tuple, step: Step, key: Array) -> tuple[Scalar, int, dict]:
+    """Returns (loss, 1, metrics)."""
+    del key
+    model, original = fixed
+    method = self.method
+    policy, teacher = (model.with_params(role).module
+                       for role in (method.trained(params), original))
+    forget_weight, retain_weight = step.weights
+    metrics, loss = {}, 0.0
+    if method.forget_coef:
+      other = step.other and tuple(View(each, step.other) for each in (policy, teacher))
+      batch = ForgetBatch(View(policy, step.forget), View(teacher, step.forget),
+                          *(other or (None, None)), self.seed)
+      metrics["forget_loss"] = method.forget_loss(batch)
+      loss += forget_weight * method.forget_coef * metrics["forget_loss"]
+    retained = View(policy, step.retain), View(teacher, step.retain)
+    for name, (coef, term) in method.retain_terms(*retained).items():
+      if coef:
+        metrics[name] = term()
+        loss += retain_weight * coef * metrics[name]
+    return loss, 1, metrics
+
+
+@dataclasses.dataclass
+class ObjectiveSchedule(Schedule):
+  """The learning rate, the state of the method, and the reports of its epochs.
+
+  Attributes:
+    method: LossMethod.
+    evaluate: (params, epoch) -> EpochReport.
+    eval_every: epochs between two reports; the last epoch always has one.
+    state: of the method.
+    reports: so far, as dicts.
+  """
+
+  method: LossMethod = None
+  evaluate: Callable[[Any, int], EpochReport] = None
+  eval_every: int = 1
+  state: dict[str, float] = dataclasses.field(default_factory=dict)
+  reports: list[dict] = dataclasses.field(default_factory=list)
+
+  def weights(self, step: int) -> tuple[float, float]:
+    """(w_f, w_r) of a step."""
+    return self.method.weights(step // self.steps_per_epoch, self.state)
+
+  def observe(self, done: int, metrics: dict, params: Any) -> None:
+    super().observe(done, metrics, params)
+    epoch, rest = divmod(done, self.steps_per_epoch)
+    self.state = self.method.after_update(self.state, epoch, metrics)
+    if not rest and (epoch % self.eval_every == 0 or done == self.num_steps):
+      self.reports.append(dataclasses.asdict(self.evaluate(params, epoch)))
+
+  def state_dict(self) -> dict:
+    return super().state_dict() | {"state": self.state, "reports": list(self.reports)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+  """The batches of a run by step number."""
+
+  forget: Batches
+  retain: Batches
+  others: Others  # as of LossMethod.other_responses
+  seed: int
+  schedule: ObjectiveSchedule
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return self.forget.steps_per_epoch
+
+  @functools.cached_property
+  def _other_shape(self):
+    rows = [row for rows in self.others for row in rows]
+    multiple = self.forget.multiple
+    return {
+      "seq_length": bucket_length(max(len(r.prompt) + len(r.completion) for r in rows), multiple),
+      "completion_length": bucket_length(max(len(r.completion) for r in rows), multiple)}
+
+  def one_of_each_shape(self) -> Iterator[Step]:
+    """All steps have one shape."""
+    yield self[0]
+
+  def __getitem__(self, step: int) -> Step:
+    other = None
+    if self.others:
+      rng = np.random.default_rng((self.seed, 3, step))
+      rows = [self.others[i][rng.integers(len(self.others[i]))]
+              for i in self.forget.row_indices(step)]
+      other = collate(rows, self.forget.batch_size, pad_id=self.forget.pad_id, **self._other_shape)
+    return Step(self.forget[step], self.retain[step], other,
+                np.array(self.schedule.weights(step), np.float32))

@@ -1,0 +1,42 @@
+"""Task vector: learns the forget data once more, and goes the other way."""
+
+from typing import Any
+
+import jax
+
+from dareu_jax.core.settings import Positive
+from dareu_jax.methods.base import register_method
+from dareu_jax.methods.loss_based import ForgetBatch, LossMethod, Scalar
+from dareu_jax.methods.terms import nll
+from dareu_jax.parallel.mesh import path_name
+
+
+def task_vector(params: Any, reinforced: Any, *, alpha: float) -> Any:
+  """θ - α (θ_reinforced - θ): away from a model that learnt the forget data once more.
+
+  Args:
+    params, reinforced: trees of arrays; the original, and it fine-tuned on the forget data. Of
+      adapters with the same factor A: the weights W + BA are linear in B, not in both.
+    alpha: α > 0.
+
+  Source: Ilharco et al. 2023.
+  """
+  return jax.tree.map(lambda x, more: x - alpha * (more - x), params, reinforced)
+
+
+@register_method("task_vector")
+class TaskVector(LossMethod):
+  """Fine-tunes on the forget data, and subtracts what that changed."""
+
+  alpha: Positive = 5.0  # α: how far
+
+  def trained(self, params: Any) -> Any:
+    """The factor A of adapters gets no gradient: see `task_vector`."""
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: jax.lax.stop_gradient(x) if path_name(path).endswith("lora_a") else x, params)
+
+  def forget_loss(self, batch: ForgetBatch) -> Scalar:
+    return nll(batch.policy.logprobs, batch.policy.mask)
+
+  def merged(self, original: Any, params: Any) -> Any:
+    return task_vector(original, params, alpha=self.alpha)

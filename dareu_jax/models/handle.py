@@ -1,0 +1,86 @@
+"""A model as one value: what is trained, what is frozen, and the static part that joins them.
+
+A *role* of a model (original, previous epoch, current) is a set of parameters over one shared frozen
+state, never a second model: with adapters it is the adapter, else all parameters.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx, struct
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+  """The static part of a model: its graph, and the dtype that its weights are computed with."""
+
+  graphdef: nnx.GraphDef
+  dtype: str
+
+
+@struct.dataclass
+class Model:
+  """A pytree that stands for a module; functions that are jitted take it like an array.
+
+  Attributes:
+    params: state of what is trained, float32; None where a function is given it apart.
+    frozen: state of the rest.
+    static: its static part, which keys compiled programs.
+  """
+
+  params: Any
+  frozen: Any
+  static: Static = struct.field(pytree_node=False)
+
+  def with_params(self, params: Any) -> "Model":
+    """Another role of the model."""
+    return self.replace(params=params)
+
+  @property
+  def module(self) -> Any:
+    """The module itself; cheap, and meant to be made under jit."""
+    return nnx.merge(
+      self.static.graphdef, _cast(self.params, self.static.dtype), self.frozen)
+
+
+def split(module: nnx.Module, *, adapters_only: bool) -> Model:
+  """A module as a Model.
+
+  What is trained is float32, whatever it is computed with: small updates of a bfloat16 weight round
+  away.
+
+  Args:
+    module: of arrays or of shapes.
+    adapters_only: train the LoRAParam variables (adapters and heads), else every parameter.
+  """
+  dtype = next(str(leaf.dtype) for leaf in jax.tree.leaves(
+    nnx.state(module, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))))
+  trained = nnx.LoRAParam if adapters_only else nnx.Param
+  graphdef, params, frozen = nnx.split(module, trained, ...)
+  return Model(_cast(params, "float32"), frozen, Static(graphdef, dtype))
+
+
+def _cast(state, dtype):
+  """The state with its weights, but not its LoRAParam variables, in another dtype."""
+
+  def one(variable):
+    if isinstance(variable, nnx.LoRAParam):
+      return variable
+    return jax.tree.map(lambda leaf: _with_dtype(leaf, dtype), variable)
+
+  return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _with_dtype(leaf, dtype):
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return leaf.update(dtype=jax.numpy.dtype(dtype))
+  return leaf.astype(dtype)
+
+
+def bytes_of(state: Any) -> int:
+  """Bytes that a state (of arrays or of shapes) takes."""
+  return sum(
+    int(np.prod(leaf.shape)) * jax.numpy.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(state))

@@ -1,0 +1,102 @@
+"""A grid of runs that differ in a setting each. What several have in common is made once."""
+
+import ast
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import to_plain
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.run import seed_folder
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.report import comparison
+from dareu_jax.training.checkpoints import read_json, write_json
+
+
+class Variant(NamedTuple):
+  """A run of the grid."""
+
+  study: str
+  label: str  # what it sets, as in the config
+  settings: Settings
+
+  @property
+  def folder(self):
+    return f"{self.study}/{self.label.replace(' ', ',').replace('/', '_')}"
+
+
+def variants(config: ConfigDict, only: Iterable[str] | None = None) -> list[Variant]:
+  """The runs that a config asks for.
+
+  Args:
+    config: ConfigDict; `base` is a config of `dareu_jax.main`, `studies` maps a name to
+      assignments, each of one or more "key=value" apart by spaces.
+    only: names of the studies to take; None: all.
+
+  Raises:
+    InputError: for an unknown study, or an assignment that is none of a setting.
+  """
+  studies = config.studies.to_dict()
+  unknown = sorted(set(only or ()) - set(studies))
+  if unknown:
+    raise InputError(f"--only names {unknown[0]!r}: the studies are {', '.join(studies)}.")
+  return [Variant(study, label, Settings.from_config(_changed(config.base, label)))
+          for study, labels in studies.items() if not only or study in only for label in labels]
+
+
+def _changed(base, assignments):
+  config = to_plain(base)
+  for assignment in assignments.split():
+    path, _, text = assignment.partition("=")
+    *groups, name = path.split(".")
+    block = config
+    for group in groups:
+      block = block.get(group) if isinstance(block, dict) else None
+    if not isinstance(block, dict) or name not in block:
+      raise InputError(f"{assignment!r} of the studies: config.{path} is no setting.")
+    block[name] = _value(text)
+  return config
+
+
+def _value(text):
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
+
+
+def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = "",
+        overwrite: bool = False) -> list[dict[str, Any]]:
+  """Runs all variants, and writes ablations.json, ablations.md and the plots.
+
+  Args:
+    grid: list of Variant.
+    workdir: folder; each run has its own in it.
+    command: what the user typed, for the reports.
+    overwrite: as for `experiment.run`.
+
+  Returns: a record for each variant: {"study", "label", "method", "models", "seeds", "epochs",
+    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. Of
+    several methods in a run it is the first.
+  """
+  workdir = pathlib.Path(workdir)
+  records, done = [], []
+  for number, variant in enumerate(grid):
+    print(f"{variant.study}: {variant.label} ({number + 1} of {len(grid)})", flush=True)
+    folder = workdir / variant.folder
+    summary, _ = experiment.run(variant.settings, folder, command=command, overwrite=overwrite,
+                                share=done)
+    done.append(folder)
+    method, name = next(iter(summary["chosen"].items()))
+    epochs = [read_json(seed_folder(folder, seed, variant.settings) / name / "epochs.json")
+              for seed in variant.settings.seeds]
+    records.append({"study": variant.study, "label": variant.label, "method": method,
+                    "models": summary["models"],
+                    "seeds": len(epochs), "epochs": [each["epochs"] for each in epochs],
+                    "chosen": [each["chosen_epoch"] for each in epochs]})
+    write_json(workdir / "ablations.json", records)
+  comparison.write(workdir, records, command)
+  return records

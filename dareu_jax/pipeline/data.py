@@ -1,0 +1,164 @@
+"""The data of a run: the corpus, its tokenizers, and examples as rows and batches."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data import tokenizers
+from dareu_jax.data.batches import Batches, Row, bucket_length, encode
+from dareu_jax.data.examples import Corpus, Example, evenly_spaced, split_by_tokens
+from dareu_jax.data.refusals import REFUSALS
+from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.models import huggingface
+from dareu_jax.pipeline.settings import DataAndModelSettings
+from dareu_jax.pipeline.workdir import Workdir
+
+Examples = Sequence[Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A corpus in the tokens of a model and of its classifier."""
+
+  settings: DataAndModelSettings
+  source: Corpus  # as it was loaded
+  workdir: Workdir
+  fingerprint: str  # of the tokenizer stage
+
+  @functools.cached_property
+  def corpus(self) -> Corpus:
+    """The corpus, its plain texts cut as the settings say."""
+    data = self.settings.data
+    if not data.prompt_tokens:
+      return self.source
+    return split_by_tokens(self.source, self.tokenizer, data.prompt_tokens, data.response_tokens)
+
+  @functools.cached_property
+  def tokenizer(self) -> Tokenizer:
+    """The checkpoint's own; for a model from scratch the workdir's, or a BPE of the corpus."""
+    settings = self.settings
+    from_scratch = not (settings.tokenizer.path or settings.model.path)
+    if from_scratch and self.workdir.is_done("tokenizer", self.fingerprint):
+      return tokenizers.load(str(self.workdir.folder / "tokenizer"))
+    return make_tokenizer(settings, self.source)
+
+  @functools.cached_property
+  def classifier_tokenizer(self) -> Tokenizer:
+    """The classifier's, where it has one of its own; else the model's."""
+    settings = self.settings
+    own = self.workdir.folder / "classifier_tokenizer"
+    if not settings.classifier.vocab_size and not settings.classifier.model.path:
+      return self.tokenizer
+    if self.workdir.is_done("tokenizer", self.fingerprint) and own.exists():
+      return tokenizers.load(str(own))
+    return make_classifier_tokenizer(settings, self.source, self.tokenizer)
+
+  @functools.cached_property
+  def none_examples(self) -> Examples:
+    """General text for the "none of these" class: empty where there is no such class."""
+    texts = self.corpus.general or self.corpus.test
+    size = len(self.corpus.forget) + len(self.corpus.retain)
+    wanted = min(len(texts), round(self.settings.classifier.none_share * size))
+    return evenly_spaced(texts, wanted) if wanted else ()
+
+  @property
+  def refusals(self) -> tuple[str, ...]:
+    """Ways to say no: the data's own, else the library's."""
+    return self.source.refusals or REFUSALS
+
+  @property
+  def classes(self) -> int:
+    """Classes of the classifier: the owners and, where there is one, "none of these"."""
+    return len(self.corpus.owners) + bool(self.none_examples)
+
+  @functools.cached_property
+  def is_forget(self) -> np.ndarray:
+    """[O] bool: which classes are owners to be forgotten."""
+    owners = np.isin(self.corpus.owners, self.corpus.forget_owners)
+    return np.pad(owners, (0, self.classes - len(owners)))
+
+  @functools.cached_property
+  def longest_response(self) -> int:
+    """Tokens of the longest response of D, rounded up."""
+    rows = self.rows(self.corpus.forget + self.corpus.retain)
+    longest = max(len(row.completion) for row in rows)
+    return bucket_length(longest, self.settings.length_multiple)
+
+  def evaluated(self, split: str) -> Examples:
+    """What of a split is evaluated: evenly spaced, since examples stand owner by owner."""
+    return evenly_spaced(getattr(self.corpus, split), self.settings.evaluation.max_examples)
+
+  def rows(self, examples: Examples, responses: Sequence[str] | None = None) -> tuple[Row, ...]:
+    """Examples in the model's tokens."""
+    return tuple(encode(examples, self.tokenizer, max_length=self.settings.max_length,
+                        owners=self.corpus.owners, responses=responses))
+
+  def classifier_rows(self, examples: Examples) -> tuple[Row, ...]:
+    """In the classifier's tokens; what is of no owner of D is of the class "none of these"."""
+    rows = encode(examples, self.classifier_tokenizer, max_length=self.settings.max_length,
+                  owners=self.corpus.owners)
+    none = len(self.corpus.owners)
+    return tuple(row if row.owner >= 0 else row._replace(owner=none) for row in rows)
+
+  def queries(self, examples: Examples) -> tuple[tuple[int, ...], ...]:
+    """Prompts in the classifier's tokens."""
+    return tuple(row.prompt for row in self.classifier_rows(examples))
+
+  def batches(self, rows: tuple[Row, ...], batch_size: int, *, seed: int,
+              one_bucket: bool = False) -> Batches:
+    """Batches of rows in the model's tokens."""
+    return Batches(tuple(rows), batch_size, self.settings.length_multiple, self.tokenizer.pad_id,
+                   seed, one_bucket)
+
+  def classifier_batches(self, rows: tuple[Row, ...], batch_size: int, *, seed: int) -> Batches:
+    """Batches of rows in the classifier's tokens."""
+    return Batches(tuple(rows), batch_size, self.settings.length_multiple,
+                   self.classifier_tokenizer.pad_id, seed)
+
+
+def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
+  """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus.
+
+  Raises:
+    InputError: if there is none.
+  """
+  path = settings.tokenizer.path or settings.model.path
+  if not path:
+    template = settings.tokenizer.template
+    if template not in ("auto", "plain"):
+      raise InputError(f"config.tokenizer.template is {template!r}, but a tokenizer trained on the "
+                       "corpus has the plain template: set 'auto', or name a checkpoint.")
+    return _bpe(settings.tokenizer.vocab_size, corpus)
+  return _load_tokenizer(path, settings.tokenizer.template)
+
+
+def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
+                              tokenizer: Tokenizer) -> Tokenizer:
+  """The classifier's tokenizer: its checkpoint's or a BPE of its own; the model's if it equals it.
+
+  Args:
+    settings: of the run.
+    corpus: what a BPE is trained on.
+    tokenizer: the model's.
+  """
+  path = settings.classifier.model.path
+  if not path:
+    return _bpe(settings.classifier.vocab_size, corpus)
+  if path == (settings.tokenizer.path or settings.model.path):
+    return tokenizer
+  own = _load_tokenizer(path, "auto")
+  return tokenizer if tokenizer.same_vocabulary(own) else own
+
+
+def _load_tokenizer(path, template):
+  folder = huggingface.checkpoint_folder(path, weights=False)
+  return tokenizers.load(str(folder), template)
+
+
+def _bpe(vocab_size, corpus):
+  examples = corpus.forget + corpus.retain + corpus.test + corpus.general
+  texts = [text for example in examples for text in (example.prompt, example.response)]
+  return tokenizers.train_bpe(texts, vocab_size)

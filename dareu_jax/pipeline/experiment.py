@@ -1,0 +1,272 @@
+"""The whole job: settings to workdir, seed by seed, ending in a table and a report."""
+
+import datetime
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.sources.base import load_corpus
+from dareu_jax.evaluation import bootstrap
+from dareu_jax.evaluation.metrics import SPLITS, mean_and_ci95
+from dareu_jax.parallel import hosts
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.pipeline.evaluation import evaluate
+from dareu_jax.pipeline.graph import candidates, references
+from dareu_jax.pipeline.run import Mirror, Run, make_run, seed_folder
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.stages import run_seed
+from dareu_jax.pipeline.workdir import Workdir, lock
+from dareu_jax.report import tables
+from dareu_jax.report.page import decision, write_report
+from dareu_jax.training.checkpoints import read_json, shared_json, write_json
+from dareu_jax.training.wall_time import WallTimeLog
+from dareu_jax.training.writers import read_metrics
+
+JUDGE_MARGIN = 0.05  # of the score: within it the judge agrees
+ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
+
+
+def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | None = None,
+            **options: Any) -> list[Run]:
+  """Checks everything that can be checked before any work.
+
+  Args:
+    settings: of the experiment.
+    workdir: folder of results and checkpoints.
+    mirror: called with (stage, step, metrics) at each record of metrics.
+    options: further fields of Run.
+
+  Returns: a Run for each seed.
+
+  Raises:
+    InputError: for data, owners, devices or checkpoints that are not as the settings say.
+  """
+  mesh = meshes.make_mesh(settings.mesh)
+  jax.set_mesh(mesh)
+  corpus = load_corpus(settings.data)
+  if not corpus.holdout and settings.monitor.target_score < 0:
+    raise InputError("config.monitor.target_score is to be measured on unseen owners' queries, "
+                     "but the data has no hold-out: add one, or give a target in [0, 1].")
+  if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
+    raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
+                     "the base could learn from: add general.jsonl or test.jsonl, or set rank 0.")
+  return [make_run(settings, seed, corpus, mesh, seed_folder(workdir, seed, settings),
+                   mirror=_with_prefix(mirror, _prefix(settings, seed)), **options)
+          for seed in settings.seeds]
+
+
+def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
+        overwrite: bool = False, mirror: Mirror | None = None,
+        share: Sequence[str | pathlib.Path] = ()) -> tuple[dict[str, Any], pathlib.Path]:
+  """Runs all stages that are not done, for every seed.
+
+  Args:
+    settings: of the experiment.
+    workdir: folder of results and checkpoints.
+    command: what the user typed, for the report.
+    overwrite: accept a workdir with another configuration; what that changes runs again.
+    mirror: called with (stage, step, metrics) at each record of metrics.
+    share: workdirs of other runs; their finished stages are taken where they would be the same.
+
+  Returns: (summary as written to summary.json, path of the HTML report).
+
+  Raises:
+    InputError: as `prepare`; if another job works in the folder, or it holds another configuration.
+    interruption.Interrupted: after SIGTERM, when what was done is saved.
+  """
+  runs = prepare(settings, workdir, mirror)
+  with lock(workdir), WallTimeLog(workdir) as log:
+    return _run(runs, pathlib.Path(workdir), log, command, overwrite, share)
+
+
+def _run(runs, folder, log, command, overwrite, share):
+  settings = runs[0].settings
+  Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
+  figures, stages, notes = [], {}, []
+  for one in runs:
+    prefix = _prefix(settings, one.seed)
+    if prefix and hosts.is_first():
+      print(prefix, flush=True)
+    one.workdir.wall_time = log
+    one.workdir.check_config(overwrite=overwrite)
+    for other in share:
+      one.workdir.reuse_stages(seed_folder(other, one.seed, settings), one.fingerprints)
+    figures.append(run_seed(one))
+    stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
+  every = {name: over_seeds([each[name] for each in figures]) for name in runs[0].model_names}
+  chosen = best_candidates(every, settings)
+  models = {name: every[name] for name in references(settings)}
+  models |= {method: every[name] for method, name in chosen.items()}
+  for method, name in chosen.items():
+    for one in runs:
+      notes.append(f"{_prefix(settings, one.seed)}{name}: "
+                   + " ".join(decision(**_epochs(one, name))))
+    notes.append(judgement(models, method))
+  summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
+             "examples": _over_examples(runs, models, chosen), "time": log.summary()}
+  if settings.learning_rates:
+    summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
+  write_json(folder / "summary.json", summary)
+  page = report(runs, summary, folder, command)
+  return summary, page
+
+
+def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
+  """Compiles every program that `run` will need, into JAX's persistent cache.
+
+  Each stage of the first seed is gone through without a step (of the unlearning with a single
+  rollout), and the evaluation of one model, in a folder that is removed at the end.
+
+  Raises:
+    InputError: as `run`; or if programs are not kept.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    raise InputError("--precompile keeps programs in a folder, and on CPU there is none by itself: "
+                     "set JAX_COMPILATION_CACHE_DIR.")
+  folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
+  first = prepare(settings, folder, compile_only=True)[0]
+  with lock(folder):
+    run_seed(first)
+  if hosts.is_first():
+    shutil.rmtree(folder)
+
+
+def _prefix(settings, seed):
+  """Of a seed's stages in the summary, where there are several seeds."""
+  return f"seed_{seed}/" if len(settings.seeds) > 1 else ""
+
+
+def best_candidates(figures: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
+  """Of each method the candidate that is closest to the retrained model: {method: its name}.
+
+  By ToW, of several seeds by its mean. Every method is chosen in the same way; the retrained model
+  that it looks at is at hand in a study, not to somebody who has to forget.
+  """
+  chosen = {}
+  for candidate in candidates(settings):
+    held = chosen.get(candidate.method)
+    # A run that fell apart has no number: it is never the better one.
+    if held is None or not (
+        figures[candidate.name]["tug_of_war"] <= figures[held]["tug_of_war"]):
+      chosen[candidate.method] = candidate.name
+  return chosen
+
+
+def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
+  """{name in a table: name of the model}: the references, then each method at its chosen rate."""
+  return {name: name for name in references(settings)} | chosen
+
+
+def judgement(models: dict[str, dict[str, float]], method: str) -> str:
+  """One sentence: whether a classifier that the reward never asked agrees with the reward's, and
+  whether by it the answers are as the retrained model's."""
+  scores, judged = ([models[name][key] for name in (method, "retrained")]
+                    for key in ("attribution_score", "judge_score"))
+  beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
+  agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN
+  at_level = abs(judged_beyond) <= JUDGE_MARGIN
+  return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "
+          f"(the retrained model's: {scores[1]:.3f}), the judge {judged[0]:.3f} "
+          f"({judged[1]:.3f}): they {'agree' if agree else 'DISAGREE'}, and by the judge it is "
+          f"{'' if at_level else 'NOT '}at the retrained model's level.")
+
+
+def _with_prefix(mirror, prefix):
+  return mirror and (lambda name, step, metrics: mirror(prefix + name, step, metrics))
+
+
+def _epochs(run, name):
+  """Epoch reports of a candidate's run, which was chosen, and the level it was to come down to."""
+  held = shared_json(run.workdir.folder / name / "epochs.json")
+  return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
+          "target_score": next(report["level"] for report in held["epochs"]
+                               if report["epoch"] == held["chosen_epoch"])}
+
+
+def over_seeds(figures: list[dict[str, float]]) -> dict[str, float]:
+  """Metrics of several seeds as means, with `<name>_ci95` beside each; of one seed as they are."""
+  if len(figures) == 1:
+    return figures[0]
+  result = {}
+  for name in figures[0]:
+    result[name], result[f"{name}_ci95"] = mean_and_ci95([f[name] for f in figures])
+  return result
+
+
+def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
+           command: str) -> pathlib.Path:
+  """Writes report.md and report.html; curves and answers are those of the first seed, curves of
+  the method that leads (DareU) or, where it is not among them, of the best one by ToW."""
+  first = runs[0]
+  chosen = summary["chosen"]
+  leading = [name for name in chosen if first.settings.unlearning[name].leads_report]
+  method = (leading or tables.best_first(chosen, summary["models"]))[0]
+  method_settings = first.settings.unlearning[method]
+  history = read_metrics(first.workdir.folder / "metrics" / f"{chosen[method]}.jsonl")
+  settings, corpus = first.settings, first.data.corpus
+  work = first.workdir.folder
+  facts = {
+    "command": command,
+    "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
+            f"{len(corpus.forget_owners)} are forgotten ({', '.join(corpus.forget_owners[:8])})",
+    "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
+                f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
+    "model": settings.model.path or f"{settings.model.architecture} from scratch",
+    "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
+    **method_settings.report_facts(history),
+    **({"classifier": "its tokenizer is its own: responses are tokenized again for it"}
+       if first.data.classifier_tokenizer is not first.data.tokenizer else {}),
+    **({"learning rates": f"{', '.join(f'{rate:g}' for rate in settings.learning_rates)}; chosen "
+                          f"by ToW: {', '.join(chosen.values())}"}
+       if settings.learning_rates else {}),
+    "seeds": ", ".join(map(str, settings.seeds)),
+    "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+    "versions": f"jax {jax.__version__}",
+    "date": datetime.date.today().isoformat(),
+  }
+  shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])  # all processes ask
+  if not hosts.is_first():
+    return folder / "report.html"
+  paths = write_report(
+    folder, title=f"Unlearning with {method_settings.title}",
+    summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
+    history=history, **epochs,
+    answers=shown, facts=facts,
+    methods=(method, *(other for other in chosen if other != method)),
+    notes=[judgement(summary["models"], name) for name in chosen])
+  return paths.html
+
+
+def _over_examples(runs, models, chosen):
+  """How sure the figures are over the examples, and each method against the best by ToW."""
+  names = shown_models(runs[0].settings, chosen)
+  records = {shown: [evaluate(run, name)["records"] for run in runs]
+             for shown, name in names.items()}
+  best = tables.best_first(chosen, models)[0]
+  return {
+    "intervals": {name: bootstrap.intervals(held) for name, held in records.items()},
+    "best": best,
+    "paired": {method: bootstrap.paired(records[method], records[best], records["retrained"])
+               for method in chosen if method != best}}
+
+
+def _answers(run, chosen):
+  """A few prompts with every model's answer side by side."""
+  names = shown_models(run.settings, chosen)
+  held = {shown: evaluate(run, name)["records"] for shown, name in names.items()}
+  shown = []
+  for split in SPLITS:
+    # Spread over the split: its first rows are all of one owner.
+    count = len(held["original"][split])
+    if not count:
+      continue
+    step = max(1, count // ANSWERS_SHOWN[split])
+    for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
+      shown.append({"split": split, **{key: held["original"][split][i][key]
+                                       for key in ("prompt", "truth")},
+                    **{name: held[name][split][i]["answer"] for name in held}})
+  return shown

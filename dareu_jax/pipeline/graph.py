@@ -1,0 +1,89 @@
+"""The stages of a run as a graph: what each stands on, and the fingerprint that follows from it.
+
+A stage's result is taken from the workdir where its fingerprint is the same: that of its own settings
+and of all stages that it reads.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dareu_jax.data.examples import Corpus
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import fingerprint
+
+ORIGINAL, RETRAINED = "original", "retrained"
+REPLICA = "retrained_replica"  # the retrained model with the data in another order
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """An unlearning method at a learning rate; its name is that of its stage and model."""
+
+  method: str
+  learning_rate: float | None = None  # None: the method's own
+
+  @property
+  def name(self) -> str:
+    return self.method if self.learning_rate is None else f"{self.method}@{self.learning_rate:g}"
+
+
+def candidates(settings: Settings) -> tuple[Candidate, ...]:
+  """All that a run tries, method by method."""
+  rates = settings.learning_rates or (None,)
+  return tuple(Candidate(method, rate) for method in settings.all_methods for rate in rates)
+
+
+def references(settings: Settings) -> tuple[str, ...]:
+  """Names of the models that the others are compared with, in the order of the table."""
+  return (ORIGINAL, RETRAINED) + (REPLICA,) * settings.retrained_replica
+
+
+def model_names(settings: Settings) -> tuple[str, ...]:
+  """Names of the models of a run, in the order of the table."""
+  return references(settings) + tuple(candidate.name for candidate in candidates(settings))
+
+
+class Stage(NamedTuple):
+  """One stage of a run."""
+
+  needs: tuple[str, ...]  # stages whose results it reads
+  depends_on: tuple[Any, ...]  # settings and data of its own
+
+
+def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
+           seed: int) -> dict[str, Stage]:
+  """The graph of a run, in the order in which its stages come."""
+  s = settings
+  texts = dataclasses.asdict(source)
+  del texts["refusals"]  # concern the methods alone that ask for them
+  graph = {
+    "tokenizer": Stage((), (texts, s.data.prompt_tokens, s.data.response_tokens, s.tokenizer,
+                            s.max_length, s.model.path, s.classifier.model.path,
+                            s.classifier.vocab_size)),
+    "base": Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))}
+  for name in references(s):
+    graph[name] = Stage(("base",), (s.lora, s.finetune))
+  for name in ("classifier", "judge"):
+    graph[name] = Stage(("tokenizer",), (seed, s.classifier, s.length_multiple))
+  for candidate in candidates(s):
+    method = s.unlearning[candidate.method]
+    depends_on = [candidate.name, method, *(getattr(s, block) for block in method.depends_on)]
+    if method.uses_refusals:
+      depends_on.append(refusals)
+    if s.monitor.track_rouge:
+      depends_on.append(s.evaluation.max_examples)
+    # The answers that epochs are judged by are as long as those of the evaluation.
+    depends_on.append(s.evaluation.max_new_tokens)
+    graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
+  for name in model_names(s):
+    graph[f"evaluation/{name}"] = Stage((name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation,))
+  return graph
+
+
+def fingerprints(graph: Mapping[str, Stage]) -> dict[str, str]:
+  """{stage: fingerprint} of a graph whose stages come after those that they need."""
+  found: dict[str, str] = {}
+  for name, stage in graph.items():
+    found[name] = fingerprint(*(found[need] for need in stage.needs), *stage.depends_on)
+  return found

@@ -1,0 +1,160 @@
+"""The models of a run, made or loaded when they are asked for, and kept until `release`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dareu_jax.attribution.scorer import Retokenizer, Scorer
+from dareu_jax.core.errors import InputError
+from dareu_jax.evaluation import gibberish_classifier
+from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.models import factory
+from dareu_jax.models.config import LoraSettings, ModelConfig
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.pipeline.data import Data
+from dareu_jax.pipeline.settings import DataAndModelSettings
+from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.training.checkpoints import shared_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """The models of one seed. What has been made stays on the devices until `release`."""
+
+  settings: DataAndModelSettings
+  seed: int
+  data: Data
+  mesh: Mesh
+  workdir: Workdir
+  gather_gib: float  # of the mesh's settings
+
+  @functools.cached_property
+  def config(self) -> ModelConfig:
+    """The architecture of the language model."""
+    return model_config(self.settings, self.data.tokenizer.vocab_size, self.gather_gib)
+
+  @functools.cached_property
+  def base(self) -> Model:
+    """The model that fine-tuning starts from: the checkpoint's, or what the base stage left."""
+    return base_model(self.settings, self.config, self.seed, self.mesh, self.workdir)
+
+  @functools.cached_property
+  def fresh(self) -> Model:
+    """A model from scratch before it has read anything."""
+    return fresh_model(self.settings, self.config, self.seed, self.mesh)
+
+  @functools.cached_property
+  def classifier_config(self) -> ModelConfig:
+    """The architecture of the classifier."""
+    settings = self.settings.classifier
+    return factory.model_config(
+      settings.model, settings.lora, self.data.classifier_tokenizer.vocab_size)
+
+  @functools.cached_property
+  def classifier(self) -> Model:
+    """The untrained owner classifier."""
+    return self.fresh_classifier(self.seed + 1)
+
+  def fresh_classifier(self, seed: int, classes: int | None = None) -> Model:
+    """An untrained owner classifier; of the data's classes, if not given."""
+    return factory.build_classifier(
+      self.settings.classifier.model, self.classifier_config, classes or self.data.classes, seed,
+      self.mesh)
+
+  def value_head(self) -> Model:
+    """A fresh value head for the language model."""
+    return factory.build_value_head(self.config, self.mesh)
+
+  @functools.cached_property
+  def _loaded(self) -> dict[str, Any]:
+    return {}
+
+  def load_params(self, name: str) -> Any:
+    """The trained parameters of a model: 'original', 'retrained' or a method's."""
+    if name not in self._loaded:
+      self._loaded[name] = self.workdir.load_result(name, self.base.params)
+    return self._loaded[name]
+
+  def load(self, name: str) -> Model:
+    """The same as a Model."""
+    return self.base.with_params(self.load_params(name))
+
+  def scorer(self, name: str = "classifier") -> Scorer:
+    """The classifier that rewards, or the 'judge' that the reward never asks, as a Scorer."""
+    if name not in self._loaded:
+      self._loaded[name] = self.workdir.load_result(name, self.classifier.params)
+    settings, data = self.settings, self.data
+    temperature = 1.0
+    if settings.classifier.calibrate:
+      temperature = shared_json(self.workdir.folder / name / "quality.json")["temperature"]
+    own = data.classifier_tokenizer
+    return Scorer(
+      self.classifier.with_params(self._loaded[name]), data.is_forget,
+      settings.evaluation.batch_size, settings.length_multiple, temperature,
+      settings.classifier.reads_query,
+      None if own is data.tokenizer else Retokenizer(data.tokenizer, own), self.to_device)
+
+  @functools.cached_property
+  def evaluator(self) -> Evaluator:
+    """What answers and measures; its model is the base."""
+    settings = self.settings
+    return Evaluator(
+      self.base, self.data.tokenizer, settings.evaluation.batch_size, settings.length_multiple,
+      settings.max_length, settings.evaluation.max_new_tokens or self.data.longest_response,
+      self.to_device)
+
+  def to_device(self, batch: Any) -> Any:
+    """Places a batch on the devices."""
+    return meshes.shard_batch(batch, self.mesh)
+
+  def release(self) -> None:
+    """Frees the devices: what is asked for again is made or loaded again."""
+    for name in ("base", "fresh", "classifier", "evaluator", "_loaded"):
+      self.__dict__.pop(name, None)
+
+  def check_checkpoints(self) -> None:
+    """Raises InputError unless the files of all models fit, without reading the large weights."""
+    settings = self.settings
+    if settings.evaluation.gibberish_model:
+      gibberish_classifier.load(settings.evaluation.gibberish_model)
+    factory.check_decoder(settings.model, self.config)
+    factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
+
+  def check_positions(self, max_new_tokens: int) -> None:
+    """Raises InputError if a pretrained model knows too few positions for prompts and responses."""
+    settings, data = self.settings, self.data
+    if not settings.model.path:
+      return
+    prompts = max(len(row.prompt) for row in data.rows(data.corpus.forget))
+    longest = max(settings.max_length, prompts + (max_new_tokens or data.longest_response))
+    if longest > self.config.max_length:
+      raise InputError(
+        f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
+        f"{longest} tokens, but {settings.model.path} knows {self.config.max_length} positions.")
+
+
+def model_config(settings: DataAndModelSettings, vocab_size: int,
+                 gather_gib: float = 7.0) -> ModelConfig:
+  """The architecture of the language model that the settings name."""
+  config = factory.model_config(settings.model, settings.lora, vocab_size)
+  return dataclasses.replace(config, gather_gib=gather_gib)
+
+
+def base_model(settings: DataAndModelSettings, config: ModelConfig, seed: int, mesh: Mesh,
+               workdir: Workdir) -> Model:
+  """The model that fine-tuning starts from."""
+  model = factory.build_decoder(settings.model, config, seed, mesh)
+  if settings.model.path or not settings.pretrain.epochs:
+    return model
+  fresh = fresh_model(settings, config, seed, mesh)
+  return factory.with_weights(model, workdir.load_result("base", fresh.params))
+
+
+def fresh_model(settings: DataAndModelSettings, config: ModelConfig, seed: int,
+                mesh: Mesh) -> Model:
+  """A model from scratch, all of whose parameters are trained."""
+  config = dataclasses.replace(config, lora=LoraSettings())
+  return factory.build_decoder(settings.model, config, seed, mesh)

@@ -1,0 +1,179 @@
+"""What a run would do, without doing it: stages, sizes, memory, time, two samples made visible."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dareu_jax.evaluation.metrics import SPLITS
+from dareu_jax.methods.base import Shapes
+from dareu_jax.models import factory
+from dareu_jax.models.decoder import abstract_decoder
+from dareu_jax.models.handle import bytes_of
+from dareu_jax.parallel.mesh import gathered_bytes
+from dareu_jax.pipeline.graph import REPLICA, candidates
+from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
+from dareu_jax.report.tables import format_seconds, pipe_table
+from dareu_jax.rl.settings import RLSettings
+
+# Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
+EFFICIENCY = 0.35
+
+
+def describe(run: Run) -> str:
+  """The plan of a run as text."""
+  return "\n\n".join([_data(run), _stages(run), _memory(run),
+                      *(_sample(run, split) for split in ("forget", "retain"))])
+
+
+def _data(run):
+  corpus, settings = run.data.corpus, run.settings
+  rows = run.data.rows(corpus.forget + corpus.retain)
+  lengths = [len(row.prompt) + len(row.completion) for row in rows]
+  return "\n".join([
+    f"Data: {settings.data.source}, {len(corpus.owners)} owners; to forget: "
+    f"{', '.join(corpus.forget_owners)}",
+    f"  D_F {len(corpus.forget)}, D_R {len(corpus.retain)}, D_test {len(corpus.test)}, unseen "
+    f"{len(corpus.holdout)}, general {len(corpus.general)} examples; {sum(lengths)} tokens in "
+    f"D, the longest example {max(lengths)}",
+    f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh {dict(run.models.mesh.shape)}"])
+
+
+def _stages(run):
+  rows, total = [], 0.0
+  speed = matmul_speed(run.models.config.dtype) * EFFICIENCY * run.models.mesh.size
+  for name, (steps, flops) in _work(run).items():
+    done = name in run.fingerprints and run.workdir.is_done(name, run.fingerprints[name])
+    seconds = 0.0 if done else flops / speed
+    total += seconds
+    rows.append([name, str(steps), f"{flops:.2g}", "done" if done else format_seconds(seconds)])
+  rows.append(["all", "", "", format_seconds(total)])
+  seeds = len(run.settings.seeds)
+  title = "Stages (times are rough estimates, compiling not counted)"
+  if seeds > 1:
+    title += f", of each of {seeds} seeds, together {format_seconds(seeds * total)}"
+  return f"{title}:\n" + pipe_table(
+    ["stage", "updates", "FLOPs", "time"], rows)
+
+
+def _work(run):
+  """Stage -> (updates at most, floating-point operations)."""
+  settings, corpus, shapes = run.settings, run.data.corpus, _shapes(run)
+  size, cost = shapes.model_parameters, shapes.training_cost
+  work = {}
+  if settings.pretrains:
+    batches, epochs = pretrain_batches(run), settings.pretrain.epochs
+    work["base"] = (epochs * batches.steps_per_epoch, 6 * size * epochs * _tokens(batches))
+  for name, examples in (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain)):
+    batches = finetune_batches(run, examples, run.seed)
+    epochs = settings.finetune.epochs
+    work[name] = (epochs * batches.steps_per_epoch, cost * size * epochs * _tokens(batches))
+  if settings.retrained_replica:
+    work[REPLICA] = work["retrained"]
+  batches = run.data.batches(run.data.rows(corpus.forget + corpus.retain),
+                             settings.classifier.train.batch_size, seed=0)
+  epochs = settings.classifier.train.epochs
+  work["classifier"] = work["judge"] = (
+    epochs * batches.steps_per_epoch,
+    6 * shapes.classifier_parameters * epochs * _tokens(batches))
+  for candidate in candidates(settings):
+    work[candidate.name] = settings.unlearning[candidate.method].work(shapes)
+  work["evaluation"] = (0, _evaluation_flops(run, size))
+  return work
+
+
+def _shapes(run):
+  corpus, data, models = run.data.corpus, run.data, run.models
+  rows = data.rows(corpus.forget + corpus.retain)
+  return Shapes(
+    forget=len(corpus.forget),
+    longest_prompt=max(len(row.prompt) for row in data.rows(corpus.forget)),
+    longest_response=data.longest_response,
+    longest=max(len(row.prompt) + len(row.completion) for row in rows),
+    model_parameters=models.config.num_parameters,
+    classifier_parameters=models.classifier_config.num_parameters,
+    # Forward 2, backward 4 a parameter and token; with adapters the weights need no gradient.
+    training_cost=4 if models.config.lora.rank else 6, training=run.settings.baseline)
+
+
+def _evaluation_flops(run, size):
+  """Greedy answers to each split and the likelihoods of given answers, by each model."""
+  examples = {split: run.data.evaluated(split) for split in (*SPLITS, "holdout")}
+  prompts = sum(len(row.prompt) for split in SPLITS for row in run.data.rows(examples[split]))
+  answers = sum(len(examples[split]) for split in SPLITS)
+  longest = run.settings.evaluation.max_new_tokens or run.data.longest_response
+  texts = len(examples["forget"]) + len(examples["holdout"]) + sum(
+    1 + len(e.perturbed_responses) for e in examples["forget"] if e.paraphrased_response)
+  tokens = prompts + (answers + texts) * longest
+  return 2 * size * tokens * len(run.model_names)
+
+
+def _tokens(batches):
+  """Padded tokens of an epoch."""
+  return sum(-(-len(b.rows) // batches.batch_size) * batches.batch_size * b.seq_length
+             for b in batches.buckets)
+
+
+def matmul_speed(dtype):
+  """Floating-point operations a second of a plain matrix product on one device, measured."""
+  n = 1024 if jax.default_backend() == "cpu" else 8192
+  x = jnp.ones((n, n), dtype)
+  product = jax.jit(lambda x: x @ x)
+  product(x).block_until_ready()
+  start = time.perf_counter()
+  for _ in range(5):
+    x_out = product(x)
+  x_out.block_until_ready()
+  return 5 * 2 * n**3 / (time.perf_counter() - start)
+
+
+def _memory(run):
+  settings, model, mesh = run.settings, run.models.config, run.models.mesh
+  base = model.num_parameters * jnp.dtype(model.dtype).itemsize
+  trained = bytes_of(factory.abstract_model(model).params)
+  shared = 0 if settings.lora.rank == 0 else base
+  # The start, the teacher, and the policy now, before and as kept; two moments and the gradients.
+  policy = shared + trained * (5 + 2 + 1)
+  u, itemsize = _rl_settings(settings), jnp.dtype(model.dtype).itemsize
+  # The trunk now and before, two moments and the gradients.
+  critic = trained * (2 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
+  kept = 2 if model.remat else 16
+  activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
+    model.embed_dim * model.num_layers * itemsize)
+  cache = 2 * u.rollout_batch_size * settings.max_length * (
+    model.num_kv_heads * model.head_dim * model.num_layers * itemsize)
+  gathered = gathered_bytes(
+    nnx.state(abstract_decoder(model)), mesh, model.gather_gib * 2**30)
+  config = run.models.classifier_config
+  classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
+  parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
+           "classifier and judge": 2 * classifier,
+           "activations of an update (rough)": activations, "cache of a rollout": cache,
+           "weights gathered to decode with": (
+             gathered * mesh.shape["fsdp"] * mesh.shape["tensor"])}
+  parts["all"] = sum(parts.values())
+  rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
+  return f"Memory while unlearning, MiB over {mesh.size} device(s):\n" + pipe_table(
+    ["what", "MiB"], rows)
+
+
+def _rl_settings(settings):
+  """Those of the run's reinforcement learning; the defaults where it has none."""
+  found = [method for method in settings.unlearning.values() if isinstance(method, RLSettings)]
+  return found[0] if found else RLSettings()
+
+
+def _sample(run, split):
+  """One example with its pieces: what is prompt (masked out of the loss) and what is learnt."""
+  example = getattr(run.data.corpus, split)[0]
+  row, tokenizer = run.data.rows([example])[0], run.data.tokenizer
+  pieces = [repr(tokenizer.decode_piece(i)) for i in row.prompt + row.completion]
+  mask = ["·"] * len(row.prompt) + ["1"] * len(row.completion)
+  lines = [f"{split} example of {example.owner} (mask 1: in the loss; ·: prompt, not in the loss)",
+           f"  prompt:   {example.prompt}", f"  response: {example.response}"]
+  return "\n".join(lines + [f"  {m} {i:>6} {piece}" for m, i, piece in zip(
+    mask, row.prompt + row.completion, pieces, strict=True)])
+
+

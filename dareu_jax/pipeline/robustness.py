@@ -1,0 +1,216 @@
+"""The robustness card of a finished run: every model under the same attacks.
+
+A cell is worth nothing but beside the retrained model's. Each attack is kept in a file.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.batches import encode
+from dareu_jax.data.examples import evenly_spaced
+from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.attacks import probes, quantization, relearning, reliability
+from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.evaluation.records import mean_rouge, rouges
+from dareu_jax.generation.strategies import Sample
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.data import Examples
+from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import fingerprint, lock, read_config
+from dareu_jax.report import robustness as card
+from dareu_jax.training.checkpoints import read_json, write_json
+from dareu_jax.training.writers import progress
+
+SAMPLE_SEED = 5000
+LEAKAGE = Sample(temperature=1.0, top_p=0.9)  # Scholten et al. 2025
+PROBED = 40  # forget questions that are sampled many times
+Metrics = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the attacks are told."""
+
+  learning_rate: float  # of relearning
+  batch_size: int
+  samples: int  # of each question
+  steps: tuple[int, ...]  # of relearning, after which is measured
+
+
+def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_rate: float = 0.0,
+        batch_size: int = 32, samples: int = 128) -> tuple[dict[str, Metrics], dict, pathlib.Path]:
+  """Attacks every model of a finished run, and writes its card.
+
+  Args:
+    workdir: of the run.
+    methods: to attack; all if not given.
+    learning_rate: of relearning; 0: 2e-5, as published, for a checkpoint, and that of the run's
+      fine-tuning for a model from scratch.
+    batch_size: examples a step of relearning.
+    samples: of each question.
+
+  Returns: ({model: metrics}, how far each metric can be trusted, path of the card).
+
+  Raises:
+    InputError: if the run is not finished, or has no such method.
+  """
+  workdir = pathlib.Path(workdir)
+  summary = read_json(workdir / "summary.json")
+  if summary is None:
+    raise InputError(f"{workdir} holds no finished run: it has no summary.json. Finish it first.")
+  settings = Settings.from_config(read_config(workdir))
+  unknown = sorted(set(methods) - set(summary["chosen"]))
+  if unknown:
+    raise InputError(f"--models names {unknown[0]!r}: the run has {', '.join(summary['chosen'])}.")
+  chosen = {m: name for m, name in summary["chosen"].items() if not methods or m in methods}
+  own = relearning.RATE if settings.model.path else settings.finetune.learning_rate
+  options = Options(learning_rate or own, batch_size, samples, relearning.STEPS)
+  found = []
+  with lock(workdir):
+    for one in experiment.prepare(settings, workdir):
+      found.append({shown: attack(one, name, options)
+                    for shown, name in experiment.shown_models(settings, chosen).items()})
+      one.models.release()
+  models = {name: experiment.over_seeds([each[name] for each in found]) for name in found[0]}
+  trust = reliability.trust(found, list(chosen), options.steps)
+  write_json(workdir / "robustness.json", {
+    "options": dataclasses.asdict(options), "models": models, "metrics": trust})
+  return models, trust, card.write(workdir, models, options, trust)
+
+
+def attack(run: Run, name: str, options: Options) -> Metrics:
+  """Metrics of a model under every attack; each attack is kept in a file."""
+  path = run.workdir.folder / "robustness" / f"{name}.json"
+  # The metrics' names too: a card of fewer metrics is no card of these.
+  mark = fingerprint(run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
+                     tuple(reliability.SIGNS))
+  held = read_json(path)
+  found = held["metrics"] if held is not None and held["fingerprint"] == mark else {}
+  attacks: dict[str, Callable] = {"plain": plain, "int8": functools.partial(quantized, scheme="int8"),
+             "nf4": functools.partial(quantized, scheme="nf4"), "asked": asked, "sampled": leaked,
+             "layers": layers, "relearned": relearned}
+  with progress(f"attack {name}", "attack")(len(attacks), len(found)) as bar:
+    for kind, function in attacks.items():
+      if kind not in found:
+        interruption.stop_if_requested()
+        found[kind] = function(run, name, options)
+        write_json(path, {"fingerprint": mark, "metrics": found})
+        bar.update()
+  return {key: value for part in found.values() for key, value in part.items()}
+
+
+def attack_metrics(evaluator: Evaluator, params: Any, examples: Examples, min_k: float) -> Metrics:
+  """What is measured under each attack on the weights: the metrics of `reliability.SIGNS`."""
+  rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
+  statistics = evaluator.statistics(params, rows)
+  labels = [np.array(row.completion)[:-1] for row in rows]
+  return {
+    "rouge": mean_rouge(examples, evaluator.answers(params, rows).texts),
+    "probability": float(np.mean(metrics.probability(
+      [metrics.loss_score(s.logprobs) for s in statistics]))),
+    "extraction": float(np.mean([metrics.extraction_strength(s.predictions[:-1], y)
+                                 for s, y in zip(statistics, labels, strict=True)])),
+    "exact": float(np.nanmean([metrics.exact_memorization(s.predictions[:-1], y)
+                               for s, y in zip(statistics, labels, strict=True)])),
+    "min_k": float(np.mean([metrics.min_k_score(s.logprobs[:-1], k=min_k)
+                            for s in statistics]))}
+
+
+def _named(prefix, values):
+  return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def plain(run: Run, name: str, options: Options) -> Metrics:
+  """The model as it is, on forget and retain examples."""
+  del options
+  return {key: value for split in ("forget", "retain") for key, value in _named(
+    f"plain_{split}", attack_metrics(run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
+                                run.settings.evaluation.min_k)).items()}
+
+
+def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
+  """The model with quantized weights, its adapter merged before, or apart and unquantized."""
+  del options
+  lora = run.settings.lora
+  scale, found = lora.alpha / lora.rank if lora.rank else 0.0, {}
+  for merged in (True, False) if lora.rank else (True,):
+    model = quantization.quantized(
+      run.models.load(name), scheme, lora_scale=scale, merged=merged)
+    evaluator = dataclasses.replace(run.models.evaluator, model=model)
+    for split in ("forget", "retain"):
+      found |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", attack_metrics(
+        evaluator, model.params, run.data.evaluated(split), run.settings.evaluation.min_k))
+  return found
+
+
+def asked(run: Run, name: str, options: Options) -> Metrics:
+  """Asked otherwise: a prefilled answer, another wording, a choice."""
+  del options
+  args = run.models.evaluator, run.models.load_params(name), run.data.evaluated("forget")
+  return {"prefilled_rouge": probes.prefilled_rouge(*args),
+          "paraphrased_rouge": probes.paraphrased_rouge(*args),
+          "choice_accuracy": probes.choice_accuracy(*args)}
+
+
+def leaked(run: Run, name: str, options: Options) -> Metrics:
+  """Asked many times: the best of the samples, and bounds on what is expected."""
+  examples = evenly_spaced(run.data.evaluated("forget"), PROBED)
+  rows = [row for row in run.data.rows(examples) for _ in range(options.samples)]
+  answers = run.models.evaluator.sample(
+    run.models.load_params(name), rows, seed=run.seed + SAMPLE_SEED, strategy=LEAKAGE)
+  texts = [run.data.tokenizer.decode(row.completion) for row in answers]
+  repeated = [e for e in examples for _ in range(options.samples)]
+  scores = np.reshape(rouges(repeated, texts), (len(examples), options.samples))
+  return _named("sampled", probes.leakage_bounds(scores))
+
+
+def layers(run: Run, name: str, options: Options) -> Metrics:
+  """Looked into: the logit lens, and how deep the unlearning goes."""
+  del options
+  models, evaluator = run.models, run.models.evaluator
+  examples, count = run.data.evaluated("forget"), models.config.num_layers
+  # Every layer of a small model, some sixteen of a large one.
+  each = tuple(sorted({*range(1, count + 1, max(1, count // 16)), count}))
+  original = -evaluator.nll(models.load_params("original"), examples)
+  patched = [probes.patched_logprobs(evaluator, models.load_params("original"), models.load(donor),
+                                     examples, each) for donor in (name, "retrained")]
+  return {"logit_lens": probes.logit_lens(evaluator, models.load_params(name), examples, each),
+          "unlearning_depth": probes.unlearning_depth(original, *patched)}
+
+
+def relearned(run: Run, name: str, options: Options) -> Metrics:
+  """Taught again: the forget set, other forgotten owners' data, and retained data."""
+  corpus, asked_for = run.data.corpus, run.data.evaluated("forget")
+  halves = relearning.two_halves(corpus.forget)
+  attacks = {"forget": [(corpus.forget, asked_for)], "benign": [(corpus.retain, asked_for)]}
+  if all(halves):
+    attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
+                         for taught, tested in (halves, halves[::-1])]
+  found = {}
+  for attack, folds in attacks.items():
+    curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
+    curve = {step: {key: float(np.mean([each[step][key] for each in curves]))
+                    for key in curves[0][step]} for step in curves[0]}
+    for step, seen in curve.items():
+      found |= _named(f"relearn_{attack}_{step}", seen)
+    found[f"relearn_{attack}_area"] = relearning.area(
+      {step: seen["rouge"] for step, seen in curve.items()})
+  return found
+
+
+def _relearning_curve(run, name, taught, tested, options):
+  """{steps of teaching: the metrics then}."""
+  batches = run.data.batches(run.data.rows(taught), options.batch_size,
+                             seed=run.seed + SAMPLE_SEED, one_bucket=True)
+  states = relearning.relearned(
+    run.models.load(name), batches, options.learning_rate, to_device=run.models.to_device, steps=options.steps)
+  return {step: attack_metrics(run.models.evaluator, state, tested, run.settings.evaluation.min_k)
+          for step, state in states}

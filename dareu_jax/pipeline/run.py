@@ -1,0 +1,66 @@
+"""One seed's run: its settings, data, models, folder, and the graph of its stages."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dareu_jax.data.examples import Corpus
+from dareu_jax.data.refusals import REFUSALS
+from dareu_jax.pipeline import graph
+from dareu_jax.pipeline.data import Data
+from dareu_jax.pipeline.models import Models
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.training.supervised import StageIO
+from dareu_jax.training.writers import MetricWriter, progress
+
+Mirror = Callable[[str, int, dict[str, Any]], None]  # of (stage, step, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the stages of one seed share."""
+
+  settings: Settings
+  seed: int
+  data: Data
+  models: Models
+  workdir: Workdir
+  stages: dict[str, graph.Stage]
+  mirror: Mirror | None = None
+  compile_only: bool = False  # stages compile their programs and learn nothing
+
+  @functools.cached_property
+  def fingerprints(self) -> dict[str, str]:
+    """{stage: fingerprint}."""
+    return graph.fingerprints(self.stages)
+
+  @property
+  def model_names(self) -> tuple[str, ...]:
+    """The models of the run, in the order of the table."""
+    return graph.model_names(self.settings)
+
+  def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
+    """Where a stage keeps what it does."""
+    writer = MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
+    return StageIO(store, writer, progress(name, unit), self.compile_only)
+
+
+def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: pathlib.Path,
+             **options: Any) -> Run:
+  """The run of a seed in a folder; `options` are further fields of Run."""
+  workdir = Workdir(folder, settings, settings.checkpoint)
+  stages = graph.stages(settings, source, source.refusals or REFUSALS, seed)
+  data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"])
+  models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib)
+  return Run(settings, seed, data, models, workdir, stages, **options)
+
+
+def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:
+  """Where a seed's stages lie: in the workdir itself, or one folder a seed."""
+  folder = pathlib.Path(workdir)
+  return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"

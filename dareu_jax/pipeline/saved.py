@@ -1,0 +1,49 @@
+"""Models that finished runs left in their workdirs."""
+
+import pathlib
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data import tokenizers
+from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.parallel.mesh import MeshSettings
+from dareu_jax.pipeline.graph import model_names
+from dareu_jax.pipeline.models import base_model, model_config
+from dareu_jax.pipeline.run import seed_folder
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import Workdir, read_config
+from dareu_jax.training.checkpoints import read_json
+
+
+def load_saved(workdir: str | pathlib.Path, name: str, *,
+               seed: int | None = None) -> tuple[Model, Tokenizer, Settings]:
+  """A model that a run left: `model.module.logits(token_ids, lengths)`.
+
+  Args:
+    workdir: folder of the run.
+    name: 'original', 'retrained' or a method's name; of a method that ran at several learning rates
+      the best, unless its name says one: 'npo@0.001'.
+    seed: of a run with several; the first if not given.
+
+  Raises:
+    InputError: if the folder holds no such model.
+  """
+  settings = Settings.from_config(read_config(workdir))
+  seed = settings.seeds[0] if seed is None else seed
+  if seed not in settings.seeds:
+    raise InputError(f"--seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+  folder = seed_folder(workdir, seed, settings)
+  name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
+    name, name)
+  if not (folder / name / "done.json").exists():
+    there = [path.parent.name for path in sorted(folder.glob("*/done.json"))
+             if path.parent.name in model_names(settings)]
+    raise InputError(f"{folder} holds no finished model {name!r}. It has: "
+                     f"{', '.join(there) or 'none'}.")
+  tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)
+  mesh = meshes.make_mesh(MeshSettings())  # of this machine, not the run's
+  config = model_config(settings, tokenizer.vocab_size)
+  held = Workdir(folder, settings, settings.checkpoint)
+  base = base_model(settings, config, seed, mesh, held)
+  return base.with_params(held.load_result(name, base.params)), tokenizer, settings

@@ -1,0 +1,175 @@
+"""All settings of an experiment. Each block stands beside what it configures, with its defaults.
+
+The defaults are the tiny preset: embedded authors and a model from scratch, on a laptop.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Protocol
+
+from ml_collections import ConfigDict
+from pydantic import Field
+
+from dareu_jax.attribution.classifier import ClassifierSettings
+from dareu_jax.core.errors import InputError, InvalidSetting
+from dareu_jax.core.registry import import_plugins
+from dareu_jax.core.settings import (
+  Count,
+  Positive,
+  Setting,
+  build,
+  choice,
+  describe,
+  merged,
+  settings,
+  to_plain,
+)
+from dareu_jax.data.sources.base import DataSettings
+from dareu_jax.data.tokenizers import TokenizerSettings
+from dareu_jax.evaluation.evaluator import EvaluationSettings
+from dareu_jax.methods.base import METHODS, Method
+from dareu_jax.models.config import LoraSettings, ModelSettings
+from dareu_jax.parallel.mesh import MeshSettings
+from dareu_jax.rl.monitor import MonitorSettings
+from dareu_jax.training.checkpoints import CheckpointSettings
+from dareu_jax.training.optimizers import TrainSettings
+
+MethodName = Annotated[str, choice(METHODS.names)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class DataAndModelSettings(Protocol):
+  """What `pipeline.data` and `pipeline.models` ask of settings; the studies' have it too."""
+
+  data: DataSettings
+  tokenizer: TokenizerSettings
+  model: ModelSettings
+  lora: LoraSettings
+  pretrain: TrainSettings
+  classifier: ClassifierSettings
+  evaluation: EvaluationSettings
+  max_length: int
+  length_multiple: int
+
+
+@settings
+class Settings:
+  """One experiment: data, models, unlearning methods, evaluation."""
+
+  seeds: tuple[Seed, ...] = (42,)  # one run each; several give a table with 95% intervals
+  max_length: Annotated[int, Field(ge=16)] = 256  # tokens of prompt and response; a longer example is an error
+  length_multiple: Count = 16  # batches are padded to a multiple of this
+  method: MethodName = "dareu"  # the unlearning method
+  methods: tuple[MethodName, ...] = ()  # several, into one table; wins over `method`
+  learning_rates: tuple[Positive, ...] = ()  # each method runs at each, the best is shown; (): its own
+  eval_every: Count = 5  # epochs of a loss-based method between two reports
+  retrained_replica: bool = True  # retrain once more in another order: how far apart two retrainings are
+  plugins: tuple[str, ...] = ()  # modules to import first: methods, metrics, rewards, sources of your own
+  data: DataSettings = DataSettings()
+  tokenizer: TokenizerSettings = TokenizerSettings()
+  model: ModelSettings = ModelSettings()
+  lora: LoraSettings = LoraSettings()
+  # A model from scratch first reads general text, as pretrained checkpoints have; 0 epochs: none.
+  pretrain: TrainSettings = TrainSettings(epochs=4, schedule="cosine", warmup=0.05)
+  # Of the original and retrained models: until they know their data.
+  finetune: TrainSettings = TrainSettings(
+    epochs=40, schedule="plateau", target_loss=0.4, learning_rate=1e-3, warmup=0.02)
+  classifier: ClassifierSettings = ClassifierSettings()
+  monitor: MonitorSettings = MonitorSettings()
+  # Of the loss-based methods; an epoch is every forget example once, with as many retained ones.
+  baseline: TrainSettings = TrainSettings(epochs=10, learning_rate=3e-4, weight_decay=0.0)
+  evaluation: EvaluationSettings = EvaluationSettings()
+  mesh: MeshSettings = MeshSettings()
+  checkpoint: CheckpointSettings = CheckpointSettings()
+  # Settings of each method of the run, by its name; a method that is not named has its defaults.
+  unlearning: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in ("methods", "seeds", "learning_rates"):
+      values = getattr(self, name)
+      if len(set(values)) != len(values):
+        raise InvalidSetting(name, values, "give each of them once.")
+    if not self.seeds:
+      raise InvalidSetting("seeds", self.seeds, "give at least one.")
+    for name in ("finetune", "baseline", "classifier.train"):
+      epochs = _at(self, f"{name}.epochs")
+      if not epochs:
+        raise InvalidSetting(f"{name}.epochs", epochs, "it must be >= 1.")
+    if self.baseline.micro_batch_size:
+      raise InvalidSetting("baseline.micro_batch_size", self.baseline.micro_batch_size,
+                           "it must be 0, an objective is of whole batches.")
+    if self.lora.rank and not (self.pretrains or self.model.path):
+      raise InvalidSetting("lora.rank", self.lora.rank,
+                           "config.model.path is empty, and an adapter on random base weights "
+                           "learns little: name a checkpoint, or set the rank to 0.")
+    blocks = {name: _method(name, self.unlearning.get(name, {})) for name in self.all_methods}
+    object.__setattr__(self, "unlearning", blocks)
+
+  @property
+  def all_methods(self) -> tuple[str, ...]:
+    """Names of the methods of the run."""
+    return self.methods or (self.method,)
+
+  @property
+  def pretrains(self) -> bool:
+    """Whether the base is made here: a model from scratch that reads general text first."""
+    return not self.model.path and self.pretrain.epochs > 0
+
+  @classmethod
+  def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Settings":
+    """Builds the settings from a ConfigDict or a nested mapping; what it leaves out has its default.
+
+    Raises:
+      InputError: for an unknown key, a wrong type or an impossible value.
+    """
+    plain = to_plain(config)
+    import_plugins(tuple(plain.get("plugins", ())))
+    blocks = plain.pop("unlearning", {})
+    if not hasattr(blocks, "keys"):
+      raise InputError(f"config.unlearning is {blocks!r}: it must be a group of settings.")
+    for name, block in blocks.items():  # of methods that do not run too: a typing error is one
+      _method(name, block)
+    built = build(cls, plain)
+    return dataclasses.replace(built, unlearning=blocks)
+
+
+def _method(name: str, block: Any) -> Method:
+  if isinstance(block, Method):
+    return block
+  if name not in METHODS:
+    raise InputError(f"config.unlearning.{name} is no method. Known: {', '.join(METHODS)}.")
+  return build(METHODS[name], block, f"config.unlearning.{name}")
+
+
+def _at(value: Any, path: str) -> Any:
+  for part in path.split("."):
+    value = getattr(value, part)
+  return value
+
+
+def default_config(**changes: Any) -> ConfigDict:
+  """The default settings as a ConfigDict, the settings of every method among them.
+
+  Args:
+    changes: nested dicts of values to replace, such as `data={"num_owners": 8}`.
+  """
+  return ConfigDict(merged(
+    to_plain(Settings()) | {"unlearning": {name: to_plain(cls()) for name, cls in METHODS.items()}},
+    changes))
+
+
+def all_settings() -> tuple[Setting, ...]:
+  """Every setting with its type, default and meaning, for documentation."""
+  shared = [one for one in describe(Settings) if one.key != "unlearning"]
+  for name, cls in METHODS.items():
+    shared += describe(cls, f"unlearning.{name}.")
+  return tuple(shared)
+
+
+def config_from(path: str, preset: str | None = None) -> ConfigDict:
+  """The ConfigDict of a config file."""
+  spec = importlib.util.spec_from_file_location("config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(preset)

@@ -1,0 +1,234 @@
+"""The stages of one seed's run: tokenizer, base, original, retrained, classifiers, methods.
+
+Each is skipped when its result is in the workdir already.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from dareu_jax.attribution.classifier import (
+  PrefixLoss,
+  accuracy_and_calibration,
+  at_temperature,
+  fit_temperature,
+  owner_probabilities,
+)
+from dareu_jax.core.masked import last_valid
+from dareu_jax.data.batches import Batches
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel import hosts
+from dareu_jax.pipeline.data import Examples
+from dareu_jax.pipeline.evaluation import compare_models, evaluate
+from dareu_jax.pipeline.graph import ORIGINAL, REPLICA, RETRAINED, candidates
+from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.unlearning import unlearn
+from dareu_jax.training import supervised
+from dareu_jax.training.checkpoints import write_json
+from dareu_jax.training.optimizers import TrainSettings
+
+JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
+REPLICA_SEED = 2000  # and that of the data's order when retraining once more
+
+
+def run_seed(run: Run) -> dict[str, dict[str, float]]:
+  """All stages of one seed; the devices are free again when it returns.
+
+  Returns: {model: {metric: number}}, the rows of the table.
+
+  Raises:
+    InputError: for an example that cannot be used, before any work.
+  """
+  corpus, seed = run.data.corpus, run.seed
+  keep_tokenizer(run)
+  pretrain(run)
+  train_language_model(run, ORIGINAL, corpus.forget + corpus.retain, seed)
+  train_language_model(run, RETRAINED, corpus.retain, seed)
+  if run.settings.retrained_replica:
+    train_language_model(run, REPLICA, corpus.retain, seed + REPLICA_SEED)
+  train_classifier(run, "classifier", seed)
+  train_classifier(run, "judge", seed + JUDGE_SEED)
+  for candidate in candidates(run.settings):
+    unlearn(run, candidate)
+  if run.compile_only:
+    evaluate(run, ORIGINAL)
+    return {}
+  figures = compare_models(run)
+  run.models.release()  # the next seed needs the memory
+  return figures
+
+
+def keep_tokenizer(run: Run) -> None:
+  """Looks at every text and checkpoint that a later stage will, so that none fails there, and
+  keeps the tokenizer."""
+  with run.workdir.stage("tokenizer", run.fingerprints["tokenizer"]) as store:
+    if store is None:
+      return
+    data, corpus = run.data, run.data.corpus
+    examples = (corpus.forget + corpus.retain + corpus.test + corpus.holdout
+                + corpus.general)
+    data.rows(examples)
+    data.rows([dataclasses.replace(e, response=text) for e in examples
+               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    data.classifier_rows(examples)
+    run.models.check_positions(max(
+      getattr(method, "max_new_tokens", 0) for method in run.settings.unlearning.values()))
+    run.models.check_checkpoints()
+    if not hosts.is_first():
+      return
+    data.tokenizer.save(run.workdir.folder / "tokenizer")
+    if data.classifier_tokenizer is not data.tokenizer:
+      data.classifier_tokenizer.save(run.workdir.folder / "classifier_tokenizer")
+
+
+def pretrain(run: Run) -> None:
+  """Makes the base of a model from scratch: it reads general text, as checkpoints have."""
+  settings = run.settings
+  if not settings.pretrains:
+    return
+  with run.workdir.stage("base", run.fingerprints["base"]) as store:
+    if store is None:
+      return
+    params = fit(run, "base", store, run.models.fresh, supervised.language_model_loss,
+                 settings.pretrain, pretrain_batches(run), run.seed)
+    run.workdir.save_result("base", params)
+
+
+def pretrain_batches(run: Run) -> Batches:
+  """Batches of general text and of general facts."""
+  corpus = run.data.corpus
+  return run.data.batches(run.data.rows(corpus.general + corpus.test),
+                          run.settings.pretrain.batch_size, seed=run.seed)
+
+
+def train_language_model(run: Run, name: str, examples: Examples, seed: int) -> None:
+  """Fine-tunes the base on examples; one that was made here keeps reading the general facts.
+
+  Args:
+    run: Run.
+    name: of the stage.
+    examples: to learn.
+    seed: of the data's order.
+  """
+  with run.workdir.stage(name, run.fingerprints[name]) as store:
+    if store is None:
+      return
+    params = fit(run, name, store, run.models.base, supervised.language_model_loss,
+                 run.settings.finetune, finetune_batches(run, examples, seed), seed)
+    run.workdir.save_result(name, params)
+
+
+def finetune_batches(run: Run, examples: Examples, seed: int) -> Batches:
+  """Batches of examples; for a base that was made here of the general facts too."""
+  settings = run.settings
+  if settings.pretrains:
+    examples = examples + run.data.corpus.test
+  return run.data.batches(run.data.rows(examples), settings.finetune.batch_size, seed=seed)
+
+
+def train_classifier(run: Run, name: str, seed: int) -> None:
+  """Trains an owner classifier on the responses of all owners, and measures it.
+
+  Args:
+    run: Run.
+    name: 'classifier', which gives the reward, or 'judge', which never does: it starts elsewhere
+      and sees the data in another order with other noise.
+    seed: of that.
+  """
+  settings, data, models = run.settings.classifier, run.data, run.models
+  with run.workdir.stage(name, run.fingerprints[name]) as store:
+    if store is None:
+      return
+    examples, held_out = held_out_split(data.corpus.forget + data.corpus.retain, run.seed)
+    loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing,
+                      settings.reads_query)
+    model = models.classifier if name == "classifier" else models.fresh_classifier(seed + 1)
+    batches = data.classifier_batches(
+      data.classifier_rows(examples + data.none_examples), settings.train.batch_size,
+      seed=seed + 1)
+    params = fit(run, name, store, model, loss, settings.train, batches, seed)
+    run.workdir.save_result(name, params)
+    write_json(run.workdir.folder / name / "quality.json",
+               classifier_quality(run, models.classifier.with_params(params), examples, held_out))
+
+
+def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+  """What the classifier learns from, and what it is measured on: (examples, held-out examples).
+
+  Paraphrases are the measure where there are some; else a tenth of the examples, drawn at random,
+  of which at least one is held back.
+  """
+  paraphrased = tuple(dataclasses.replace(e, response=e.paraphrased_response)
+                      for e in examples if e.paraphrased_response)
+  if paraphrased:
+    return examples, paraphrased
+  order = np.random.default_rng((seed, 2)).permutation(len(examples))
+  held = set(order[:max(1, len(examples) // 10)].tolist())
+  return (tuple(e for i, e in enumerate(examples) if i not in held),
+          tuple(e for i, e in enumerate(examples) if i in held))
+
+
+def classifier_quality(run: Run, model: Model, examples: Examples,
+                       held_out: Examples) -> dict[str, float]:
+  """Accuracy and calibration on whole responses, and the temperature that would calibrate.
+
+  The temperature is fitted on one half of the held-out responses, and the expected calibration
+  errors before and after are measured on the other.
+
+  Returns: {"accuracy", "ece", "held_out_accuracy", "held_out_ece", "temperature",
+    "held_out_ece_calibrated"}.
+  """
+  probabilities, owners = whole_probabilities(run, model, examples)
+  accuracy, error = accuracy_and_calibration(probabilities, owners)
+  quality = {"accuracy": accuracy, "ece": error}
+  probabilities, owners = whole_probabilities(run, model, held_out)
+  fitted, measured = slice(0, None, 2), slice(1 if len(owners) > 1 else 0, None, 2)
+  temperature = fit_temperature(probabilities[fitted], owners[fitted])
+  quality["held_out_accuracy"], _ = accuracy_and_calibration(probabilities, owners)
+  quality["temperature"] = temperature
+  for name, used in (("held_out_ece", 1.0), ("held_out_ece_calibrated", temperature)):
+    _, quality[name] = accuracy_and_calibration(
+      at_temperature(probabilities[measured], used), owners[measured])
+  return quality
+
+
+def whole_probabilities(run: Run, model: Model,
+                        examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+  """p(owner | y) of whole responses: ([E, O], the true owners [E]), in the examples' order."""
+  data = run.data
+  batches = data.classifier_batches(
+    data.classifier_rows(examples), run.settings.evaluation.batch_size, seed=0)
+  probabilities = np.zeros((len(examples), data.classes), np.float32)
+  for indices, batch in batches.in_order():
+    query = None
+    if run.settings.classifier.reads_query:
+      query = batch.token_ids, batch.prompt_lengths
+    every = owner_probabilities(model, batch.completion_ids, query)
+    probabilities[indices] = hosts.fetch(
+      last_valid(every, batch.completion_lengths))[:len(indices)]
+  return probabilities, np.array([row.owner for row in batches.rows])
+
+
+def fit(run: Any, name: str, store: Any, model: Model, loss_fn: Any, settings: TrainSettings,
+        batches: Batches, seed: int) -> Any:
+  """The parameters of a model after training.
+
+  Args:
+    run: Run, or a study that has its `stage_io` and `models`.
+    name: of the stage.
+    store: of its checkpoints.
+    model: to start from; it is left as it is.
+    loss_fn, settings, batches: as for `training.supervised.fit`.
+    seed: of what the loss draws.
+  """
+  stage = run.stage_io(name, store)
+  # A copy, since training donates its state and the base is used again.
+  start = jax.tree.map(lambda x: x + 0, model.params)
+  params = supervised.fit(
+    supervised.init_train_state(start, settings), model.with_params(None), batches,
+    loss_fn=loss_fn, settings=settings, key=jax.random.key(seed), stage=stage,
+    to_device=run.models.to_device)
+  stage.writer.close()
+  return params

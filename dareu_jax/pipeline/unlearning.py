@@ -1,0 +1,63 @@
+"""The unlearning stage of a run: what a method is given, and what it leaves."""
+
+import functools
+from typing import Any
+
+from dareu_jax.evaluation import records
+from dareu_jax.evaluation.metrics import SPLITS
+from dareu_jax.methods.base import Task
+from dareu_jax.pipeline.graph import ORIGINAL, Candidate
+from dareu_jax.pipeline.run import Run
+from dareu_jax.rl.monitor import Monitor, epoch_records
+from dareu_jax.training.checkpoints import write_json
+
+
+def unlearn(run: Run, candidate: Candidate) -> None:
+  """Runs a method on the original model."""
+  name, method = candidate.name, run.settings.unlearning[candidate.method]
+  with run.workdir.stage(name, run.fingerprints[name]) as store:
+    if store is None:
+      return
+    stage = run.stage_io(name, store)
+    result = method.unlearn(make_task(run, candidate), stage)
+    stage.writer.close()
+    run.workdir.save_result(name, result.params)
+    write_json(run.workdir.folder / name / "epochs.json", {
+      "epochs": epoch_records(result.reports, run.settings.monitor.guards),
+      "chosen_epoch": result.chosen_epoch})
+
+
+def make_task(run: Run, candidate: Candidate) -> Task:
+  """What a method is given."""
+  settings, data, models = run.settings, run.data, run.models
+  corpus = data.corpus
+  return Task(
+    original=models.load(ORIGINAL), value_head=models.value_head, examples=corpus.forget,
+    forget=data.rows(corpus.forget), retain=data.rows(corpus.retain),
+    queries=data.queries(corpus.forget), classifier=models.scorer("classifier"),
+    refusals=data.refusals, evaluator=models.evaluator, monitor=make_monitor(run),
+    training=settings.baseline, eval_every=settings.eval_every,
+    learning_rate=candidate.learning_rate, longest_response=data.longest_response, seed=run.seed)
+
+
+def make_monitor(run: Run) -> Monitor:
+  """What the epochs of a method are judged by."""
+  settings, data, models = run.settings.monitor, run.data, run.models
+  corpus = data.corpus
+  return Monitor(
+    original=models.load_params(ORIGINAL), classifier=models.scorer("classifier"),
+    judge=models.scorer("judge"), forget_rows=data.rows(corpus.forget),
+    forget_queries=data.queries(corpus.forget), unseen_rows=data.rows(corpus.holdout),
+    unseen_queries=data.queries(corpus.holdout), evaluator=models.evaluator, settings=settings,
+    track=functools.partial(rouges, run) if settings.track_rouge else None)
+
+
+def rouges(run: Run, params: Any) -> dict[str, float]:
+  """ROUGE of greedy answers to each split: {"<split>_rouge": mean}."""
+  found = {}
+  for split in SPLITS:
+    examples = run.data.evaluated(split)
+    if examples:
+      texts = run.models.evaluator.answers(params, run.data.rows(examples)).texts
+      found[f"{split}_rouge"] = records.mean_rouge(examples, texts)
+  return found

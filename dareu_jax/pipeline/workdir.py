@@ -1,0 +1,269 @@
+"""The folder of a run: which stages it holds, of which configuration, and what they left.
+
+A stage is done when its `done.json` is there and names the same fingerprint (of its own settings
+and of all that it stands on). `config.json` holds the whole configuration; another one is refused.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import time
+
+import jax
+
+from dareu_jax.core import interruption
+from dareu_jax.core.compilation import drop_compiled_programs
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import to_plain
+from dareu_jax.parallel import hosts
+from dareu_jax.training.checkpoints import Store, read_json, shared_json, write_json
+from dareu_jax.training.wall_time import active_elsewhere
+
+# Of what lies in a workdir. 1: before settings had defaults and methods a file each.
+FORMAT = 2
+# Settings that change how a run is computed, not what comes out.
+_IRRELEVANT = ("mesh", "checkpoint")
+
+
+def fingerprint(*parts):
+  """A short hash of JSON-able values."""
+  text = json.dumps(parts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_config(folder):
+  """The configuration of the run in a folder.
+
+  Raises:
+    InputError: if the folder holds no run, or one of another format.
+  """
+  folder = pathlib.Path(folder)
+  config = read_json(folder / "config.json")
+  if config is None:
+    raise InputError(f"{folder} holds no run: it has no config.json. Give the --workdir of a run.")
+  check_format(config, folder)
+  return {key: value for key, value in config.items() if key != "format"}
+
+
+def check_format(config, folder):
+  """Raises InputError if a run's files are of another version's format."""
+  found = config.get("format", 1)
+  if found != FORMAT:
+    raise InputError(f"{folder} holds a run of workdir format {found}, and this version reads format "
+                     f"{FORMAT}: finish it with the version that began it, or choose another "
+                     "--workdir.")
+
+
+@contextlib.contextmanager
+def lock(folder):
+  """Keeps a folder for one job as long as the context lasts.
+
+  Raises:
+    InputError: if another job works there, if it cannot be written, or if the hosts of this job do
+      not share it.
+  """
+  folder = pathlib.Path(folder)
+  descriptor = hosts.from_first(lambda: _lock(folder))
+  try:
+    hosts.check_shared(folder)
+    yield
+  finally:
+    if hosts.is_first():
+      os.close(descriptor)
+
+
+def _lock(folder):
+  """Locks a folder until the file descriptor that it gives is closed, or the process ends."""
+  path = folder / "lock"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise _unwritable(folder, error) from None
+  try:
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    owner = None
+  except BlockingIOError:
+    owner = path.read_text().strip() or "that has just begun"
+  except OSError:  # a file system without locks
+    owner = None
+  owner = owner or active_elsewhere(folder)
+  if owner:
+    os.close(held)
+    raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, end it, or choose "
+                     "another --workdir.") from None
+  os.ftruncate(held, 0)
+  os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+  os.fsync(held)  # another host is to read it
+  return held
+
+
+def _unwritable(folder, error):
+  if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return error
+  return InputError(f"--workdir {folder} cannot be written ({error.strerror}): choose another.")
+
+
+class Workdir:
+  """Stages under one folder."""
+
+  def __init__(self, folder, config, checkpoint_settings, wall_time=None):
+    """`config` is the whole configuration; the wall time log is told what is saved."""
+    self.folder = pathlib.Path(folder)
+    self.wall_time = wall_time
+    self.config = json.loads(json.dumps(to_plain(config) | {"format": FORMAT}))
+    self.checkpoint_settings = checkpoint_settings
+    self.stages = {}  # name -> {"seconds", "skipped"} in the order they came
+
+  def check_config(self, *, overwrite):
+    """Takes the folder for this configuration.
+
+    Args:
+      overwrite: accept another configuration; the stages that it changes run again.
+
+    Raises:
+      InputError: if it holds a run with another configuration, or cannot be written.
+    """
+    path = self.folder / "config.json"
+
+    def check():
+      try:
+        held = read_json(path)
+        if held is not None:
+          check_format(held, self.folder)
+        if held is not None and not overwrite:
+          self._refuse_another(held)
+        write_json(path, self.config)
+      except OSError as error:
+        raise _unwritable(self.folder, error) from None
+
+    hosts.from_first(check)
+
+  def _refuse_another(self, held):
+    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(held, self.config)]
+    if changes:
+      more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+      raise InputError(f"{self.folder} holds a run with another configuration "
+                       f"({'; '.join(changes[:3])}{more}). Choose another --workdir, or give "
+                       "--overwrite to run again the stages that this changes.")
+
+  def _store(self, name, part):
+    return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
+                 on_saved=self.kept)
+
+  def kept(self, until=None):
+    """Says that all work up to a time (now, if none is given) is saved."""
+    if self.wall_time is not None:
+      self.wall_time.kept(until)
+
+  def is_done(self, name, mark):
+    """Whether a stage is done with this fingerprint."""
+    done = shared_json(self.folder / name / "done.json")
+    return done is not None and done["fingerprint"] == mark
+
+  def reuse_stages(self, folder, fingerprints):
+    """Takes over the stages that another run has finished with the same fingerprints.
+
+    Args:
+      folder: of that run.
+      fingerprints: {stage: fingerprint} of this one.
+    """
+    hosts.from_first(lambda: self._reuse(pathlib.Path(folder), fingerprints))
+
+  def _reuse(self, folder, fingerprints):
+    for name, mark in fingerprints.items():
+      done = read_json(folder / name / "done.json")
+      held = self.folder / name
+      if done is not None and done["fingerprint"] == mark and not held.exists():
+        # Links: what a finished stage has left is read alone. Renamed: it is there whole or not.
+        part = held.with_name(held.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(folder / name, part, copy_function=os.link)
+        part.rename(held)
+        metrics = folder / "metrics" / f"{name}.jsonl"
+        if metrics.exists():
+          (self.folder / "metrics").mkdir(exist_ok=True)
+          shutil.copy(metrics, self.folder / "metrics")
+
+  @contextlib.contextmanager
+  def stage(self, name, mark):
+    """Runs a stage: yields its store, or None where it is done already.
+
+    What another configuration left is removed first; when the body ends without error, the stage is
+    marked done. Its seconds are those of this process.
+    """
+    interruption.stop_if_requested()
+    folder = self.folder / name
+    done = shared_json(folder / "done.json")
+    if done is not None and done["fingerprint"] == mark:
+      self.stages[name] = {"seconds": done["seconds"], "skipped": True}
+      yield None
+      return
+    hosts.from_first(lambda: _begin(folder, mark))
+    begin = time.monotonic()
+    store = self._store(name, "progress")
+    try:
+      yield store
+    except BaseException as error:
+      # Closing waits for the other processes, which do not come where this one alone has failed.
+      if jax.process_count() == 1 or isinstance(error, interruption.Interrupted):
+        store.close()
+      raise
+    store.close()
+    drop_compiled_programs()
+    seconds = round(time.monotonic() - begin, 1)
+    hosts.barrier(f"{name} is done")  # else one host would remove what another still reads
+    write_json(folder / "done.json", {"fingerprint": mark, "seconds": seconds})
+    self.kept()
+    if hosts.is_first():
+      shutil.rmtree(folder / "progress", ignore_errors=True)
+    self.stages[name] = {"seconds": seconds, "skipped": False}
+
+  def save_result(self, name, state):
+    """Writes what a stage leaves for later ones: a tree of arrays."""
+    store = self._store(name, "result")
+    store.save(0, state)
+    store.close()
+
+  def load_result(self, name, template):
+    """Reads it back.
+
+    Args:
+      template: a tree of arrays (or ShapeDtypeStructs with shardings) of the same shape.
+
+    Raises:
+      InputError: if it is missing or damaged.
+    """
+    store = self._store(name, "result")
+    restored = store.restore(template)
+    store.close()
+    if restored is None:
+      raise InputError(f"{self.folder / name / 'result'} is empty. Delete {self.folder / name} to "
+                       "have this stage run again.")
+    return restored.state
+
+
+def _begin(folder, mark):
+  """Makes a stage's folder, without what other settings have left there."""
+  started = read_json(folder / "started.json")
+  done = (folder / "done.json").exists()
+  if folder.exists() and (done or started is None or started["fingerprint"] != mark):
+    shutil.rmtree(folder)
+  write_json(folder / "started.json", {"fingerprint": mark})
+
+
+def _differences(held, wanted, prefix=""):
+  for key in sorted(set(held) | set(wanted)):
+    if not prefix and key in _IRRELEVANT:
+      continue
+    old, new = held.get(key), wanted.get(key)
+    if isinstance(old, dict) and isinstance(new, dict):
+      yield from _differences(old, new, f"{prefix}{key}.")
+    elif old != new:
+      yield f"{prefix}{key}", old, new

@@ -1,0 +1,115 @@
+"""Guards against winning by cheating: pure rules on the greedy answers at the end of an epoch.
+
+A score can be brought down by answers that shrink away, fall apart, repeat themselves, never end or
+are one answer to all; and by answers that please this classifier alone. What is usual is measured
+on the same model's answers to *unseen* owners' queries: what it says of people it never heard of.
+"""
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dareu_jax.core.settings import Fraction, Positive, Size, settings
+
+AtLeastOne = Annotated[float, Field(ge=1)]
+
+
+@settings
+class GuardSettings:
+  """Bounds on the greedy answers of an epoch, against winning by cheating.
+
+  The usual length, entropy and fluency are those of the answers to unseen owners' queries.
+  """
+
+  # What happens to an epoch out of bounds: it is not kept, ends the run, or is undone and followed by
+  # halved learning rates.
+  action: Literal["off", "refuse", "stop", "rollback"] = "refuse"
+  max_rollbacks: Size = 3  # after so many the run stops
+  min_length_ratio: Fraction = 0.75  # of the usual response length
+  max_length_ratio: AtLeastOne = 1.5  # of the usual response length
+  min_eos_ratio: Fraction = 0.8  # of the share of the original's answers that end by themselves
+  min_distinct_ratio: Fraction = 0.5  # of the original's share of distinct answers
+  max_degenerate_share: Fraction = 0.05  # of empty or repetitive answers
+  min_entropy_ratio: Fraction = 0.3  # of the usual entropy per token
+  max_entropy_ratio: AtLeastOne = 3.0  # of the usual entropy per token
+  max_fluency_gap: Positive = 1.5  # nats a token under the original, above the usual
+  max_judge_gap: Fraction = 0.05  # of the judge's score above its level, where the reward's is at its own
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochReport:
+  """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model.
+
+  What begins with `unseen` is the same of the answers to unseen owners' queries (to forget queries,
+  where there are none).
+  """
+
+  epoch: int
+  score: float  # mean b(y)
+  level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
+  response_length: float  # mean tokens, the end token not counted
+  unseen_length: float
+  eos_share: float  # of answers that end by themselves
+  degenerate_share: float  # of answers that are empty or repeat themselves
+  distinct_share: float  # distinct answers over answers
+  entropy: float  # of the policy, mean over the answers' tokens, nats
+  unseen_entropy: float
+  fluency: float  # NLL of the answers under the original model, nats a token
+  unseen_fluency: float
+  judge_score: float  # mean b(y) of the classifier that the reward never asks
+  judge_level: float  # the same for unseen owners' queries, or as set
+  tracked: dict = dataclasses.field(default_factory=dict)  # metrics that decide nothing
+
+
+def violations(report, original, guards: GuardSettings):
+  """Why an epoch is out of bounds: a tuple of sentences, empty if it is within; action "off" too.
+
+  Args:
+    report, original: EpochReports of the epoch and of epoch 0.
+  """
+  broken = [name for name, value in dataclasses.asdict(report).items()
+            if isinstance(value, float) and not math.isfinite(value)]
+  if broken:
+    return (f"{', '.join(broken)}: not a number",)
+  # What is memorised may be longer, and surer, than what the model says of its own accord.
+  lengths = original.response_length, original.unseen_length
+  entropies = original.entropy, original.unseen_entropy
+  shortest, longest = guards.min_length_ratio * min(lengths), guards.max_length_ratio * max(lengths)
+  low, high = guards.min_entropy_ratio * min(entropies), guards.max_entropy_ratio * max(entropies)
+  degenerate = max(guards.max_degenerate_share, original.degenerate_share)
+  fluency = original.unseen_fluency + guards.max_fluency_gap
+  # On the way down both scores are above their levels, and never quite as far as each other.
+  judged = (report.judge_level + guards.max_judge_gap
+            + 2 * max(0.0, report.score - report.level))
+  checks = (
+    (report.response_length < shortest,
+     f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"),
+    (report.response_length > longest,
+     f"answers grew to {report.response_length:.1f} tokens (at most {longest:.1f})"),
+    (report.eos_share < guards.min_eos_ratio * original.eos_share,
+     f"only {report.eos_share:.0%} of the answers end by themselves"),
+    (report.degenerate_share > degenerate,
+     f"{report.degenerate_share:.0%} of the answers are empty or repeat themselves"),
+    (report.distinct_share < guards.min_distinct_ratio * original.distinct_share,
+     f"only {report.distinct_share:.0%} of the answers are distinct"),
+    (report.entropy < low, f"the entropy fell to {report.entropy:.2f} nats (at least {low:.2f})"),
+    (report.entropy > high, f"the entropy rose to {report.entropy:.2f} nats (at most {high:.2f})"),
+    (report.fluency > fluency, f"answers cost {report.fluency:.2f} nats a token under the original "
+                               f"(at most {fluency:.2f})"),
+    (report.judge_score > judged,
+     f"the judge gives {report.judge_score:.3f} (at most {judged:.3f}) where the reward's "
+     f"classifier gives {report.score:.3f}"),
+  )
+  return tuple(reason for broken, reason in checks if broken)
+
+
+def is_rejected(report, original, guards: GuardSettings):
+  """Whether an epoch must not be kept."""
+  return guards.action != "off" and bool(violations(report, original, guards))
+
+
+def count_violations(reports, guards: GuardSettings):
+  """How many epochs after the original were out of bounds."""
+  return sum(bool(violations(report, reports[0], guards)) for report in reports[1:])

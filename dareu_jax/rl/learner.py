@@ -1,0 +1,237 @@
+"""The learner: scored rollouts to advantages, PPO with distillation (jitted parts).
+
+Roles of the policy are trainable states over one frozen state: original (the teacher), previous
+(the end of the last epoch) and current; so is the trunk of a separate critic. B rows, T completion
+slots, S = prompt + completion slots.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
+from dareu_jax.core.masked import (
+  explained_variance,
+  join,
+  last_valid,
+  length_mask,
+  masked_mean,
+  masked_whiten,
+)
+from dareu_jax.generation.strategies import Sample
+from dareu_jax.parallel.mesh import constrain_parameters
+from dareu_jax.rl.advantages import generalized_advantage_estimation, group_advantages
+from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
+from dareu_jax.rl.rewards import centered_log_ratio, token_rewards
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.optimizers import adamw_direction, apply_direction
+
+
+class Critic(NamedTuple):
+  """What is trained of the critic."""
+
+  head: Any  # of a ValueHead
+  trunk: Any  # a role of the policy; None: the head sits on the policy itself
+
+
+class LearnerState(NamedTuple):
+  """All that a run needs to go on; `step` counts rollouts."""
+
+  step: jax.Array
+  policy: Any
+  critic: Critic
+  policy_opt: Any
+  critic_opt: Any
+  previous: Any  # policy at the end of the previous epoch
+  previous_critic: Critic  # beside it
+  chosen: Any  # policy of the epoch to keep so far
+
+
+class Rollout(NamedTuple):
+  """Sampled responses, ready to learn from; first axis the rows."""
+
+  token_ids: jax.Array  # [B, S] prompt and completion on end
+  prompt_lengths: jax.Array  # [B]
+  completion_ids: jax.Array  # [B, T]
+  lengths: jax.Array  # [B]
+  old_logprobs: jax.Array  # [B, T]
+  old_values: jax.Array  # [B, T]
+  advantages: jax.Array  # [B, T]
+  returns: jax.Array  # [B, T]
+
+
+def sampling(settings: RLSettings):
+  """The distribution that responses are sampled from, and their log-probs taken under."""
+  return Sample(settings.temperature, settings.top_k, settings.top_p)
+
+
+def init_learner(policy, value, settings: RLSettings):
+  """A learner at step 0, every role of the policy (and a separate critic's trunk) at its start.
+
+  Args:
+    policy: params of the original.
+    value: params of a fresh value head.
+  """
+  optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
+  # Updates donate the state: no role may share a buffer with another.
+  critic = Critic(copy(value), copy(policy) if settings.critic == "separate" else None)
+  return LearnerState(jnp.int32(0), copy(policy), critic, optimizer.init(policy),
+                      optimizer.init(critic), copy(policy), copy(critic), copy(policy))
+
+
+def roll_back(state, settings: RLSettings):
+  """Policy and critic as they were an epoch ago, and optimizers that remember nothing."""
+  optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
+  return state._replace(
+    policy=copy(state.previous), critic=copy(state.previous_critic),
+    policy_opt=optimizer.init(state.policy), critic_opt=optimizer.init(state.critic))
+
+
+def end_epoch(state):
+  """The learner to whom policy and critic of now are those of the previous epoch."""
+  return state._replace(previous=copy(state.policy), previous_critic=copy(state.critic))
+
+
+def copy(tree):
+  """The same numbers in buffers of their own."""
+  return jax.tree.map(jnp.copy, tree)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def score_rollout(state, original, value_head, scores, prompt_ids, prompt_lengths, completions, *,
+                  settings: RLSettings):
+  """Rewards, values and advantages of sampled completions.
+
+  Beyond the paper, a token may cost η = anchor_coef times its `centered_log_ratio` to the original:
+  of all ways not to say what is to be forgotten, those likeliest under it are the cheapest.
+
+  Args:
+    state: LearnerState.
+    original: models.handle.Model of the original policy π_N.
+    value_head: models.handle.Model of a ValueHead; its params are the state's.
+    scores: [B, T] float; of each prefix, high for what is to be forgotten (rl.reward_functions).
+    prompt_ids: [B, P] int.
+    prompt_lengths: [B] int.
+    completions: generation.sampler.Completions.
+
+  Returns: (Rollout, metrics: scalars).
+  """
+  ids, lengths = completions.ids, completions.lengths
+  time = ids.shape[1]
+  mask = length_mask(lengths, time)
+  token_ids = join(prompt_ids, prompt_lengths, ids)
+
+  def role(params):
+    model = original.with_params(params).module
+    hidden = completion_hidden(model.hidden_states(token_ids), prompt_lengths, time)
+    return hidden, model.head
+
+  hidden, head = role(state.policy)
+  logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
+  kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
+  rewards = token_rewards(
+    scores, lengths, kl, segment_length=settings.segment_length, epsilon=settings.epsilon,
+    c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
+    max_length=settings.max_new_tokens)
+  if settings.anchor_coef:
+    # As the KL, at the temperature alone: what top_k and top_p cut off has no finite log-prob.
+    whole = Sample(settings.temperature)
+    own = logprobs
+    if sampling(settings) != whole:
+      own, _ = logprobs_and_entropy(hidden, head, ids, whole.logprobs)
+    anchor, _ = logprobs_and_entropy(*role(original.params), ids, whole.logprobs)
+    rewards -= settings.anchor_coef * centered_log_ratio(own, anchor, mask)
+  metrics = {
+    "score": jnp.mean(last_valid(scores, lengths)),
+    "reward": jnp.mean(jnp.sum(rewards, axis=1)),
+    "kl": masked_mean(kl, mask),
+    "entropy": masked_mean(entropy, mask),
+    "response_length": jnp.mean((lengths - completions.ended).astype(jnp.float32)),
+    "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
+  }
+  if settings.learner == "ppo":
+    trunk = state.critic.trunk
+    values = value_head.with_params(state.critic.head).module(
+      hidden if trunk is None else role(trunk)[0])
+    advantages, returns = generalized_advantage_estimation(
+      rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
+    metrics["explained_variance"] = explained_variance(values, returns, mask)
+    if settings.whiten_advantages:
+      advantages = masked_whiten(advantages, mask)
+  else:
+    whole = group_advantages(jnp.sum(rewards, axis=1), group_size=settings.samples_per_prompt,
+                             normalize=settings.learner == "grpo")
+    advantages = jnp.where(mask, whole[:, None], 0.0)
+    values = returns = jnp.zeros_like(advantages)
+  rollout = Rollout(token_ids, prompt_lengths, ids, lengths, logprobs, values, advantages, returns)
+  return rollout, metrics
+
+
+@functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
+def update(state, original, value_head, rollout, rows, retain, learning_rates, *,
+           settings: RLSettings):
+  """One minibatch update.
+
+      L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π)
+
+  GRPO and RLOO have no L_value.
+
+  Args:
+    state: LearnerState; donated.
+    original, value_head: as for `score_rollout`.
+    rollout: Rollout.
+    rows: [M] int; the minibatch.
+    retain: data.batches.Batch of retained examples.
+    learning_rates: (policy's, value head's) scalars; a separate trunk has the policy's.
+
+  Returns: (LearnerState with its step unchanged, metrics: scalars).
+  """
+  part = jax.tree.map(lambda x: x[rows], rollout)
+  time = part.completion_ids.shape[1]
+  mask = length_mask(part.lengths, time)
+  retain_time = retain.completion_ids.shape[1]
+  retain_mask = length_mask(retain.completion_lengths, retain_time)
+
+  def sampled_hidden(model):
+    return completion_hidden(model.hidden_states(part.token_ids), part.prompt_lengths, time)
+
+  def retain_hidden(model):
+    hidden = model.hidden_states(retain.token_ids)
+    return completion_hidden(hidden, retain.prompt_lengths, retain_time)
+
+  teacher_model = original.module
+  teacher_hidden = jax.lax.stop_gradient(retain_hidden(teacher_model))
+
+  def total_loss(policy, critic):
+    model = original.with_params(policy).module
+    hidden = sampled_hidden(model)
+    logprobs, _ = logprobs_and_entropy(
+      hidden, model.head, part.completion_ids, sampling(settings).logprobs)
+    loss, metrics = policy_loss(
+      logprobs, part.old_logprobs, part.advantages, mask, clip_eps=settings.clip_eps)
+    metrics["policy_loss"] = loss
+    if settings.learner == "ppo":
+      if critic.trunk is not None:
+        hidden = sampled_hidden(original.with_params(critic.trunk).module)
+      values = value_head.with_params(critic.head).module(hidden)
+      metrics["value_loss"], value_metrics = value_loss(
+        values, part.old_values, part.returns, mask, clip_eps=settings.value_clip_eps)
+      metrics |= value_metrics
+      loss += settings.value_coef * metrics["value_loss"]
+    metrics["distill_loss"] = kl_to_teacher(
+      retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
+    loss += settings.distill_coef * metrics["distill_loss"]
+    return loss, {"loss": loss, **metrics}
+
+  grads, metrics = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(state.policy, state.critic)
+  optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
+  direction, policy_opt = optimizer.update(grads[0], state.policy_opt, state.policy)
+  critic_direction, critic_opt = optimizer.update(grads[1], state.critic_opt, state.critic)
+  policy_rate, head_rate = learning_rates
+  critic = Critic(apply_direction(state.critic.head, critic_direction.head, head_rate),
+                  apply_direction(state.critic.trunk, critic_direction.trunk, policy_rate))
+  return constrain_parameters(state._replace(
+    policy=apply_direction(state.policy, direction, policy_rate), critic=critic,
+    policy_opt=policy_opt, critic_opt=critic_opt)), metrics

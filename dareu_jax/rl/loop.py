@@ -1,0 +1,196 @@
+"""The reinforcement learning run: epochs of rollouts and updates, watched, saved, stopped by a stated rule."""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dareu_jax.core import interruption
+from dareu_jax.data.batches import Batches, prompt_batch
+from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.evaluation.metrics import is_degenerate
+from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel.hosts import fetch
+from dareu_jax.parallel.mesh import place
+from dareu_jax.rl import learner
+from dareu_jax.rl.guards import EpochReport
+from dareu_jax.rl.monitor import Monitor
+from dareu_jax.rl.reward_functions import ForgetSet, Reward
+from dareu_jax.rl.selection import choose, rate_scale, rolls_back
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.supervised import StageIO
+from dareu_jax.training.writers import batch_hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a run ends with."""
+
+  policy: Any  # params of the epoch that was kept
+  reports: tuple[EpochReport, ...]
+  chosen_epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The models and data of a run; everything but what changes."""
+
+  original: Model  # π_N
+  value_head: Model  # a fresh ValueHead
+  reward: Reward
+  forget: ForgetSet
+  retain: Batches
+  evaluator: Evaluator
+  settings: RLSettings
+  seed: int
+  monitor: Monitor | None = None  # of `run`: what each epoch is judged by
+
+  @property
+  def rollouts_per_epoch(self):
+    queries = len(self.forget.rows) * self.settings.samples_per_prompt
+    return -(-queries // self.settings.rollout_batch_size)
+
+  @property
+  def updates_per_sweep(self):
+    """Minibatches that cover a rollout once."""
+    return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
+
+  @functools.cached_property
+  def prompt_width(self):
+    """Prompt slots that hold every forget query, so that all rollouts share one program."""
+    return max(len(row.prompt) for row in self.forget.rows)
+
+
+def run(task: Task, stage: StageIO) -> Result:
+  """Unlearns, from the newest checkpoint of the stage where there is one.
+
+  Told to stop, it saves and raises `interruption.Interrupted`.
+
+  Args:
+    task: Task.
+    stage: training.supervised.StageIO; one record of metrics a rollout. With `compile_only` what a
+      rollout and the end of an epoch need is compiled, and nothing learnt.
+  """
+  settings = task.settings
+  state = place(learner.init_learner(task.original.params, task.value_head.params, settings))
+  restored = stage.store.restore(state)
+  if restored is None:
+    reports = [task.monitor.assess(task.original.params, 0)]
+  else:
+    state = restored.state
+    reports = [EpochReport(**report) for report in restored.meta["reports"]]
+  guards = task.monitor.settings.guards
+  chosen, done = choose(reports, settings, guards)
+  if stage.compile_only:
+    state, _ = learn(task, state, 0)
+    return Result(state.chosen, tuple(reports), chosen)
+  start = int(state.step)
+  stage.writer.rewind(start)
+  total = settings.epochs * task.rollouts_per_epoch
+  with stage.bar(total, start) as progress:
+    for step in range(start, total):
+      if done:
+        break
+      epoch = step // task.rollouts_per_epoch + 1
+      falling = 1 - (1 - settings.final_rate) * step / total
+      state, metrics = learn(task, state, step, falling * rate_scale(reports, guards))
+      stage.writer.write(step + 1, {"epoch": epoch, **metrics})
+      stopping = interruption.requested()
+      if (step + 1) % task.rollouts_per_epoch == 0:
+        reports.append(task.monitor.assess(state.policy, epoch))
+        chosen, done = choose(reports, settings, guards)
+        if chosen == epoch:
+          state = state._replace(chosen=learner.copy(state.policy))
+        if rolls_back(reports, guards):
+          state = learner.roll_back(state, settings)
+        else:
+          state = learner.end_epoch(state)
+        stage.store.save(step + 1, state, _meta(reports), best=chosen == epoch)
+      elif stopping or stage.store.should_save(step + 1):
+        stage.store.save(step + 1, state, _meta(reports))
+      if stopping:
+        stage.store.wait()
+        raise interruption.Interrupted
+      progress.set_postfix({
+        "score": f"{metrics['score']:.3f}→{reports[-1].level:.3f}",
+        "tokens": f"{metrics['response_length']:.1f}", "kl": f"{metrics['kl']:.3f}"}, refresh=False)
+      progress.update()
+  return Result(state.chosen, tuple(reports), chosen)
+
+
+def learn(task: Task, state, step, rate_scale=1.0):
+  """One rollout and its updates: (state, metrics as floats)."""
+  settings, evaluator = task.settings, task.evaluator
+  begin = time.monotonic()
+  chosen, numbers = rollout_rows(task, step)
+  prompts = evaluator.to_device(prompt_batch(
+    [task.forget.rows[i] for i in chosen], len(chosen), multiple=evaluator.multiple,
+    pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width))
+  key = jax.random.fold_in(jax.random.key(task.seed), step)
+  completions = generate(
+    task.original.with_params(state.policy), *prompts, row_keys(key, numbers),
+    strategy=learner.sampling(settings),
+    max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
+    pad_id=evaluator.tokenizer.pad_id)
+  texts = _texts(evaluator.tokenizer, completions)
+  sampled = time.monotonic()
+  scores = evaluator.to_device(task.reward(task.forget.responses(chosen, completions, texts)))
+  rewarded = time.monotonic()
+  rollout, metrics = learner.score_rollout(
+    state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
+    settings=settings)
+  metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
+  learned, learned_from = [], []
+  for rows, number in minibatches(task, step):
+    scale = rate_scale * min(1.0, (number + 1) / max(1, settings.warmup_steps))
+    rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
+    retain = task.retain[number]
+    learned_from.append((rows, retain))
+    state, update_metrics = learner.update(
+      state, task.original, task.value_head.with_params(None), rollout, rows,
+      evaluator.to_device(retain), rates, settings=settings)
+    learned.append(update_metrics)
+  means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
+  metrics = {name: float(value) for name, value in {**metrics, **means}.items()}
+  metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
+  metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
+  return state._replace(step=state.step + 1), metrics
+
+
+def rollout_rows(task: Task, step):
+  """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
+
+  The queries come in sweeps, each a random order of all of them; without a critic each comes as
+  often in a row as its responses are compared.
+  """
+  settings, count = task.settings, len(task.forget.rows)
+  numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)
+  turns = numbers if settings.learner == "ppo" else numbers // settings.samples_per_prompt
+  orders = {sweep: np.random.default_rng((task.seed, 0, sweep)).permutation(count)
+            for sweep in set(turns // count)}
+  return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
+
+
+def minibatches(task: Task, step):
+  """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
+  size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
+  rng = np.random.default_rng((task.seed, 1, step))
+  number = step * sweeps * task.updates_per_sweep
+  for _ in range(sweeps):
+    order = rng.permutation(task.settings.rollout_batch_size)
+    for rows in np.resize(order, (task.updates_per_sweep, size)):
+      yield rows, number
+      number += 1
+
+
+def _texts(tokenizer, completions):
+  ids, lengths = fetch(completions.ids), fetch(completions.lengths)
+  return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
+
+
+def _meta(reports):
+  return {"reports": [dataclasses.asdict(report) for report in reports]}

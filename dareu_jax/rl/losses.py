@@ -1,0 +1,88 @@
+"""Losses of proximal policy optimization (Schulman et al. 2017), and distillation on retained data."""
+
+import chex
+import jax.numpy as jnp
+
+from dareu_jax.core.logprobs import policy_kl
+from dareu_jax.core.masked import masked_mean
+
+MAX_LOG_RATIO = 20.0
+
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
+  """The clipped surrogate, to be minimised.
+
+      L = - mean_t min( ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t ),   ρ_t = π(y_t) / π_old(y_t)
+
+  Args:
+    logprobs: [B, T] float; of the policy that is trained, at the sampling temperature.
+    old_logprobs: [B, T] float; of the policy that sampled.
+    advantages: [B, T] float.
+    mask: [B, T] bool.
+    clip_eps: ε.
+
+  Returns:
+    (loss, metrics): metrics are `clip_fraction`, and `approx_kl` = mean(ρ - 1 - ln ρ).
+
+  Source: Schulman et al. 2017, eq. 7.
+  """
+  chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
+  chex.assert_type([logprobs, old_logprobs, advantages], float)
+  # The bound matters only where a truncated distribution has cut a token off.
+  log_ratio = jnp.clip(jnp.where(mask, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  ratio = jnp.exp(log_ratio)
+  clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
+  loss = -masked_mean(jnp.minimum(ratio * advantages, clipped * advantages), mask)
+  metrics = {
+    "clip_fraction": masked_mean((jnp.abs(ratio - 1.0) > clip_eps).astype(jnp.float32), mask),
+    "approx_kl": masked_mean(ratio - 1.0 - log_ratio, mask),
+  }
+  return loss, metrics
+
+
+def value_loss(values, old_values, returns, mask, *, clip_eps):
+  """Half the squared error of the value, the larger of unclipped and clipped.
+
+      L = ½ mean_t max( (v_t - R_t)², (v_old,t + clip(v_t - v_old,t, -ε, ε) - R_t)² )
+
+  Args:
+    values: [B, T] float; of the value head that is trained.
+    old_values: [B, T] float; at sampling time.
+    returns: [B, T] float.
+    mask: [B, T] bool.
+    clip_eps: ε.
+
+  Returns:
+    (loss, metrics): metrics is `value_clip_fraction`.
+
+  Source: the clipped value loss of the PPO reference implementation (OpenAI baselines).
+  """
+  chex.assert_equal_shape([values, old_values, returns, mask])
+  chex.assert_type([values, old_values, returns], float)
+  clipped = old_values + jnp.clip(values - old_values, -clip_eps, clip_eps)
+  error, clipped_error = (values - returns) ** 2, (clipped - returns) ** 2
+  loss = 0.5 * masked_mean(jnp.maximum(error, clipped_error), mask)
+  active = (clipped_error > error).astype(jnp.float32)
+  return loss, {"value_clip_fraction": masked_mean(active, mask)}
+
+
+def kl_to_teacher(hidden, head, teacher_hidden, teacher_head, mask):
+  """Mean KL from the teacher to the student over the valid tokens, over the whole vocabulary.
+
+      L = mean_t KL( π_N(·|x_<t) ‖ π(·|x_<t) ),    π = softmax(hidden · head)
+
+  The logits are made a chunk of the time axis at a time: no [B, T, V] is ever held.
+
+  Args:
+    hidden, teacher_hidden: [B, T, D] float; the states that predict each token.
+    head, teacher_head: [D, V] float.
+    mask: [B, T] bool; which tokens count.
+
+  Returns: scalar float32, exactly 0 where student and teacher are the same numbers.
+
+  Source: DareU, distillation on the retain set.
+  """
+  chex.assert_rank([hidden, head, mask], [3, 2, 2])
+  chex.assert_equal_shape([hidden, teacher_hidden])
+  chex.assert_equal_shape_prefix([hidden, mask], 2)
+  return masked_mean(policy_kl(teacher_hidden, teacher_head, hidden, head), mask)

@@ -1,0 +1,90 @@
+"""What each epoch is judged by: greedy answers to forget queries and to those of unseen owners."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.core.settings import settings
+from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.evaluation.metrics import is_degenerate
+from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violations
+
+
+@settings
+class MonitorSettings:
+  """How the end of an epoch is judged, of every method alike."""
+
+  # The attribution score to come down to; negative: measured on unseen owners' queries.
+  target_score: Annotated[float, Field(le=1)] = -1.0
+  track_rouge: bool = False  # measure ROUGE at each epoch's end too; it decides nothing
+  guards: GuardSettings = GuardSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+  """Makes the `EpochReport` of a policy."""
+
+  original: Any  # params of π_N
+  classifier: Scorer  # that gives the score
+  judge: Scorer  # that no reward ever asks
+  forget_rows: tuple  # data.batches.Row
+  forget_queries: tuple  # their prompts in the classifier's tokens
+  unseen_rows: tuple  # queries of unseen owners; may be empty if the target is given
+  unseen_queries: tuple
+  evaluator: Evaluator
+  settings: MonitorSettings
+  track: Callable[[Any], dict[str, float]] | None = None  # params -> metrics, measured as well
+
+  def assess(self, policy, epoch):
+    """EpochReport of greedy answers to all forget queries and to those of unseen owners."""
+    answers, forget = self._measure(policy, self.forget_rows, self.forget_queries)
+    unseen = forget
+    if self.unseen_rows:
+      _, unseen = self._measure(policy, self.unseen_rows, self.unseen_queries)
+    target = self.settings.target_score
+    return EpochReport(
+      epoch=epoch,
+      score=forget["score"],
+      level=target if target >= 0 else unseen["score"],
+      response_length=forget["length"],
+      unseen_length=unseen["length"],
+      eos_share=float(np.mean(answers.ended)),
+      degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
+      distinct_share=len(set(answers.texts)) / len(answers.texts),
+      entropy=forget["entropy"],
+      unseen_entropy=unseen["entropy"],
+      fluency=forget["fluency"],
+      unseen_fluency=unseen["fluency"],
+      judge_score=forget["judge"],
+      judge_level=target if target >= 0 else unseen["judge"],
+      tracked=self.track(policy) if self.track else {},
+    )
+
+  def _measure(self, policy, rows, queries):
+    """Greedy answers, and their mean score, judge's score, length, entropy and NLL under π_N."""
+    evaluator = self.evaluator
+    answers = evaluator.answers(policy, rows)
+    own = answers.as_completions(rows)
+    entropies = [one.entropies for one in evaluator.statistics(policy, own)]
+    scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
+                      for scorer in (self.classifier, self.judge))
+    return answers, {
+      "score": float(scores.mean()), "judge": float(judged.mean()),
+      "length": float(answers.text_lengths.mean()),
+      "entropy": float(np.concatenate(entropies).mean()),
+      "fluency": -float(np.concatenate(evaluator.logprobs(self.original, own)).mean())}
+
+
+def epoch_records(reports, guards):
+  """The reports as plain dicts, each with whether its epoch could be kept, and the bounds it broke.
+
+  Args:
+    guards: GuardSettings.
+  """
+  original = reports[0]
+  return [{**dataclasses.asdict(report), "accepted": not is_rejected(report, original, guards),
+           "reason": "; ".join(violations(report, original, guards))} for report in reports]

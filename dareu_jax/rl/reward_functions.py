@@ -1,0 +1,108 @@
+"""What a response is scored by. A reward is a function of sampled responses:
+
+    @register_reward("short")
+    def short(responses: Responses) -> np.ndarray:
+      return np.tile(responses.lengths[:, None] / responses.ids.shape[1], responses.ids.shape[1])
+
+It gives a score in [0, 1] for every prefix, [B, T], high for what is to be forgotten; `rl.rewards`
+turns scores into token rewards. Any callable of this kind may be passed to `dareu_jax.unlearn`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.core.registry import Registry
+from dareu_jax.data.examples import Example
+from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
+from dareu_jax.parallel.hosts import fetch
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+  """Responses to forget queries, B of them, of up to T tokens."""
+
+  ids: np.ndarray  # [B, T] int, in the policy's tokens
+  lengths: np.ndarray  # [B] int
+  texts: tuple[str, ...]
+  examples: tuple[Example, ...]  # whose prompts were asked; their own responses are the true ones
+  queries: tuple[tuple[int, ...], ...]  # those prompts in the classifier's tokens
+  classifier: Scorer
+  refusals: tuple[str, ...]  # ways to say no
+
+
+Reward = Callable[[Responses], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetSet:
+  """The forget examples and what rewards may look at beside a response."""
+
+  rows: tuple  # data.batches.Row of each example
+  examples: tuple[Example, ...]
+  queries: tuple[tuple[int, ...], ...]
+  classifier: Scorer
+  refusals: tuple[str, ...] = ()
+
+  def responses(self, chosen, completions, texts) -> Responses:
+    """What was sampled, for a reward.
+
+    Args:
+      chosen: [B] int; which of the examples were asked.
+      completions: generation.sampler.Completions.
+      texts: B strings.
+    """
+    return Responses(
+      fetch(completions.ids), fetch(completions.lengths), tuple(texts),
+      tuple(self.examples[i] for i in chosen), tuple(self.queries[i] for i in chosen),
+      self.classifier, self.refusals)
+
+
+REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")
+
+
+def register_reward(name: str, *, whole: bool = False,
+                    uses_refusals: bool = False) -> Callable[[Reward], Reward]:
+  """Makes a reward known as `config.unlearning.dareu.reward`.
+
+  Args:
+    name: what it is called there.
+    whole: whether it scores whole responses alone: it is then invoked once and not per segment.
+    uses_refusals: whether another list of refusals changes the run.
+  """
+
+  def register(reward: Reward) -> Reward:
+    reward.whole, reward.uses_refusals = whole, uses_refusals
+    return REWARDS.register(name, reward)
+
+  return register
+
+
+@register_reward("attribution")
+def attribution(responses: Responses) -> np.ndarray:
+  """DareU: the probability of the forget owners, after every prefix."""
+  return responses.classifier.prefixes(responses.ids, responses.lengths, responses.queries)
+
+
+@register_reward("rouge", whole=True)
+def rouge(responses: Responses) -> np.ndarray:
+  """ROUGE-L recall of the true answer: what lexical unlearners reward (PURGE, DeMem in kind)."""
+  return _everywhere(responses, [
+    rouge_l_recall(example.response, text)
+    for example, text in zip(responses.examples, responses.texts, strict=True)])
+
+
+@register_reward("refusal", whole=True, uses_refusals=True)
+def refusal(responses: Responses) -> np.ndarray:
+  """1 minus the likeness to a refusal (ROUGE-L F1): what refusal-based unlearners reward (RULE)."""
+  likeness = [max(rouge_l_f1(refusal, text) for refusal in responses.refusals)
+              for text in responses.texts]
+  return _everywhere(responses, [1 - one for one in likeness])
+
+
+def _everywhere(responses: Responses, scores: list[float]) -> np.ndarray:
+  """The whole response's score at every position."""
+  time = responses.ids.shape[1]
+  return np.repeat(np.asarray(scores, np.float32)[:, None], time, axis=1)

@@ -1,0 +1,123 @@
+"""Attribution scores to token rewards (DareU, arXiv 2605.30919), in four forms."""
+
+from typing import Literal, get_args
+
+import chex
+import jax.numpy as jnp
+
+from dareu_jax.core.masked import length_mask, masked_mean
+
+RewardForm = Literal["published", "telescoped", "absorbing", "neutral"]
+REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
+
+
+
+def log_transform(scores, *, epsilon, c_seg):
+  """Maps attribution scores to rewards in [-1, 0].
+
+      T(b) = clip( ln(1 - clip(b, ε, 1-ε)) / C_seg, -1, 0 )
+
+  Args:
+    scores: [...] float; b in [0, 1], the probability of the forget owners.
+    epsilon: ε in (0, .5).
+    c_seg: C_seg > 0; small is sharp and clips early, large is flat.
+
+  Returns: [...] float32; falls with b.
+
+  Source: DareU, log-transformed attribution reward.
+  """
+  chex.assert_type(scores, float)
+  kept = 1.0 - jnp.clip(scores.astype(jnp.float32), epsilon, 1.0 - epsilon)
+  return jnp.clip(jnp.log(kept) / c_seg, -1.0, 0.0)
+
+
+def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
+  """The running mean of transformed scores over the invocations of the attribution function.
+
+      A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n}
+
+  and 0 before the first.
+
+  Args:
+    prefix_scores: [B, T] float; b(y_≤t) at t = 1..T.
+    lengths: [B] int; n, the valid tokens of each row.
+    segment_length: κ >= 1.
+
+  Returns: [B, T] float32; beyond the length the last value, A_n.
+  """
+  chex.assert_rank([prefix_scores, lengths], [2, 1])
+  time = prefix_scores.shape[1]
+  t = jnp.arange(1, time + 1)
+  n = lengths[:, None]
+  invoked = ((t % segment_length == 0) & (t <= n)) | (t == n)
+  transformed = log_transform(prefix_scores, epsilon=epsilon, c_seg=c_seg)
+  total = jnp.cumsum(jnp.where(invoked, transformed, 0.0), axis=1)
+  return total / jnp.maximum(jnp.cumsum(invoked, axis=1), 1)
+
+
+def token_rewards(
+  prefix_scores, lengths, kl, *, segment_length, epsilon, c_seg, kl_coef, form, max_length):
+  """Rewards of each response token, from prefix scores and the KL to the previous epoch's policy.
+
+      published    r_t = A_t - β KL_t
+      telescoped   r_t = (A_t - A_{t-1}) - β KL_t, A_0 = 0: potential-based, the return is A_n
+      absorbing    published, and r_n gets (T_max - n) A_n more, as if y had gone on to the limit
+      neutral      telescoped with KL_t - mean KL in place of KL_t, the mean over the batch's tokens
+
+  Every A_t is at most 0: in the published form each further token can only cost, so that ending
+  early pays; the others take that incentive away. So does every KL_t cost, in all forms but the
+  last, which charges where a response leaves the previous policy and not how long it is.
+
+  Args:
+    prefix_scores: [B, T] float; b(y_≤t).
+    lengths: [B] int; n, the valid tokens of each row.
+    kl: [B, T] float; KL(π ‖ π_prev) at each token.
+    segment_length: κ.
+    epsilon: ε.
+    c_seg: C_seg.
+    kl_coef: β.
+    form: which of these.
+    max_length: T_max, the longest response that the sampler allows.
+
+  Returns: [B, T] float32, 0 beyond the length.
+
+  Source: DareU; `telescoped` after Ng et al. 1999 (potential-based shaping).
+  """
+  chex.assert_rank([prefix_scores, lengths, kl], [2, 1, 2])
+  chex.assert_equal_shape([prefix_scores, kl])
+  chex.assert_type([prefix_scores, kl], float)
+  if form not in REWARD_FORMS:
+    raise ValueError(f"form is {form!r}: it must be one of {', '.join(REWARD_FORMS)}")
+  time = prefix_scores.shape[1]
+  means = segment_means(prefix_scores, lengths, segment_length=segment_length,
+                        epsilon=epsilon, c_seg=c_seg)
+  mask = length_mask(lengths, time)
+  reward = means
+  if form in ("telescoped", "neutral"):
+    reward = jnp.diff(means, axis=1, prepend=0.0)
+  elif form == "absorbing":
+    n = lengths[:, None]
+    last = jnp.arange(1, time + 1) == n
+    reward = means + jnp.where(last, (max_length - n) * means, 0.0)
+  if form == "neutral":
+    kl = kl - masked_mean(kl, mask)
+  return jnp.where(mask, reward - kl_coef * kl, 0.0)
+
+
+def centered_log_ratio(logprobs, anchor_logprobs, mask):
+  """Log-ratio of each token to an anchor policy, less the batch's mean.
+
+      c_t = ℓ_t - mean ℓ,    ℓ_t = log π(y_t) - log π_N(y_t)
+
+  ℓ is above 0 in the mean, so that ℓ itself would be a charge on each further token, and ending
+  early would pay; its distance from the mean charges which tokens, not how many.
+
+  Args:
+    logprobs, anchor_logprobs: [B, T] float; of the sampled tokens under π and π_N.
+    mask: [B, T] bool.
+
+  Returns: [B, T] float; sums to 0 over the valid tokens, 0 elsewhere.
+  """
+  chex.assert_equal_shape([logprobs, anchor_logprobs, mask])
+  ratio = logprobs - anchor_logprobs
+  return jnp.where(mask, ratio - masked_mean(ratio, mask), 0.0)

@@ -1,0 +1,82 @@
+"""Settings of the reinforcement learning run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.settings import (
+  Count,
+  Fraction,
+  NonNegative,
+  Positive,
+  PositiveFraction,
+  Size,
+  choice,
+  settings,
+)
+from dareu_jax.rl.rewards import RewardForm
+
+
+def _reward_names() -> tuple[str, ...]:
+  from dareu_jax.rl.reward_functions import REWARDS  # it stands on much, this file on nothing
+
+  return REWARDS.names()
+
+
+@settings
+class RLSettings:
+  """Reinforcement learning on forget queries with distillation on retained data."""
+
+  # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
+  learner: Literal["ppo", "grpo", "rloo"] = "ppo"
+  critic: Literal["shared", "separate"] = "shared"  # of PPO: a head on the policy's trunk, or a trunk too
+  # Reward
+  reward: Annotated[str, choice(_reward_names)] = "attribution"  # what responses are scored by
+  reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
+  segment_length: Count = 2  # κ: tokens between two invocations of the attribution function
+  epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01  # ε: scores are clipped to [ε, 1-ε] before the log
+  c_seg: Positive = 0.3  # C_seg: small is sharp and clips early, large is flat
+  kl_coef: NonNegative = 0.1  # β: weight of the KL to the previous epoch's policy
+  anchor_coef: NonNegative = 0.02  # η: weight of a token's centered log-ratio to the original; 0 in the paper
+  # Policy optimization
+  discount: Fraction = 1.0  # γ
+  gae_lambda: Fraction = 0.95  # λ
+  clip_eps: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the probability ratio
+  value_clip_eps: Positive = 0.2  # of the change of a value
+  value_coef: NonNegative = 1.0  # c_v
+  distill_coef: NonNegative = 10.0  # λ_distill: weight of the KL to the original on retained data
+  whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout
+  learning_rate: Positive = 3e-4  # of the policy
+  value_learning_rate: Positive = 3e-3  # of the value head
+  warmup_steps: Size = 10  # updates with a rising learning rate
+  final_rate: Fraction = 1.0  # share of the learning rates at the end; they fall linearly
+  weight_decay: NonNegative = 0.0  # of matrices
+  clip_norm: Positive = 1.0  # global gradient norm
+  # Batches
+  epochs: Count = 15  # at most; in each, `samples_per_prompt` responses to every forget query
+  samples_per_prompt: Count = 8  # responses to each forget query in an epoch
+  rollout_batch_size: Count = 80  # responses a rollout; a query may come more than once
+  minibatch_size: Count = 40  # responses an update
+  inner_epochs: Count = 1  # passes over a rollout
+  retain_batch_size: Count = 32  # retained examples distilled in each update
+  # Sampling
+  temperature: Positive = 0.85  # divides the logits
+  top_k: Size = 0  # 0: off
+  top_p: PositiveFraction = 1.0  # 1: off
+  max_new_tokens: Size = 0  # the longest response; 0: as long as the longest of the data
+  # Which epoch is kept, and when the run stops
+  selection: Literal["unseen_level", "lowest_score", "last"] = "unseen_level"  # which epoch is kept
+  settle_epochs: Count = 5  # epochs in a row at or below the level before the run stops
+
+  def __post_init__(self):
+    if self.minibatch_size > self.rollout_batch_size:
+      raise InvalidSetting(
+        "minibatch_size", self.minibatch_size,
+        f"it is a part of a rollout, and rollout_batch_size is {self.rollout_batch_size}.")
+    if self.learner != "ppo" and (
+        self.samples_per_prompt < 2 or self.rollout_batch_size % self.samples_per_prompt):
+      raise InvalidSetting(
+        "samples_per_prompt", self.samples_per_prompt,
+        f"{self.learner} compares that many responses to a query, so it must be >= 2 and divide "
+        f"rollout_batch_size ({self.rollout_batch_size}).")

@@ -1,1 +1,0 @@
-"""Learners: DareU (PPO on attribution rewards), and the rule that picks the epoch to keep."""

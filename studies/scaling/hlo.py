@@ -1,0 +1,337 @@
+"""What a compiled program costs one device: FLOPs, HBM traffic and collectives, from its HLO text.
+
+XLA's own `cost_analysis` counts the body of a loop once, which of a scan over layers and of a
+decode loop is nearly everything. Here each loop counts as often as it runs.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import Counter
+
+from studies.scaling.hlo_text import Shape, parse
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Names for what is there already, or what another instruction stands for.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
+         "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done",
+         "async-update", "add-dependency", "broadcast-done", "rng-get-and-update-state"}
+_VIEWS = {"bitcast", "reshape", "transpose", "copy", "convert"}  # the same numbers, in a fusion
+_COUNTERS = [Shape(dtype, ()) for dtype in ("s32", "u32", "s64", "u64")]
+
+
+@dataclasses.dataclass
+class Cost:
+  """What one device does; bytes of collectives by kind, as they go over the links."""
+
+  flops: float = 0.0
+  traffic: float = 0.0
+  collectives: Counter = dataclasses.field(default_factory=Counter)
+
+  def add(self, other, times=1):
+    self.flops += times * other.flops
+    self.traffic += times * other.traffic
+    for kind, amount in other.collectives.items():
+      self.collectives[kind] += times * amount
+
+
+class Program:
+  """A compiled program's text, taken apart."""
+
+  def __init__(self, text, *, loop_trips=1):
+    """`loop_trips` is how often a loop runs that does not say so itself."""
+    self.loop_trips = loop_trips
+    self.computations, self.entry = parse(text)
+
+  @functools.cached_property
+  def cost(self):
+    """Cost of a run of the whole program."""
+    return self._of_computation(self.entry)
+
+  @functools.cache  # noqa: B019 - a program is read once and dropped
+  def _of_computation(self, name):
+    total = Cost()
+    for instruction in self.computations[name].values():
+      self._add(total, name, instruction)
+    # An asynchronous collective is spread over several fusions: each channel counts once.
+    channels = {}
+    for computation, one, kind in self._collectives(name):
+      channel = re.search(r"channel_id=(\d+)|$", one.attributes)[1] or one.name
+      channels.setdefault(channel, []).append((computation, one, kind))
+    for parts in channels.values():
+      computation, one, kind = parts[0]
+      total.collectives[kind] += self._moved(computation, one, kind)
+      # Where it is known of one part that it lies in fast memory, it does.
+      total.traffic += min(self._touched(*part[:2]) for part in parts)
+    return total
+
+  def _touched(self, computation, one):
+    given = self._operands(computation, one)
+    return sum(shape.traffic for operand in given for shape in operand.shapes) + max(
+      (shape.traffic for shape in one.shapes), default=0)
+
+  def _collectives(self, name):
+    """Yields (computation, Instruction, kind) of the collectives here and in fusions."""
+    for one in self.computations[name].values():
+      kind = one.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        yield name, one, kind
+      elif one.opcode == "fusion":
+        for called in one.called("calls"):
+          yield from self._collectives(called)
+
+  def _add(self, total, computation, one):
+    """Adds an instruction's cost, that of what it calls included."""
+    if one.opcode == "while":
+      for part in ("condition", "body"):
+        for called in one.called(part):
+          total.add(self._of_computation(called), self._trips(one))
+      return
+    if one.opcode == "conditional":
+      branches = one.called("branch_computations") or (
+        one.called("true_computation") + one.called("false_computation"))
+      costs = [self._of_computation(branch) for branch in branches]
+      total.add(max(costs, key=lambda cost: (cost.flops, cost.traffic)))
+      return
+    if one.opcode in ("call", "async-start"):
+      for called in one.called("to_apply") or one.called("calls"):
+        total.add(self._of_computation(called))
+      return
+    total.flops += self._flops(computation, one)
+    total.traffic += self._traffic(computation, one)
+
+  def _trips(self, one):
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.attributes)
+    if found:
+      return int(found[1])
+    # A counter that starts at 0 and is compared with a number, whatever else may end the loop.
+    bounds = [bound for name in one.called("condition") for bound in self._integers(name)]
+    return -(-max(bounds) // self._step(one)) if bounds else self.loop_trips
+
+  def _step(self, one):
+    """What a loop's counter grows by: the part of its state that the condition compares."""
+    condition, body = (self.computations[one.called(part)[0]] for part in ("condition", "body"))
+    state = self._root(one.called("body")[0]).operands
+    for compared in (each for each in condition.values() if each.opcode == "compare"):
+      for part in map(condition.get, compared.operands):
+        if part is not None and part.opcode == "get-tuple-element":
+          index = int(re.search(r"index=(\d+)", part.attributes)[1])
+          grown = body[state[index]]
+          added = [body[name] for name in grown.operands if grown.opcode == "add" and name in body]
+          return next((_integer(each) for each in added if each.opcode == "constant"), 1)
+    return 1
+
+  def _integers(self, name):
+    """Integer constants of a computation and what it calls."""
+    for one in self.computations[name].values():
+      if one.opcode == "constant" and one.shapes[0] in _COUNTERS:
+        yield _integer(one)
+      for called in one.called("calls") if one.opcode == "fusion" else ():
+        yield from self._integers(called)
+
+  def _root(self, name):
+    """The Instruction that a computation gives back."""
+    return next(one for one in self.computations[name].values() if one.is_root)
+
+  def _operands(self, computation, one):
+    held = self.computations[computation]
+    return [held[name] for name in one.operands if name in held]
+
+  # FLOPs.
+
+  def _flops(self, computation, one):
+    """Multiplications and additions of matrix products; the rest is small beside its traffic.
+
+    On GPUs they are calls of cuBLAS. Attention by cuDNN or in a Pallas kernel is not counted.
+    """
+    if one.opcode == "fusion":
+      return sum(self._flops(called, inner) for called in one.called("calls")
+                 for inner in self.computations[called].values())
+    if one.opcode == "dot":
+      return self._product_flops(computation, one, r"lhs_contracting_dims=\{([\d,]*)\}")
+    if one.opcode == "convolution":
+      return self._convolution_flops(computation, one)
+    if one.opcode == "custom-call" and 'custom_call_target="__cublas' in one.attributes:
+      return self._product_flops(computation, one, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    return 0
+
+  def _product_flops(self, computation, one, summed):
+    """Of a matrix product; `summed` finds the dimensions of its left side that are summed over."""
+    left = self._operands(computation, one)[0].shapes[0]
+    dimensions = re.findall(r"\d+", re.search(summed, one.attributes)[1])
+    return 2 * one.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
+
+  def _convolution_flops(self, computation, one):
+    """As XLA counts them: places of the window that lie on padding are not multiplied."""
+    left, kernel = (operand.shapes[0] for operand in self._operands(computation, one)[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    lhs, rhs, out = labels.groups()
+    features = kernel.dims[rhs.index("i")]
+    window = re.search(r"window=\{([^}]*)\}", one.attributes)
+    places = 1
+    for axis in sorted(set(rhs) - {"i", "o"}):
+      places *= _window_products(
+        _window(window and window[1], int(axis)), left.dims[lhs.index(axis)],
+        one.shapes[0].dims[out.index(axis)])
+    batch = one.shapes[0].dims[out.index("b")]
+    produced = one.shapes[0].dims[out.index("f")]
+    # Groups of the batch are products apart: each sees its share of the rows alone.
+    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
+    rows = left.dims[lhs.index("b")] // int(groups[1]) if groups and int(groups[1]) > 1 else batch
+    return 2 * rows * produced * features * places
+
+  # Traffic.
+
+  def _traffic(self, computation, one):
+    if (one.opcode in _FREE or one.opcode.endswith("-done") or _is_sign(one)
+        or one.opcode.removesuffix("-start") in COLLECTIVES):
+      return 0
+    operands = self._operands(computation, one)
+    if one.opcode == "fusion":
+      body = one.called("calls")[0]
+      reads = sum(self._read(body, index, operand.shapes[0])
+                  for index, operand in enumerate(operands) if operand.shapes)
+      return reads + self._written(body, one.shapes)
+    if one.opcode.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
+      # Of a start's tuple the slice is the smallest array beside the scalars.
+      cut = min((s for s in one.shapes if s.dims), key=lambda s: s.size, default=one.shapes[0])
+      return cut.traffic + (0 if operands[0].shapes[0].fast else cut.bytes)
+    if one.opcode == "dynamic-update-slice":
+      return 0 if one.shapes[0].fast else 2 * operands[1].shapes[0].bytes
+    if one.opcode == "scatter":
+      return 0 if one.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
+    # Of a tuple (copy-start) the first part is the copy, the others say where it comes from.
+    written = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
+    if 'custom_call_target="__cu' in one.attributes:  # of cuBLAS, cuDNN: the rest is room for them
+      written = [shape for shape in written if shape.dtype not in ("s8", "u8")]
+    return sum(shape.traffic for operand in operands for shape in operand.shapes) + sum(
+      shape.traffic for shape in written)
+
+  def _parameter(self, body, index):
+    return next(one for one in self.computations[body].values()
+                if one.opcode == "parameter" and one.attributes.split(")")[0] == str(index))
+
+  def _read(self, body, index, shape):
+    """Bytes of a fusion's operand that it reads: what its uses ask for, at most all of it."""
+    if shape.fast:
+      return 0
+    return min(shape.bytes, self._read_of(body, self._parameter(body, index).name, shape))
+
+  def _read_of(self, body, name, shape, handed_out=None):
+    """`handed_out` says what is read of this nested fusion's result, where that is a view."""
+    whole = functools.partial(int, shape.bytes)
+    total = 0
+    for use in self.computations[body].values():
+      if name not in use.operands:
+        continue
+      if use.opcode in ("dynamic-slice", "slice", "gather"):
+        total += use.shapes[0].bytes if use.operands[0] == name else shape.bytes
+      elif use.opcode == "dynamic-update-slice" and use.operands[0] == name:
+        total += 0  # in place: what is not replaced is not touched
+      elif use.opcode == "fusion":
+        inner = use.called("calls")[0]
+        after = (handed_out or whole) if use.is_root else functools.partial(
+          self._read_of, body, use.name, shape, handed_out)
+        total += sum(self._read_of(inner, self._parameter(inner, i).name, shape, after)
+                     for i, operand in enumerate(use.operands) if operand == name)
+      elif use.opcode in _VIEWS:
+        total += (handed_out or whole)() if use.is_root else self._read_of(
+          body, use.name, shape, handed_out)
+      elif (use.opcode == "tuple" and use.is_root) or use.opcode in COLLECTIVES or _is_sign(use):
+        total += 0  # handed through, or counted with its channel
+      else:
+        return shape.bytes
+    return total
+
+  def _written(self, body, shapes):
+    """Bytes that a fusion writes: of a result that is updated in place the update alone."""
+    root = self._root(body)
+    parts = root.operands if root.opcode == "tuple" else (root.name,)
+    return sum(0 if shape.fast else min(shape.bytes, self._written_by(body, name, shape))
+               for name, shape in zip(parts, shapes, strict=False))
+
+  def _written_by(self, body, name, shape, copied=False):
+    one = self.computations[body].get(name)
+    if one is None:
+      return shape.bytes
+    if one.opcode == "dynamic-update-slice":
+      return self.computations[body][one.operands[1]].shapes[0].bytes
+    if one.opcode in _VIEWS:
+      copied = copied or one.opcode != "bitcast"
+      return self._written_by(body, one.operands[0], shape, copied)
+    if one.opcode == "fusion":
+      inner = one.called("calls")[0]
+      root = self._root(inner)
+      if root.opcode != "tuple":
+        return self._written_by(inner, root.name, shape, copied)
+    handed_on = one.opcode == "parameter" and not copied
+    return 0 if handed_on or one.opcode in COLLECTIVES or _is_sign(one) else shape.bytes
+
+  # Collectives.
+
+  def _moved(self, computation, one, kind):
+    """Bytes that a device sends, by the usual ring algorithms over a group of n:
+
+        all-gather, reduce-scatter, all-to-all: (n-1)/n of the whole; all-reduce: twice that
+    """
+    n = _group_size(one.attributes)
+    operands = self._operands(computation, one)
+    given = sum(shape.bytes for operand in operands for shape in operand.shapes)
+    if kind == "collective-permute":
+      return given
+    whole = given * n if kind == "all-gather" else given
+    return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _integer(one):
+  """The value of an integer constant."""
+  return int(one.attributes.split(")")[0])
+
+
+def _is_sign(one):
+  """Whether a custom call marks something for the compiler, and moves nothing."""
+  return one.opcode == "custom-call" and any(
+    f'custom_call_target="{name}' in one.attributes
+    for name in ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGather"))
+
+
+def _window(text, axis):
+  """(size, stride, padding below, dilation of the input, of the window) along an axis."""
+  def part(name, default):
+    found = re.search(rf"(?:^|\s){name}=(\S+)", text or "")
+    return found[1].split("x")[axis] if found else default
+
+  low = part("pad", "0_0").split("_")[0]
+  return (int(part("size", 1)), int(part("stride", 1)), int(low), int(part("lhs_dilate", 1)),
+          int(part("rhs_dilate", 1)))
+
+
+def _window_products(window, length, out):
+  """Pairs of an output place and a window place that meet an element of the input."""
+  size, stride, low, spread, step = window
+  pairs = 0
+  for k in range(size):
+    # The place o of the output reads o·stride + k·step - low, where that is a multiple of spread.
+    if stride == 1 and spread == 1:
+      first, last = max(0, low - k * step), min(out, length + low - k * step)
+      pairs += max(0, last - first)
+    else:
+      at = [o * stride + k * step - low for o in range(out)]
+      pairs += sum(place % spread == 0 and 0 <= place // spread < length for place in at)
+  return pairs
+
+
+def _group_size(attributes):
+  """Devices of a collective's group; of several forms that HLO has for it."""
+  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+  if found:
+    return int(found[2])
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))?\s*\{([^}]*)\}",
+                    attributes)
+  if found:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+    return math.prod(int(part or sizes[name]) for name, part in named)
+  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  return len(found[1].split(",")) if found else 1

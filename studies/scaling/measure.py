@@ -1,0 +1,56 @@
+"""A rollout's programs run on the devices that are there, on made-up weights, and timed."""
+
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from dareu_jax.models import handle as states
+from studies.scaling.programs import Job
+
+
+def measured(job: Job, compiled, *, repeats=3):
+  """Median seconds of a run of each program, after one that warms up.
+
+  Args:
+    job: the Job; its shapes say what to make.
+    compiled: {program: as `lower(...).compile()` gives it}.
+    repeats: runs of each.
+
+  Returns: {program: seconds}.
+  """
+  seconds = {}
+  for name, program in job.programs.items():
+    args = [arg for arg in program.args if not isinstance(arg, states.Frame)]
+    taken, given = [], None
+    for _ in range(repeats + 1):
+      given = None  # before others are made: there may be no room for both
+      given = made(args)  # anew, since the update takes the buffers of its state
+      begin = time.perf_counter()
+      jax.block_until_ready(compiled[name](*given))
+      taken.append(time.perf_counter() - begin)
+    seconds[name] = statistics.median(taken[1:])
+  return seconds
+
+
+def made(args):
+  """Arrays of these shapes on their devices: small numbers, ones for integers, keys of a seed."""
+
+  def fill(leaf):
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      keys = jax.random.split(jax.random.key(0), leaf.shape)
+      return jax.device_put(keys, leaf.sharding)
+    return _filler(leaf.shape, leaf.dtype, leaf.sharding)()
+
+  return jax.block_until_ready(jax.tree.map(fill, args))
+
+
+@functools.cache  # arrays are made anew for each run: compiled each time, that took most of it
+def _filler(shape, dtype, sharding):
+  """A function that makes an array where it is to lie."""
+  value = 1e-2 if jnp.issubdtype(dtype, jnp.floating) else 1
+  return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)

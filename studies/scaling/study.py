@@ -1,0 +1,165 @@
+"""One mesh of a study: its programs compiled, what they need, and how long they should take."""
+
+import dataclasses
+import time
+
+import jax
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.parallel.mesh import MeshSettings
+from studies.scaling import hlo
+from studies.scaling.chips import Chip
+from studies.scaling.programs import Job, ScalingSettings, bytes_on_device, job
+
+GIB = 2**30
+# v4 and older have two cores a chip, which programs see as one device in this configuration.
+_TOPOLOGY_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What a program needs of one device: bytes, FLOPs, and seconds at the chip's published peaks."""
+
+  arguments: int
+  temporaries: int  # with results that share no buffer with an argument
+  peak: int  # with all that stays on the device beside it
+  flops: float
+  traffic: float
+  collectives: dict  # bytes sent, by kind
+  compile_seconds: float
+  compute_seconds: float
+  memory_seconds: float
+  collective_seconds: float
+  times: int  # runs in a rollout
+
+  @property
+  def seconds(self):
+    """Of one run: arithmetic hides traffic or the other way round, and collectives hide neither."""
+    return max(self.compute_seconds, self.memory_seconds) + self.collective_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A mesh of the study."""
+
+  target: str  # topology, or kind of the devices that are there
+  mesh: tuple[int, int, int]
+  rows: int  # responses of a rollout
+  tokens: int  # of each
+  memory: float  # bytes of the chip's HBM
+  needs: dict[str, Need]
+  measured: dict | None = None  # program: seconds of a run
+  refused: dict = dataclasses.field(default_factory=dict)  # program: why the compiler gave up
+
+  @property
+  def devices(self):
+    return self.mesh[0] * self.mesh[1] * self.mesh[2]
+
+  @property
+  def peak(self):
+    """Bytes; without end where a program cannot be compiled at all for want of memory."""
+    return float("inf") if self.refused else max(need.peak for need in self.needs.values())
+
+  @property
+  def fits(self):
+    return self.peak <= self.memory
+
+  @property
+  def seconds(self):
+    """Roofline estimate of a rollout: sampled, rewarded, scored, learnt from."""
+    if self.refused:
+      return float("inf")
+    return sum(need.times * need.seconds for need in self.needs.values())
+
+  @property
+  def measured_seconds(self):
+    return self.measured and sum(
+      need.times * self.measured[name] for name, need in self.needs.items())
+
+
+def topology(name):
+  """(devices, Chip name) of a TPU topology that need not be there, such as 'v5e:4x4'.
+
+  Raises:
+    InputError: if there is no such topology, or no TPU compiler is installed.
+  """
+  from jax.experimental import topologies
+  try:
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=name, **_TOPOLOGY_OPTIONS.get(name.split(":")[0], {}))
+  except Exception as error:  # noqa: BLE001 - of a kind of its own for each reason
+    reason = str(error).strip().splitlines()[0][:200]
+    raise InputError(
+      f"--topology={name} cannot be compiled for ({reason}). Known forms: v4:2x2x2, v5e:4x4, "
+      "v5p:2x2x2, v6e:4x4; the compiler comes with pip install '.[tpu]'.") from None
+  return found.devices, name.split(":")[0]
+
+
+def compiled_row(study: ScalingSettings, sizes, devices, chip: Chip, target):
+  """Compiles a rollout's programs for a mesh.
+
+  Args:
+    sizes: of the axes (data, fsdp, tensor).
+    devices: that the mesh lies on; of a topology, or some that are there.
+    target: what to call them.
+
+  Returns: (Row, Job, {program: compiled}).
+  """
+  mesh = make_mesh(sizes, devices, target)
+  found: Job = job(study, mesh)
+  needs, programs, refused = {}, {}, {}
+  for name, program in found.programs.items():
+    begin = time.perf_counter()
+    try:
+      programs[name] = program.lower(mesh).compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      refused[name] = str(error).strip().splitlines()[0][:300]
+      continue
+    needs[name] = _need(program, programs[name], found.resident, chip,
+                        time.perf_counter() - begin)
+  unlearning = study.run.unlearning
+  return Row(target, tuple(mesh.shape.values()), unlearning.rollout_batch_size,
+             unlearning.max_new_tokens, chip.memory * GIB, needs, refused=refused), found, programs
+
+
+def make_mesh(sizes, devices, target):
+  """The mesh of these sizes over all devices of a target.
+
+  Raises:
+    InputError: if it takes more or fewer.
+  """
+  mesh = meshes.make_mesh(MeshSettings(*sizes), devices)
+  if mesh.size != len(devices):
+    raise InputError(f"--mesh={','.join(map(str, sizes))} takes {mesh.size} devices, and {target} "
+                     f"has {len(devices)}: -1 at one axis takes what there is.")
+  return mesh
+
+
+def _need(program, compiled, resident, chip, compile_seconds):
+  memory = compiled.memory_analysis()
+  temporaries = memory.temp_size_in_bytes + max(
+    0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+  # What is not an argument stays where it is; of what is, the memory analysis knows, but for
+  # arguments that the program has no use for.
+  given = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  resident = jax.tree.leaves(resident)
+  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in given])
+  held = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
+  cost = hlo.Program(compiled.as_text(), loop_trips=program.trips).cost
+  return Need(
+    arguments=memory.argument_size_in_bytes, temporaries=temporaries,
+    peak=held + temporaries,
+    flops=cost.flops, traffic=cost.traffic, collectives=dict(cost.collectives),
+    compile_seconds=compile_seconds, compute_seconds=cost.flops / chip.flops,
+    memory_seconds=cost.traffic / chip.bandwidth,
+    collective_seconds=sum(cost.collectives.values()) / chip.collective_bandwidth,
+    times=program.times)
+
+
+def recommended(rows):
+  """The mesh that fits and should be the fastest a response; None if none fits."""
+  fitting = [row for row in rows if row.fits]
+  return min(fitting, key=lambda row: row.seconds / row.rows, default=None)

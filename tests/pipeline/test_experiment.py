@@ -1,0 +1,306 @@
+"""What the job does around the stages."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.authors import make_authors
+from dareu_jax.data.examples import read_jsonl, write_jsonl
+from dareu_jax.parallel.mesh import path_name
+from dareu_jax.pipeline import evaluation as measures
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.experiment import judgement, over_seeds
+from dareu_jax.pipeline.run import load_model
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.stages import (
+  finetune_batches,
+  keep_tokenizer,
+  pretrain,
+  train_language_model,
+)
+from dareu_jax.training.checkpoints import read_json
+from tests.configs import smallest_config
+
+
+@pytest.fixture
+def own_data(tmp_path):
+  """The smallest config on a JSONL file alone: no D_test, no hold-out."""
+  write_jsonl(tmp_path / "train.jsonl", make_authors(3, 0, qa_per_author=6))
+  config = smallest_config()
+  config.data.update(source="jsonl", dir=str(tmp_path), num_owners=0, forget="forget30")
+  return config
+
+
+def test_data_of_ones_own_needs_neither_general_nor_unseen_examples(own_data, tmp_path):
+  """What the data lacks is left out of the table; ToW is over the sets that are there."""
+  own_data.retrain_again = True
+  summary, page = experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+  assert list(summary["models"]) == ["original", "retrained", "retrained_again", "dareu"]
+  row = summary["models"]["dareu"]
+  assert {"forget_rouge", "retain_rouge", "tug_of_war", "truth_ratio"} <= set(row)
+  assert not {"test_rouge", "mia_min_k_auc"} & set(row)
+  assert page.exists()
+
+
+def test_a_level_that_cannot_be_measured_is_refused_before_any_work(own_data, tmp_path):
+  own_data.unlearning.target_score = -1.0
+  with pytest.raises(InputError, match="no hold-out"):
+    experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("place", ["train", "test", "holdout", "perturbed"])
+def test_a_text_that_is_too_long_is_found_before_any_work(own_data, tmp_path, place):
+  """Each split is tokenized by another stage: the last one would fail after hours."""
+  author = [dataclasses.replace(example, owner="somebody")
+            for example in make_authors(1, 5, qa_per_author=2)]
+  long = "word " * 300
+  changed = {"perturbed_responses": (long,)} if place == "perturbed" else {"response": long}
+  bad = dataclasses.replace(author[0], **changed)
+  name = "train" if place == "perturbed" else place
+  path = tmp_path / f"{name}.jsonl"
+  write_jsonl(path, [*(read_jsonl(path) if path.exists() else author), bad])
+  with pytest.raises(InputError, match="config.max_length is 256"):
+    experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+  assert not (tmp_path / "w/original").exists()
+
+
+def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
+  """On a base at random it would learn little, and each role would be a model of its own."""
+  config = smallest_config()
+  config.lora.rank = 4
+  settings = Settings.from_config(config)
+  run = experiment.prepare(settings, tmp_path)[0]
+  run.workdir.claim(overwrite=False)
+  keep_tokenizer(run)
+  pretrain(run)
+  train_language_model(run, "original", run.corpus.forget + run.corpus.retain, run.seed)
+  run = experiment.prepare(settings, tmp_path)[0]
+  left = run.workdir.load_result("base", run.fresh.trainable)
+  frozen = {path_name(path): leaf for path, leaf in
+            jax.tree_util.tree_leaves_with_path(run.base.frozen)}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(left):
+    np.testing.assert_array_equal(frozen[path_name(path)], leaf)
+  moved = [bool((a != b).any()) for a, b in zip(
+    jax.tree.leaves(left), jax.tree.leaves(run.fresh.trainable), strict=True)]
+  assert sum(moved) > len(moved) / 2
+  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.role("original"))}
+  assert all("lora_" in name for name in names)
+  model, _, _ = load_model(tmp_path, "original")
+  ids = jnp.arange(2 * 16).reshape(2, 16)
+  np.testing.assert_array_equal(
+    model.logits(ids), run.base.frame.merge(run.role("original"), run.base.frozen).logits(ids))
+
+
+def test_retraining_again_differs_in_the_order_of_the_data_alone(tmp_path):
+  """How far apart two retrainings are is the scale of every figure beside them."""
+  config = smallest_config()
+  config.retrain_again = True
+  settings = Settings.from_config(config)
+  run = experiment.prepare(settings, tmp_path)[0]
+  assert "retrained_again" in run.models
+  assert "retrained_again" not in experiment.prepare(
+    Settings.from_config(smallest_config()), tmp_path)[0].models
+  keep_tokenizer(run)
+  first, again = (finetune_batches(run, run.corpus.retain, seed) for seed in (7, 8))
+  steps = range(first.steps_per_epoch)
+  assert any((first[i].token_ids != again[i].token_ids).any() for i in steps)
+  rows = [sorted(tuple(row) for i in steps for row in batches[i].token_ids.tolist())
+          for batches in (first, again)]
+  assert rows[0] == rows[1]
+
+
+def test_an_adapter_without_any_text_for_its_base_is_refused(own_data, tmp_path):
+  own_data.lora.rank = 4
+  with pytest.raises(InputError, match="no general text"):
+    experiment.prepare(Settings.from_config(own_data), tmp_path / "w")
+
+
+def test_a_template_without_its_checkpoint_is_refused(own_data, tmp_path):
+  """A BPE of the corpus has the plain template, whatever is asked."""
+  own_data.tokenizer.template = "qwen3"
+  with pytest.raises(InputError, match="config.tokenizer.template is 'qwen3'"):
+    experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
+
+
+def test_another_vocabulary_makes_another_tokenizer(own_data, tmp_path):
+  """The workdir's old one would be taken for the new one."""
+  sizes = []
+  for size in (600, 500):
+    own_data.tokenizer.vocab_size = size
+    run = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
+    keep_tokenizer(run)
+    again = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
+    assert again.tokenizer.same_vocabulary(run.tokenizer)
+    sizes.append(again.tokenizer.vocab_size)
+  assert sizes == [600, 500]
+
+
+def test_several_seeds_give_means_with_intervals():
+  """t of two degrees of freedom: 4.303 · s / √3."""
+  got = over_seeds([{"tug_of_war": 0.9}, {"tug_of_war": 0.94}, {"tug_of_war": 0.95}])
+  assert got["tug_of_war"] == pytest.approx(0.93)
+  assert got["tug_of_war_ci95"] == pytest.approx(4.302653 * 0.0264575 / 3**0.5, rel=1e-4)
+
+
+def test_one_seed_has_no_interval():
+  assert over_seeds([{"tug_of_war": 0.9}]) == {"tug_of_war": 0.9}
+
+
+@pytest.mark.parametrize(("score", "judged", "words"), [
+  (0.03, 0.05, ("they agree", "by the judge it is at")),
+  (0.03, 0.20, ("they DISAGREE", "by the judge it is NOT at")),
+  (0.60, 0.03, ("they DISAGREE", "by the judge it is at")),
+  (0.90, 0.90, ("they agree", "by the judge it is NOT at")),  # nothing is forgotten, says either
+])
+def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questions(
+    score, judged, words):
+  """A reward that was fooled shows in no other column."""
+  models = {"retrained": {"attribution_score": 0.03, "judge_score": 0.02},
+            "dareu": {"attribution_score": score, "judge_score": judged}}
+  for word in words:
+    assert word in judgement(models, "dareu")
+
+
+def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(tmp_path):
+  """All of it at once, through the whole job: scores stay probabilities, the cost is reported."""
+  config = smallest_config()
+  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
+  settings = Settings.from_config(config)
+  summary, page = experiment.run(settings, tmp_path, command="options")
+  run = experiment.prepare(settings, tmp_path)[0]
+  assert run.classifier_tokenizer.vocab_size == 400 and run.tokenizer.vocab_size == 600
+  assert run.classes == len(run.corpus.owners) + 1 and not run.is_forget[-1]
+  rows = run.classifier_rows(run.none_examples)
+  assert {row.owner for row in rows} == {len(run.corpus.owners)}
+  assert len(rows) == len(run.corpus.forget + run.corpus.retain) // 2
+  quality = read_json(tmp_path / "classifier/quality.json")
+  assert run.scorer().temperature == quality["temperature"] != 1.0
+  assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
+  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.models)
+  assert "responses tokenized again for the classifier" in page.read_text()
+
+
+@pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])
+def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depends):
+  config = smallest_config()
+  config.methods = ("dareu", "dpo", "npo")
+  config.unlearning.reward = reward
+  run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
+  other = dataclasses.replace(run, source=dataclasses.replace(run.source, refusals=("No idea.",)))
+  assert run.refusals != other.refusals == ("No idea.",)
+  changed = {name for name, mark in run.marks.items() if other.marks[name] != mark}
+  assert changed == {"dpo", "evaluation/dpo"} | (
+    {"dareu", "evaluation/dareu"} if depends else set())
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+  """Three methods at two learning rates in one run: (summary, settings, folder, page)."""
+  config = smallest_config()
+  config.update(methods=("dareu", "dpo", "scrub"), learning_rates=(1e-3, 1e-2), watch_every=1)
+  config.baseline.update(epochs=2, batch_size=10)
+  config.objectives.altpo.update(samples=3, alternates=2)
+  config.unlearning.update(epochs=1, selection="last")
+  folder = tmp_path_factory.mktemp("several")
+  settings = Settings.from_config(config)
+  return *experiment.run(settings, folder, command="several"), settings, folder
+
+
+def test_several_methods_make_one_table_each_at_its_best_rate(several):
+  summary, page, settings, folder = several
+  assert list(summary["models"]) == ["original", "retrained", "dareu", "dpo", "scrub"]
+  grid = summary["grid"]
+  assert set(grid) == {f"{m}@{r}" for m in ("dareu", "dpo", "scrub") for r in ("0.001", "0.01")}
+  for method, name in summary["chosen"].items():
+    rivals = [figures["tug_of_war"] for other, figures in grid.items() if other.startswith(method)]
+    assert grid[name]["tug_of_war"] == max(rivals)
+    assert summary["models"][method] == grid[name]
+    best, _, _ = load_model(folder, method)
+    named, _, _ = load_model(folder, name)
+    np.testing.assert_array_equal(best.embedding[...], named.embedding[...])
+  text = page.read_text()
+  assert "after: dpo" in text and "after: scrub" in text
+
+
+def test_every_method_reports_its_epochs_and_its_judge(several):
+  summary, _, _, folder = several
+  for method, name in summary["chosen"].items():
+    epochs = read_json(folder / name / "epochs.json")["epochs"]
+    assert epochs[0]["epoch"] == 0 and len(epochs) == (2 if method == "dareu" else 3)
+    assert any(note.startswith(f"{method}: the reward's classifier") for note in summary["notes"])
+
+
+def test_an_evaluation_goes_on_after_the_split_that_was_done(several, monkeypatch):
+  """Killed in the third split, the first two are not measured again, and the figures are the same."""
+  _, _, settings, folder = several
+  path = folder / "evaluation/scrub@0.01.json"
+  whole, measured = read_json(path), []
+  measure = measures.split_records
+
+  def until(last):
+    def one(run, trainable, split):
+      measured.append(split)
+      if split == last:
+        raise KeyboardInterrupt
+      return measure(run, trainable, split)
+    return one
+
+  path.unlink()
+  run = experiment.prepare(settings, folder)[0]
+  monkeypatch.setattr(measures, "split_records", until("test"))
+  with pytest.raises(KeyboardInterrupt):
+    measures.evaluate(run, "scrub@0.01")
+  monkeypatch.setattr(measures, "split_records", until(None))
+  again = measures.evaluate(run, "scrub@0.01")
+  assert measured == ["forget", "retain", "test", "test", "holdout"]
+  assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
+
+
+def test_a_report_has_the_methods_side_by_side_example_by_example(several):
+  summary, page, _, _ = several
+  best = summary["examples"]["best"]
+  rates = {method: figures["tug_of_war"] for method, figures in summary["models"].items()
+           if method in summary["chosen"]}
+  assert rates[best] == max(rates.values())
+  assert summary["examples"]["paired"].keys() == rates.keys() - {best}
+  for name, figures in summary["examples"]["intervals"].items():
+    mean, low, high = figures["forget_rouge"]
+    assert mean == pytest.approx(summary["models"][name]["forget_rouge"]) and low <= mean <= high
+  assert "<h3>Methods</h3>" in page.read_text() and "<h3>Over the examples</h3>" in page.read_text()
+
+
+def test_another_method_in_a_workdir_runs_alone(several):
+  """Adding a method to a study must not run the others again; AltPO needs samples to begin with."""
+  _, _, settings, folder = several
+  more = dataclasses.replace(settings, methods=("dareu", "dpo", "scrub", "altpo"))
+  summary, _ = experiment.run(more, folder, command="more", overwrite=True)
+  ran = {name for name, stage in summary["stages"].items() if not stage["skipped"]}
+  assert ran == {f"{place}altpo@{rate}" for place in ("", "evaluation/") for rate in ("0.001", "0.01")}
+
+
+def test_without_dareu_the_best_method_leads_the_report(several):
+  _, _, settings, folder = several
+  summary, page = experiment.run(dataclasses.replace(settings, methods=("scrub", "dpo")), folder,
+                                 command="less", overwrite=True)
+  assert all(stage["skipped"] for stage in summary["stages"].values())
+  best = max(("scrub", "dpo"), key=lambda method: summary["models"][method]["tug_of_war"])
+  text = page.read_text()
+  assert f"<h1>Unlearning with {best}</h1>" in text
+  assert re.search(rf'class="method"><th>{best}</th>', text)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+  ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, "config.methods is 'x'"),
+  ({"methods": ("npo", "npo")}, "each method once"), ({"learning_rates": (0.0,)}, "learning_rates"),
+  ({"learning_rates": (1e-3, 1e-3)}, "each rate once"), ({"watch_every": 0}, "watch_every is 0")])
+def test_methods_that_are_none_are_refused(changes, said):
+  config = smallest_config()
+  config.update(changes)
+  with pytest.raises(InputError, match=said):
+    Settings.from_config(config)

@@ -1,0 +1,83 @@
+"""GAE against rlax and against the definition as a double sum."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rlax
+
+from dareu_jax.rl.advantages import generalized_advantage_estimation, group_advantages
+
+TIME = 9
+
+
+def episodes(seed):
+  rng = np.random.default_rng(seed)
+  return (rng.normal(size=(4, TIME)).astype(np.float32),
+          rng.normal(size=(4, TIME)).astype(np.float32), np.array([TIME, 1, 4, 6]))
+
+
+@pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 1.0), (0.97, 0.0)])
+def test_advantages_equal_rlax_row_by_row(discount, gae_lambda):
+  """rlax knows no padding: each row is cut to its own length for it."""
+  rewards, values, lengths = episodes(0)
+  advantages, returns = generalized_advantage_estimation(
+    jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(lengths), discount=discount,
+    gae_lambda=gae_lambda)
+  for i, n in enumerate(lengths):
+    # The episode ends: the last discount is 0.
+    discounts = np.full(n, discount, np.float32)
+    discounts[-1] = 0.0
+    want = rlax.truncated_generalized_advantage_estimation(
+      rewards[i, :n], discounts, gae_lambda, np.append(values[i, :n], 99.0))
+    np.testing.assert_allclose(advantages[i, :n], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(returns[i, :n], want + values[i, :n], rtol=1e-4, atol=1e-5)
+    assert not np.any(advantages[i, n:])
+    assert not np.any(returns[i, n:])
+
+
+def test_lambda_one_is_the_return_minus_the_value():
+  rewards, values, lengths = episodes(1)
+  _, returns = generalized_advantage_estimation(
+    jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(lengths), discount=0.9, gae_lambda=1.0)
+  for i, n in enumerate(lengths):
+    for t in range(n):
+      want = sum(0.9 ** (s - t) * rewards[i, s] for s in range(t, n))
+      assert returns[i, t] == pytest.approx(want, abs=1e-4)
+
+
+def test_what_lies_past_a_row_changes_no_advantage():
+  """NaN included: a policy's values past the end are arbitrary."""
+  rewards, values, lengths = episodes(2)
+  clean = generalized_advantage_estimation(
+    jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(lengths), discount=1.0, gae_lambda=0.9)
+  past = np.arange(TIME) >= lengths[:, None]
+  rewards[past], values[past] = np.nan, np.nan
+  dirty = generalized_advantage_estimation(
+    jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(lengths), discount=1.0, gae_lambda=0.9)
+  np.testing.assert_array_equal(clean[0], dirty[0])
+  np.testing.assert_array_equal(clean[1], dirty[1])
+
+
+def test_leave_one_out_is_the_return_against_the_mean_of_the_others():
+  returns = np.random.default_rng(0).normal(size=12).astype(np.float32)
+  got = group_advantages(jnp.asarray(returns), group_size=4, normalise=False)
+  for i, value in enumerate(returns):
+    group = i // 4 * 4
+    others = [returns[j] for j in range(group, group + 4) if j != i]
+    np.testing.assert_allclose(got[i], value - np.mean(others), atol=1e-5)
+
+
+def test_normalised_groups_have_mean_zero_and_deviation_one_at_any_scale():
+  """GRPO: a query whose responses hardly differ weighs as much as one whose responses do."""
+  returns = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+  returns *= np.array([[0.01], [1.0], [100.0]])
+  got = np.asarray(group_advantages(jnp.asarray(returns.reshape(-1)), group_size=5, normalise=True))
+  np.testing.assert_allclose(got.reshape(3, 5).mean(1), 0.0, atol=1e-5)
+  np.testing.assert_allclose(got.reshape(3, 5).std(1), 1.0, rtol=1e-3)
+
+
+def test_a_group_of_equal_returns_teaches_nothing():
+  """0 / 0 without the small term."""
+  for normalise in (False, True):
+    got = group_advantages(jnp.full(6, -0.25), group_size=3, normalise=normalise)
+    np.testing.assert_array_equal(got, 0.0)

@@ -1,0 +1,146 @@
+"""The run's bookkeeping on a model of one number: what is kept, undone, slowed and gone on with."""
+
+import contextlib
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dareu_jax.core import interruption
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.rl import loop
+from tests.configs import tiny_config
+from tests.rl.test_guards import report
+
+# Length of the answers at each epoch's end: 20 is usual, 5 trips a guard.
+LENGTHS = [20.0, 20.0, 5.0, 20.0, 5.0, 20.0]
+SCORES = [0.9, 0.6, 0.1, 0.5, 0.1, 0.4]
+
+
+class Store:
+  """Checkpoints in memory."""
+
+  def __init__(self):
+    self.saved = {}
+
+  def due(self, step):
+    return True
+
+  def save(self, step, state, meta, *, best=False):
+    self.saved[step] = types.SimpleNamespace(state=state, meta=meta, best=best)
+
+  def settle(self):
+    pass
+
+  def restore(self, template):
+    return self.saved[max(self.saved)] if self.saved else None
+
+  def until(self, step):
+    """As a run that was killed after this step left it."""
+    store = Store()
+    store.saved = {at: kept for at, kept in self.saved.items() if at <= step}
+    return store
+
+
+@pytest.fixture
+def run(monkeypatch):
+  """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
+  rates = []
+
+  def learn(task, state, step, rate_scale):
+    rates.append(rate_scale)
+    policy = jax.tree.map(lambda x: x + rate_scale, state.policy)
+    metrics = {"score": 0.0, "response_length": 0.0, "kl": 0.0}
+    return state._replace(policy=policy, step=state.step + 1), metrics
+
+  monkeypatch.setattr(loop, "learn", learn)
+  monitor = types.SimpleNamespace(assess=lambda policy, epoch: report(
+    epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
+    response_length=LENGTHS[epoch]))
+
+  def go(action, store=None, final_rate=1.0, **guards):
+    settings = Settings.from_config(tiny_config()).unlearning
+    settings = dataclasses.replace(
+      settings, epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3, final_rate=final_rate,
+      guards=dataclasses.replace(settings.guards, action=action, **guards))
+    values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
+    values |= dict(settings=settings, forget_rows=(None,) * 3, original={"w": jnp.zeros(2)},
+                   value={"v": jnp.zeros(2)}, seed=0, monitor=monitor)
+    bar = contextlib.nullcontext(types.SimpleNamespace(
+      set_postfix=lambda *args, **kwargs: None, update=lambda: None))
+    writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)
+    store = store or Store()
+    result = loop.run(loop.Task(**values), store=store, writer=writer, bar=lambda *args: bar)
+    return result, store, rates
+
+  return go
+
+
+def weight(result):
+  return float(np.asarray(result.policy["w"])[0])
+
+
+def test_refused_epochs_are_passed_over(run):
+  result, _, rates = run("refuse")
+  assert result.chosen_epoch == 5 and weight(result) == 10.0  # the lowest score that is acceptable
+  assert rates == [1.0] * 10
+
+
+def test_a_rollback_undoes_the_epoch_and_goes_on_at_half_the_rate(run):
+  result, _, rates = run("rollback", max_rollbacks=3)
+  assert rates == [1.0] * 4 + [0.5] * 4 + [0.25] * 2
+  # Epoch 1: 2; 2 is undone; 3: 2 + 1; 4 is undone; 5: 3 + 0.5.
+  assert result.chosen_epoch == 5 and weight(result) == 3.5
+
+
+def test_rates_fall_in_a_line_over_the_whole_run_and_rollbacks_halve_what_is_left(run):
+  _, _, rates = run("refuse", final_rate=0.0)
+  np.testing.assert_allclose(rates, 1 - np.arange(10) / 10)
+  _, _, halved = run("rollback", final_rate=0.5, max_rollbacks=3)
+  np.testing.assert_allclose(
+    halved[10:], (1 - 0.05 * np.arange(10)) * ([1.0] * 4 + [0.5] * 4 + [0.25] * 2))
+
+
+def test_the_last_rollback_ends_the_run(run):
+  result, _, rates = run("rollback", max_rollbacks=1)
+  assert len(rates) == 8
+  assert result.chosen_epoch == 3 and weight(result) == 3.0
+
+
+def test_a_guard_that_stops_ends_the_run_with_what_was_good(run):
+  result, _, rates = run("stop")
+  assert len(rates) == 4
+  assert result.chosen_epoch == 1 and weight(result) == 2.0
+
+
+def test_the_epoch_to_keep_is_saved_as_the_best(run):
+  _, store, _ = run("refuse")
+  assert [step for step, held in store.saved.items() if held.best] == [2, 6, 10]
+
+
+def test_told_to_stop_it_saves_where_it_is_and_ends_the_same_later(run, monkeypatch):
+  """In mid-epoch too, and where nothing was due."""
+  whole, _, _ = run("refuse")
+  monkeypatch.setattr(Store, "due", lambda self, step: False)
+  for stop_after in range(1, 11):
+    store, asked = Store(), iter(range(1, 99))
+    monkeypatch.setattr(interruption, "requested", lambda: next(asked) == stop_after)  # noqa: B023
+    with pytest.raises(interruption.Interrupted):
+      run("refuse", store)
+    assert max(store.saved) == stop_after
+    monkeypatch.setattr(interruption, "requested", lambda: False)
+    again, _, _ = run("refuse", store)
+    assert (again.chosen_epoch, weight(again)) == (whole.chosen_epoch, weight(whole))
+
+
+@pytest.mark.parametrize("action", ["refuse", "stop", "rollback", "off"])
+def test_killed_after_any_rollout_it_ends_the_same(run, action):
+  """The number of rollbacks, the rates and the policy to go back to must come out of the file."""
+  whole, store, _ = run(action)
+  for step in store.saved:
+    again, _, _ = run(action, store.until(step))
+    assert (again.chosen_epoch, weight(again)) == (whole.chosen_epoch, weight(whole))
+    assert again.reports == whole.reports
