@@ -13,7 +13,7 @@ from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.run import load_model
+from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from tests.configs import ROOT, smallest_config
 
@@ -22,7 +22,7 @@ from tests.configs import ROOT, smallest_config
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   config = smallest_config()
-  config.unlearning.selection = "last"  # else the model kept may be the original itself
+  config.unlearning.dareu.selection = "last"  # else the model kept may be the original itself
   experiment.run(Settings.from_config(config), folder, command="export")
   return folder
 
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
 def test_an_export_is_the_runs_model(workdir, tmp_path, method):
   """The base in place of what was trained, or another stage's model."""
   export.export(workdir, method, tmp_path / "out")
-  model, tokenizer, _ = load_model(workdir, method)
+  model, tokenizer, _ = load_saved(workdir, method)
   again, tokenizer_again = huggingface.load(tmp_path / "out", dtype="float32")
   ids = np.array([tokenizer.encode_prompt("Who is Basil?")])
   assert ids.tolist() == [tokenizer_again.encode_prompt("Who is Basil?")]
@@ -45,7 +45,7 @@ def test_an_export_is_the_runs_model(workdir, tmp_path, method):
 
 def test_methods_differ(workdir):
   """One model under all names would pass the test above."""
-  first, second = (load_model(workdir, name)[0] for name in ("original", "dareu"))
+  first, second = (load_saved(workdir, name)[0] for name in ("original", "dareu"))
   assert np.abs(first.embedding[...] - second.embedding[...]).max() > 1e-6
 
 

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 
-from dareu_jax.core.command_line import config_module
+from dareu_jax.pipeline.settings import config_from
 from dareu_jax.pipeline.settings import Settings
 from tests import jobs
 from tests.configs import ROOT
@@ -131,7 +131,7 @@ def test_flags_in_the_scripts_and_the_manifest_are_flags():
   for path in LAUNCH.iterdir():
     text = path.read_text()
     presets = re.findall(r"--config=(configs/\w+[.]py)(?::(\w+))?", text)
-    configs = [config_module(ROOT / file).get_config(name or None) for file, name in presets]
+    configs = [config_from(ROOT / file, name or None) for file, name in presets]
     # --config.mesh.tensor=4, and the notebook's 'model.dtype=float32', which it puts together.
     for setting, value in re.findall(r"--config[.]([\w.]+)=([\w.(),]+)", text) + re.findall(
         r"'(\w+(?:[.]\w+)+)=(\w+)'", text):

@@ -129,13 +129,13 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
 
 def test_another_configuration_is_refused_and_overwrite_redoes_what_it_changes(finished, command):
   workdir, _ = finished
-  code, _, err = finish(command(workdir, "--config.unlearning.kl_coef=0.3"))
+  code, _, err = finish(command(workdir, "--config.unlearning.dareu.kl_coef=0.3"))
   assert code == 2
   assert len(re.findall("^error:", err, re.M)) == 1
-  assert "unlearning.kl_coef 0.1, now 0.3" in err and "--overwrite" in err
+  assert "unlearning.dareu.kl_coef 0.1, now 0.3" in err and "--overwrite" in err
   copy = workdir.parent / "copy"
   subprocess.run(["cp", "-r", workdir, copy], check=True)
-  code, _, err = finish(command(copy, "--config.unlearning.kl_coef=0.3", "--overwrite"))
+  code, _, err = finish(command(copy, "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"))
   assert code == 0, err
   stages = json.loads((copy / "summary.json").read_text())["stages"]
   assert [name for name, stage in stages.items() if not stage["skipped"]] == \
@@ -157,10 +157,10 @@ def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(fin
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-  (["--config.unlearning.segmet_length=3"], ["segmet_length"]),
-  (["--config.unlearning.epochs=many"], ["epochs"]),
-  (["--config.unlearning.segment_length=0"], ["config.unlearning.segment_length is 0", ">= 1"]),
-  (["--config.unlearning.epsilon=0.5"], ["config.unlearning.epsilon is 0.5", "between 0 and 0.5"]),
+  (["--config.unlearning.dareu.segmet_length=3"], ["segmet_length"]),
+  (["--config.unlearning.dareu.epochs=many"], ["epochs"]),
+  (["--config.unlearning.dareu.segment_length=0"], ["config.unlearning.dareu.segment_length is 0", ">= 1"]),
+  (["--config.unlearning.dareu.epsilon=0.5"], ["config.unlearning.dareu.epsilon is 0.5", "between 0 and 0.5"]),
   (["--config.data.forget_owners=('nobody',)"], ["nobody"]),
   (["--config.mesh.tensor=64"], ["64", "devices"]),
   (["--config.data.source=tofu", "--config.data.dir=/nowhere"], ["/nowhere"]),
