@@ -184,7 +184,7 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   assert run.models.scorer().temperature == quality["temperature"] != 1.0
   assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
   assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.model_names)
-  assert "responses tokenized again for the classifier" in page.read_text()
+  assert "responses are tokenized again for it" in page.read_text()
 
 
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])

@@ -90,3 +90,10 @@ def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_
 def test_what_cannot_be_attacked_is_said(finished, changes, said):
   with pytest.raises(InputError, match=said):
     command.main(Given(**({"workdir": str(finished[1])} | changes)))
+
+
+def test_a_run_of_another_format_is_not_attacked(tmp_path):
+  (tmp_path / "summary.json").write_text('{"models": {}, "chosen": {}}')
+  (tmp_path / "config.json").write_text('{"seeds": [42]}')
+  with pytest.raises(InputError, match="holds a run of workdir format 1"):
+    command.main(Given(workdir=str(tmp_path)))
