@@ -24,7 +24,7 @@ class Variant(NamedTuple):
   settings: Settings
 
   @property
-  def folder(self):
+  def folder(self) -> str:
     return f"{self.study}/{self.label.replace(' ', ',').replace('/', '_')}"
 
 
@@ -83,7 +83,8 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
     several methods in a run it is the first.
   """
   workdir = pathlib.Path(workdir)
-  records, done = [], []
+  records: list[dict[str, Any]] = []
+  done: list[pathlib.Path] = []
   for number, variant in enumerate(grid):
     print(f"{variant.study}: {variant.label} ({number + 1} of {len(grid)})", flush=True)
     folder = workdir / variant.folder

@@ -13,6 +13,7 @@ import numpy as np
 
 from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.batches import encode
 from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
@@ -76,8 +77,9 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   found = []
   with lock(workdir):
     for one in experiment.prepare(settings, workdir):
-      found.append({shown: attack(one, name, options)
-                    for shown, name in experiment.shown_models(settings, chosen).items()})
+      with computing_on(one.models.mesh):
+        found.append({shown: attack(one, name, options)
+                      for shown, name in experiment.shown_models(settings, chosen).items()})
       one.models.release()
   models = {name: experiment.over_seeds([each[name] for each in found]) for name in found[0]}
   trust = reliability.trust(found, list(chosen), options.steps)
@@ -140,7 +142,8 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   """The model with quantized weights, its adapter merged before, or apart and unquantized."""
   del options
   lora = run.settings.lora
-  scale, found = lora.alpha / lora.rank if lora.rank else 0.0, {}
+  scale = lora.alpha / lora.rank if lora.rank else 0.0
+  found: Metrics = {}
   for merged in (True, False) if lora.rank else (True,):
     model = quantization.quantized(
       run.models.load(name), scheme, lora_scale=scale, merged=merged)
@@ -194,7 +197,7 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
   if all(halves):
     attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
                          for taught, tested in (halves, halves[::-1])]
-  found = {}
+  found: Metrics = {}
   for attack, folds in attacks.items():
     curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
     curve = {step: {key: float(np.mean([each[step][key] for each in curves]))

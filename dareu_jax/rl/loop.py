@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,17 +51,17 @@ class Task:
   monitor: Monitor | None = None  # of `run`: what each epoch is judged by
 
   @property
-  def rollouts_per_epoch(self):
+  def rollouts_per_epoch(self) -> int:
     queries = len(self.forget.rows) * self.settings.samples_per_prompt
     return -(-queries // self.settings.rollout_batch_size)
 
   @property
-  def updates_per_sweep(self):
+  def updates_per_sweep(self) -> int:
     """Minibatches that cover a rollout once."""
     return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
 
   @functools.cached_property
-  def prompt_width(self):
+  def prompt_width(self) -> int:
     """Prompt slots that hold every forget query, so that all rollouts share one program."""
     return max(len(row.prompt) for row in self.forget.rows)
 
@@ -76,14 +77,16 @@ def run(task: Task, stage: StageIO) -> Result:
       rollout and the end of an epoch need is compiled, and nothing learnt.
   """
   settings = task.settings
+  monitor = task.monitor
+  assert monitor is not None, "each epoch is judged by the task's monitor"
   state = place(learner.init_learner(task.original.params, task.value_head.params, settings))
   restored = stage.store.restore(state)
   if restored is None:
-    reports = [task.monitor.assess(task.original.params, 0)]
+    reports = [monitor.assess(task.original.params, 0)]
   else:
     state = restored.state
     reports = [EpochReport(**report) for report in restored.meta["reports"]]
-  guards = task.monitor.settings.guards
+  guards = monitor.settings.guards
   chosen, done = choose(reports, settings, guards)
   if stage.compile_only:
     state, _ = learn(task, state, 0)
@@ -101,7 +104,7 @@ def run(task: Task, stage: StageIO) -> Result:
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
-        reports.append(task.monitor.assess(state.policy, epoch))
+        reports.append(monitor.assess(state.policy, epoch))
         chosen, done = choose(reports, settings, guards)
         if chosen == epoch:
           state = state._replace(chosen=learner.copy(state.policy))
@@ -122,8 +125,9 @@ def run(task: Task, stage: StageIO) -> Result:
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: Task, state, step, rate_scale=1.0):
-  """One rollout and its updates: (state, metrics as floats)."""
+def learn(task: Task, state: learner.LearnerState, step: int,
+          rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
+  """One rollout and its updates: (state, metrics)."""
   settings, evaluator = task.settings, task.evaluator
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
@@ -161,7 +165,7 @@ def learn(task: Task, state, step, rate_scale=1.0):
   return state._replace(step=state.step + 1), metrics
 
 
-def rollout_rows(task: Task, step):
+def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
   The queries come in sweeps, each a random order of all of them; without a critic each comes as
@@ -170,12 +174,12 @@ def rollout_rows(task: Task, step):
   settings, count = task.settings, len(task.forget.rows)
   numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)
   turns = numbers if settings.learner == "ppo" else numbers // settings.samples_per_prompt
-  orders = {sweep: np.random.default_rng((task.seed, 0, sweep)).permutation(count)
+  orders = {sweep: np.random.default_rng((task.seed, 0, int(sweep))).permutation(count)
             for sweep in set(turns // count)}
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 
 
-def minibatches(task: Task, step):
+def minibatches(task: Task, step: int) -> Iterator[tuple[np.ndarray, int]]:
   """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
   size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
   rng = np.random.default_rng((task.seed, 1, step))

@@ -9,7 +9,8 @@ turns scores into token rewards. Any callable of this kind may be passed to `dar
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
 from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
+from dareu_jax.generation.sampler import Completions
 from dareu_jax.parallel.hosts import fetch
 
 
@@ -33,7 +35,15 @@ class Responses:
   refusals: tuple[str, ...]  # ways to say no
 
 
-Reward = Callable[[Responses], np.ndarray]
+class Reward(Protocol):
+  """A callable that scores responses.
+
+  Registered ones say more of themselves: `whole`, whether they score whole responses alone, and
+  `uses_refusals`, whether another list of refusals changes them.
+  """
+
+  def __call__(self, responses: Responses, /) -> np.ndarray:
+    """Scores in [0, 1], [B, T]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +56,13 @@ class ForgetSet:
   classifier: Scorer
   refusals: tuple[str, ...] = ()
 
-  def responses(self, chosen, completions, texts) -> Responses:
+  def responses(self, chosen: np.ndarray, completions: Completions,
+                texts: Sequence[str]) -> Responses:
     """What was sampled, for a reward.
 
     Args:
       chosen: [B] int; which of the examples were asked.
-      completions: generation.sampler.Completions.
+      completions: what was sampled.
       texts: B strings.
     """
     return Responses(
@@ -74,7 +85,7 @@ def register_reward(name: str, *, whole: bool = False,
   """
 
   def register(reward: Reward) -> Reward:
-    reward.whole, reward.uses_refusals = whole, uses_refusals
+    vars(reward).update(whole=whole, uses_refusals=uses_refusals)
     return REWARDS.register(name, reward)
 
   return register
