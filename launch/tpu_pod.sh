@@ -124,7 +124,9 @@ watch() {
           2) status; echo "the job says what to mend" >&2; return 2 ;;
           running | 143)  # 143: it was told to stop, and has saved
             on_workers all 'test -d environment' 2>/dev/null || setup || true
-            on_workers 0 "pgrep -f '$job'" >/dev/null 2>&1 || run "$@" || true
+            # A job that has ended since the question leaves its status for the next round.
+            on_workers 0 "pgrep -f '$job' || { sleep 2; grep -qvx 143 ~/dareu.exit; }" \
+              >/dev/null 2>&1 || run "$@" || true
             ;;
           "") ;;  # the slice is going down, or the connection: the state will tell
           *)
