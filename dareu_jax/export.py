@@ -4,6 +4,7 @@
 """
 
 import pathlib
+from typing import Literal
 
 from absl import flags
 
@@ -32,7 +33,9 @@ def main(given: Flags) -> None:
          push_to_hub=given.push_to_hub)
 
 
-def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=None):
+def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path, *,
+           adapter: Literal["merged", "apart"] = "merged", seed: int | None = None,
+           push_to_hub: str | None = None) -> None:
   """Writes a model of a run, with its tokenizer and a model card.
 
   Args:

@@ -34,7 +34,7 @@ def _define_flags():
 def main(given: Flags) -> None:
   """Runs the job, by its flags."""
   settings = Settings.from_config(given.config)
-  hosts.start_as(given)
+  hosts.start_by_flags(given)
   with hosts.ended_together():
     _main(settings, given)
 
