@@ -56,8 +56,8 @@ def settings(cls: type[T]) -> type[T]:
     except pydantic.ValidationError as error:
       raise InputError(_sentence(error, cls, kwargs, cls.__name__)) from None
 
-  checked.__init__ = __init__
-  return checked
+  checked.__init__ = __init__  # type: ignore[method-assign]
+  return checked  # type: ignore[return-value]
 
 
 def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
@@ -71,6 +71,7 @@ def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
       raise InputError(f"it must be one of {', '.join(names())}.")
     return value
 
+  check.names = names  # type: ignore[attr-defined]
   return pydantic.AfterValidator(check)
 
 
@@ -179,7 +180,7 @@ def _name(key: str, place: tuple) -> str:
 def _class_at(cls: type, place: tuple) -> type:
   for part in place:
     hint = typing.get_type_hints(cls).get(str(part))
-    cls = hint if dataclasses.is_dataclass(hint) else cls
+    cls = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else cls
   return cls
 
 
@@ -197,7 +198,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[Setting]:
   hints, meanings = typing.get_type_hints(cls, include_extras=True), meanings_of(cls)
   for field in dataclasses.fields(cls):
     key, hint = prefix + field.name, hints[field.name]
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       yield from describe(hint, f"{key}.")
       continue
     default = field.default
@@ -210,16 +211,24 @@ def type_name(hint: Any) -> str:
   """How a type is written in the documentation: "float > 0", "'ppo', 'grpo' or 'rloo'"."""
   if typing.get_origin(hint) is Annotated:
     base, *notes = typing.get_args(hint)
-    bounds = [f"{sign} {getattr(bound, name):g}" for note in notes
+    for note in notes:
+      names = getattr(getattr(note, "func", None), "names", None)
+      if names is not None:
+        return _or(names())
+    bounds = [f"{sign} {getattr(bound, name)}" for note in notes
               for bound in getattr(note, "metadata", ())
               for name, sign in _BOUNDS.values() if getattr(bound, name, None) is not None]
     return " ".join([type_name(base), ", ".join(bounds)]).strip()
   if typing.get_origin(hint) is typing.Literal:
-    *first, last = map(repr, typing.get_args(hint))
-    return f"{', '.join(first)} or {last}" if first else last
+    return _or(typing.get_args(hint))
   if typing.get_origin(hint) is tuple:
     return f"tuple of {type_name(typing.get_args(hint)[0])}"
   return getattr(hint, "__name__", str(hint))
+
+
+def _or(names: Iterable[str]) -> str:
+  *first, last = map(repr, names)
+  return f"{', '.join(first)} or {last}" if first else last
 
 
 def meanings_of(cls: type) -> dict[str, str]:
@@ -240,7 +249,7 @@ def _comments(cls: type) -> dict[str, str]:
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
     line = token.line.strip()
     if token.type == tokenize.COMMENT:
-      text = token.string.lstrip("# ")
+      text = token.string.lstrip("# ").rstrip(".")
       if line.startswith("#"):
         above.append(text)
       elif field:

@@ -4,7 +4,8 @@ The defaults are the tiny preset: embedded authors and a model from scratch, on 
 """
 
 import dataclasses
-import importlib
+import pathlib
+import runpy
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
 
@@ -42,15 +43,32 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class DataAndModelSettings(Protocol):
   """What `pipeline.data` and `pipeline.models` ask of settings; the studies' have it too."""
 
-  data: DataSettings
-  tokenizer: TokenizerSettings
-  model: ModelSettings
-  lora: LoraSettings
-  pretrain: TrainSettings
-  classifier: ClassifierSettings
-  evaluation: EvaluationSettings
-  max_length: int
-  length_multiple: int
+  @property
+  def data(self) -> DataSettings: ...
+
+  @property
+  def tokenizer(self) -> TokenizerSettings: ...
+
+  @property
+  def model(self) -> ModelSettings: ...
+
+  @property
+  def lora(self) -> LoraSettings: ...
+
+  @property
+  def pretrain(self) -> TrainSettings: ...
+
+  @property
+  def classifier(self) -> ClassifierSettings: ...
+
+  @property
+  def evaluation(self) -> EvaluationSettings: ...
+
+  @property
+  def max_length(self) -> int: ...
+
+  @property
+  def length_multiple(self) -> int: ...
 
 
 @settings
@@ -167,9 +185,6 @@ def all_settings() -> tuple[Setting, ...]:
   return tuple(shared)
 
 
-def config_from(path: str, preset: str | None = None) -> ConfigDict:
+def config_from(path: str | pathlib.Path, preset: str | None = None) -> ConfigDict:
   """The ConfigDict of a config file."""
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(preset)
+  return runpy.run_path(str(path))["get_config"](preset)
