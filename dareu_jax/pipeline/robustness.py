@@ -19,7 +19,7 @@ from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.attacks import probes, quantization, relearning, reliability
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.records import mean_rouge, rouges
+from dareu_jax.evaluation.measurements import mean_rouge, rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.data import Examples
@@ -93,7 +93,7 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The metrics' names too: a card of fewer metrics is no card of these.
   mark = fingerprint(run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
-                     tuple(reliability.SIGNS))
+                     run.settings.evaluation.min_k, tuple(reliability.SIGNS))
   held = read_json(path)
   found = held["metrics"] if held is not None and held["fingerprint"] == mark else {}
   attacks: dict[str, Callable] = {"plain": plain, "int8": functools.partial(quantized, scheme="int8"),
