@@ -7,7 +7,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.core.command_line import Flags, enter
-from dareu_jax.core.numerics import exact_matmuls
 from studies.faithfulness import experiment
 from studies.faithfulness.settings import FaithfulnessSettings
 
@@ -23,8 +22,7 @@ def _define_flags():
 def main(given: Flags) -> None:
   """Runs the study, by its flags."""
   settings = FaithfulnessSettings.from_config(given.config)
-  with exact_matmuls():
-    _, page = experiment.run(settings, given.workdir, overwrite=given.overwrite)
+  _, page = experiment.run(settings, given.workdir, overwrite=given.overwrite)
   print(f"Report: {page}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.pipeline.workdir import lock
 from dareu_jax.training.checkpoints import write_json
 from studies.faithfulness import (
@@ -43,7 +44,7 @@ def run(settings: FaithfulnessSettings, folder: str | pathlib.Path, *,
     InputError: for settings, data or a folder that cannot be used, before any long work.
   """
   study = make_study(settings, folder)
-  with lock(folder):
+  with computing_on(study.models.mesh), lock(folder):
     return _run(study, overwrite)
 
 

@@ -162,7 +162,6 @@ def make_study(settings: FaithfulnessSettings, folder: str | pathlib.Path) -> St
   """
   # One device: the models are small and many, not large.
   mesh = meshes.make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))
-  jax.set_mesh(mesh)
   source = first_questions(load_corpus(settings.data), settings.questions_per_owner)
   if len(source.owners) < 4:
     raise InputError(f"config.data.num_owners is {len(source.owners)}: a rank correlation without "

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 from studies.faithfulness import experiment, preparation, retraining, trajectory, truth, unlearning
 from studies.faithfulness.settings import FaithfulnessSettings
 from studies.faithfulness.study import make_study
@@ -24,6 +26,13 @@ def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
   results, page = experiment.run(settings(), folder)
   return folder, results, page
+
+
+@pytest.fixture
+def as_in_a_run():
+  """What holds within `experiment.run`, for its parts alone."""
+  with computing_on(make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))):
+    yield
 
 
 def numbers(value, path=""):
@@ -68,6 +77,7 @@ def test_masking_nothing_is_the_response_itself(finished):
     assert points[-1]["rouge"] < 0.2
 
 
+@pytest.mark.usefixtures("as_in_a_run")
 def test_a_retrained_model_is_not_compared_with_itself(finished):
   """Of two, each is measured by the other: a distance of 0 or of log 2 at most would show itself."""
   folder, results, _ = finished
@@ -108,7 +118,8 @@ def test_a_finished_study_trains_nothing_again(finished, monkeypatch):
   assert dict(numbers(again)) == pytest.approx(dict(numbers(results)), nan_ok=True)
 
 
-def test_a_killed_study_goes_on_to_the_same_log_probs(finished, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("as_in_a_run")
+def test_a_killed_study_resumes_to_the_same_models(finished, tmp_path, monkeypatch):
   """Killed in the middle of the retrainings, the finished groups are kept and the rest agrees."""
   done, train = [], retraining.Trainer.train
 
