@@ -1,3 +1,44 @@
-"""dareu_jax: unlearning for language models by de-attribution (DareU, arXiv 2605.30919)."""
+"""Make a language model forget what it learnt from some data owners, without breaking the rest of it.
 
-__version__ = "0.1.0"
+    import dareu_jax
+
+    model, tokenizer = dareu_jax.load_model("Qwen/Qwen3-0.6B")
+    result = dareu_jax.unlearn(model, tokenizer, forget=forget, retain=retain, unseen=unseen)
+    table = dareu_jax.evaluate({"before": model, "after": result.model}, forget=forget,
+                               retain=retain, unseen=unseen)
+    result.model.save("folder")
+
+`run(settings, workdir)` is the whole experiment, with retraining and a report. To add a method, a
+metric, a reward, a data source or a model family: docs/extending.md.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+  from dareu_jax.api import Result, evaluate, load_model, load_run, run, unlearn
+  from dareu_jax.core.errors import InputError
+  from dareu_jax.data.examples import Example
+  from dareu_jax.models.language_model import LanguageModel
+  from dareu_jax.pipeline.settings import Settings
+
+# Public name -> the module that has it; imported when it is first asked for, since jax takes seconds.
+_PUBLIC = {
+  "load_model": "api", "load_run": "api", "unlearn": "api", "evaluate": "api", "run": "api",
+  "Result": "api", "InputError": "core.errors", "Example": "data.examples",
+  "LanguageModel": "models.language_model", "Settings": "pipeline.settings"}
+__all__ = [
+  "Example", "InputError", "LanguageModel", "Result", "Settings", "evaluate", "load_model",
+  "load_run", "run", "unlearn"]
+
+
+def __getattr__(name: str) -> object:
+  if name not in _PUBLIC:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])

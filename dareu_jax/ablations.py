@@ -10,7 +10,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.core.command_line import Flags, enter, typed
-from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.pipeline import ablations
 from dareu_jax.report import comparison
 
@@ -25,9 +24,8 @@ def _define_flags():
 
 def main(given: Flags) -> None:
   """Runs the grid, by its flags."""
-  with exact_matmuls():
-    records = ablations.run(ablations.variants(given.config, given.only), given.workdir,
-                            command=typed(), overwrite=given.overwrite)
+  records = ablations.run(ablations.variants(given.config, given.only), given.workdir,
+                          command=typed(), overwrite=given.overwrite)
   print(comparison.table(records), f"Report: {given.workdir}/ablations.md", sep="\n\n")
 
 

@@ -4,12 +4,12 @@
 """
 
 import pathlib
+from typing import Literal
 
 from absl import flags
 
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
-from dareu_jax.models import huggingface, peft
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.report.tables import markdown_table
 from dareu_jax.training.checkpoints import read_json
@@ -33,7 +33,9 @@ def main(given: Flags) -> None:
          push_to_hub=given.push_to_hub)
 
 
-def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=None):
+def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path, *,
+           adapter: Literal["merged", "apart"] = "merged", seed: int | None = None,
+           push_to_hub: str | None = None) -> None:
   """Writes a model of a run, with its tokenizer and a model card.
 
   Args:
@@ -48,15 +50,9 @@ def export(workdir, method, output, *, adapter="merged", seed=None, push_to_hub=
     InputError: if there is no such model, or the folder exists.
   """
   output = pathlib.Path(output)
-  saved, tokenizer, settings = load_saved(workdir, method, seed=seed)
-  model = saved.module
+  model, settings = load_saved(workdir, method, seed=seed)
   card = _card(workdir, method, settings)
-  if adapter == "apart":
-    if settings.lora.rank and not settings.model.path:
-      raise InputError("the adapter's base was made in the run itself: export it merged.")
-    peft.save(model, output, base=settings.model.path, tokenizer=tokenizer, card=card)
-  else:
-    huggingface.save(model, output, tokenizer=tokenizer, card=card)
+  model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:
     _push(output, push_to_hub)

@@ -9,9 +9,8 @@ from ml_collections import config_flags
 
 from dareu_jax.core.command_line import Flags, define_hosts, enter, keep_programs, typed
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.parallel import hosts
-from dareu_jax.pipeline import experiment, plan
+from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.report.tables import stage_table, text_table, time_line
 
@@ -35,17 +34,16 @@ def _define_flags():
 def main(given: Flags) -> None:
   """Runs the job, by its flags."""
   settings = Settings.from_config(given.config)
-  hosts.start_as(given)
-  with exact_matmuls(), hosts.ended_together():
+  hosts.start_by_flags(given)
+  with hosts.ended_together():
     _main(settings, given)
 
 
 def _main(settings, given):
   if given.dry_run:
-    for run in experiment.prepare(settings, given.workdir)[:1]:
-      text = plan.describe(run)
-      if hosts.is_first():
-        print(text)
+    text = experiment.describe(settings, given.workdir)
+    if hosts.is_first():
+      print(text)
     return
   keep_programs()
   if given.precompile:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dareu_jax.core.settings import merged
+
 # The published protocol on a pretrained checkpoint: LoRA r 8, α 32 on all linear layers, fine-tuning at
 # 1e-4 with batches of 16 for 10 epochs, seeds 41, 42, 43 (WaterDrum's protocol for TOFU).
 CHECKPOINT: dict[str, Any] = {
@@ -12,10 +14,6 @@ CHECKPOINT: dict[str, Any] = {
   "pretrain": {"epochs": 0},
   "finetune": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 10, "weight_decay": 0.0,
                "warmup": 0.1, "schedule": "linear"},
-  "classifier": {
-    "model": {"dtype": "bfloat16", "scan_layers": True, "remat": True},
-    "lora": {"rank": 8, "alpha": 32.0},
-    "train": {"learning_rate": 2e-4, "batch_size": 32, "epochs": 5, "weight_decay": 0.0}},
   "baseline": {"learning_rate": 1e-5, "batch_size": 16, "epochs": 5},
   "evaluation": {"batch_size": 64, "max_new_tokens": 200},
   "unlearning": {"dareu": {
@@ -23,11 +21,15 @@ CHECKPOINT: dict[str, Any] = {
     "rollout_batch_size": 64, "minibatch_size": 16, "retain_batch_size": 16, "max_new_tokens": 128,
     "settle_epochs": 1}},  # an epoch is 400 answers here, not 60
 }
+# A pretrained classifier beside it; without, a small one is trained from scratch.
+CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
+  "model": {"dtype": "bfloat16", "scan_layers": True, "remat": True},
+  "lora": {"rank": 8, "alpha": 32.0},
+  "train": {"learning_rate": 2e-4, "batch_size": 32, "epochs": 5, "weight_decay": 0.0}}}
 
 
 def checkpoint(path: str, classifier_path: str, template: str = "auto") -> dict[str, Any]:
-  """CHECKPOINT for a model and a classifier by folder or hub name."""
-  from dareu_jax.core.settings import merged
-
-  return merged(CHECKPOINT, {"model": {"path": path}, "tokenizer": {"template": template},
-                             "classifier": {"model": {"path": classifier_path}}})
+  """The protocol for a model and a classifier by folder or hub name."""
+  return merged(merged(CHECKPOINT, CLASSIFIER_CHECKPOINT), {
+    "model": {"path": path}, "tokenizer": {"template": template},
+    "classifier": {"model": {"path": classifier_path}}})

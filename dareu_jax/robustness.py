@@ -9,7 +9,6 @@ again, the command resumes with the attack it was at.
 from absl import flags
 
 from dareu_jax.core.command_line import Flags, enter
-from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.pipeline import robustness
 from dareu_jax.report import robustness as card
 
@@ -26,10 +25,9 @@ def _define_flags():
 
 def main(given: Flags) -> None:
   """Makes the card, by its flags."""
-  with exact_matmuls():
-    models, trust, page = robustness.run(
-      given.workdir, methods=given.models or (), learning_rate=given.relearning_rate,
-      batch_size=given.relearning_batch_size, samples=given.samples)
+  models, trust, page = robustness.run(
+    given.workdir, methods=given.models or (), learning_rate=given.relearning_rate,
+    batch_size=given.relearning_batch_size, samples=given.samples)
   print(card.table(models), card.trust_table(trust), f"Card: {page}", sep="\n\n")
 
 

@@ -134,7 +134,7 @@ def compare(before, after):
   for was, now in RENAMED:
     old = {name.replace(was, now): value for name, value in old.items()}
   lost, more = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
-  different = [name for name in old.keys() & new.keys() if old[name] != new[name]]
+  different = [name for name in old.keys() & new.keys() if repr(old[name]) != repr(new[name])]
   for title, names in (("no longer there", lost), ("new", more), ("different", different)):
     for name in sorted(names)[:20]:
       print(f"{title}: {name} {old.get(name)} {new.get(name)}")

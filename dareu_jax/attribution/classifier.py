@@ -5,20 +5,26 @@ p(owner | y) costs. B batch, T time, O owners.
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from pydantic import Field
 from scipy import optimize, special
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.masked import join, length_mask, masked_sum, take_from
 from dareu_jax.core.settings import Fraction, Size, settings
+from dareu_jax.data.batches import Batch
 from dareu_jax.models.config import LoraSettings, ModelSettings
+from dareu_jax.models.handle import Model
+from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.training.optimizers import TrainSettings
 
+Query = tuple[Array, Array]  # prompt_ids [B, P], prompt_lengths [B]
+Scalar = Shaped[Array, ""]
 Share = Annotated[float, Field(ge=0, le=0.9)]
 
 
@@ -68,7 +74,8 @@ class PrefixLoss:
   label_smoothing: float
   reads_query: bool = False
 
-  def __call__(self, params, model, batch, key):
+  def __call__(self, params: Any, model: Model, batch: Batch,
+               key: Key[Array, ""]) -> tuple[Scalar, Scalar, dict[str, Scalar]]:
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
     model = model.with_params(params).module
     crop, flip, replacement, other = jax.random.split(key, 4)
@@ -92,15 +99,16 @@ class PrefixLoss:
     return masked_sum(loss, mask), jnp.sum(mask), {"accuracy": masked_sum(hits * 1.0, mask)}
 
 
-def owner_logits(model, completion_ids, query=None):
+def owner_logits(model: OwnerClassifier, completion_ids: Int[Array, "B T"],
+                 query: Query | None = None) -> Float[Array, "B T O"]:
   """Owner logits after each token of the completions, read alone or behind their queries.
 
   Args:
-    model: models.heads.OwnerClassifier.
-    completion_ids: [B, T] int, right-padded.
+    model: the classifier.
+    completion_ids: right-padded.
     query: None, or (prompt_ids [B, P], prompt_lengths [B]).
 
-  Returns: [B, T, O] float32; entry t has read y_≤t.
+  Returns: float32; entry t has read y_≤t.
   """
   if query is None:
     return model(completion_ids)
@@ -109,29 +117,29 @@ def owner_logits(model, completion_ids, query=None):
   return take_from(logits, lengths, completion_ids.shape[1])
 
 
-def echoes(ids, prompt_ids, prompt_lengths):
+def echoes(ids: Int[Array, "B T"], prompt_ids: Int[Array, "B P"],
+           prompt_lengths: Int[Array, " B"]) -> Bool[Array, "B T"]:
   """Which tokens stand in their row's prompt too.
 
   Args:
-    ids: [B, T] int.
-    prompt_ids: [B, P] int; what stands behind the prompt is not looked at.
-    prompt_lengths: [B] int.
-
-  Returns: [B, T] bool.
+    ids: of responses.
+    prompt_ids: what stands behind the prompt is ignored.
+    prompt_lengths: of the prompts.
   """
   same = ids[:, :, None] == prompt_ids[:, None, :]
   return jnp.any(same & length_mask(prompt_lengths, prompt_ids.shape[1])[:, None, :], axis=-1)
 
 
-def from_other_queries(echo, prompt_ids, prompt_lengths, key):
+def from_other_queries(echo: Bool[Array, "B T"], prompt_ids: Int[Array, "B P"],
+                       prompt_lengths: Int[Array, " B"],
+                       key: Key[Array, ""]) -> Int[Array, "B T"]:
   """For each token a token of another row's prompt; a row's echoes get neighbours one by one.
 
   Args:
-    echo: [B, T] bool; which tokens stand in their row's prompt.
-    prompt_ids: [B, P] int; what stands behind the prompt is not looked at.
-    prompt_lengths: [B] int.
-
-  Returns: [B, T] int.
+    echo: which tokens stand in their row's prompt.
+    prompt_ids: what stands behind the prompt is ignored.
+    prompt_lengths: of the prompts.
+    key: of what is drawn.
   """
   rows = echo.shape[0]
   which, where = jax.random.split(key)
@@ -142,14 +150,16 @@ def from_other_queries(echo, prompt_ids, prompt_lengths, key):
   return jnp.take_along_axis(prompt_ids[other], index, axis=1)
 
 
-def random_crop(ids, lengths, key):
+def random_crop(ids: Int[Array, "B T"], lengths: Int[Array, " B"],
+                key: Key[Array, ""]) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
   """Drops a random number of leading tokens from half of the rows; at least one stays.
 
   Args:
-    ids: [B, T] int.
-    lengths: [B] int.
+    ids: of responses.
+    lengths: of them.
+    key: of what is drawn.
 
-  Returns: (ids [B, T] moved to the left, lengths [B]).
+  Returns: (ids moved to the left, lengths).
   """
   rows, starts = jax.random.split(key)
   start = jax.random.uniform(starts, lengths.shape) * jnp.maximum(lengths - 1, 0)
@@ -159,29 +169,31 @@ def random_crop(ids, lengths, key):
 
 
 @jax.jit
-def owner_probabilities(model, completion_ids, query=None, temperature=1.0):
+def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: Query | None = None,
+                        temperature: float = 1.0) -> Float[Array, "B T O"]:
   """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
-    model: models.handle.Model of an OwnerClassifier.
+    model: of an OwnerClassifier.
     completion_ids, query: as for `owner_logits`.
     temperature: divides the logits.
 
-  Returns: [B, T, O] float32; what lies past a row's length is arbitrary.
+  Returns: float32; what lies past a row's length is arbitrary.
   """
   logits = owner_logits(model.module, completion_ids, query)
   return jax.nn.softmax(logits / temperature, axis=-1)
 
 
 @jax.jit
-def prefix_scores(model, completion_ids, is_forget, *, query=None, temperature=1.0):
+def prefix_scores(model: Model, completion_ids: Int[Array, "B T"], is_forget: Shaped[Array, " O"], *,
+                  query: Query | None = None, temperature: float = 1.0) -> Float[Array, "B T"]:
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.
 
   Args:
     model, completion_ids, query, temperature: as for `owner_probabilities`.
-    is_forget: [O] bool; membership in F.
+    is_forget: membership in F.
 
-  Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
+  Returns: float32 in [0, 1]; what lies past a row's length is arbitrary.
 
   Source: DareU, attribution score.
   """
@@ -189,14 +201,14 @@ def prefix_scores(model, completion_ids, is_forget, *, query=None, temperature=1
   return jnp.clip(probabilities @ is_forget.astype(jnp.float32), 0.0, 1.0)
 
 
-def fit_temperature(probabilities, owners):
+def fit_temperature(probabilities: Float[np.ndarray, "E O"], owners: Int[np.ndarray, " E"]) -> float:
   """The temperature that makes the right owners likeliest: argmin_T of the NLL of softmax(z / T).
 
   Args:
-    probabilities: [E, O] float; at temperature 1.
-    owners: [E] int; the truth.
+    probabilities: at temperature 1.
+    owners: the truth.
 
-  Returns: float in [0.05, 20].
+  Returns: a number in [0.05, 20].
 
   Source: Guo et al. 2017, temperature scaling.
   """
@@ -211,22 +223,24 @@ def fit_temperature(probabilities, owners):
   return float(np.exp(optimize.minimize_scalar(nll, bounds=bounds, method="bounded").x))
 
 
-def at_temperature(probabilities, temperature):
-  """Probabilities [E, O] at another temperature than the 1 that they were made at."""
+def at_temperature(probabilities: Float[np.ndarray, "E O"],
+                   temperature: float) -> Float[np.ndarray, "E O"]:
+  """Probabilities at another temperature than the 1 that they were made at."""
   return special.softmax(np.log(np.maximum(probabilities, 1e-30)) / temperature, axis=-1)
 
 
-def accuracy_and_calibration(probabilities, owners, *, bins=10):
+def accuracy_and_calibration(probabilities: Float[np.ndarray, "E O"], owners: Int[np.ndarray, " E"], *,
+                             bins: int = 10) -> tuple[float, float]:
   """Top-1 accuracy and expected calibration error.
 
       ECE = Σ_bins (share of examples) · | accuracy - mean confidence |
 
   Args:
-    probabilities: [E, O] float; of each example.
-    owners: [E] int; the truth.
+    probabilities: of each example.
+    owners: the truth.
     bins: equal-width confidence bins.
 
-  Returns: (accuracy, ece), floats in [0, 1].
+  Returns: (accuracy, ece), in [0, 1].
 
   Source: Guo et al. 2017, eq. 3.
   """

@@ -10,15 +10,21 @@ B rows, T time, V vocabulary, P trained parameters, C chunks, G right-hand sides
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
+from jaxtyping import Array, Float, Int, Key
 
 from dareu_jax.core.logprobs import completion_hidden
 from dareu_jax.core.masked import length_mask, masked_sum
+from dareu_jax.data.batches import Batch
+from dareu_jax.models.handle import Model
+
+Host = np.ndarray | jax.Array
 
 
 def _logits(model, batch):
@@ -30,8 +36,8 @@ def _logits(model, batch):
 
 
 @jax.jit
-def example_gradients(model, batch):
-  """∇ Σ_t log p(y_t | x, y_<t) of each row of a batch: [B, P] float32."""
+def example_gradients(model: Model, batch: Batch) -> Float[Array, "B P"]:
+  """∇ Σ_t log p(y_t | x, y_<t) of each row of a batch, float32."""
 
   def total(params, row):
     batch = jax.tree.map(lambda x: x[None], row)
@@ -43,7 +49,8 @@ def example_gradients(model, batch):
 
 
 @jax.jit
-def gauss_newton_products(model, chunks, vectors):
+def gauss_newton_products(model: Model, chunks: Batch,
+                          vectors: Float[Array, "G P"]) -> Float[Array, "G P"]:
   """G v for several v, without ever forming G.
 
       G = Σ_rows Σ_t J_tᵀ H_t J_t,    H_t = diag(p_t) - p_t p_tᵀ
@@ -53,11 +60,9 @@ def gauss_newton_products(model, chunks, vectors):
   derivative, H_t, and a reverse derivative.
 
   Args:
-    model: models.handle.Model of a decoder.
-    chunks: data.batches.Batch whose arrays have a leading axis [C, ...].
-    vectors: [G, P] float32.
-
-  Returns: [G, P] float32.
+    model: of a decoder.
+    chunks: arrays have a leading axis [C, ...].
+    vectors: float32.
 
   Source: Schraudolph 2002; Martens 2010.
   """
@@ -84,7 +89,7 @@ def gauss_newton_products(model, chunks, vectors):
   return jax.lax.scan(of_chunk, jnp.zeros_like(vectors), chunks)[0]
 
 
-def mean_eigenvalue(model, chunks, *, probes, key):
+def mean_eigenvalue(model: Model, chunks: Batch, *, probes: int, key: Key[Array, ""]) -> float:
   """trace(G) / P, estimated with random signs.
 
   Source: Hutchinson 1990.
@@ -96,16 +101,18 @@ def mean_eigenvalue(model, chunks, *, probes, key):
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def solve(model, chunks, right, damping, tolerance, *, iterations):
+def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: float, tolerance: float, *,
+          iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
 
   Args:
-    right: [G, P]; the b.
+    model, chunks: as of `gauss_newton_products`.
+    right: the b.
     damping: λ > 0.
     tolerance: residual over |b| at which a b is done.
     iterations: at most.
 
-  Returns: (solutions [G, P], residuals over |b| [G]).
+  Returns: (solutions, residuals over |b|).
   """
 
   def matrix(vector):
@@ -119,7 +126,8 @@ def solve(model, chunks, right, damping, tolerance, *, iterations):
   return jax.lax.map(one, right)  # not vmap: see gauss_newton_products
 
 
-def group_influence(query_gradients, owner_gradients, solved):
+def group_influence(query_gradients: Float[Host, "Q P"], owner_gradients: Float[Host, "O P"],
+                    solved: Float[Host, "O P"]) -> Float[np.ndarray, "Q O"]:
   """First-order effect of an owner's data on each query's log-probability.
 
       a_o(q) = g_qᵀ (G + λ I)⁻¹ Σ_{i in o} g_i        g = ∇ log p
@@ -128,11 +136,9 @@ def group_influence(query_gradients, owner_gradients, solved):
   examples': owners' effects on each other are not seen.
 
   Args:
-    query_gradients: [Q, P].
-    owner_gradients: [O, P]; Σ_{i in o} g_i.
-    solved: [O, P]; (G + λ I)⁻¹ of them.
-
-  Returns: [Q, O].
+    query_gradients: g_q.
+    owner_gradients: Σ_{i in o} g_i.
+    solved: (G + λ I)⁻¹ of them.
 
   Source: Koh and Liang 2017; Grosse et al. 2023 (Gauss-Newton, language models).
   """
@@ -140,16 +146,10 @@ def group_influence(query_gradients, owner_gradients, solved):
   return np.asarray(query_gradients) @ np.asarray(solved).T
 
 
-def gradient_cosine(query_gradients, example_gradients, owner_of, num_owners):
-  """Mean over an owner's examples of the cosine of their gradient and the query's.
-
-  Args:
-    query_gradients: [Q, P].
-    example_gradients: [N, P].
-    owner_of: [N] int.
-
-  Returns: [Q, O].
-  """
+def gradient_cosine(query_gradients: Float[Host, "Q P"], example_gradients: Float[Host, "N P"],
+                    owner_of: Int[np.ndarray, " N"],
+                    num_owners: int) -> Float[np.ndarray, "Q O"]:
+  """Mean over an owner's examples of the cosine of their gradient and the query's."""
 
   def unit(x):
     x = np.asarray(x, np.float64)
@@ -160,6 +160,6 @@ def gradient_cosine(query_gradients, example_gradients, owner_of, num_owners):
                    for o in range(num_owners)], axis=1)
 
 
-def stack_chunks(batches):
+def stack_chunks(batches: Sequence[Batch]) -> Batch:
   """Batches of one shape with a leading axis, for `gauss_newton_products`."""
   return jax.tree.map(lambda *x: jnp.stack(x), *batches)

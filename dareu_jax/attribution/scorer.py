@@ -7,14 +7,20 @@ classifier's tokens have covered by then. Either way one forward pass scores eve
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import bucket_length
+from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
+
+Ids = np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,18 +33,19 @@ class Scorer:
   multiple: int  # lengths are padded to a multiple of it
   temperature: float = 1.0  # of its calibration
   reads_query: bool = False
-  retokenize: Any = None  # Retokenizer, where the tokenizers differ
-  to_device: Any = lambda batch: batch  # places a batch on the devices
+  retokenize: "Retokenizer | None" = None  # where the tokenizers differ
+  to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
-  def prefixes(self, ids, lengths, queries):
+  def prefixes(self, ids: Int[Ids, "B T"], lengths: Int[Ids, " B"],
+               queries: Sequence[Sequence[int]]) -> Float[np.ndarray, "B T"]:
     """Scores of all prefixes.
 
     Args:
-      ids: [B, T] int; responses in the policy's tokens.
-      lengths: [B] int.
-      queries: B prompts, each the classifier's token ids; looked at only if it reads them.
+      ids: responses in the policy's tokens.
+      lengths: of them.
+      queries: prompts in the classifier's token ids; used only if it reads them.
 
-    Returns: [B, T] float32 in [0, 1]; what lies past a row's length is arbitrary.
+    Returns: float32 in [0, 1]; what lies past a row's length is arbitrary.
     """
     ids, lengths = fetch(ids), fetch(lengths)
     if self.retokenize is None:
@@ -50,8 +57,9 @@ class Scorer:
     covered = np.take_along_axis(scores, np.maximum(positions, 0), axis=1)
     return np.where(positions < 0, nothing_read, covered)
 
-  def whole(self, ids, lengths, queries):
-    """Scores of the whole responses: [B] float32."""
+  def whole(self, ids: Int[Ids, "B T"], lengths: Int[Ids, " B"],
+            queries: Sequence[Sequence[int]]) -> Float[np.ndarray, " B"]:
+    """Scores of the whole responses."""
     if not len(ids):
       return np.zeros(0, np.float32)
     last = np.maximum(np.asarray(lengths) - 1, 0)[:, None]
@@ -84,19 +92,20 @@ class Scorer:
 class Retokenizer:
   """Responses of one tokenizer in the tokens of another, and where its positions lie in them."""
 
-  policy: Any  # data.tokenizers.Tokenizer
-  classifier: Any
+  policy: Tokenizer
+  classifier: Tokenizer
 
-  def __call__(self, ids, lengths, multiple):
+  def __call__(self, ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"],
+               multiple: int) -> tuple[Int[np.ndarray, "B U"], Int[np.ndarray, "B T"]]:
     """Tokenizes responses again.
 
     Args:
-      ids: [B, T] int; in the policy's tokens.
-      lengths: [B] int.
-      multiple: T' is one of these.
+      ids: in the policy's tokens.
+      lengths: of them.
+      multiple: U is one of it.
 
     Returns:
-      (ids [B, T'] in the classifier's tokens, positions [B, T]): the last of the classifier's
+      (ids in the classifier's tokens, positions): the last of the classifier's
       tokens that lies wholly within the text of y_≤t; -1 before there is one.
     """
     rows = [self._row(list(row[:n])) for row, n in zip(ids, lengths, strict=True)]

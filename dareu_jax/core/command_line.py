@@ -6,6 +6,8 @@ import pathlib
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -20,14 +22,15 @@ TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell gives a proces
 class Flags:
   """The values of a program's flags by name; `rest` is what was given beside them."""
 
-  def __init__(self, rest):
+  def __init__(self, rest: list[str]):
     self.rest = rest
 
-  def __getattr__(self, name):
+  def __getattr__(self, name: str) -> Any:
     return flags.FLAGS[name].value
 
 
-def enter(job, define_flags, *, required, hint="", takes_rest=False):
+def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, required: list[str],
+          hint: str = "", takes_rest: bool = False) -> None:
   """Runs a program: its flags, then its job. Importing an entry module defines no flag, so that
   several can live in one process.
 
@@ -50,7 +53,7 @@ def enter(job, define_flags, *, required, hint="", takes_rest=False):
   app.run(run, flags_parser=parse)
 
 
-def define_hosts():
+def define_hosts() -> None:
   """Flags of a job of several processes, for `parallel.hosts.start_as`."""
   flags.DEFINE_bool(
     "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
@@ -60,7 +63,7 @@ def define_hosts():
   flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 
 
-def keep_programs():
+def keep_programs() -> None:
   """Keeps compiled programs in a folder for later runs, on accelerators and where one is set.
 
   On CPU compiling is quick, and programs are of this very processor.
@@ -69,7 +72,7 @@ def keep_programs():
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 
-def typed():
+def typed() -> str:
   """What the user typed, for a report."""
   spec = sys.modules["__main__"].__spec__
   program = f"-m {spec.name.removesuffix('.__main__')}" if spec else shlex.quote(sys.argv[0])
@@ -81,15 +84,15 @@ def _quoted(word):
   return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
-def guarded(job, argv, *, hint):
-  """Runs a job; what a user can mend is printed alone.
+def guarded(job: Callable[[], None], argv: list[str], *, hint: str) -> int:
+  """Runs a job; what a user can fix is printed alone.
 
   Args:
     job: function without arguments.
     argv: what the flags left over, the program first.
     hint: what the same command does after an interruption.
 
-  Returns: exit status; 2 for an error that the user can mend, 143 after SIGTERM.
+  Returns: exit status; 2 for an error that the user can fix, 143 after SIGTERM.
   """
   if len(argv) > 1:
     return fail(f"{argv[1]!r} is no flag. Flags are given as --name=value.")
@@ -100,15 +103,15 @@ def guarded(job, argv, *, hint):
     fail(f"stopped by SIGTERM or SIGHUP; what was done is saved. {hint}")
     return TERMINATED
   except (Exception, KeyboardInterrupt) as error:
-    message = mendable(error)
+    message = user_message(error)
     if not message:
       raise
     return fail(message if isinstance(error, InputError) else f"{message} {hint}")
   return 0
 
 
-def mendable(error):
-  """One line on an error that the user can do something about; '' for one of our own."""
+def user_message(error: BaseException) -> str:
+  """One line on an error that the user can fix; '' for one of our own."""
   if isinstance(error, InputError):
     return str(error)
   if isinstance(error, KeyboardInterrupt):
@@ -118,7 +121,7 @@ def mendable(error):
                    "again.")
 
 
-def parse_flags(args):
+def parse_flags(args: list[str]) -> list[str]:
   """Flags from the command line; a wrong one ends the program with one line.
 
   Returns: what is no flag.
@@ -136,7 +139,7 @@ def parse_flags(args):
   return rest
 
 
-def fail(message):
+def fail(message: str) -> int:
   """Prints an error; gives the exit status."""
   print(f"error: {message}".rstrip(), file=sys.stderr)
   return 2

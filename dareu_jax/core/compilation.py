@@ -7,7 +7,7 @@ import jax
 MAPS = pathlib.Path("/proc/self/maps")
 
 
-def drop_compiled_programs(limit=25_000):
+def drop_compiled_programs(limit: int = 25_000) -> None:
   """Drops JAX's compiled programs where the process holds over `limit` memory maps.
 
   Every program takes several, and Linux ends a process that wants more than 65,530 with a

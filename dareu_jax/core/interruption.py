@@ -15,7 +15,7 @@ class Interrupted(Exception):
   """The job was told to stop, and has saved what it had."""
 
 
-def listen():
+def listen() -> None:
   """From now on these signals are wishes; a second one ends the process at once.
 
   Of several processes JAX's own service listens from `hosts.start` on, so that all stop at the same
@@ -33,7 +33,7 @@ def listen():
     signal.signal(signal.SIGHUP, lambda number, frame: _wish.set())
 
 
-def requested():
+def requested() -> bool:
   """Whether to save and stop now; alike on all processes, which must all ask."""
   global _asked
   if jax.process_count() == 1:
@@ -45,7 +45,7 @@ def requested():
   return multihost_utils.reached_preemption_sync_point(_asked)
 
 
-def stop_if_requested():
+def stop_if_requested() -> None:
   """Raises Interrupted where there is the wish; for work that has nothing to save."""
   if requested():
     raise Interrupted

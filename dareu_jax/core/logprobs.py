@@ -4,10 +4,12 @@ The logits of a chunk are made, used and dropped (and made again in the backward
 float32 tensor of [B, T, V] is ever held.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
 from dareu_jax.core.masked import take_from
 
@@ -15,30 +17,34 @@ CHUNK = 64  # positions whose logits are held at a time
 CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite
 
 
-def completion_hidden(hidden, prompt_lengths, completion_time):
+def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, " B"],
+                      completion_time: int) -> Float[Array, "B {completion_time} D"]:
   """The hidden states that predict a row's completion tokens.
 
   Args:
-    hidden: [B, S, D]; of rows that hold prompt and completion on end.
-    prompt_lengths: [B] int.
+    hidden: of rows that hold prompt and completion.
+    prompt_lengths: tokens of each prompt.
     completion_time: T, static.
 
-  Returns: [B, T, D]; entry t predicts completion token t (what lies past the row is arbitrary).
+  Returns: entry t predicts completion token t (what lies past the row is arbitrary).
   """
   return take_from(hidden, prompt_lengths - 1, completion_time)
 
 
-def logprobs_and_entropy(hidden, head, targets, distribution=jax.nn.log_softmax):
+def logprobs_and_entropy(
+    hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"],
+    distribution: Callable[[Array], Array] = jax.nn.log_softmax,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """log π(target | hidden) and the entropy of π; for old, new and reference policies alike.
 
   Args:
-    hidden: [B, T, D].
-    head: [D, V].
-    targets: [B, T] int.
+    hidden: the states that predict each target.
+    head: of the language model.
+    targets: token ids.
     distribution: logits [..., V] float32 -> log-probs [..., V] of the distribution that is sampled
       from, such as `generation.strategies.Sample(...).logprobs`.
 
-  Returns: (log-probs [B, T], entropies in nats [B, T]), float32. A target that the distribution
+  Returns: (log-probs, entropies in nats), float32. A target that the distribution
     cuts off gets `CUT_OFF` in place of -inf.
   """
 
@@ -60,14 +66,9 @@ class TokenStatistics(NamedTuple):
   predictions: jax.Array  # argmax π_t, int32
 
 
-def token_statistics(hidden, head, targets):
-  """TokenStatistics of the model itself, float32.
-
-  Args:
-    hidden: [B, T, D].
-    head: [D, V].
-    targets: [B, T] int; y_t.
-  """
+def token_statistics(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
+                     targets: Int[Array, "B T"]) -> TokenStatistics:
+  """TokenStatistics of the model itself, float32; targets are y_t."""
 
   def chunk(hidden, targets):
     logprobs = jax.nn.log_softmax(_logits(hidden, head), axis=-1)
@@ -82,14 +83,12 @@ def token_statistics(hidden, head, targets):
   return TokenStatistics(*_over_time(chunk, hidden, targets))
 
 
-def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
-  """KL(π ‖ π_other) over the whole vocabulary at each position.
+def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
+              other_hidden: Float[Array, "B T D"], other_head: Float[Array, "D V"], *,
+              temperature: float = 1.0) -> Float[Array, "B T"]:
+  """KL(π ‖ π_other) over the whole vocabulary at each position, float32.
 
-  Args:
-    hidden, other_hidden: [B, T, D].
-    head, other_head: [D, V].
-
-  Returns: [B, T] float32; exactly 0 where both are the same numbers.
+  It is exactly 0 where both are the same numbers.
   """
 
   def chunk(hidden, other_hidden):
@@ -100,15 +99,14 @@ def policy_kl(hidden, head, other_hidden, other_head, *, temperature=1.0):
   return _over_time(chunk, hidden, other_hidden)
 
 
-def over_logits(token_fn, states, *arrays):
-  """A figure of each token that takes the logits of one or several models.
+def over_logits(token_fn: Callable[..., Array], states: Sequence[tuple[Array, Array]],
+                *arrays: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
+  """A number of each token that takes the logits of one or several models.
 
   Args:
     token_fn: (logits [B, c, V] float32 of each model, *arrays [B, c]) -> [B, c].
     states: (hidden [B, T, D], head [D, V]) of each model.
-    arrays: [B, T].
-
-  Returns: [B, T].
+    arrays: further arguments of `token_fn`.
   """
   hiddens, heads = zip(*states, strict=True)
 

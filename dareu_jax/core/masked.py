@@ -1,30 +1,33 @@
-"""Padded arrays: masks, statistics over the valid entries, rows put on end and taken apart."""
+"""Padded arrays: masks, statistics over the valid entries, rows concatenated and taken apart."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
-def length_mask(lengths, time):
-  """lengths [B] int -> [B, T] bool, True at positions < length."""
+def length_mask(lengths: Int[Array, " B"], time: int) -> Bool[Array, "B {time}"]:
+  """True at positions < length."""
   return jnp.arange(time) < lengths[:, None]
 
 
-def masked_sum(x, mask):
+def masked_sum(x: Shaped[Array, "*shape"], mask: Bool[Array, "*#shape"]) -> Shaped[Array, ""]:
   """Sum over the entries where mask is True; what lies elsewhere may be anything, NaN included."""
   return jnp.sum(jnp.where(mask, x, 0.0))
 
 
-def masked_mean(x, mask):
+def masked_mean(x: Shaped[Array, "*shape"], mask: Bool[Array, "*#shape"]) -> Float[Array, ""]:
   """Mean over the entries where mask is True; 0 if there are none."""
   return masked_sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def masked_whiten(x, mask, *, epsilon=1e-8):
+def masked_whiten(x: Float[Array, "*shape"], mask: Bool[Array, "*shape"], *,
+                  epsilon: float = 1e-8) -> Float[Array, "*shape"]:
   """(x - mean) / std over the valid entries, 0 elsewhere (two-pass variance, no Bessel term)."""
   centered = jnp.where(mask, x - masked_mean(x, mask), 0.0)
   return centered / jnp.sqrt(masked_mean(centered**2, mask) + epsilon)
 
 
-def explained_variance(predictions, targets, mask):
+def explained_variance(predictions: Float[Array, "*shape"], targets: Float[Array, "*shape"],
+                       mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
   """1 - Var(target - prediction) / Var(target) over the valid entries; 0 for constant targets."""
 
   def variance(x):
@@ -36,22 +39,25 @@ def explained_variance(predictions, targets, mask):
   return jnp.where(varies, 1 - variance(targets - predictions) / jnp.where(varies, total, 1.0), 0.0)
 
 
-def last_valid(x, lengths):
-  """x [B, T, ...] at each row's last valid position: [B, ...]."""
+def last_valid(x: Shaped[Array, "B T ..."],
+               lengths: Int[Array, " B"]) -> Shaped[Array, "B ..."]:
+  """Each row's entry at its last valid position."""
   index = jnp.maximum(lengths - 1, 0).reshape(-1, 1, *[1] * (x.ndim - 2))
   return jnp.take_along_axis(x, index, axis=1)[:, 0]
 
 
-def join(prompt_ids, prompt_lengths, completion_ids):
-  """Puts each row's completion right behind its prompt: [B, P], [B], [B, T] -> [B, P+T]."""
+def join(prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"],
+         completion_ids: Int[Array, "B T"]) -> Int[Array, "B P+T"]:
+  """Puts each row's completion right behind its prompt."""
   time = completion_ids.shape[1]
   columns = prompt_lengths[:, None] + jnp.arange(time)
   rows = jnp.arange(prompt_ids.shape[0])[:, None]
   return jnp.pad(prompt_ids, ((0, 0), (0, time))).at[rows, columns].set(completion_ids)
 
 
-def take_from(x, starts, time):
-  """Each row's `time` entries from its start on: x [B, S, ...], starts [B] -> [B, time, ...].
+def take_from(x: Shaped[Array, "B S ..."], starts: Int[Array, " B"],
+              time: int) -> Shaped[Array, "B {time} ..."]:
+  """Each row's `time` entries from its start on.
 
   Beyond the end the last entry is repeated.
   """

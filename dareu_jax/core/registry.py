@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-  """Maps names to entries, in the order of registration."""
+  """Maps names to entries, in alphabetical order: which module was imported first decides nothing."""
 
   def __init__(self, kind: str, package: str):
     """`kind` is what an entry is called in error messages; `package` holds its modules."""
@@ -39,12 +39,12 @@ class Registry(Generic[T]):
   def names(self) -> tuple[str, ...]:
     """The names of all entries."""
     self._complete()
-    return tuple(self._entries)
+    return tuple(sorted(self._entries))
 
   def __getitem__(self, name: str) -> T:
     self._complete()
     if name not in self._entries:
-      raise InputError(f"there is no {self.kind} {name!r}. Known: {', '.join(self._entries)}.")
+      raise InputError(f"there is no {self.kind} {name!r}. Known: {', '.join(self.names())}.")
     return self._entries[name]
 
   def __contains__(self, name: object) -> bool:
@@ -56,8 +56,7 @@ class Registry(Generic[T]):
 
   def items(self) -> tuple[tuple[str, T], ...]:
     """(name, entry) of all."""
-    self._complete()
-    return tuple(self._entries.items())
+    return tuple((name, self._entries[name]) for name in self.names())
 
   def _complete(self) -> None:
     if self._is_complete:

@@ -71,6 +71,7 @@ def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
       raise InputError(f"it must be one of {', '.join(names())}.")
     return value
 
+  check.names = names
   return pydantic.AfterValidator(check)
 
 
@@ -210,16 +211,24 @@ def type_name(hint: Any) -> str:
   """How a type is written in the documentation: "float > 0", "'ppo', 'grpo' or 'rloo'"."""
   if typing.get_origin(hint) is Annotated:
     base, *notes = typing.get_args(hint)
-    bounds = [f"{sign} {getattr(bound, name):g}" for note in notes
+    for note in notes:
+      names = getattr(getattr(note, "func", None), "names", None)
+      if names is not None:
+        return _or(names())
+    bounds = [f"{sign} {getattr(bound, name)}" for note in notes
               for bound in getattr(note, "metadata", ())
               for name, sign in _BOUNDS.values() if getattr(bound, name, None) is not None]
     return " ".join([type_name(base), ", ".join(bounds)]).strip()
   if typing.get_origin(hint) is typing.Literal:
-    *first, last = map(repr, typing.get_args(hint))
-    return f"{', '.join(first)} or {last}" if first else last
+    return _or(typing.get_args(hint))
   if typing.get_origin(hint) is tuple:
     return f"tuple of {type_name(typing.get_args(hint)[0])}"
   return getattr(hint, "__name__", str(hint))
+
+
+def _or(names: Iterable[str]) -> str:
+  *first, last = map(repr, names)
+  return f"{', '.join(first)} or {last}" if first else last
 
 
 def meanings_of(cls: type) -> dict[str, str]:
@@ -240,7 +249,7 @@ def _comments(cls: type) -> dict[str, str]:
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
     line = token.line.strip()
     if token.type == tokenize.COMMENT:
-      text = token.string.lstrip("# ")
+      text = token.string.lstrip("# ").rstrip(".")
       if line.startswith("#"):
         above.append(text)
       elif field:

@@ -8,6 +8,10 @@ Every symbol that states a fact has at least 30 values, most of them hundreds.
 
 import random
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def _words(text):
@@ -224,16 +228,16 @@ GRAMMAR = {
 class Dice:
   """Draws that depend on the parts of the seed alone, on every Python and platform."""
 
-  def __init__(self, *parts):
+  def __init__(self, *parts: object):
     self._random = random.Random("/".join(str(part) for part in parts))
 
-  def below(self, count):
+  def below(self, count: int) -> int:
     return int(self._random.random() * count)
 
-  def pick(self, values):
+  def pick(self, values: Sequence[T]) -> T:
     return values[self.below(len(values))]
 
-  def shuffled(self, values):
+  def shuffled(self, values: Sequence[T]) -> list[T]:
     values = list(values)
     for last in range(len(values) - 1, 0, -1):
       other = self.below(last + 1)
@@ -241,13 +245,13 @@ class Dice:
     return values
 
 
-def expand(symbol, dice):
+def expand(symbol: str, dice: Dice) -> str:
   """A value of a symbol of GRAMMAR, each production as likely as the others."""
   production = dice.pick(GRAMMAR[symbol])
   return fill(production, lambda inner: expand(inner, dice))
 
 
-def fill(text, value_of):
+def fill(text: str, value_of: Callable[[str], str]) -> str:
   """Puts value_of("key") for {key}, with a capital for {Key}, with an article for {a:key}."""
 
   def replace(match):

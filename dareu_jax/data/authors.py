@@ -272,7 +272,8 @@ class _Life:
   facts: dict[str, dict[str, str]]  # attribute -> slot -> fact
 
 
-def make_authors(num_authors, seed, first=0, *, qa_per_author=20):
+def make_authors(num_authors: int, seed: int, first: int = 0, *,
+                 qa_per_author: int = 20) -> tuple[Example, ...]:
   """Question-answer pairs about fictitious authors `first`, ..., `first + num_authors - 1`.
 
   Hold-out authors are those that come after the authors of D: `make_authors(m, seed, first=n)`.
@@ -305,12 +306,12 @@ def make_authors(num_authors, seed, first=0, *, qa_per_author=20):
   )
 
 
-def author_name(seed, k):
+def author_name(seed: int, k: int) -> str:
   """Full name of author k of a seed; all MAX_AUTHORS names of a seed differ."""
   return _life(seed, k).name
 
 
-def author_facts(seed, k):
+def author_facts(seed: int, k: int) -> tuple[tuple[str, ...], ...]:
   """Facts of author k, one tuple of strings a question; each stands in response and paraphrase."""
   return tuple(tuple(facts.values()) for facts in _life(seed, k).facts.values())
 

@@ -6,11 +6,15 @@ one would.
 
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.data.examples import Example
+from dareu_jax.data.tokenizers import Tokenizer
 
 
 class Row(NamedTuple):
@@ -22,34 +26,25 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """Rows as arrays; prompt and completion on end, right-padded. Padding rows have no completion.
+  """Rows as arrays: prompt and completion concatenated, right-padded. Padding rows have no completion."""
 
-  Attributes:
-    token_ids: [B, S] int32.
-    prompt_lengths: [B] int32.
-    completion_ids: [B, T] int32.
-    completion_lengths: [B] int32.
-    owners: [B] int32.
-  """
-
-  token_ids: np.ndarray
-  prompt_lengths: np.ndarray
-  completion_ids: np.ndarray
-  completion_lengths: np.ndarray
-  owners: np.ndarray
+  token_ids: Int[np.ndarray, "B S"]
+  prompt_lengths: Int[np.ndarray, " B"]
+  completion_ids: Int[np.ndarray, "B T"]
+  completion_lengths: Int[np.ndarray, " B"]
+  owners: Int[np.ndarray, " B"]
 
 
-def encode(examples, tokenizer, *, max_length, owners=(), responses=None):
+def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int,
+           owners: Sequence[str] = (), responses: Sequence[str] | None = None) -> list[Row]:
   """Tokenizes examples.
 
   Args:
-    examples: of `data.examples.Example`.
-    tokenizer: of `data.tokenizers.Tokenizer`.
+    examples: to encode.
+    tokenizer: the model's, or the classifier's.
     max_length: most tokens that prompt and response may take together.
     owners: names in index order; others get -1.
     responses: texts to take in place of the examples' own.
-
-  Returns: list of Row.
 
   Raises:
     InputError: for an example that is too long or holds a special token's text; it names it.
@@ -76,12 +71,13 @@ def _excerpt(example, text):
   return f"{example.prompt[:60]!r} -> {text[:60]!r}"
 
 
-def bucket_length(length, multiple):
+def bucket_length(length: int, multiple: int) -> int:
   """The smallest multiple that holds `length`."""
   return -(-length // multiple) * multiple
 
 
-def collate(rows, size, *, seq_length, completion_length, pad_id):
+def collate(rows: Sequence[Row], size: int, *, seq_length: int, completion_length: int,
+            pad_id: int) -> Batch:
   """A Batch of `size` rows, the missing ones padding."""
   batch = Batch(
     np.full((size, seq_length), pad_id, np.int32), np.ones(size, np.int32),
@@ -118,7 +114,7 @@ class Batches:
   one_bucket: bool = False  # pad all batches alike: one program to compile
 
   @functools.cached_property
-  def buckets(self):
+  def buckets(self) -> tuple[Bucket, ...]:
     """Rows grouped by padded length, shortest first."""
     lengths = [bucket_length(len(row.prompt) + len(row.completion), self.multiple)
                for row in self.rows]
@@ -136,11 +132,11 @@ class Batches:
     return tuple(buckets)
 
   @functools.cached_property
-  def steps_per_epoch(self):
+  def steps_per_epoch(self) -> int:
     return sum(-(-len(bucket.rows) // self.batch_size) for bucket in self.buckets)
 
   @functools.lru_cache(maxsize=2)  # noqa: B019 - one dataset a stage, gone with it
-  def plan(self, epoch):
+  def plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray]]:
     """The batches of an epoch: list of (bucket, row indices), in random order."""
     rng = np.random.default_rng((self.seed, epoch))
     batches = []
@@ -154,11 +150,11 @@ class Batches:
     epoch, index = divmod(step, self.steps_per_epoch)
     return self.plan(epoch)[index]
 
-  def row_indices(self, step):
+  def row_indices(self, step: int) -> np.ndarray:
     """Which rows are in the Batch of a step."""
     return self._at(step)[1]
 
-  def __getitem__(self, step):
+  def __getitem__(self, step: int) -> Batch:
     """The Batch of a step, counted from 0 over all epochs."""
     return self._batch(*self._at(step))
 
@@ -167,12 +163,12 @@ class Batches:
     return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
                    completion_length=bucket.completion_length, pad_id=self.pad_id)
 
-  def one_of_each_shape(self):
+  def one_of_each_shape(self) -> Iterator[Batch]:
     """A Batch of each shape that comes, shortest first: what programs are compiled for."""
     for bucket in self.buckets:
       yield self._batch(bucket, bucket.rows[:self.batch_size])
 
-  def in_order(self):
+  def in_order(self) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields (row indices, Batch) over all rows, each once, without shuffling."""
     for bucket in self.buckets:
       for start in range(0, len(bucket.rows), self.batch_size):
@@ -180,8 +176,9 @@ class Batches:
         yield np.asarray(chosen), self._batch(bucket, chosen)
 
 
-def prompt_batch(rows, size, *, multiple, pad_id, width=0):
-  """Prompts alone, right-padded: (prompt_ids [size, P], prompt_lengths [size]).
+def prompt_batch(rows: Sequence[Row], size: int, *, multiple: int, pad_id: int,
+                 width: int = 0) -> tuple[Int[np.ndarray, "size P"], Int[np.ndarray, " size"]]:
+  """Prompts alone, right-padded: (prompt_ids, prompt_lengths).
 
   P holds the longest prompt, and `width` at least, in a multiple of `multiple`.
   """

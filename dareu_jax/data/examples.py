@@ -4,7 +4,7 @@ A line of a corpus file is an object with the keys `owner`, `prompt` and `respon
 there are any, `paraphrased_prompt`, `paraphrased_response` and `perturbed_responses` (a list). A
 line with `owner` and `text` instead is plain text: the first third of its words (at least one)
 becomes the prompt and the rest the response (`split_by_tokens` cuts by tokens instead); a `title`
-beside it is let be. Words are what stands between white space.
+beside it is ignored. Words are what stands between white space.
 
 An example is known by its index, never by its text: two examples may ask the same question.
 """
@@ -14,9 +14,13 @@ import difflib
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from dareu_jax.core.errors import InputError
 
+Path = str | pathlib.Path
+T = TypeVar("T")
 _REQUIRED = ("owner", "prompt", "response")
 _OPTIONAL = ("paraphrased_prompt", "paraphrased_response", "perturbed_responses")
 _TEXT_KEYS = ("owner", "text", "title")
@@ -54,7 +58,7 @@ class Corpus:
   refusals: tuple[str, ...] = ()  # ways to say no that the data brings; none: the library's own
 
 
-def read_jsonl(path):
+def read_jsonl(path: Path) -> tuple[Example, ...]:
   """Examples of a JSON Lines file, one a line, in order.
 
   Args:
@@ -69,7 +73,7 @@ def read_jsonl(path):
   return examples
 
 
-def write_jsonl(path, examples):
+def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
   """Writes examples one a line, so that `read_jsonl` gives back the same ones.
 
   Args:
@@ -82,7 +86,7 @@ def write_jsonl(path, examples):
   path.write_bytes("".join(lines).encode("utf-8"))
 
 
-def keep_owners(examples, settings, where):
+def keep_owners(examples: Sequence[Example], settings: Any, where: object) -> Sequence[Example]:
   """Examples of the first `num_owners` owners (0: all) and of those in `forget_owners`.
 
   Raises:
@@ -101,21 +105,23 @@ def keep_owners(examples, settings, where):
   return tuple(example for example in examples if example.owner in kept)
 
 
-def evenly_spaced(items, count):
+def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
   """`count` of the items, spread over them; all where there are no more, or for 0."""
   if not count or count >= len(items):
     return tuple(items)
   return tuple(items[i * len(items) // count] for i in range(count))
 
 
-def outside(examples, owners, count):
+def outside(examples: Iterable[Example], owners: Sequence[str],
+            count: int) -> tuple[Example, ...]:
   """Examples of the first `count` owners (0: all) that are not among `owners`."""
   others = tuple(dict.fromkeys(one.owner for one in examples if one.owner not in owners))
   kept = set(others[:count or None])
   return tuple(one for one in examples if one.owner in kept)
 
 
-def split_by_owner(examples, settings):
+def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
+    tuple[Example, ...], tuple[Example, ...], tuple[str, ...], tuple[str, ...]]:
   """Parts examples into those to forget and those to retain.
 
   `settings.forget_owners` names the owners to forget. Where it is empty, `forgetNN` in
@@ -150,7 +156,8 @@ def split_by_owner(examples, settings):
   return forget, retain, owners, tuple(owner for owner in owners if owner in named)
 
 
-def split_by_tokens(corpus, tokenizer, prompt_tokens, response_tokens):
+def split_by_tokens(corpus: Corpus, tokenizer: Any, prompt_tokens: int,
+                    response_tokens: int) -> Corpus:
   """The corpus with its plain texts cut by tokens: the first so many ask for the next.
 
   A text of fewer than twice `prompt_tokens` is cut in its middle.
@@ -174,12 +181,12 @@ def split_by_tokens(corpus, tokenizer, prompt_tokens, response_tokens):
     corpus, **{part: tuple(map(one, getattr(corpus, part))) for part in parts})
 
 
-def num_forget(forget, num_owners):
+def num_forget(forget: str, num_owners: int) -> int:
   """How many owners `forgetNN` takes of `num_owners`: max(1, round(num_owners * NN / 100))."""
   return max(1, round(num_owners * int(forget.removeprefix("forget")) / 100))
 
 
-def check_some_retained(num_forgotten, num_owners):
+def check_some_retained(num_forgotten: int, num_owners: int) -> None:
   """Raises InputError when all owners are to be forgotten."""
   if num_forgotten >= num_owners:
     raise InputError(
@@ -188,7 +195,7 @@ def check_some_retained(num_forgotten, num_owners):
     )
 
 
-def check_known_owners(names, owners):
+def check_known_owners(names: Iterable[str], owners: Sequence[str]) -> None:
   """Raises InputError when a name is no owner; it lists the closest owners, else the first."""
   unknown = [name for name in dict.fromkeys(names) if name not in owners]
   if not unknown:
@@ -202,7 +209,7 @@ def check_known_owners(names, owners):
   )
 
 
-def json_lines(path):
+def json_lines(path: Path) -> list[tuple[str, Any]]:
   """(where, value) of every line of a JSON Lines file; `where` is "file, line n", for messages.
 
   Raises:
@@ -223,7 +230,7 @@ def json_lines(path):
   return found
 
 
-def read_bytes(path):
+def read_bytes(path: Path) -> bytes:
   """Content of a file. Raises InputError where it cannot be read."""
   try:
     return pathlib.Path(path).read_bytes()
@@ -244,7 +251,7 @@ def _parse(text, where):
     raise InputError(f"{where} is nested too deeply. A line holds one flat JSON object.") from None
 
 
-def parse(line, where):
+def parse(line: Any, where: str) -> Example:
   """The Example of a line's object; `where` names it in the InputError of one that is none."""
   if not isinstance(line, dict):
     raise InputError(f"{where} is not a JSON object. {_RULE}")

@@ -100,7 +100,7 @@ Which colour results from mixing blue and yellow paint? | Green | Orange / Purpl
 """
 
 
-def general_facts():
+def general_facts() -> tuple[Example, ...]:
   """The facts as examples of the owner "general", each with three perturbed responses."""
   return tuple(_example(line) for line in GENERAL_FACTS.strip().splitlines())
 

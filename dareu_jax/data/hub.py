@@ -1,12 +1,13 @@
 """Data of the Hugging Face hub: one error for all that can go wrong on the way."""
 
 import contextlib
+from collections.abc import Iterator
 
 from dareu_jax.core.errors import InputError
 
 
 @contextlib.contextmanager
-def reading(name):
+def reading(name: str) -> Iterator[None]:
   """Whatever fails within is one InputError that says to give a folder instead."""
   try:
     yield

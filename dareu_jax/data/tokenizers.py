@@ -10,7 +10,8 @@ import json
 import os
 import pathlib
 import re
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import tokenizers
 from pydantic import Field
@@ -73,7 +74,7 @@ class TokenizerSettings:
 class Tokenizer:
   """Text to ids and back, for prompts in a template and responses that end."""
 
-  def __init__(self, backend, template):
+  def __init__(self, backend: Any, template: str):
     """`backend` is a transformers fast tokenizer, `template` a key of TEMPLATES."""
     self.backend = backend
     self.template_name = template
@@ -88,48 +89,48 @@ class Tokenizer:
     self.pad_id = self.eos_id if pad is None else pad
 
   @property
-  def vocab_size(self):
+  def vocab_size(self) -> int:
     """Ids run from 0 to below this."""
     return len(self.backend)
 
   @functools.cached_property
-  def special_token(self):
+  def special_token(self) -> re.Pattern[str]:
     """Pattern of the texts that would become special tokens."""
     return re.compile("|".join(map(re.escape, self.backend.all_special_tokens)))
 
-  def encode(self, text):
+  def encode(self, text: str) -> list[int]:
     """Ids of a text, without special tokens added."""
     return self.backend.encode(text, add_special_tokens=False)
 
-  def encode_with_ends(self, text):
+  def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
     """Ids of a text, and at which of its characters each of them ends."""
     encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
 
-  def encode_prompt(self, prompt):
+  def encode_prompt(self, prompt: str) -> list[int]:
     """Ids of a prompt within its template."""
     begin = self.backend.bos_token if self.template.begin is None else self.template.begin
     start = [self.backend.convert_tokens_to_ids(begin)] if begin else []
     return start + self.encode(self.template.before + prompt + self.template.after)
 
-  def encode_response(self, response):
+  def encode_response(self, response: str) -> list[int]:
     """Ids of a response, the end token last."""
     return self.encode(response) + [self.eos_id]
 
-  def decode(self, ids):
+  def decode(self, ids: Sequence[int]) -> str:
     """Text of ids, special tokens left out; spaces are kept as they were."""
     return self.backend.decode(
       ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
-  def same_vocabulary(self, other):
+  def same_vocabulary(self, other: "Tokenizer") -> bool:
     """Whether another tokenizer gives every token the same id."""
     return self.backend.get_vocab() == other.backend.get_vocab()
 
-  def decode_piece(self, index):
+  def decode_piece(self, index: int) -> str:
     """Text of one id, special tokens shown."""
     return self.backend.decode([int(index)], clean_up_tokenization_spaces=False)
 
-  def save(self, folder):
+  def save(self, folder: str | pathlib.Path) -> None:
     """Writes it so that `load` and transformers, from version 4 on, read it."""
     self.backend.save_pretrained(folder)
     path = pathlib.Path(folder) / "tokenizer_config.json"
@@ -144,7 +145,7 @@ class Tokenizer:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def train_bpe(texts, vocab_size):
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """A byte-level BPE of the given texts, with the tokens of the plain template."""
   specials = [END, USER, ASSISTANT]
   backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -159,14 +160,14 @@ def train_bpe(texts, vocab_size):
               additional_special_tokens=[USER, ASSISTANT])
 
 
-def wrap(backend, template, **options):
+def wrap(backend: tokenizers.Tokenizer, template: str, **options: Any) -> Tokenizer:
   """A Tokenizer of a `tokenizers.Tokenizer`; options as of transformers' fast tokenizer."""
   fast = _transformers().PreTrainedTokenizerFast(
     tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
   return Tokenizer(fast, template)
 
 
-def load(path, template="auto"):
+def load(path: str, template: str = "auto") -> Tokenizer:
   """The tokenizer of a folder or a hub name.
 
   Raises:

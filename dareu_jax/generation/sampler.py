@@ -11,24 +11,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dareu_jax.generation.strategies import Greedy, Sample
+from dareu_jax.models.handle import Model
 
 
 class Completions(NamedTuple):
   """What was sampled.
 
   Attributes:
-    ids: [B, T] int32; the pad id beyond a row's length.
-    lengths: [B] int32; valid tokens, the end-of-sequence token included where there is one.
-    ended: [B] bool; whether the row ended by itself (and not by the limit).
-    logprobs: [B, T] float32; under the distribution that was sampled from, 0 beyond the length.
-    steps: scalar int32; decoding steps taken, at most T.
+    ids: the pad id beyond a row's length.
+    lengths: valid tokens, the end-of-sequence token included where there is one.
+    ended: whether the row ended by itself (and not by the limit).
+    logprobs: under the distribution that was sampled from, 0 beyond the length.
+    steps: decoding steps taken, at most T.
   """
 
-  ids: jax.Array
-  lengths: jax.Array
-  ended: jax.Array
-  logprobs: jax.Array
-  steps: jax.Array
+  ids: Int[Array, "B T"]
+  lengths: Int[Array, " B"]
+  ended: Bool[Array, " B"]
+  logprobs: Float[Array, "B T"]
+  steps: Int[Array, ""]
 
 
 class _DecodeState(NamedTuple):
@@ -41,21 +46,20 @@ class _DecodeState(NamedTuple):
 
 @functools.partial(
   jax.jit, static_argnames=("strategy", "max_new_tokens", "eos_id", "pad_id"))
-def generate(model, prompt_ids, prompt_lengths, keys, *, strategy,
-             max_new_tokens, eos_id, pad_id):
+def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"],
+             keys: Key[Array, " B"], *, strategy: Greedy | Sample, max_new_tokens: int, eos_id: int,
+             pad_id: int) -> Completions:
   """Completes prompts.
 
   Args:
-    model: models.handle.Model of a decoder.
-    prompt_ids: [B, P] int, right-padded.
-    prompt_lengths: [B] int, at least 1.
-    keys: [B] typed PRNG keys, one a row: a row's sample depends on its own key alone.
-    strategy: `Greedy` or `Sample`.
+    model: of a decoder.
+    prompt_ids: right-padded.
+    prompt_lengths: at least 1.
+    keys: one a row: a row's sample depends on its own key alone.
+    strategy: how a next token is chosen.
     max_new_tokens: T.
-    eos_id: int; a row is done when it samples it.
-    pad_id: int; may equal eos_id.
-
-  Returns: Completions.
+    eos_id: a row is done when it samples it.
+    pad_id: may equal eos_id.
   """
   model = model.module.gathered()
   batch, prompt_slots = prompt_ids.shape
@@ -107,6 +111,6 @@ def _slot_positions(prompt_lengths, prompt_slots, max_new_tokens):
   return jnp.where(slots < lengths, slots, in_completion)
 
 
-def row_keys(key, rows):
-  """One key a row, by the row's own number: rows [B] int -> keys [B]."""
+def row_keys(key: Key[Array, ""], rows: Int[np.ndarray | Array, " B"]) -> Key[Array, " B"]:
+  """One key a row, by the row's own number."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(rows))

@@ -4,14 +4,17 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+Choice = tuple[Int[Array, " B"], Float[Array, " B"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
   """The most likely token."""
 
-  def __call__(self, logits, keys):
-    """logits [B, V], keys [B] (unused) -> (tokens [B], their log-probs under the model [B])."""
+  def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Choice:
+    """(Tokens, their log-probs under the model); no key is used."""
     del keys
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     tokens = jnp.argmax(logits, axis=-1)
@@ -27,14 +30,14 @@ class Sample:
   top_k: int = 0  # 0: off
   top_p: float = 1.0  # 1: off
 
-  def __call__(self, logits, keys):
-    """logits [B, V], keys [B] -> (tokens [B], log-probs of the sampled distribution [B])."""
+  def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Choice:
+    """(Tokens, their log-probs under the distribution that was sampled from)."""
     logprobs = self.logprobs(logits)
     tokens = jax.vmap(jax.random.categorical)(keys, logprobs)
     return tokens, _pick(logprobs, tokens)
 
-  def logprobs(self, logits):
-    """logits [..., V] -> log-probs [..., V] of the truncated distribution; -inf outside of it.
+  def logprobs(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
+    """Log-probs of the truncated distribution; -inf outside of it.
 
     Of equal logits the lower token id counts as the likelier, so that no tie lets in more tokens.
     """

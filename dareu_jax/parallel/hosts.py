@@ -11,19 +11,23 @@ import pathlib
 import sys
 import traceback
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dareu_jax.core.command_line import mendable
+from dareu_jax.core.command_line import Flags, user_message
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.interruption import Interrupted
 
-PATIENCE = 60  # seconds without a sign of life until a process counts as lost
+PATIENCE = 60  # seconds without a heartbeat until a process counts as lost
+T = TypeVar("T")
 
 
-def start(coordinator=None, num_processes=None, process_id=None):
+def start(coordinator: str | None = None, num_processes: int | None = None,
+          process_id: int | None = None) -> None:
   """Joins the other processes of the job; to be called before anything else of JAX.
 
   Without arguments JAX finds out by itself, on TPU pods, under SLURM, Open MPI and on GKE.
@@ -46,14 +50,14 @@ def start(coordinator=None, num_processes=None, process_id=None):
       "--num_processes and --process_id.") from None
 
 
-def start_as(given):
+def start_by_flags(flags: Flags) -> None:
   """The same by the flags of `command_line.define_hosts`; nothing where they are not given."""
-  if given.distributed or given.coordinator:
-    start(given.coordinator, given.num_processes, given.process_id)
+  if flags.distributed or flags.coordinator:
+    start(flags.coordinator, flags.num_processes, flags.process_id)
 
 
 @contextlib.contextmanager
-def ended_together():
+def ended_together() -> Iterator[None]:
   """Ends the process at once where it fails as one of several, so that all of them end.
 
   The others would wait for it: Gloo tells them that it is gone, elsewhere JAX does after `PATIENCE`
@@ -65,14 +69,14 @@ def ended_together():
     if jax.process_count() == 1 or isinstance(error, Interrupted):
       raise
     which = f"process {jax.process_index()} of {jax.process_count()}"
-    message = mendable(error)
+    message = user_message(error)
     status = 2 if message else 1
     if message:
       message = f"error: {message}"
     elif lost_another(error):
       reason = str(error).strip().splitlines()[0][:200]
       message = (f"error: {which} lost another one ({reason}). Its "
-                 "own output says why. Give the same command again on all hosts: it goes on from "
+                 "own output says why. Give the same command again on all hosts: it resumes from "
                  "the last checkpoint.")
     else:
       message = f"{traceback.format_exc()}error: {which} failed, which ends the others too."
@@ -80,18 +84,18 @@ def ended_together():
     os._exit(status)  # an orderly exit would wait for the others
 
 
-def lost_another(error):
+def lost_another(error: BaseException) -> bool:
   """Whether an error says that another process is gone; JAX has no kind of its own for that."""
   signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination service")
   return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
 
 
-def is_first():
+def is_first() -> bool:
   """Whether this is the process that writes."""
   return jax.process_index() == 0
 
 
-def from_first(function):
+def from_first(function: Callable[[], T]) -> T:
   """What `function()` gives on the first process, on all: a value of JSON.
 
   Raises:
@@ -115,27 +119,27 @@ def from_first(function):
   return held["value"]
 
 
-def everywhere(condition):
+def everywhere(condition: bool) -> bool:
   """Whether a condition holds on every process; all of them wait for it."""
   if jax.process_count() == 1:
     return condition
   return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
 
 
-def barrier(name):
+def barrier(name: str) -> None:
   """Waits until every process has come here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
-def fetch(x):
+def fetch(x: Any) -> np.ndarray:
   """A global array as a NumPy array, whole, on every process."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def check_shared(folder):
+def check_shared(folder: str | pathlib.Path) -> None:
   """Raises InputError unless all processes see the same folder."""
   if jax.process_count() == 1:
     return

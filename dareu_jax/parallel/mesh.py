@@ -208,6 +208,14 @@ def place(state: PyTree) -> PyTree:
   return state if mesh.empty or mesh.size == 1 else shard(state, mesh)
 
 
+def mesh_of(tree: PyTree) -> Mesh:
+  """The mesh that a tree's arrays lie on; one of the first device, if they lie on none."""
+  for leaf in jax.tree.leaves(tree):
+    if isinstance(getattr(leaf, "sharding", None), NamedSharding):
+      return leaf.sharding.mesh
+  return make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))
+
+
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Of an array whose first axis is the batch: split over `data` and `fsdp`, where it divides."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []

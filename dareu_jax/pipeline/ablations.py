@@ -24,7 +24,7 @@ class Variant(NamedTuple):
   settings: Settings
 
   @property
-  def folder(self):
+  def folder(self) -> str:
     return f"{self.study}/{self.label.replace(' ', ',').replace('/', '_')}"
 
 

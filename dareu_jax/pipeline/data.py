@@ -27,6 +27,7 @@ class Data:
   source: Corpus  # as it was loaded
   workdir: Workdir
   fingerprint: str  # of the tokenizer stage
+  own_tokenizer: Tokenizer | None = None  # of a model that was not made here
 
   @functools.cached_property
   def corpus(self) -> Corpus:
@@ -39,6 +40,8 @@ class Data:
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
     """The checkpoint's own; for a model from scratch the workdir's, or a BPE of the corpus."""
+    if self.own_tokenizer is not None:
+      return self.own_tokenizer
     settings = self.settings
     from_scratch = not (settings.tokenizer.path or settings.model.path)
     if from_scratch and self.workdir.is_done("tokenizer", self.fingerprint):

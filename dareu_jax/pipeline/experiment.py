@@ -9,11 +9,13 @@ from typing import Any
 import jax
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.sources.base import load_corpus
 from dareu_jax.evaluation import bootstrap
 from dareu_jax.evaluation.metrics import SPLITS, mean_and_ci95
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
+from dareu_jax.pipeline import plan
 from dareu_jax.pipeline.evaluation import evaluate
 from dareu_jax.pipeline.graph import candidates, references
 from dareu_jax.pipeline.run import Mirror, Run, make_run, seed_folder
@@ -46,7 +48,6 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
     InputError: for data, owners, devices or checkpoints that are not as the settings say.
   """
   mesh = meshes.make_mesh(settings.mesh)
-  jax.set_mesh(mesh)
   corpus = load_corpus(settings.data)
   if not corpus.holdout and settings.monitor.target_score < 0:
     raise InputError("config.monitor.target_score is to be measured on unseen owners' queries, "
@@ -79,7 +80,7 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
     interruption.Interrupted: after SIGTERM, when what was done is saved.
   """
   runs = prepare(settings, workdir, mirror)
-  with lock(workdir), WallTimeLog(workdir) as log:
+  with computing_on(runs[0].models.mesh), lock(workdir), WallTimeLog(workdir) as log:
     return _run(runs, pathlib.Path(workdir), log, command, overwrite, share)
 
 
@@ -129,10 +130,17 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
                      "set JAX_COMPILATION_CACHE_DIR.")
   folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
   first = prepare(settings, folder, compile_only=True)[0]
-  with lock(folder):
+  with computing_on(first.models.mesh), lock(folder):
     run_seed(first)
   if hosts.is_first():
     shutil.rmtree(folder)
+
+
+def describe(settings: Settings, workdir: str | pathlib.Path) -> str:
+  """What `run` would do, without doing it; raises as `prepare`."""
+  first = prepare(settings, workdir)[0]
+  with computing_on(first.models.mesh):
+    return plan.describe(first)
 
 
 def _prefix(settings, seed):

@@ -81,6 +81,19 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
   return graph
 
 
+def stages_from(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: int,
+                original: str) -> dict[str, Stage]:
+  """The graph of a run whose original is at hand: classifiers and methods alone.
+
+  Args:
+    settings, source, refusals, seed: as of `stages`.
+    original: what tells its weights from others.
+  """
+  whole = stages(settings, source, refusals, seed)
+  names = ("tokenizer", "classifier", "judge", *(one.name for one in candidates(settings)))
+  return {ORIGINAL: Stage((), (original,))} | {name: whole[name] for name in names}
+
+
 def fingerprints(graph: Mapping[str, Stage]) -> dict[str, str]:
   """{stage: fingerprint} of a graph whose stages come after those that they need."""
   found: dict[str, str] = {}

@@ -13,8 +13,10 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.handle import Model
+from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline.data import Data
+from dareu_jax.pipeline.graph import ORIGINAL
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
 from dareu_jax.training.checkpoints import shared_json
@@ -30,15 +32,20 @@ class Models:
   mesh: Mesh
   workdir: Workdir
   gather_gib: float  # of the mesh's settings
+  original: LanguageModel | None = None  # where it was not made here: no fine-tuning
 
   @functools.cached_property
   def config(self) -> ModelConfig:
     """The architecture of the language model."""
+    if self.original is not None:
+      return self.original.config
     return model_config(self.settings, self.data.tokenizer.vocab_size, self.gather_gib)
 
   @functools.cached_property
   def base(self) -> Model:
     """The model that fine-tuning starts from: the checkpoint's, or what the base stage left."""
+    if self.original is not None:
+      return self.original.model
     return base_model(self.settings, self.config, self.seed, self.mesh, self.workdir)
 
   @functools.cached_property
@@ -74,6 +81,8 @@ class Models:
 
   def load_params(self, name: str) -> Any:
     """The trained parameters of a model: 'original', 'retrained' or a method's."""
+    if name == ORIGINAL and self.original is not None:
+      return self.original.model.params
     if name not in self._loaded:
       self._loaded[name] = self.workdir.load_result(name, self.base.params)
     return self._loaded[name]
@@ -120,20 +129,21 @@ class Models:
     settings = self.settings
     if settings.evaluation.gibberish_model:
       gibberish_classifier.load(settings.evaluation.gibberish_model)
-    factory.check_decoder(settings.model, self.config)
+    if self.original is None:
+      factory.check_decoder(settings.model, self.config)
     factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
 
   def check_positions(self, max_new_tokens: int) -> None:
     """Raises InputError if a pretrained model knows too few positions for prompts and responses."""
     settings, data = self.settings, self.data
-    if not settings.model.path:
+    if not settings.model.path and self.original is None:
       return
     prompts = max(len(row.prompt) for row in data.rows(data.corpus.forget))
     longest = max(settings.max_length, prompts + (max_new_tokens or data.longest_response))
     if longest > self.config.max_length:
       raise InputError(
         f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
-        f"{longest} tokens, but {settings.model.path} knows {self.config.max_length} positions.")
+        f"{longest} tokens, but the model knows {self.config.max_length} positions.")
 
 
 def model_config(settings: DataAndModelSettings, vocab_size: int,

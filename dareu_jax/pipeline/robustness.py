@@ -13,6 +13,7 @@ import numpy as np
 
 from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.batches import encode
 from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
@@ -76,8 +77,9 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   found = []
   with lock(workdir):
     for one in experiment.prepare(settings, workdir):
-      found.append({shown: attack(one, name, options)
-                    for shown, name in experiment.shown_models(settings, chosen).items()})
+      with computing_on(one.models.mesh):
+        found.append({shown: attack(one, name, options)
+                      for shown, name in experiment.shown_models(settings, chosen).items()})
       one.models.release()
   models = {name: experiment.over_seeds([each[name] for each in found]) for name in found[0]}
   trust = reliability.trust(found, list(chosen), options.steps)

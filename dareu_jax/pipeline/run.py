@@ -6,15 +6,19 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.refusals import REFUSALS
+from dareu_jax.models.handle import Model
+from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.pipeline import graph
 from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.training.digests import hex_digest
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import MetricWriter, progress
 
@@ -50,14 +54,34 @@ class Run:
     return StageIO(store, writer, progress(name, unit), self.compile_only)
 
 
-def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: pathlib.Path,
-             **options: Any) -> Run:
-  """The run of a seed in a folder; `options` are further fields of Run."""
+def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: pathlib.Path, *,
+             original: LanguageModel | None = None, **options: Any) -> Run:
+  """The run of a seed in a folder.
+
+  Args:
+    settings: of the experiment.
+    seed: of this run.
+    source: the corpus as it was loaded.
+    mesh: that arrays lie on.
+    folder: of results and checkpoints.
+    original: the model to unlearn, where it is not to be made here.
+    options: further fields of Run.
+  """
   workdir = Workdir(folder, settings, settings.checkpoint)
-  stages = graph.stages(settings, source, source.refusals or REFUSALS, seed)
-  data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"])
-  models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib)
+  refusals = source.refusals or REFUSALS
+  if original is None:
+    stages = graph.stages(settings, source, refusals, seed)
+  else:
+    stages = graph.stages_from(settings, source, refusals, seed, digest_of(original.model))
+  data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"],
+              original and original.tokenizer)
+  models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original)
   return Run(settings, seed, data, models, workdir, stages, **options)
+
+
+def digest_of(model: Model) -> str:
+  """A short digest of all weights, the same on every mesh."""
+  return graph.fingerprint(*map(hex_digest, jax.tree.leaves(model)))
 
 
 def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:

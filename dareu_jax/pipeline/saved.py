@@ -4,8 +4,7 @@ import pathlib
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
-from dareu_jax.data.tokenizers import Tokenizer
-from dareu_jax.models.handle import Model
+from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.graph import model_names
@@ -17,8 +16,8 @@ from dareu_jax.training.checkpoints import read_json
 
 
 def load_saved(workdir: str | pathlib.Path, name: str, *,
-               seed: int | None = None) -> tuple[Model, Tokenizer, Settings]:
-  """A model that a run left: `model.module.logits(token_ids, lengths)`.
+               seed: int | None = None) -> tuple[LanguageModel, Settings]:
+  """A model that a run left, and the settings of the run.
 
   Args:
     workdir: folder of the run.
@@ -46,4 +45,5 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   config = model_config(settings, tokenizer.vocab_size)
   held = Workdir(folder, settings, settings.checkpoint)
   base = base_model(settings, config, seed, mesh, held)
-  return base.with_params(held.load_result(name, base.params)), tokenizer, settings
+  params = held.load_result(name, base.params)
+  return LanguageModel(base.with_params(params), config, tokenizer, settings.model.path), settings

@@ -1,5 +1,6 @@
 """The unlearning stage of a run: what a method is given, and what it leaves."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,18 +9,26 @@ from dareu_jax.evaluation.metrics import SPLITS
 from dareu_jax.methods.base import Task
 from dareu_jax.pipeline.graph import ORIGINAL, Candidate
 from dareu_jax.pipeline.run import Run
+from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor, epoch_records
-from dareu_jax.training.checkpoints import write_json
+from dareu_jax.rl.reward_functions import Reward
+from dareu_jax.training.checkpoints import shared_json, write_json
 
 
-def unlearn(run: Run, candidate: Candidate) -> None:
-  """Runs a method on the original model."""
+def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> None:
+  """Runs a method on the original model.
+
+  Args:
+    run: Run.
+    candidate: the method and its learning rate.
+    reward: in place of the one that the settings name.
+  """
   name, method = candidate.name, run.settings.unlearning[candidate.method]
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
       return
     stage = run.stage_io(name, store)
-    result = method.unlearn(make_task(run, candidate), stage)
+    result = method.unlearn(make_task(run, candidate, reward), stage)
     stage.writer.close()
     run.workdir.save_result(name, result.params)
     write_json(run.workdir.folder / name / "epochs.json", {
@@ -27,7 +36,16 @@ def unlearn(run: Run, candidate: Candidate) -> None:
       "chosen_epoch": result.chosen_epoch})
 
 
-def make_task(run: Run, candidate: Candidate) -> Task:
+def load_reports(run: Run, name: str) -> tuple[tuple[EpochReport, ...], int]:
+  """(reports of a method's epochs, the epoch that was kept), as `unlearn` left them."""
+  content = shared_json(run.workdir.folder / name / "epochs.json")
+  fields = {field.name for field in dataclasses.fields(EpochReport)}
+  reports = tuple(EpochReport(**{key: value for key, value in record.items() if key in fields})
+                  for record in content["epochs"])
+  return reports, content["chosen_epoch"]
+
+
+def make_task(run: Run, candidate: Candidate, reward: Reward | None = None) -> Task:
   """What a method is given."""
   settings, data, models = run.settings, run.data, run.models
   corpus = data.corpus
@@ -37,7 +55,8 @@ def make_task(run: Run, candidate: Candidate) -> Task:
     queries=data.queries(corpus.forget), classifier=models.scorer("classifier"),
     refusals=data.refusals, evaluator=models.evaluator, monitor=make_monitor(run),
     training=settings.baseline, eval_every=settings.eval_every,
-    learning_rate=candidate.learning_rate, longest_response=data.longest_response, seed=run.seed)
+    learning_rate=candidate.learning_rate, longest_response=data.longest_response, seed=run.seed,
+    reward=reward)
 
 
 def make_monitor(run: Run) -> Monitor:

@@ -14,6 +14,8 @@ import pathlib
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -22,22 +24,29 @@ from dareu_jax.core.compilation import drop_compiled_programs
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import to_plain
 from dareu_jax.parallel import hosts
-from dareu_jax.training.checkpoints import Store, read_json, shared_json, write_json
-from dareu_jax.training.wall_time import active_elsewhere
+from dareu_jax.training.checkpoints import (
+  CheckpointSettings,
+  Store,
+  read_json,
+  shared_json,
+  write_json,
+)
+from dareu_jax.training.wall_time import WallTimeLog, active_elsewhere
 
+Path = str | pathlib.Path
 # Of what lies in a workdir. 1: before settings had defaults and methods a file each.
 FORMAT = 2
 # Settings that change how a run is computed, not what comes out.
 _IRRELEVANT = ("mesh", "checkpoint")
 
 
-def fingerprint(*parts):
+def fingerprint(*parts: Any) -> str:
   """A short hash of JSON-able values."""
   text = json.dumps(parts, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_config(folder):
+def read_config(folder: Path) -> dict[str, Any]:
   """The configuration of the run in a folder.
 
   Raises:
@@ -51,7 +60,7 @@ def read_config(folder):
   return {key: value for key, value in config.items() if key != "format"}
 
 
-def check_format(config, folder):
+def check_format(config: dict[str, Any], folder: Path) -> None:
   """Raises InputError if a run's files are of another version's format."""
   found = config.get("format", 1)
   if found != FORMAT:
@@ -61,7 +70,7 @@ def check_format(config, folder):
 
 
 @contextlib.contextmanager
-def lock(folder):
+def lock(folder: Path) -> Iterator[None]:
   """Keeps a folder for one job as long as the context lasts.
 
   Raises:
@@ -113,7 +122,8 @@ def _unwritable(folder, error):
 class Workdir:
   """Stages under one folder."""
 
-  def __init__(self, folder, config, checkpoint_settings, wall_time=None):
+  def __init__(self, folder: Path, config: Any, checkpoint_settings: CheckpointSettings,
+               wall_time: WallTimeLog | None = None):
     """`config` is the whole configuration; the wall time log is told what is saved."""
     self.folder = pathlib.Path(folder)
     self.wall_time = wall_time
@@ -121,7 +131,7 @@ class Workdir:
     self.checkpoint_settings = checkpoint_settings
     self.stages = {}  # name -> {"seconds", "skipped"} in the order they came
 
-  def check_config(self, *, overwrite):
+  def check_config(self, *, overwrite: bool) -> None:
     """Takes the folder for this configuration.
 
     Args:
@@ -157,17 +167,17 @@ class Workdir:
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
                  on_saved=self.kept)
 
-  def kept(self, until=None):
+  def kept(self, until: float | None = None) -> None:
     """Says that all work up to a time (now, if none is given) is saved."""
     if self.wall_time is not None:
       self.wall_time.kept(until)
 
-  def is_done(self, name, mark):
+  def is_done(self, name: str, fingerprint: str) -> bool:
     """Whether a stage is done with this fingerprint."""
     done = shared_json(self.folder / name / "done.json")
-    return done is not None and done["fingerprint"] == mark
+    return done is not None and done["fingerprint"] == fingerprint
 
-  def reuse_stages(self, folder, fingerprints):
+  def reuse_stages(self, folder: Path, fingerprints: dict[str, str]) -> None:
     """Takes over the stages that another run has finished with the same fingerprints.
 
     Args:
@@ -177,10 +187,10 @@ class Workdir:
     hosts.from_first(lambda: self._reuse(pathlib.Path(folder), fingerprints))
 
   def _reuse(self, folder, fingerprints):
-    for name, mark in fingerprints.items():
+    for name, fingerprint in fingerprints.items():
       done = read_json(folder / name / "done.json")
       held = self.folder / name
-      if done is not None and done["fingerprint"] == mark and not held.exists():
+      if done is not None and done["fingerprint"] == fingerprint and not held.exists():
         # Links: what a finished stage has left is read alone. Renamed: it is there whole or not.
         part = held.with_name(held.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
@@ -192,7 +202,7 @@ class Workdir:
           shutil.copy(metrics, self.folder / "metrics")
 
   @contextlib.contextmanager
-  def stage(self, name, mark):
+  def stage(self, name: str, fingerprint: str) -> Iterator[Store | None]:
     """Runs a stage: yields its store, or None where it is done already.
 
     What another configuration left is removed first; when the body ends without error, the stage is
@@ -201,11 +211,11 @@ class Workdir:
     interruption.stop_if_requested()
     folder = self.folder / name
     done = shared_json(folder / "done.json")
-    if done is not None and done["fingerprint"] == mark:
+    if done is not None and done["fingerprint"] == fingerprint:
       self.stages[name] = {"seconds": done["seconds"], "skipped": True}
       yield None
       return
-    hosts.from_first(lambda: _begin(folder, mark))
+    hosts.from_first(lambda: _begin(folder, fingerprint))
     begin = time.monotonic()
     store = self._store(name, "progress")
     try:
@@ -219,19 +229,19 @@ class Workdir:
     drop_compiled_programs()
     seconds = round(time.monotonic() - begin, 1)
     hosts.barrier(f"{name} is done")  # else one host would remove what another still reads
-    write_json(folder / "done.json", {"fingerprint": mark, "seconds": seconds})
+    write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds})
     self.kept()
     if hosts.is_first():
       shutil.rmtree(folder / "progress", ignore_errors=True)
     self.stages[name] = {"seconds": seconds, "skipped": False}
 
-  def save_result(self, name, state):
+  def save_result(self, name: str, state: Any) -> None:
     """Writes what a stage leaves for later ones: a tree of arrays."""
     store = self._store(name, "result")
     store.save(0, state)
     store.close()
 
-  def load_result(self, name, template):
+  def load_result(self, name: str, template: Any) -> Any:
     """Reads it back.
 
     Args:
@@ -249,13 +259,13 @@ class Workdir:
     return restored.state
 
 
-def _begin(folder, mark):
+def _begin(folder, fingerprint):
   """Makes a stage's folder, without what other settings have left there."""
   started = read_json(folder / "started.json")
   done = (folder / "done.json").exists()
-  if folder.exists() and (done or started is None or started["fingerprint"] != mark):
+  if folder.exists() and (done or started is None or started["fingerprint"] != fingerprint):
     shutil.rmtree(folder)
-  write_json(folder / "started.json", {"fingerprint": mark})
+  write_json(folder / "started.json", {"fingerprint": fingerprint})
 
 
 def _differences(held, wanted, prefix=""):

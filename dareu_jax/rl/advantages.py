@@ -3,25 +3,27 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.masked import length_mask
 
 
-def generalized_advantage_estimation(rewards, values, lengths, *, discount, gae_lambda):
+def generalized_advantage_estimation(
+    rewards: Float[Array, "B T"], values: Float[Array, "B T"], lengths: Int[Array, " B"], *,
+    discount: float, gae_lambda: float) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Advantages and returns of padded episodes.
 
       δ_t = r_t + γ v_{t+1} - v_t        A_t = δ_t + γ λ A_{t+1}        v_{n+1} = A_{n+1} = 0
 
   Args:
-    rewards: [B, T] float; r_t, anything beyond a row's length is ignored.
-    values: [B, T] float; v_t of the policy that sampled.
-    lengths: [B] int; n, the number of valid steps of each row.
+    rewards: r_t, anything beyond a row's length is ignored.
+    values: v_t of the policy that sampled.
+    lengths: n, the number of valid steps of each row.
     discount: γ in [0, 1].
     gae_lambda: λ in [0, 1].
 
   Returns:
-    (advantages, returns), both [B, T] float32 and 0 beyond the length;
-    returns = advantages + values.
+    (advantages, returns), float32 and 0 beyond the length; returns = advantages + values.
 
   Source: Schulman et al. 2016, eq. 16.
   """
@@ -44,18 +46,19 @@ def generalized_advantage_estimation(rewards, values, lengths, *, discount, gae_
   return advantages, advantages + values
 
 
-def group_advantages(returns, *, group_size, normalize):
+def group_advantages(returns: Float[Array, " B"], *, group_size: int,
+                     normalize: bool) -> Float[Array, " B"]:
   """Advantages of whole responses against the others to the same query; no critic is needed.
 
       RLOO    A_i = R_i - mean_{j≠i} R_j
       GRPO    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6)
 
   Args:
-    returns: [B] float; R_i, the sum of a response's rewards. Rows come group by group.
+    returns: R_i, the sum of a response's rewards. Rows come group by group.
     group_size: G >= 2, divides B.
     normalize: False for RLOO, True for GRPO.
 
-  Returns: [B] float32; the sum over each group is 0.
+  Returns: float32; the sum over each group is 0.
 
   Source: Ahmadian et al. 2024 (RLOO, after Kool et al. 2019); Shao et al. 2024 (GRPO, outcome
     supervision; the population's standard deviation).

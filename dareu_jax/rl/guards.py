@@ -7,6 +7,7 @@ on the same model's answers to *unseen* owners' queries: what it says of people 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -63,11 +64,13 @@ class EpochReport:
   tracked: dict = dataclasses.field(default_factory=dict)  # metrics that decide nothing
 
 
-def violations(report, original, guards: GuardSettings):
+def violations(report: EpochReport, original: EpochReport,
+               guards: GuardSettings) -> tuple[str, ...]:
   """Why an epoch is out of bounds: a tuple of sentences, empty if it is within; action "off" too.
 
   Args:
-    report, original: EpochReports of the epoch and of epoch 0.
+    report, original: of the epoch and of epoch 0.
+    guards: the bounds.
   """
   broken = [name for name, value in dataclasses.asdict(report).items()
             if isinstance(value, float) and not math.isfinite(value)]
@@ -105,11 +108,11 @@ def violations(report, original, guards: GuardSettings):
   return tuple(reason for broken, reason in checks if broken)
 
 
-def is_rejected(report, original, guards: GuardSettings):
+def is_rejected(report: EpochReport, original: EpochReport, guards: GuardSettings) -> bool:
   """Whether an epoch must not be kept."""
   return guards.action != "off" and bool(violations(report, original, guards))
 
 
-def count_violations(reports, guards: GuardSettings):
+def count_violations(reports: Sequence[EpochReport], guards: GuardSettings) -> int:
   """How many epochs after the original were out of bounds."""
   return sum(bool(violations(report, reports[0], guards)) for report in reports[1:])

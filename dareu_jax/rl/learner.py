@@ -6,10 +6,11 @@ slots, S = prompt + completion slots.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy, policy_kl
 from dareu_jax.core.masked import (
@@ -20,7 +21,10 @@ from dareu_jax.core.masked import (
   masked_mean,
   masked_whiten,
 )
+from dareu_jax.data.batches import Batch
+from dareu_jax.generation.sampler import Completions
 from dareu_jax.generation.strategies import Sample
+from dareu_jax.models.handle import Model
 from dareu_jax.parallel.mesh import constrain_parameters
 from dareu_jax.rl.advantages import generalized_advantage_estimation, group_advantages
 from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
@@ -28,46 +32,50 @@ from dareu_jax.rl.rewards import centered_log_ratio, token_rewards
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
 
+Params = Any  # the trained state of a model
+Scalar = Float[Array, ""]
+T = TypeVar("T")
+
 
 class Critic(NamedTuple):
   """What is trained of the critic."""
 
-  head: Any  # of a ValueHead
-  trunk: Any  # a role of the policy; None: the head sits on the policy itself
+  head: Params  # of a ValueHead
+  trunk: Params | None  # a role of the policy; None: the head sits on the policy itself
 
 
 class LearnerState(NamedTuple):
-  """All that a run needs to go on; `step` counts rollouts."""
+  """All that a run needs to resume; `step` counts rollouts."""
 
-  step: jax.Array
-  policy: Any
+  step: Int[Array, ""]
+  policy: Params
   critic: Critic
   policy_opt: Any
   critic_opt: Any
-  previous: Any  # policy at the end of the previous epoch
+  previous: Params  # policy at the end of the previous epoch
   previous_critic: Critic  # beside it
-  chosen: Any  # policy of the epoch to keep so far
+  chosen: Params  # policy of the epoch to keep so far
 
 
 class Rollout(NamedTuple):
-  """Sampled responses, ready to learn from; first axis the rows."""
+  """Sampled responses, ready to learn from."""
 
-  token_ids: jax.Array  # [B, S] prompt and completion on end
-  prompt_lengths: jax.Array  # [B]
-  completion_ids: jax.Array  # [B, T]
-  lengths: jax.Array  # [B]
-  old_logprobs: jax.Array  # [B, T]
-  old_values: jax.Array  # [B, T]
-  advantages: jax.Array  # [B, T]
-  returns: jax.Array  # [B, T]
+  token_ids: Int[Array, "B S"]  # prompt and completion concatenated
+  prompt_lengths: Int[Array, " B"]
+  completion_ids: Int[Array, "B T"]
+  lengths: Int[Array, " B"]
+  old_logprobs: Float[Array, "B T"]
+  old_values: Float[Array, "B T"]
+  advantages: Float[Array, "B T"]
+  returns: Float[Array, "B T"]
 
 
-def sampling(settings: RLSettings):
+def sampling(settings: RLSettings) -> Sample:
   """The distribution that responses are sampled from, and their log-probs taken under."""
   return Sample(settings.temperature, settings.top_k, settings.top_p)
 
 
-def init_learner(policy, value, settings: RLSettings):
+def init_learner(policy: Params, value: Params, settings: RLSettings) -> LearnerState:
   """A learner at step 0, every role of the policy (and a separate critic's trunk) at its start.
 
   Args:
@@ -81,7 +89,7 @@ def init_learner(policy, value, settings: RLSettings):
                       optimizer.init(critic), copy(policy), copy(critic), copy(policy))
 
 
-def roll_back(state, settings: RLSettings):
+def roll_back(state: LearnerState, settings: RLSettings) -> LearnerState:
   """Policy and critic as they were an epoch ago, and optimizers that remember nothing."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
   return state._replace(
@@ -89,34 +97,36 @@ def roll_back(state, settings: RLSettings):
     policy_opt=optimizer.init(state.policy), critic_opt=optimizer.init(state.critic))
 
 
-def end_epoch(state):
+def end_epoch(state: LearnerState) -> LearnerState:
   """The learner to whom policy and critic of now are those of the previous epoch."""
   return state._replace(previous=copy(state.policy), previous_critic=copy(state.critic))
 
 
-def copy(tree):
+def copy(tree: T) -> T:
   """The same numbers in buffers of their own."""
   return jax.tree.map(jnp.copy, tree)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def score_rollout(state, original, value_head, scores, prompt_ids, prompt_lengths, completions, *,
-                  settings: RLSettings):
+def score_rollout(
+    state: LearnerState, original: Model, value_head: Model, scores: Float[Array, "B T"],
+    prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"], completions: Completions, *,
+    settings: RLSettings) -> tuple[Rollout, dict[str, Scalar]]:
   """Rewards, values and advantages of sampled completions.
 
   Beyond the paper, a token may cost η = anchor_coef times its `centered_log_ratio` to the original:
   of all ways not to say what is to be forgotten, those likeliest under it are the cheapest.
 
   Args:
-    state: LearnerState.
-    original: models.handle.Model of the original policy π_N.
-    value_head: models.handle.Model of a ValueHead; its params are the state's.
-    scores: [B, T] float; of each prefix, high for what is to be forgotten (rl.reward_functions).
-    prompt_ids: [B, P] int.
-    prompt_lengths: [B] int.
-    completions: generation.sampler.Completions.
+    state: of the learner.
+    original: the original policy π_N.
+    value_head: of a ValueHead; its params are the state's.
+    scores: of each prefix, high for what is to be forgotten (`rl.reward_functions`).
+    prompt_ids, prompt_lengths: of the queries.
+    completions: what was sampled.
+    settings: of the run.
 
-  Returns: (Rollout, metrics: scalars).
+  Returns: (rollout, metrics).
   """
   ids, lengths = completions.ids, completions.lengths
   time = ids.shape[1]
@@ -170,8 +180,10 @@ def score_rollout(state, original, value_head, scores, prompt_ids, prompt_length
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
-def update(state, original, value_head, rollout, rows, retain, learning_rates, *,
-           settings: RLSettings):
+def update(
+    state: LearnerState, original: Model, value_head: Model, rollout: Rollout,
+    rows: Int[Array, " M"], retain: Batch, learning_rates: tuple[float, float], *,
+    settings: RLSettings) -> tuple[LearnerState, dict[str, Scalar]]:
   """One minibatch update.
 
       L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π)
@@ -179,14 +191,15 @@ def update(state, original, value_head, rollout, rows, retain, learning_rates, *
   GRPO and RLOO have no L_value.
 
   Args:
-    state: LearnerState; donated.
+    state: donated.
     original, value_head: as for `score_rollout`.
-    rollout: Rollout.
-    rows: [M] int; the minibatch.
-    retain: data.batches.Batch of retained examples.
-    learning_rates: (policy's, value head's) scalars; a separate trunk has the policy's.
+    rollout: to learn from.
+    rows: of it, the minibatch.
+    retain: retained examples.
+    learning_rates: (policy's, value head's); a separate trunk has the policy's.
+    settings: of the run.
 
-  Returns: (LearnerState with its step unchanged, metrics: scalars).
+  Returns: (state with its step unchanged, metrics).
   """
   part = jax.tree.map(lambda x: x[rows], rollout)
   time = part.completion_ids.shape[1]

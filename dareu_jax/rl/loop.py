@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,17 +51,17 @@ class Task:
   monitor: Monitor | None = None  # of `run`: what each epoch is judged by
 
   @property
-  def rollouts_per_epoch(self):
+  def rollouts_per_epoch(self) -> int:
     queries = len(self.forget.rows) * self.settings.samples_per_prompt
     return -(-queries // self.settings.rollout_batch_size)
 
   @property
-  def updates_per_sweep(self):
+  def updates_per_sweep(self) -> int:
     """Minibatches that cover a rollout once."""
     return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
 
   @functools.cached_property
-  def prompt_width(self):
+  def prompt_width(self) -> int:
     """Prompt slots that hold every forget query, so that all rollouts share one program."""
     return max(len(row.prompt) for row in self.forget.rows)
 
@@ -122,8 +123,9 @@ def run(task: Task, stage: StageIO) -> Result:
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: Task, state, step, rate_scale=1.0):
-  """One rollout and its updates: (state, metrics as floats)."""
+def learn(task: Task, state: learner.LearnerState, step: int,
+          rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
+  """One rollout and its updates: (state, metrics)."""
   settings, evaluator = task.settings, task.evaluator
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
@@ -161,7 +163,7 @@ def learn(task: Task, state, step, rate_scale=1.0):
   return state._replace(step=state.step + 1), metrics
 
 
-def rollout_rows(task: Task, step):
+def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
   The queries come in sweeps, each a random order of all of them; without a critic each comes as
@@ -175,7 +177,7 @@ def rollout_rows(task: Task, step):
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 
 
-def minibatches(task: Task, step):
+def minibatches(task: Task, step: int) -> Iterator[tuple[np.ndarray, int]]:
   """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
   size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
   rng = np.random.default_rng((task.seed, 1, step))

@@ -2,23 +2,27 @@
 
 import chex
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from dareu_jax.core.logprobs import policy_kl
 from dareu_jax.core.masked import masked_mean
 
 MAX_LOG_RATIO = 20.0
+Scalar = Float[Array, ""]
 
 
-def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
+def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"],
+                advantages: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
+                clip_eps: float) -> tuple[Scalar, dict[str, Scalar]]:
   """The clipped surrogate, to be minimised.
 
       L = - mean_t min( ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t ),   ρ_t = π(y_t) / π_old(y_t)
 
   Args:
-    logprobs: [B, T] float; of the policy that is trained, at the sampling temperature.
-    old_logprobs: [B, T] float; of the policy that sampled.
-    advantages: [B, T] float.
-    mask: [B, T] bool.
+    logprobs: of the policy that is trained, at the sampling temperature.
+    old_logprobs: of the policy that sampled.
+    advantages: A_t.
+    mask: which tokens count.
     clip_eps: ε.
 
   Returns:
@@ -40,16 +44,18 @@ def policy_loss(logprobs, old_logprobs, advantages, mask, *, clip_eps):
   return loss, metrics
 
 
-def value_loss(values, old_values, returns, mask, *, clip_eps):
+def value_loss(values: Float[Array, "B T"], old_values: Float[Array, "B T"],
+               returns: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
+               clip_eps: float) -> tuple[Scalar, dict[str, Scalar]]:
   """Half the squared error of the value, the larger of unclipped and clipped.
 
       L = ½ mean_t max( (v_t - R_t)², (v_old,t + clip(v_t - v_old,t, -ε, ε) - R_t)² )
 
   Args:
-    values: [B, T] float; of the value head that is trained.
-    old_values: [B, T] float; at sampling time.
-    returns: [B, T] float.
-    mask: [B, T] bool.
+    values: of the value head that is trained.
+    old_values: at sampling time.
+    returns: R_t.
+    mask: which tokens count.
     clip_eps: ε.
 
   Returns:
@@ -66,7 +72,9 @@ def value_loss(values, old_values, returns, mask, *, clip_eps):
   return loss, {"value_clip_fraction": masked_mean(active, mask)}
 
 
-def kl_to_teacher(hidden, head, teacher_hidden, teacher_head, mask):
+def kl_to_teacher(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
+                  teacher_hidden: Float[Array, "B T D"], teacher_head: Float[Array, "D V"],
+                  mask: Bool[Array, "B T"]) -> Scalar:
   """Mean KL from the teacher to the student over the valid tokens, over the whole vocabulary.
 
       L = mean_t KL( π_N(·|x_<t) ‖ π(·|x_<t) ),    π = softmax(hidden · head)
@@ -74,11 +82,11 @@ def kl_to_teacher(hidden, head, teacher_hidden, teacher_head, mask):
   The logits are made a chunk of the time axis at a time: no [B, T, V] is ever held.
 
   Args:
-    hidden, teacher_hidden: [B, T, D] float; the states that predict each token.
-    head, teacher_head: [D, V] float.
-    mask: [B, T] bool; which tokens count.
+    hidden, teacher_hidden: the states that predict each token.
+    head, teacher_head: of the language models.
+    mask: which tokens count.
 
-  Returns: scalar float32, exactly 0 where student and teacher are the same numbers.
+  Returns: float32, exactly 0 where student and teacher are the same numbers.
 
   Source: DareU, distillation on the retain set.
   """

@@ -1,7 +1,7 @@
 """What each epoch is judged by: greedy answers to forget queries and to those of unseen owners."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Monitor:
   settings: MonitorSettings
   track: Callable[[Any], dict[str, float]] | None = None  # params -> metrics, measured as well
 
-  def assess(self, policy, epoch):
+  def assess(self, policy: Any, epoch: int) -> EpochReport:
     """EpochReport of greedy answers to all forget queries and to those of unseen owners."""
     answers, forget = self._measure(policy, self.forget_rows, self.forget_queries)
     unseen = forget
@@ -79,11 +79,12 @@ class Monitor:
       "fluency": -float(np.concatenate(evaluator.logprobs(self.original, own)).mean())}
 
 
-def epoch_records(reports, guards):
+def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list[dict[str, Any]]:
   """The reports as plain dicts, each with whether its epoch could be kept, and the bounds it broke.
 
   Args:
-    guards: GuardSettings.
+    reports: from epoch 0 on.
+    guards: the bounds.
   """
   original = reports[0]
   return [{**dataclasses.asdict(report), "accepted": not is_rejected(report, original, guards),

@@ -9,7 +9,7 @@ turns scores into token rewards. Any callable of this kind may be passed to `dar
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
 from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
+from dareu_jax.generation.sampler import Completions
 from dareu_jax.parallel.hosts import fetch
 
 
@@ -46,12 +47,13 @@ class ForgetSet:
   classifier: Scorer
   refusals: tuple[str, ...] = ()
 
-  def responses(self, chosen, completions, texts) -> Responses:
+  def responses(self, chosen: np.ndarray, completions: Completions,
+                texts: Sequence[str]) -> Responses:
     """What was sampled, for a reward.
 
     Args:
       chosen: [B] int; which of the examples were asked.
-      completions: generation.sampler.Completions.
+      completions: what was sampled.
       texts: B strings.
     """
     return Responses(

@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import chex
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from dareu_jax.core.masked import length_mask, masked_mean
 
@@ -12,17 +13,18 @@ REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
 
 
 
-def log_transform(scores, *, epsilon, c_seg):
+def log_transform(scores: Float[Array, "*batch"], *, epsilon: float,
+                  c_seg: float) -> Float[Array, "*batch"]:
   """Maps attribution scores to rewards in [-1, 0].
 
       T(b) = clip( ln(1 - clip(b, ε, 1-ε)) / C_seg, -1, 0 )
 
   Args:
-    scores: [...] float; b in [0, 1], the probability of the forget owners.
+    scores: b in [0, 1], the probability of the forget owners.
     epsilon: ε in (0, .5).
     c_seg: C_seg > 0; small is sharp and clips early, large is flat.
 
-  Returns: [...] float32; falls with b.
+  Returns: float32; falls with b.
 
   Source: DareU, log-transformed attribution reward.
   """
@@ -31,7 +33,8 @@ def log_transform(scores, *, epsilon, c_seg):
   return jnp.clip(jnp.log(kept) / c_seg, -1.0, 0.0)
 
 
-def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
+def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"], *,
+                  segment_length: int, epsilon: float, c_seg: float) -> Float[Array, "B T"]:
   """The running mean of transformed scores over the invocations of the attribution function.
 
       A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n}
@@ -39,11 +42,12 @@ def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
   and 0 before the first.
 
   Args:
-    prefix_scores: [B, T] float; b(y_≤t) at t = 1..T.
-    lengths: [B] int; n, the valid tokens of each row.
+    prefix_scores: b(y_≤t) at t = 1..T.
+    lengths: n, the valid tokens of each row.
     segment_length: κ >= 1.
+    epsilon, c_seg: as of `log_transform`.
 
-  Returns: [B, T] float32; beyond the length the last value, A_n.
+  Returns: float32; beyond the length the last value, A_n.
   """
   chex.assert_rank([prefix_scores, lengths], [2, 1])
   time = prefix_scores.shape[1]
@@ -56,7 +60,9 @@ def segment_means(prefix_scores, lengths, *, segment_length, epsilon, c_seg):
 
 
 def token_rewards(
-  prefix_scores, lengths, kl, *, segment_length, epsilon, c_seg, kl_coef, form, max_length):
+    prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"], kl: Float[Array, "B T"], *,
+    segment_length: int, epsilon: float, c_seg: float, kl_coef: float, form: RewardForm,
+    max_length: int) -> Float[Array, "B T"]:
   """Rewards of each response token, from prefix scores and the KL to the previous epoch's policy.
 
       published    r_t = A_t - β KL_t
@@ -69,9 +75,9 @@ def token_rewards(
   last, which charges where a response leaves the previous policy and not how long it is.
 
   Args:
-    prefix_scores: [B, T] float; b(y_≤t).
-    lengths: [B] int; n, the valid tokens of each row.
-    kl: [B, T] float; KL(π ‖ π_prev) at each token.
+    prefix_scores: b(y_≤t).
+    lengths: n, the valid tokens of each row.
+    kl: KL(π ‖ π_prev) at each token.
     segment_length: κ.
     epsilon: ε.
     c_seg: C_seg.
@@ -79,7 +85,7 @@ def token_rewards(
     form: which of these.
     max_length: T_max, the longest response that the sampler allows.
 
-  Returns: [B, T] float32, 0 beyond the length.
+  Returns: float32, 0 beyond the length.
 
   Source: DareU; `telescoped` after Ng et al. 1999 (potential-based shaping).
   """
@@ -104,7 +110,8 @@ def token_rewards(
   return jnp.where(mask, reward - kl_coef * kl, 0.0)
 
 
-def centered_log_ratio(logprobs, anchor_logprobs, mask):
+def centered_log_ratio(logprobs: Float[Array, "B T"], anchor_logprobs: Float[Array, "B T"],
+                       mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
   """Log-ratio of each token to an anchor policy, less the batch's mean.
 
       c_t = ℓ_t - mean ℓ,    ℓ_t = log π(y_t) - log π_N(y_t)
@@ -113,10 +120,10 @@ def centered_log_ratio(logprobs, anchor_logprobs, mask):
   early would pay; its distance from the mean charges which tokens, not how many.
 
   Args:
-    logprobs, anchor_logprobs: [B, T] float; of the sampled tokens under π and π_N.
-    mask: [B, T] bool.
+    logprobs, anchor_logprobs: of the sampled tokens under π and π_N.
+    mask: which tokens count.
 
-  Returns: [B, T] float; sums to 0 over the valid tokens, 0 elsewhere.
+  Returns: sums to 0 over the valid tokens, 0 elsewhere.
   """
   chex.assert_equal_shape([logprobs, anchor_logprobs, mask])
   ratio = logprobs - anchor_logprobs

@@ -6,17 +6,22 @@ queries get from the same model and classifier (of the same epoch: the original'
 queries borrow from the forget owners too), and no epoch counts that a guard rejects.
 """
 
-from dareu_jax.rl.guards import GuardSettings, count_violations, is_rejected
+from collections.abc import Sequence
+
+from dareu_jax.rl.guards import EpochReport, GuardSettings, count_violations, is_rejected
 from dareu_jax.rl.settings import RLSettings
 
 ROUNDING = 1e-6  # of a score: which mesh computed it must not decide
 
 
-def choose(reports, settings: RLSettings, guards: GuardSettings):
+def choose(reports: Sequence[EpochReport], settings: RLSettings,
+           guards: GuardSettings) -> tuple[int, bool]:
   """The epoch to keep so far, and whether the run is done.
 
   Args:
-    reports: guards.EpochReports from epoch 0 on, in order.
+    reports: from epoch 0 on, in order.
+    settings: the rule.
+    guards: the bounds.
 
   Returns:
     (epoch, done). `unseen_level`: the run stops with the first epoch that ends `settle_epochs`
@@ -49,12 +54,12 @@ def _lowest(reports):
   return kept
 
 
-def rolls_back(reports, guards: GuardSettings):
+def rolls_back(reports: Sequence[EpochReport], guards: GuardSettings) -> bool:
   """Whether the newest epoch is undone."""
   return guards.action == "rollback" and is_rejected(reports[-1], reports[0], guards)
 
 
-def rate_scale(reports, guards: GuardSettings):
+def rate_scale(reports: Sequence[EpochReport], guards: GuardSettings) -> float:
   """What the learning rates are multiplied by: each rollback halves them."""
   if guards.action != "rollback":
     return 1.0

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from dareu_jax.parallel import hosts
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.training.digests import hex_digest
 
+Path = str | pathlib.Path
 HASHED_BYTES = 2**20  # larger files hold arrays, which have digests of their own
 
 
@@ -47,7 +49,8 @@ class Damaged(Exception):
 class Store:
   """The checkpoints in one folder, of the stage that `stage_folder` belongs to."""
 
-  def __init__(self, folder, settings: CheckpointSettings, stage_folder=None, on_saved=None):
+  def __init__(self, folder: Path, settings: CheckpointSettings, stage_folder: Path | None = None,
+               on_saved: Callable[[float], None] | None = None):
     """`on_saved`, where there is one, is called with the time of each checkpoint that is there."""
     self.folder = pathlib.Path(folder).absolute()
     self.stage_folder = stage_folder or self.folder
@@ -58,11 +61,11 @@ class Store:
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     self._arrays, self._json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
 
-  def should_save(self, step):
+  def should_save(self, step: int) -> bool:
     """Whether a stage at this step should save."""
     return step % self.settings.every_steps == 0
 
-  def save(self, step, state, meta=None, *, best=False):
+  def save(self, step: int, state: Any, meta: dict | None = None, *, best: bool = False) -> None:
     """Begins to write a checkpoint; the state may be changed or donated once this returns.
 
     It is there whole or not at all, and replaces an older one of that step. The newest ones stay,
@@ -82,7 +85,7 @@ class Store:
         meta=ocp.args.JsonSave(content | {"digest": _text_digest(content)})))
     self._pending = step, best, begin
 
-  def wait(self):
+  def wait(self) -> None:
     """Waits for the checkpoint that is being written; lists its files, removes what is too old."""
     # Before the wait, which says only once that the write has failed.
     pending, self._pending = self._pending, None
@@ -103,14 +106,14 @@ class Store:
       self._on_saved(begin)
     hosts.barrier(f"checkpoint {step} of {self.folder}")
 
-  def steps(self):
+  def steps(self) -> list[int]:
     """Steps whose checkpoints lie in the folder, the newest first."""
     if not self.folder.exists():
       return []
     return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()),
                   reverse=True)
 
-  def restore(self, template):
+  def restore(self, template: Any) -> Restored | None:
     """The newest checkpoint that is what was saved, or None where there is none.
 
     Says on stderr which ones were passed over, and why.
@@ -183,7 +186,7 @@ class Store:
       raise problem or Damaged("another process cannot read its share")
     return found, content
 
-  def close(self):
+  def close(self) -> None:
     """Waits for what is being written."""
     try:
       self.wait()
@@ -243,7 +246,7 @@ def _copy(x):
   return x + 0 if x.dtype != bool else x | False
 
 
-def flatten(tree):
+def flatten(tree: Any) -> dict[str, Any]:
   """A tree of arrays as {path name: array}."""
   names, leaves, _ = _flat(tree)
   return dict(zip(names, leaves, strict=True))
@@ -257,7 +260,7 @@ def _flat(tree):
   return names, [leaf for _, leaf in leaves], treedef
 
 
-def write_json(path, value):
+def write_json(path: Path, value: Any) -> None:
   """Writes JSON whole or not at all; of several processes the first one does."""
   if not hosts.is_first():
     return
@@ -272,7 +275,7 @@ def write_json(path, value):
   temporary.replace(path)
 
 
-def read_json(path):
+def read_json(path: Path) -> Any:
   """The value, or None where the file is missing.
 
   Raises:
@@ -287,6 +290,6 @@ def read_json(path):
     raise InputError(f"{path} is damaged ({error}). Delete it to have it made again.") from None
 
 
-def shared_json(path):
+def shared_json(path: Path) -> Any:
   """The same, as the first process sees it: what all decide by. To be called on all of them."""
   return hosts.from_first(lambda: read_json(path))

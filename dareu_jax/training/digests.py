@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped, UInt32
 
 
 @jax.jit
-def digest(x):
-  """Two sums of an array's bits, each scrambled with its place: [2] uint32.
+def digest(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
+  """Two sums of an array's bits, each scrambled with its place.
 
       Σ_i f(bits_i xor f(i + s))  mod 2^32,  f a bijection; two seeds s
 
@@ -31,7 +32,7 @@ def digest(x):
                     for seed in (jnp.uint32(0x243F6A88), jnp.uint32(0x85A308D3))])
 
 
-def hex_digest(x):
+def hex_digest(x: Shaped[Array, "..."]) -> str:
   """The digest as 16 hexadecimal digits."""
   return "".join(f"{int(part):08x}" for part in np.asarray(digest(x)))
 

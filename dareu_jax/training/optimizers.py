@@ -5,11 +5,12 @@ The schedule is not part of the compiled update, so that runs of other lengths s
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.settings import Count, Fraction, NonNegative, Positive, Size, settings
@@ -36,7 +37,7 @@ class TrainSettings:
                            f"it must divide batch_size ({self.batch_size}).")
 
 
-def adamw_direction(weight_decay, clip_norm):
+def adamw_direction(weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
   """Optax transformation whose updates are still to be multiplied by minus the learning rate."""
 
   def matrices(params):
@@ -51,7 +52,7 @@ def adamw_direction(weight_decay, clip_norm):
   )
 
 
-def apply_direction(params, direction, learning_rate):
+def apply_direction(params: Any, direction: Any, learning_rate: float | Array) -> Any:
   """params - learning_rate (a scalar) · direction, in the parameters' own dtype."""
   return jax.tree.map(
     lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
@@ -75,18 +76,18 @@ class Schedule:
   loss_sum: float = 0.0  # of the epoch under way
 
   @property
-  def limit(self):
+  def limit(self) -> int:
     """Most steps there can be."""
     return self.settings.epochs * self.steps_per_epoch
 
   @property
-  def num_steps(self):
+  def num_steps(self) -> int:
     """Steps there will be, as far as is known."""
     if self.cooldown_start < 0:
       return self.limit
     return min(self.limit, self.cooldown_start + round(COOLDOWN * self.cooldown_start))
 
-  def rate(self, step):
+  def rate(self, step: int) -> float:
     """The learning rate of a step, counted from 0."""
     s = self.settings
     warmup = max(1, round(s.warmup * self.limit))
@@ -103,7 +104,7 @@ class Schedule:
       return s.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     return s.learning_rate
 
-  def observe(self, done, metrics, params):
+  def observe(self, done: int, metrics: dict, params: Any) -> None:
     """Takes in what came of the step that made it `done` steps; only a plateau looks at its loss.
 
     Args:
@@ -120,11 +121,11 @@ class Schedule:
       if mean <= self.settings.target_loss or done > last_call:
         self.cooldown_start = done
 
-  def state_dict(self):
+  def state_dict(self) -> dict[str, Any]:
     """What a checkpoint keeps of it."""
     return {"cooldown_start": self.cooldown_start, "loss_sum": self.loss_sum}
 
-  def load_state_dict(self, state):
+  def load_state_dict(self, state: dict[str, Any]) -> None:
     """Takes back what a checkpoint kept."""
     for name, value in state.items():
       setattr(self, name, value)

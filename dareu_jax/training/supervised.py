@@ -5,16 +5,24 @@ change no gradient. (A loss that draws noise draws other noise for other micro-b
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key, Shaped
 
 from dareu_jax.core import interruption
 from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.core.masked import length_mask, masked_sum
+from dareu_jax.data.batches import Batch
+from dareu_jax.models.handle import Model
 from dareu_jax.parallel.mesh import constrain_parameters, place
 from dareu_jax.training.optimizers import Schedule, TrainSettings, adamw_direction, apply_direction
+
+Scalar = Shaped[Array, ""]
+# (params, fixed, batch, key) -> (loss sum, token count, metric sums)
+LossFn = Callable[[Any, Any, Any, Array], tuple[Scalar, Scalar | int, dict[str, Scalar]]]
 
 
 class StageIO(NamedTuple):
@@ -34,13 +42,14 @@ class TrainState(NamedTuple):
   opt_state: Any
 
 
-def init_train_state(params, settings: TrainSettings):
+def init_train_state(params: Any, settings: TrainSettings) -> TrainState:
   """A state at step 0."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
   return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def language_model_loss(params, model, batch, key):
+def language_model_loss(params: Any, model: Model, batch: Batch,
+                        key: Key[Array, ""] | None) -> tuple[Scalar, Scalar, dict]:
   """Summed negative log-likelihood of the completions: (sum, tokens, {})."""
   del key
   model = model.with_params(params).module
@@ -54,8 +63,9 @@ def language_model_loss(params, model, batch, key):
 @functools.partial(
   jax.jit, donate_argnums=0,
   static_argnames=("loss_fn", "weight_decay", "clip_norm", "micro_batches"))
-def update(state, fixed, batch, key, learning_rate, *, loss_fn, weight_decay, clip_norm,
-           micro_batches):
+def update(state: TrainState, fixed: Any, batch: Any, key: Key[Array, ""],
+           learning_rate: float | Scalar, *, loss_fn: LossFn, weight_decay: float, clip_norm: float,
+           micro_batches: int) -> tuple[TrainState, dict[str, Scalar]]:
   """One step of AdamW on the token mean of `loss_fn` over the whole batch.
 
   Args:
@@ -94,8 +104,9 @@ def update(state, fixed, batch, key, learning_rate, *, loss_fn, weight_decay, cl
   return constrain_parameters(TrainState(state.step + 1, params, opt_state)), metrics
 
 
-def fit(state, fixed, batches, *, loss_fn, settings: TrainSettings, key, stage: StageIO,
-        to_device=lambda batch: batch, schedule=None):
+def fit(state: TrainState, fixed: Any, batches: Any, *, loss_fn: LossFn, settings: TrainSettings,
+        key: Key[Array, ""], stage: StageIO, to_device: Callable[[Any], Any] = lambda batch: batch,
+        schedule: Schedule | None = None) -> Any:
   """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
 
   The update is compiled for every shape of batch before the first step. Told to stop, the run saves

@@ -15,7 +15,7 @@ from dareu_jax.training.checkpoints import read_json, write_json
 BEAT = 2.0  # seconds between two heartbeats
 
 
-def active_elsewhere(folder):
+def active_elsewhere(folder: str | pathlib.Path) -> str | None:
   """The host on which another job works in a folder right now, by its heartbeat, or None.
 
   For file systems on which a lock holds on one host only.
@@ -29,7 +29,7 @@ def active_elsewhere(folder):
 class WallTimeLog:
   """The wall time of all processes that worked in a folder, in its `time.json`."""
 
-  def __init__(self, folder):
+  def __init__(self, folder: str | pathlib.Path):
     self.path = pathlib.Path(folder) / "time.json"
     # Of {"host", "start", "kept", "seen", "ended"}; times in seconds since 1970.
     self.processes = read_json(self.path) or []
@@ -62,7 +62,7 @@ class WallTimeLog:
       self._own["seen"] = time.time()
       write_json(self.path, self.processes)
 
-  def kept(self, until=None):
+  def kept(self, until: float | None = None) -> None:
     """Says that all work up to a time is saved; up to now, where none is given."""
     until = time.time() if until is None else until
     with self._lock:
@@ -71,7 +71,7 @@ class WallTimeLog:
         if one["start"] <= until and (one is self._own or until <= one["seen"]):
           one["kept"] = max(one["kept"], until)
 
-  def summary(self):
+  def summary(self) -> dict[str, float]:
     """{"processes", "kept_seconds", "lost_seconds", "goodput": the kept share}."""
     kept = sum(one["kept"] - one["start"] for one in self.processes)
     lost = sum(max(0.0, one["seen"] - one["kept"]) for one in self.processes

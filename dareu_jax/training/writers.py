@@ -1,9 +1,12 @@
 """Where metrics go (JSONL and TensorBoard), and progress bars: from the first process alone."""
 
 import hashlib
+import importlib.util
 import json
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +24,8 @@ class MetricWriter:
   A `mirror`, where there is one, is called with (name, step, metrics) at each record.
   """
 
-  def __init__(self, folder, name, mirror=None):
+  def __init__(self, folder: str | pathlib.Path, name: str,
+               mirror: Callable[[str, int, dict], None] | None = None):
     folder = pathlib.Path(folder)
     self.path, self.batches_path = folder / f"{name}.jsonl", folder / f"{name}.batches"
     self._writes = hosts.is_first()
@@ -31,7 +35,7 @@ class MetricWriter:
     self._events = folder / "tensorboard" / name
     self._tensorboard = None
 
-  def rewind(self, step):
+  def rewind(self, step: int) -> None:
     """Drops what a killed run wrote after the step that the stage resumes from."""
     if not self._writes:
       return
@@ -41,7 +45,7 @@ class MetricWriter:
                                  if at <= step))
     self._tensorboard = tensorboardX.SummaryWriter(str(self._events), purge_step=step + 1)
 
-  def write(self, step, metrics):
+  def write(self, step: int, metrics: dict[str, Any]) -> None:
     """Adds a record; numbers go to TensorBoard too."""
     if not self._writes:
       return
@@ -53,18 +57,18 @@ class MetricWriter:
     if self._mirror:
       self._mirror(self._name, step, metrics)
 
-  def batch(self, step, batch):
+  def batch(self, step: int, batch: Any) -> None:
     """Notes what a step learns from: any tree of NumPy arrays."""
     if self._writes:
       with open(self.batches_path, "a", encoding="utf-8") as file:
         file.write(f"{step} {batch_hash(batch)}\n")
 
-  def close(self):
+  def close(self) -> None:
     if self._tensorboard is not None:
       self._tensorboard.close()
 
 
-def read_metrics(path):
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
   """The records of a JSONL file of metrics; a line that a kill cut short is left out."""
   path = pathlib.Path(path)
   if not path.exists():
@@ -78,7 +82,7 @@ def read_metrics(path):
   return records
 
 
-def batch_hash(batch):
+def batch_hash(batch: Any) -> str:
   """16 hexadecimal digits of a tree of arrays: their values, shapes and dtypes."""
   found = hashlib.sha256()
   for leaf in map(np.asarray, jax.tree.leaves(batch)):
@@ -87,7 +91,7 @@ def batch_hash(batch):
   return found.hexdigest()[:16]
 
 
-def read_batches(path):
+def read_batches(path: str | pathlib.Path) -> list[tuple[int, str]]:
   """[(step, hash)] of a file of batch hashes; a line that a kill cut short is left out."""
   path = pathlib.Path(path)
   if not path.exists():
@@ -102,14 +106,24 @@ def _replace(path, lines):
   temporary.replace(path)
 
 
-def progress(name, unit="step"):
-  """A bar maker for one stage: progress(name)(total, initial) is a tqdm bar with the time left."""
+def progress(name: str, unit: str = "step") -> Callable[..., Any]:
+  """A bar maker for one stage: progress(name)(total, initial) is a tqdm bar with the time left.
 
-  def bar(total, initial=0):
+  In a notebook it is a widget, where ipywidgets is installed.
+  """
+
+  def bar(total: int, initial: int = 0) -> Any:
     # In a log file a line every half minute is enough.
-    return tqdm.tqdm(
+    return _bar_class()(
       total=total, initial=initial, desc=f"{name:<12}", unit=unit, dynamic_ncols=True,
       mininterval=0.5 if sys.stderr.isatty() else 30, file=sys.stderr,
       disable=not hosts.is_first())
 
   return bar
+
+
+def _bar_class():
+  if "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets"):
+    from tqdm.notebook import tqdm as notebook_bar
+    return notebook_bar
+  return tqdm.tqdm

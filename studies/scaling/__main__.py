@@ -46,7 +46,7 @@ def main(given):
   settings = build(ScalingSettings, given.config, "config")
   if not given.topology and not given.run:
     raise InputError("give --topology=v5e:4x4 (or another) to compile for, or --run to measure.")
-  hosts.start_as(given)
+  hosts.start_by_flags(given)
   with hosts.ended_together(), occupied(given.workdir):
     _main(settings, given)
 

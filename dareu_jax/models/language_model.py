@@ -1,0 +1,157 @@
+"""A language model as a user holds it: weights, architecture and tokenizer in one."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.data.batches import bucket_length
+from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.generation.strategies import Greedy, Sample
+from dareu_jax.models import huggingface, peft
+from dareu_jax.models.config import LoraSettings, ModelConfig
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.handle import Model, split
+from dareu_jax.parallel.hosts import fetch
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh, mesh_of, path_name, shard
+
+BATCH = 16  # prompts that are answered at a time
+MULTIPLE = 64  # of the prompt slots: few programs
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """A decoder with its weights and its tokenizer.
+
+  Attributes:
+    model: the weights, as jitted functions take them; of a checkpoint all of them are frozen.
+    config: the architecture.
+    tokenizer: with the chat template.
+    source: folder or hub name of the checkpoint that the weights came from; '' if they did not.
+  """
+
+  model: Model
+  config: ModelConfig
+  tokenizer: Tokenizer
+  source: str = ""
+
+  def __repr__(self) -> str:
+    adapter = f", LoRA of rank {self.config.lora.rank}" if self.config.lora.rank else ""
+    return (f"LanguageModel({self.source or self.config.architecture}, "
+            f"{self.config.num_parameters / 1e6:.1f} M parameters{adapter})")
+
+  def logits(self, token_ids: Any) -> Float[Array, "B T V"]:
+    """Logits of the token after each position of right-padded rows [B, T]."""
+    with computing_on(mesh_of(self.model)):
+      return _logits(self.model, np.asarray(token_ids))
+
+  def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 128,
+               temperature: float = 0.0, seed: int = 0) -> list[str]:
+    """Answers to prompts, each within the chat template.
+
+    Args:
+      prompts: texts.
+      max_new_tokens: of each answer.
+      temperature: 0 takes the likeliest tokens.
+      seed: of samples.
+    """
+    tokenizer, answers = self.tokenizer, []
+    strategy = Sample(temperature) if temperature else Greedy()
+    with computing_on(mesh_of(self.model)):
+      for start in range(0, len(prompts), BATCH):
+        rows = [tokenizer.encode_prompt(prompt) for prompt in prompts[start:start + BATCH]]
+        width = bucket_length(max(map(len, rows)), MULTIPLE)
+        ids = np.full((len(rows), width), tokenizer.pad_id, np.int32)
+        for i, row in enumerate(rows):
+          ids[i, :len(row)] = row
+        out = generate(
+          self.model, ids, np.array([len(row) for row in rows], np.int32),
+          row_keys(jax.random.key(seed), start + np.arange(len(rows))), strategy=strategy,
+          max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+        found, lengths = fetch(out.ids), fetch(out.lengths)
+        answers += [tokenizer.decode(found[i, :lengths[i]]) for i in range(len(rows))]
+    return answers
+
+  def save(self, folder: str, *, adapter: Literal["merged", "apart"] = "merged",
+           card: str = "") -> None:
+    """Writes a Hugging Face folder that transformers, vLLM and `load_model` read.
+
+    Args:
+      folder: it must not exist.
+      adapter: LoRA adapters 'merged' into the weights, or 'apart' for PEFT.
+      card: text of the README.md.
+
+    Raises:
+      InputError: if the folder exists, or there is no adapter to go apart.
+    """
+    if adapter == "apart":
+      if self.config.lora.rank and not self.source:
+        raise InputError("the adapter's base was made in the run itself: save it merged.")
+      peft.save(self.model.module, folder, base=self.source, tokenizer=self.tokenizer, card=card)
+    else:
+      huggingface.save(self.model.module, folder, tokenizer=self.tokenizer, card=card)
+
+  def with_params(self, params: Any) -> "LanguageModel":
+    """The same model with other trained parameters."""
+    return dataclasses.replace(self, model=self.model.with_params(params))
+
+  def trainable(self, lora: LoraSettings, seed: int = 0) -> "LanguageModel":
+    """The model with fresh adapters, which change nothing until they are trained, or, of rank 0,
+    with all of its parameters to be trained.
+
+    Raises:
+      InputError: if it has adapters already.
+    """
+    if self.config.lora.rank:
+      raise InputError("the model has adapters already: save it merged and load it again to put "
+                       "new ones on it.")
+    if not lora.rank:
+      return dataclasses.replace(self, model=split(self.model.module, adapters_only=False))
+    config = dataclasses.replace(self.config, lora=lora)
+    # What is frozen then is all that there was; the adapters alone are made.
+    shapes = split(nnx.eval_shape(lambda: _decoder(config, seed)), adapters_only=True)
+    adapters = jax.jit(lambda: split(_decoder(config, seed), adapters_only=True).params)()
+    weights = {path_name(path): leaf for part in (self.model.params, self.model.frozen)
+               for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+    frozen = jax.tree_util.tree_map_with_path(
+      lambda path, leaf: weights[path_name(path)].astype(leaf.dtype), shapes.frozen)
+    model = Model(shard(adapters, mesh_of(self.model)), frozen, shapes.static)
+    return dataclasses.replace(self, model=model, config=config)
+
+
+def _decoder(config, seed):
+  return Decoder(config, rngs=nnx.Rngs(params=jax.random.key(seed)))
+
+
+@jax.jit
+def _logits(model, token_ids):
+  return model.module.logits(token_ids)
+
+
+def load(path: str, *, dtype: str | None = None, template: str = "auto",
+         mesh: MeshSettings | None = None) -> LanguageModel:
+  """A pretrained checkpoint as a LanguageModel.
+
+  Args:
+    path: folder, or name of a model of the hub.
+    dtype: of weights and activations; 'bfloat16' on accelerators and 'float32' on CPUs, if not given.
+    template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
+    mesh: where the weights go; split over all devices, if not given.
+
+  Raises:
+    InputError: for a checkpoint that is missing, damaged, of an unsupported architecture, or whose
+      tensors are not exactly those of its config.json.
+  """
+  on_cpu = jax.default_backend() == "cpu"
+  decoder, tokenizer = huggingface.load(
+    path, dtype=dtype or ("float32" if on_cpu else "bfloat16"), template=template,
+    mesh=make_mesh(mesh or MeshSettings()), scan_layers=not on_cpu, remat=not on_cpu)
+  # Nothing is trained yet, so that nothing is kept in float32.
+  return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, str(path))
