@@ -9,7 +9,7 @@ import filelock
 import jax
 import pytest
 
-from dareu_jax.core import compilation as programs
+from dareu_jax.core.compilation import drop_compiled_programs
 from tests import jobs
 
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 def release_programs():
   """A thousand tests compile more programs than a process may hold."""
   yield
-  programs.release()
+  drop_compiled_programs()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ class ModelSettings:
   """A decoder: a checkpoint by path or hub name, or dimensions to train one from scratch."""
 
   path: str = ""  # folder or hub name of a checkpoint; '' makes one of the dimensions below
-  # A registered model family; a checkpoint says its own.
+  # a registered model family; a checkpoint says its own
   architecture: Annotated[str, choice(lambda: _families().names())] = "llama"
   embed_dim: Count = 128  # D
   mlp_dim: Count = 344  # F
