@@ -11,6 +11,7 @@ from absl import flags
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import logs
+from dareu_jax.pipeline.workdir import check_format
 from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
@@ -78,7 +79,7 @@ def leaderboard(workdirs):
   """The methods of several runs in one table, best ToW first; of each run its references too.
 
   Raises:
-    InputError: for a folder without a finished run.
+    InputError: for a folder without a finished run, or with one of another format.
   """
   rows, configs = {}, {}
   for folder in map(pathlib.Path, workdirs):
@@ -87,6 +88,8 @@ def leaderboard(workdirs):
       raise InputError(f"{folder} holds no finished run: it has no summary.json.")
     run = folder.name if folder.name not in configs else str(folder)
     configs[run] = read_json(folder / "config.json") or {}
+    if configs[run]:
+      check_format(configs[run], folder)
     rows |= {f"{run}: {name}": figures for name, figures in summary["models"].items()}
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}
   below = (tables.markdown_table(rows, columns) for columns in tables.more(rows).values())

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from dareu_jax.core.compilation import compilation_cache_dir
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.sources.base import load_corpus
@@ -125,7 +126,7 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
   Raises:
     InputError: as `run`; or if programs are not kept.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  if not compilation_cache_dir():
     raise InputError("--precompile keeps programs in a folder, and on CPU there is none by itself: "
                      "set JAX_COMPILATION_CACHE_DIR.")
   folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
@@ -154,7 +155,7 @@ def best_candidates(figures: dict[str, dict[str, float]], settings: Settings) ->
   By ToW, of several seeds by its mean. Every method is chosen in the same way; the retrained model
   that it looks at is at hand in a study, not to somebody who has to forget.
   """
-  chosen = {}
+  chosen: dict[str, str] = {}
   for candidate in candidates(settings):
     held = chosen.get(candidate.method)
     # A run that fell apart has no number: it is never the better one.

@@ -142,7 +142,8 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   """The model with quantized weights, its adapter merged before, or apart and unquantized."""
   del options
   lora = run.settings.lora
-  scale, found = lora.alpha / lora.rank if lora.rank else 0.0, {}
+  scale = lora.alpha / lora.rank if lora.rank else 0.0
+  found: Metrics = {}
   for merged in (True, False) if lora.rank else (True,):
     model = quantization.quantized(
       run.models.load(name), scheme, lora_scale=scale, merged=merged)
@@ -196,7 +197,7 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
   if all(halves):
     attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
                          for taught, tested in (halves, halves[::-1])]
-  found = {}
+  found: Metrics = {}
   for attack, folds in attacks.items():
     curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
     curve = {step: {key: float(np.mean([each[step][key] for each in curves]))

@@ -172,12 +172,12 @@ def trajectories(records):
 
 
 def _is_watched(record):
-  return all(report.get("watched") for epochs in record["epochs"] for report in epochs)
+  return all(report.get("tracked") for epochs in record["epochs"] for report in epochs)
 
 
 def _figure_of(report, key, record):
   """A figure of an epoch; ToW of its watched ROUGEs against the retrained model's."""
   if key == "tug_of_war":
     retrained = record["models"]["retrained"]
-    return math.prod(1 - abs(value - retrained[name]) for name, value in report["watched"].items())
-  return report[key] if key in report else report["watched"][key]
+    return math.prod(1 - abs(value - retrained[name]) for name, value in report["tracked"].items())
+  return report[key] if key in report else report["tracked"][key]
