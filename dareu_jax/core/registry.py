@@ -84,13 +84,15 @@ def import_plugins(modules: tuple[str, ...]) -> None:
     InputError: if there is no such module.
   """
   for name in modules:
+    missing = f"config.plugins names {name!r}: there is no such module on the Python path."
+    if not all(part.isidentifier() for part in name.split(".")):
+      raise InputError(missing)
     try:
       importlib.import_module(name)
     except ModuleNotFoundError as error:
-      if not error.name or not f"{name}.".startswith(f"{error.name}."):
-        raise  # the module is there, and lacks something itself
-      raise InputError(f"config.plugins names {name!r}, which cannot be imported: it must be a "
-                       "module on the Python path.") from None
+      if not f"{name}.".startswith(f"{error.name}."):  # something that the plugin imports
+        raise
+      raise InputError(missing) from None
 
 
 def decorator(registry: Registry[T]) -> Callable[[str], Callable[[T], T]]:

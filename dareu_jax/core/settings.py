@@ -56,8 +56,8 @@ def settings(cls: type[T]) -> type[T]:
     except pydantic.ValidationError as error:
       raise InputError(_sentence(error, cls, kwargs, cls.__name__)) from None
 
-  checked.__init__ = __init__
-  return checked
+  checked.__init__ = __init__  # type: ignore[method-assign]
+  return checked  # type: ignore[return-value]
 
 
 def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
@@ -71,7 +71,7 @@ def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
       raise InputError(f"it must be one of {', '.join(names())}.")
     return value
 
-  check.names = names
+  check.names = names  # type: ignore[attr-defined]
   return pydantic.AfterValidator(check)
 
 
@@ -180,7 +180,7 @@ def _name(key: str, place: tuple) -> str:
 def _class_at(cls: type, place: tuple) -> type:
   for part in place:
     hint = typing.get_type_hints(cls).get(str(part))
-    cls = hint if dataclasses.is_dataclass(hint) else cls
+    cls = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else cls
   return cls
 
 
@@ -209,7 +209,7 @@ def describe(cls: type, prefix: str = "", block: Any = None) -> Iterator[Setting
       default = getattr(block, field.name)
     elif field.default_factory is not dataclasses.MISSING:
       default = field.default_factory()
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       yield from describe(hint, f"{key}.", None if default is dataclasses.MISSING else default)
       continue
     yield Setting(key, type_name(hint), default, meanings.get(field.name, ""))

@@ -10,6 +10,7 @@ turns scores into token rewards. Any callable of this kind may be passed to `dar
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -35,7 +36,15 @@ class Responses:
   refusals: tuple[str, ...]  # ways to say no
 
 
-Reward = Callable[[Responses], np.ndarray]
+class Reward(Protocol):
+  """A callable that scores responses.
+
+  Registered ones say more of themselves: `whole`, whether they score whole responses alone, and
+  `uses_refusals`, whether another list of refusals changes them.
+  """
+
+  def __call__(self, responses: Responses, /) -> np.ndarray:
+    """Scores in [0, 1], [B, T]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +105,7 @@ def register_reward(name: str, *, whole: bool = False,
   """
 
   def register(reward: Reward) -> Reward:
-    reward.whole, reward.uses_refusals = whole, uses_refusals
+    vars(reward).update(whole=whole, uses_refusals=uses_refusals)
     return REWARDS.register(name, reward)
 
   return register
