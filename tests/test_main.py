@@ -116,16 +116,6 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
     assert figures(workdir)[model] == pytest.approx(row, rel=1e-6, abs=1e-6), model
 
 
-def test_overwrite_redoes_what_another_configuration_changes(finished, command, tmp_path):
-  workdir = tmp_path / "copy"
-  shutil.copytree(finished[0], workdir)
-  code, _, err = finish(command(workdir, "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"))
-  assert code == 0, err
-  stages = json.loads((workdir / "summary.json").read_text())["stages"]
-  assert [name for name, stage in stages.items() if not stage["skipped"]] == \
-    ["dareu", "evaluation/dareu"]
-
-
 BAD_FLAGS = [
   (["--config.unlearning.dareu.segmet_length=3"], ["segmet_length"]),
   (["--config.unlearning.dareu.epochs=many"], ["epochs"]),
@@ -167,7 +157,7 @@ def outcome(finished, config_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp("short")
   (folder / "broken.py").write_text("def get_config(:\n")
   (folder / "full.py").write_text(CONFIG + FULL_DISK)
-  for name in ("again", "full", "cut", "old"):
+  for name in ("again", "copy", "full", "cut", "old"):
     shutil.copytree(finished[0], folder / name)
   shutil.rmtree(folder / "full/retrained")
   for file in (folder / "cut/original/result/0").rglob("*"):
@@ -184,6 +174,7 @@ def outcome(finished, config_file, tmp_path_factory):
   wanted = {"again": main("again"), "full": main("full", config=folder / "full.py"),
             "cut": main("cut"), "old": main("old"), "old overwritten": main("old", "--overwrite"),
             "other": main("again", "--config.unlearning.dareu.kl_coef=0.3"),
+            "overwritten": main("copy", "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"),
             "dry": main("dry", "--dry_run")}
   wanted |= {str(flags): main("misused", *flags) for flags, _ in BAD_FLAGS}
   wanted |= {config: main("misused", config=config.format(folder=folder))
@@ -192,11 +183,11 @@ def outcome(finished, config_file, tmp_path_factory):
 
 
 def the_one_error(ended):
-  """The line of a command that ended with one clear error."""
+  """What a command said that ended with one clear error."""
   code, _, err = ended
   assert code == 2, err
   assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
-  return re.search("^error:.*", err, re.M)[0]
+  return err[err.index("error:"):]
 
 
 def test_the_same_command_again_skips_every_stage(finished, outcome):
@@ -211,6 +202,15 @@ def test_the_same_command_again_skips_every_stage(finished, outcome):
 def test_another_configuration_is_refused(outcome):
   error = the_one_error(outcome[0]["other"])
   assert "unlearning.dareu.kl_coef 0.1, now 0.3" in error and "--overwrite" in error
+
+
+def test_overwrite_redoes_what_another_configuration_changes(outcome):
+  ended, folder = outcome
+  code, _, err = ended["overwritten"]
+  assert code == 0, err
+  stages = json.loads((folder / "copy/summary.json").read_text())["stages"]
+  assert [name for name, stage in stages.items() if not stage["skipped"]] == \
+    ["dareu", "evaluation/dareu"]
 
 
 @pytest.mark.parametrize("name", ["old", "old overwritten"])
