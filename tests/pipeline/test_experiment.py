@@ -237,8 +237,8 @@ def test_every_method_reports_its_epochs_and_its_judge(several):
 
 
 def test_an_evaluation_goes_on_after_the_split_that_was_done(several, monkeypatch):
-  """Killed in the third split, the first two are not measured again, and the figures are the same."""
-  _, _, settings, folder = several
+  """Killed in the third split, the first two are not measured again, and the metrics are the same."""
+  summary, _, settings, folder = several
   path = folder / "evaluation/scrub@0.01.json"
   whole, measured = read_json(path), []
   measure = measures.split_records
@@ -255,11 +255,11 @@ def test_an_evaluation_goes_on_after_the_split_that_was_done(several, monkeypatc
   run = experiment.prepare(settings, folder)[0]
   monkeypatch.setattr(measures, "split_records", until("test"))
   with pytest.raises(KeyboardInterrupt):
-    measures.evaluate(run, "scrub@0.01")
+    measures.model_records(run, "scrub@0.01")
   monkeypatch.setattr(measures, "split_records", until(None))
-  again = measures.evaluate(run, "scrub@0.01")
+  metrics = measures.evaluate(run)["scrub@0.01"].metrics()
   assert measured == ["forget", "retain", "test", "test", "holdout"]
-  assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
+  assert read_json(path)["records"] == whole["records"] and metrics == summary["grid"]["scrub@0.01"]
 
 
 def test_a_report_has_the_methods_side_by_side_example_by_example(several):

@@ -154,7 +154,7 @@ class Metric:
   arrow: Literal["→", "↑"] = CLOSER  # which way is better
   digits: int = 3  # decimals that tables show
   group: str | None = MORE  # of `GROUPS`: the table that shows it; None: summary.json alone
-  order: float = math.inf  # place in that table, from the left; equal ones by declaration
+  order: float = math.inf  # place in that table, from the left; equal ones by key
   meaning: str = ""  # in a few words, for the report and the docs
   needs: tuple[str, ...] = ()  # see the module
   split: str = "forget"  # whose records must have the fields that it needs
