@@ -1,5 +1,6 @@
 """Evaluation of a run: what is kept, and what a later metric takes of it."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -25,6 +26,12 @@ def surprise(record):
 
 
 @pytest.fixture
+def workdir(finished, tmp_path):
+  """A finished run that a test may run again in its own way."""
+  return shutil.copytree(finished[0], tmp_path / "run")
+
+
+@pytest.fixture
 def plugin(tmp_path, monkeypatch):
   """The name of a user's own module that declares a metric."""
   (tmp_path / "my_surprise.py").write_text(MODULE)
@@ -35,7 +42,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew(
-    finished, plugin, monkeypatch):
+    workdir, plugin, monkeypatch):
   """Were metrics kept in place of records, every model would have to answer again."""
 
   def forbidden(*args, **options):
@@ -43,7 +50,7 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
 
   for name in ("generate", "completion_statistics"):
     monkeypatch.setattr(evaluator, name, forbidden)
-  workdir, before = finished[0], read_json(finished[0] / "summary.json")
+  before = read_json(workdir / "summary.json")
   config = smallest_config()
   config.plugins = (plugin,)
   summary, page = experiment.run(Settings.from_config(config), workdir, overwrite=True)
@@ -56,19 +63,19 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
   assert "surprise" in page.read_text()
 
 
-def test_another_min_k_moves_its_metrics_alone_and_asks_no_model(finished, monkeypatch):
+def test_another_min_k_moves_its_metrics_alone_and_asks_no_model(workdir, monkeypatch):
   monkeypatch.setattr(evaluator, "completion_statistics", None)
-  before = read_json(finished[0] / "summary.json")["models"]["retrained"]
+  before = read_json(workdir / "summary.json")["models"]["retrained"]
   config = smallest_config()
   config.evaluation.min_k = 0.1
-  summary, _ = experiment.run(Settings.from_config(config), finished[0], overwrite=True)
+  summary, _ = experiment.run(Settings.from_config(config), workdir, overwrite=True)
   changed = {key for key, value in summary["models"]["retrained"].items() if value != before[key]}
   assert changed and changed <= {"mia_min_k_auc", "mia_min_k_plus_plus_auc"}
 
 
-def test_what_is_kept_are_records_of_every_split(finished):
-  run = experiment.prepare(Settings.from_config(smallest_config()), finished[0])[0]
-  kept = read_json(finished[0] / "evaluation/dareu.json")
+def test_what_is_kept_are_records_of_every_split(workdir):
+  run = experiment.prepare(Settings.from_config(smallest_config()), workdir)[0]
+  kept = read_json(workdir / "evaluation/dareu.json")
   assert kept.keys() == {"fingerprint", "seconds", "records"}
   records = model_records(run, "dareu")
   for split, examples in records.items():
