@@ -14,6 +14,7 @@ from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import import_plugins
 from dareu_jax.evaluation import logs
+from dareu_jax.pipeline.workdir import check_format
 from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
@@ -81,7 +82,7 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
   """The methods of several runs in one table, best ToW first; of each run its references too.
 
   Raises:
-    InputError: for a folder without a finished run.
+    InputError: for a folder without a finished run, or with one of another format.
   """
   rows: dict[str, Mapping[str, float]] = {}
   configs: dict[str, Mapping[str, Any]] = {}
@@ -91,6 +92,8 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
       raise InputError(f"{folder} holds no finished run: it has no summary.json.")
     run = folder.name if folder.name not in configs else str(folder)
     configs[run] = read_json(folder / "config.json") or {}
+    if configs[run]:
+      check_format(configs[run], folder)
     import_plugins(tuple(configs[run].get("plugins", ())))  # they declare metrics
     rows |= {f"{run}: {name}": metrics for name, metrics in summary["models"].items()}
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}

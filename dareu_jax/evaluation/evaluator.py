@@ -122,7 +122,8 @@ class Evaluator:
         pad_id=self.tokenizer.pad_id)
       for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
         array[chosen] = fetch(values)[:len(chosen)]
-    texts = tuple(self.tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, lengths, strict=True))
+    texts = tuple(self.tokenizer.decode(row[:n].tolist())
+                  for row, n in zip(ids, lengths, strict=True))
     return Answers(texts, ids, lengths, ended)
 
   def sample(self, params: Any, rows: Sequence[Row], *, seed: int,
