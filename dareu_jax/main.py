@@ -3,11 +3,11 @@
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.core.command_line import Flags, define_hosts, enter, keep_programs, typed
+from dareu_jax.core.compilation import compilation_cache_dir
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline import experiment
@@ -49,7 +49,7 @@ def _main(settings, given):
   if given.precompile:
     experiment.precompile(settings, given.workdir)
     if hosts.is_first():
-      print(f"Programs lie in {jax.config.jax_compilation_cache_dir}.")
+      print(f"Programs lie in {compilation_cache_dir()}.")
     return
   summary, page = experiment.run(
     settings, given.workdir, command=typed(), overwrite=given.overwrite,

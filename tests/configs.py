@@ -57,6 +57,13 @@ def smallest_config():
   return config
 
 
+def finished_config():
+  """That of the job which the fixture `finished` runs once for all tests."""
+  config = smallest_config()
+  config.unlearning.dareu.selection = "last"  # else the model kept may be the original itself
+  return config
+
+
 def oracle_config(name):
   """The runs of `tests.oracle`, which touch every part of the job."""
   config = smallest_config()

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def release_programs():
+def compiled_programs_are_dropped():
   """A thousand tests compile more programs than a process may hold."""
   yield
   drop_compiled_programs()
@@ -51,11 +51,17 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def config_file(tmp_path_factory):
+  """A config file of `finished_config`."""
+  path = tmp_path_factory.mktemp("config") / "smallest.py"
+  path.write_text(jobs.CONFIG)
+  return path
+
+
+@pytest.fixture(scope="session")
+def command(config_file):
   """start(workdir, *flags) -> a Popen of the main job on the smallest config."""
-  config = tmp_path_factory.mktemp("config") / "smallest.py"
-  config.write_text(jobs.CONFIG)
-  return jobs.starter(config)
+  return jobs.starter(config_file)
 
 
 @pytest.fixture(scope="session")

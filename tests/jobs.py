@@ -1,4 +1,4 @@
-"""The main job as a process, on the smallest config: started, waited for, killed, looked at."""
+"""The main job as a process, on a small config: started, waited for, killed, looked at."""
 
 import json
 import os
@@ -14,23 +14,25 @@ from tests.configs import ROOT
 CONFIG = f'''
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from tests.configs import smallest_config
+from tests.configs import finished_config
 
 def get_config(arg=None):
-  return smallest_config()
+  return finished_config()
 '''
+
+
+ENVIRONMENT = os.environ | {
+  "JAX_COMPILATION_CACHE_DIR": os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache")),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 
 
 def starter(config):
   """start(workdir, *flags, **environment) -> a Popen of the main job on a config file."""
-  cache = os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache"))
-  environment = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 
   def start(workdir, *flags, config=config, **more):
     return subprocess.Popen(
       [sys.executable, "-m", "dareu_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
-      cwd=ROOT, env=environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      cwd=ROOT, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
   return start
 
@@ -51,6 +53,60 @@ def on_eight_devices(code, timeout):
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
                       "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
   assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
+
+
+COMMANDS = """
+import importlib, json, os, runpy, sys, tempfile, traceback, warnings
+
+def run(module, flags):
+  sys.argv = [module, *flags]
+  try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
+  except SystemExit as end:
+    return end.code or 0
+  except BaseException:
+    traceback.print_exc()
+    return 1
+
+def forked(module, flags):
+  files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]
+  child = os.fork()
+  if not child:
+    for number, file in enumerate(files, 1):
+      os.dup2(file.fileno(), number)
+    code = run(module, flags)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+  _, status = os.waitpid(child, 0)
+  for file in files:
+    file.seek(0)
+  return os.waitstatus_to_exitcode(status), *(file.read() for file in files)
+
+warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)
+commands = json.loads(sys.argv[1])
+for module in {module for module, *_ in commands}:
+  importlib.import_module(module)
+  del sys.modules[module]  # as runpy wants it
+print(json.dumps([forked(module, flags) for module, *flags in commands]))
+"""
+
+
+def outcomes(commands, cwd=ROOT, **environment):
+  """[(exit status, stdout, stderr)] of short commands, each in a process of its own.
+
+  The library is imported once for all of them, which takes longer than most of what they do.
+
+  Args:
+    commands: each [module, *flags], as behind `python -m`.
+    cwd: folder to run in.
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", COMMANDS, json.dumps([list(map(str, each)) for each in commands])],
+    cwd=cwd, capture_output=True, text=True, timeout=900,
+    env=ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"} | environment)  # threads do not survive a fork
+  assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
 

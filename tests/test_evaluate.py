@@ -6,6 +6,7 @@ import pytest
 
 from dareu_jax import evaluate
 from dareu_jax.core.errors import InputError
+from dareu_jax.pipeline.workdir import FORMAT
 
 FIGURES = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
 
@@ -38,10 +39,18 @@ def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp
   a = workdir(tmp_path / "a", npo=FIGURES, **retrained)
   b = workdir(tmp_path / "b", dareu=FIGURES | {"tug_of_war": 0.95}, **retrained)
   for folder, seeds in ((a, [42]), (b, [43])):
-    (folder / "config.json").write_text(json.dumps({"seeds": seeds}))
+    (folder / "config.json").write_text(json.dumps({"seeds": seeds, "format": FORMAT}))
   text = evaluate.leaderboard([a, b])
   assert "**0.950**" in text and "**1.000**" not in text
   assert text.endswith("Not alike: b differs from a in config.seeds.")
+
+
+def test_a_run_of_another_format_is_refused(tmp_path):
+  """Its metrics may be called the same and be others."""
+  a = workdir(tmp_path / "a", npo=FIGURES)
+  (a / "config.json").write_text(json.dumps({"seeds": [42]}))
+  with pytest.raises(InputError, match=f"workdir format 1, and this version reads format {FORMAT}"):
+    evaluate.leaderboard([a])
 
 
 @pytest.mark.parametrize(("given", "said"), [

@@ -1,8 +1,6 @@
 """The export command on a finished run, and what can be wrong with it."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -12,26 +10,22 @@ from safetensors.numpy import load_file
 from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
-from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.run import load_model
-from dareu_jax.pipeline.settings import Settings
-from tests.configs import ROOT, smallest_config
+from dareu_jax.pipeline.saved import load_saved
+from tests.jobs import outcomes
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("run")
-  config = smallest_config()
-  config.unlearning.selection = "last"  # else the model kept may be the original itself
-  experiment.run(Settings.from_config(config), folder, command="export")
-  return folder
+@pytest.fixture
+def workdir(finished):
+  """That of the run which all tests share: it is read alone."""
+  return finished[0]
 
 
 @pytest.mark.parametrize("method", ["original", "dareu"])
 def test_an_export_is_the_runs_model(workdir, tmp_path, method):
   """The base in place of what was trained, or another stage's model."""
   export.export(workdir, method, tmp_path / "out")
-  model, tokenizer, _ = load_model(workdir, method)
+  saved, tokenizer, _ = load_saved(workdir, method)
+  model = saved.module
   again, tokenizer_again = huggingface.load(tmp_path / "out", dtype="float32")
   ids = np.array([tokenizer.encode_prompt("Who is Basil?")])
   assert ids.tolist() == [tokenizer_again.encode_prompt("Who is Basil?")]
@@ -45,7 +39,7 @@ def test_an_export_is_the_runs_model(workdir, tmp_path, method):
 
 def test_methods_differ(workdir):
   """One model under all names would pass the test above."""
-  first, second = (load_model(workdir, name)[0] for name in ("original", "dareu"))
+  first, second = (load_saved(workdir, name)[0].module for name in ("original", "dareu"))
   assert np.abs(first.embedding[...] - second.embedding[...]).max() > 1e-6
 
 
@@ -67,6 +61,10 @@ def test_what_cannot_be_exported_is_said(workdir, tmp_path):
     export.export(workdir, "dareu", tmp_path / "out", seed=5)
   with pytest.raises(InputError, match="no adapter"):
     export.export(workdir, "dareu", tmp_path / "out", adapter="apart")
+  (tmp_path / "old").mkdir()
+  (tmp_path / "old/config.json").write_text('{"seeds": [42]}')
+  with pytest.raises(InputError, match="old holds a run of workdir format 1"):
+    export.export(tmp_path / "old", "dareu", tmp_path / "out")
   assert not (tmp_path / "out").exists()
   (tmp_path / "out").mkdir()
   with pytest.raises(InputError, match="exists already"):
@@ -95,11 +93,12 @@ def test_the_hub_gets_the_folder(workdir, tmp_path, monkeypatch):
 
 
 def test_the_command_writes_the_folder(workdir, tmp_path):
-  command = [sys.executable, "-m", "dareu_jax.export", f"--workdir={workdir}", "--method=retrained"]
-  done = subprocess.run([*command, f"--output={tmp_path / 'out'}"], cwd=ROOT, capture_output=True,
-                        text=True)
-  assert done.returncode == 0, done.stderr
+  command = ["dareu_jax.export", f"--workdir={workdir}"]
+  done, refused = outcomes([
+    [*command, "--method=retrained", f"--output={tmp_path / 'out'}"],
+    [*command, "--method=npo", f"--output={tmp_path / 'other'}"]])
+  code, _, err = done
+  assert code == 0, err
   assert (tmp_path / "out/model.safetensors").exists()
-  done = subprocess.run([*command, "--method=npo", f"--output={tmp_path / 'other'}"], cwd=ROOT,
-                        capture_output=True, text=True)
-  assert done.returncode == 2 and done.stderr.startswith("error: ") and "npo" in done.stderr
+  code, _, err = refused
+  assert code == 2 and err.startswith("error: ") and "npo" in err

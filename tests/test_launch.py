@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +15,7 @@ import nbformat
 import pytest
 import yaml
 
-from dareu_jax.core.command_line import config_module
-from dareu_jax.pipeline.settings import Settings
-from tests import jobs
+from dareu_jax.pipeline.settings import Settings, config_from
 from tests.configs import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -131,7 +130,7 @@ def test_flags_in_the_scripts_and_the_manifest_are_flags():
   for path in LAUNCH.iterdir():
     text = path.read_text()
     presets = re.findall(r"--config=(configs/\w+[.]py)(?::(\w+))?", text)
-    configs = [config_module(ROOT / file).get_config(name or None) for file, name in presets]
+    configs = [config_from(ROOT / file, name or None) for file, name in presets]
     # --config.mesh.tensor=4, and the notebook's 'model.dtype=float32', which it puts together.
     for setting, value in re.findall(r"--config[.]([\w.]+)=([\w.(),]+)", text) + re.findall(
         r"'(\w+(?:[.]\w+)+)=(\w+)'", text):
@@ -164,10 +163,13 @@ def test_the_container_holds_what_the_job_needs():
     "python", "-m", "dareu_jax.main"]
 
 
-def test_the_notebook_runs_on_the_tiny_preset(tmp_path, monkeypatch):
-  """All cells, as somebody without an accelerator runs them; on a still smaller config."""
-  (tmp_path / "smallest.py").write_text(jobs.CONFIG)
-  monkeypatch.setenv("DAREU_FLAGS", f"--config={tmp_path}/smallest.py")
+def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, monkeypatch):
+  """All cells, as somebody without an accelerator runs them again after a disconnect; on a still
+  smaller config, whose stages are done."""
+  shutil.copytree(finished[0], tmp_path / "run")
+  (tmp_path / "run/report.html").unlink()
+  (tmp_path / "run/report.md").unlink()
+  monkeypatch.setenv("DAREU_FLAGS", f"--config={config_file}")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get(
     "DAREU_TEST_CACHE", str(ROOT / ".jax_cache")))
   notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import numpy as np
 import pytest
 
-from tests.configs import ROOT
-from tests.jobs import CONFIG, batches, figures, finish, killed_at, losses, wait_for
+from dareu_jax.pipeline.workdir import FORMAT
+from tests.jobs import CONFIG, batches, figures, finish, killed_at, losses, outcomes, wait_for
 
 
 def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
@@ -32,16 +31,6 @@ def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
           "response_length", "eos_share", "degenerate_share", "distill_loss"} <= set(history[0])
 
 
-def test_the_same_command_again_skips_every_stage(finished, command):
-  workdir, _ = finished
-  before = figures(workdir)
-  code, _, err = finish(command(workdir))
-  assert code == 0, err
-  stages = json.loads((workdir / "summary.json").read_text())["stages"]
-  assert all(stage["skipped"] for stage in stages.values())
-  assert figures(workdir) == before
-
-
 def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command, tmp_path):
   """SIGKILL in each stage that takes long; on CPU the figures are equal to the last bit."""
   workdir = tmp_path / "killed"
@@ -57,7 +46,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command
   assert "in 5 processes" in out and "goodput" in out
 
 
-def test_sigterm_saves_and_ends_and_the_same_command_goes_on(finished, command, tmp_path):
+def test_sigterm_saves_and_ends_and_the_same_command_resumes(finished, command, tmp_path):
   """A preempted machine has seconds; what is done since the last checkpoint would be lost."""
   workdir = tmp_path / "stopped"
   for sign in ("original/progress/3", "dareu/started.json"):
@@ -77,7 +66,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_goes_on(finished, command, 
   assert spent["processes"] == 3 and spent["lost_seconds"] < 5
 
 
-def test_eight_devices_are_as_one_and_a_checkpoint_goes_on_on_another_mesh(
+def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(
     finished, command, tmp_path):
   """Arrays restored to one device, a key for the batch in place of one a row, a lost reduction."""
   eight = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -113,7 +102,7 @@ def test_eight_devices_are_as_one_and_a_checkpoint_goes_on_on_another_mesh(
 def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path):
   """The same weights, measured by one device in one batch, and by eight in small ones."""
   workdir = tmp_path / "again"
-  subprocess.run(["cp", "-r", finished[0], workdir], check=True)
+  shutil.copytree(finished[0], workdir)
   code, _, err = finish(command(
     workdir, "--overwrite", "--config.evaluation.batch_size=4", "--config.mesh.data=2",
     "--config.mesh.tensor=2", JAX_PLATFORMS="cpu",
@@ -127,70 +116,35 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
     assert figures(workdir)[model] == pytest.approx(row, rel=1e-6, abs=1e-6), model
 
 
-def test_another_configuration_is_refused_and_overwrite_redoes_what_it_changes(finished, command):
-  workdir, _ = finished
-  code, _, err = finish(command(workdir, "--config.unlearning.kl_coef=0.3"))
-  assert code == 2
-  assert len(re.findall("^error:", err, re.M)) == 1
-  assert "unlearning.kl_coef 0.1, now 0.3" in err and "--overwrite" in err
-  copy = workdir.parent / "copy"
-  subprocess.run(["cp", "-r", workdir, copy], check=True)
-  code, _, err = finish(command(copy, "--config.unlearning.kl_coef=0.3", "--overwrite"))
+def test_overwrite_redoes_what_another_configuration_changes(finished, command, tmp_path):
+  workdir = tmp_path / "copy"
+  shutil.copytree(finished[0], workdir)
+  code, _, err = finish(command(workdir, "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"))
   assert code == 0, err
-  stages = json.loads((copy / "summary.json").read_text())["stages"]
+  stages = json.loads((workdir / "summary.json").read_text())["stages"]
   assert [name for name, stage in stages.items() if not stage["skipped"]] == \
     ["dareu", "evaluation/dareu"]
 
 
-def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(finished, command):
-  workdir = finished[0].parent / "cut"
-  subprocess.run(["cp", "-r", finished[0], workdir], check=True)
-  for file in (workdir / "original/result/0").rglob("*"):
-    if file.is_file():
-      os.truncate(file, file.stat().st_size // 2)
-  (workdir / "evaluation/original.json").unlink()
-  code, _, err = finish(command(workdir))
-  assert code == 2
-  assert len(re.findall("^error:", err, re.M)) == 1
-  assert f"Delete {workdir / 'original'} to have" in err
-  assert (workdir / "retrained/done.json").exists()
-
-
-@pytest.mark.parametrize(("flags", "words"), [
-  (["--config.unlearning.segmet_length=3"], ["segmet_length"]),
-  (["--config.unlearning.epochs=many"], ["epochs"]),
-  (["--config.unlearning.segment_length=0"], ["config.unlearning.segment_length is 0", ">= 1"]),
-  (["--config.unlearning.epsilon=0.5"], ["config.unlearning.epsilon is 0.5", "between 0 and 0.5"]),
+BAD_FLAGS = [
+  (["--config.unlearning.dareu.segmet_length=3"], ["segmet_length"]),
+  (["--config.unlearning.dareu.epochs=many"], ["epochs"]),
+  (["--config.unlearning.dareu.segment_length=0"],
+   ["config.unlearning.dareu.segment_length is 0", ">= 1"]),
+  (["--config.unlearning.dareu.epsilon=0.5"],
+   ["config.unlearning.dareu.epsilon is 0.5", "must be < 0.5"]),
   (["--config.data.forget_owners=('nobody',)"], ["nobody"]),
   (["--config.mesh.tensor=64"], ["64", "devices"]),
   (["--config.data.source=tofu", "--config.data.dir=/nowhere"], ["/nowhere"]),
   (["--config.data.source=jsonl"], ["config.data.dir"]),
+  (["--config.plugins=('nowhere_at_all',)"], ["config.plugins", "'nowhere_at_all'"]),
   (["stray"], ["stray"]),
-])
-def test_bad_input_is_one_clear_error_before_any_work(command, tmp_path, flags, words):
-  code, out, err = finish(command(tmp_path / "w", *flags))
-  assert code == 2, err
-  assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
-  for word in words:
-    assert word in err
-  assert not (tmp_path / "w" / "original").exists()
-
-
-@pytest.mark.parametrize(("config", "words"), [
+]
+BAD_CONFIGS = [
   ("configs/nowhere.py", ["configs/nowhere.py", "no such file"]),
   ("configs/tofu.py:llama9", ["no preset 'llama9'", "qwen3_0_6b"]),
   ("{folder}/broken.py", ["invalid syntax"]),
-])
-def test_a_config_file_that_cannot_be_used_is_one_clear_error(command, tmp_path, config, words):
-  """ml_collections puts its traceback into the message, and a missing file off until it is read."""
-  (tmp_path / "broken.py").write_text("def get_config(:\n")
-  code, _, err = finish(command(tmp_path / "w", config=config.format(folder=tmp_path)))
-  assert code == 2, err
-  assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
-  for word in words:
-    assert word in err
-
-
+]
 FULL_DISK = """
 import errno
 from dareu_jax.training import checkpoints
@@ -204,22 +158,105 @@ save, checkpoints.Store.save = checkpoints.Store.save, fail
 """
 
 
-def test_a_full_disk_is_one_error_and_finished_stages_are_kept(command, tmp_path):
-  """The error comes wrapped in those of the writer."""
-  config = tmp_path / "full.py"
-  config.write_text(CONFIG.format(root=str(ROOT)) + FULL_DISK)
-  code, _, err = finish(command(tmp_path / "w", config=config))
+@pytest.fixture(scope="module")
+def outcome(finished, config_file, tmp_path_factory):
+  """{what was done: (exit status, stdout, stderr)} and the folder of their workdirs.
+
+  One process imports the library for all of them.
+  """
+  folder = tmp_path_factory.mktemp("short")
+  (folder / "broken.py").write_text("def get_config(:\n")
+  (folder / "full.py").write_text(CONFIG + FULL_DISK)
+  for name in ("again", "full", "cut", "old"):
+    shutil.copytree(finished[0], folder / name)
+  shutil.rmtree(folder / "full/retrained")
+  for file in (folder / "cut/original/result/0").rglob("*"):
+    if file.is_file():
+      os.truncate(file, file.stat().st_size // 2)
+  (folder / "cut/evaluation/original.json").unlink()
+  held = json.loads((folder / "old/config.json").read_text())
+  del held["format"]
+  (folder / "old/config.json").write_text(json.dumps(held))
+
+  def main(workdir, *flags, config=config_file):
+    return ["dareu_jax.main", f"--config={config}", f"--workdir={folder / workdir}", *flags]
+
+  wanted = {"again": main("again"), "full": main("full", config=folder / "full.py"),
+            "cut": main("cut"), "old": main("old"), "old overwritten": main("old", "--overwrite"),
+            "other": main("again", "--config.unlearning.dareu.kl_coef=0.3"),
+            "dry": main("dry", "--dry_run")}
+  wanted |= {str(flags): main("misused", *flags) for flags, _ in BAD_FLAGS}
+  wanted |= {config: main("misused", config=config.format(folder=folder))
+             for config, _ in BAD_CONFIGS}
+  return dict(zip(wanted, outcomes(wanted.values()), strict=True)), folder
+
+
+def the_one_error(ended):
+  """The line of a command that ended with one clear error."""
+  code, _, err = ended
   assert code == 2, err
-  assert len(re.findall("^error: no space left on the disk", err, re.M)) == 1
-  assert "Traceback" not in err
-  assert (tmp_path / "w/original/done.json").exists()
-  assert not (tmp_path / "w/retrained/done.json").exists()
+  assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
+  return re.search("^error:.*", err, re.M)[0]
 
 
-def test_a_dry_run_shows_the_plan_and_trains_nothing(command, tmp_path):
-  code, out, err = finish(command(tmp_path / "w", "--dry_run"))
+def test_the_same_command_again_skips_every_stage(finished, outcome):
+  ended, folder = outcome
+  code, _, err = ended["again"]
+  assert code == 0, err
+  stages = json.loads((folder / "again/summary.json").read_text())["stages"]
+  assert all(stage["skipped"] for stage in stages.values())
+  assert figures(folder / "again") == figures(finished[0])
+
+
+def test_another_configuration_is_refused(outcome):
+  error = the_one_error(outcome[0]["other"])
+  assert "unlearning.dareu.kl_coef 0.1, now 0.3" in error and "--overwrite" in error
+
+
+@pytest.mark.parametrize("name", ["old", "old overwritten"])
+def test_a_workdir_of_an_earlier_version_is_refused(outcome, name):
+  """Its stages have other fingerprints: they would all be removed, one after the other."""
+  ended, folder = outcome
+  assert f"workdir format 1, and this version reads format {FORMAT}" in the_one_error(ended[name])
+  assert (folder / "old/original/done.json").exists()
+
+
+def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(outcome):
+  ended, folder = outcome
+  assert f"Delete {folder / 'cut/original'} to have" in the_one_error(ended["cut"])
+  assert (folder / "cut/retrained/done.json").exists()
+
+
+def test_a_full_disk_is_one_error_and_finished_stages_are_kept(outcome):
+  """The error comes wrapped in those of the writer."""
+  ended, folder = outcome
+  assert the_one_error(ended["full"]).startswith("error: no space left on the disk")
+  assert (folder / "full/original/done.json").exists()
+  assert not (folder / "full/retrained/done.json").exists()
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD_FLAGS, ids=str)
+def test_bad_input_is_one_clear_error_before_any_work(outcome, flags, words):
+  ended, folder = outcome
+  error = the_one_error(ended[str(flags)])
+  for word in words:
+    assert word in error
+  assert not (folder / "misused/original").exists()
+
+
+@pytest.mark.parametrize(("config", "words"), BAD_CONFIGS)
+def test_a_config_file_that_cannot_be_used_is_one_clear_error(outcome, config, words):
+  """ml_collections puts its traceback into the message, and a missing file off until it is read."""
+  error = the_one_error(outcome[0][config])
+  for word in words:
+    assert word in error
+
+
+def test_a_dry_run_shows_the_plan_and_trains_nothing(outcome):
+  ended, folder = outcome
+  code, out, err = ended["dry"]
   assert code == 0, err
   for word in ("original", "retrained", "classifier", "dareu", "MiB", "prompt:", "mask"):
     assert word in out
   assert "<|assistant|>" in out  # the template is visible
-  assert not (tmp_path / "w").exists()
+  assert not (folder / "dry").exists()

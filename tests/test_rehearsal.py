@@ -15,7 +15,8 @@ from dareu_jax.attribution.scorer import Retokenizer
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.run import Run, load_model
+from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import keep_tokenizer
 from tests.configs import preset
@@ -65,8 +66,9 @@ def config(checkpoint, data_dir):
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
   config.length_multiple = 128
-  config.unlearning.update(epochs=1, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
-                           max_new_tokens=8, target_score=0.0)
+  config.unlearning.dareu.update(epochs=1, rollout_batch_size=20, minibatch_size=10,
+                                 retain_batch_size=8, max_new_tokens=8)
+  config.monitor.target_score = 0.0
   config.evaluation.update(batch_size=8, max_new_tokens=8, max_examples=4)
   return config
 
@@ -91,13 +93,13 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
 def check_exports(workdir, folder, base):
   """The run's model goes out merged, and as an adapter of the checkpoint."""
   export.export(workdir, "dareu", folder / "merged", seed=42)
-  model, tokenizer, _ = load_model(workdir, "dareu", seed=42)
+  saved, tokenizer, _ = load_saved(workdir, "dareu", seed=42)
   merged, again = huggingface.load(folder / "merged", dtype="bfloat16", template="tinyllama")
   ids = np.array([tokenizer.encode_prompt("Who is he?")])
   assert again.encode_prompt("Who is he?") == ids[0].tolist()
   plain, _ = huggingface.load(base, dtype="bfloat16", template="tinyllama")
   ours, theirs, before = (np.asarray(jax.jit(lambda m: m.logits(ids))(m))
-                          for m in (model, merged, plain))
+                          for m in (saved.module, merged, plain))
   # It is rounded to bfloat16 after merging, not before; without the adapter it is farther off.
   assert np.abs(theirs - ours).mean() < np.abs(before - ours).mean() / 2
   export.export(workdir, "dareu", folder / "adapter", seed=42, adapter="apart")
@@ -111,14 +113,14 @@ def check_exports(workdir, folder, base):
 def test_the_adapter_off_is_the_checkpoint_itself(config, checkpoint, tmp_path):
   """Embedding and head of the loaded model are the file's, to the bit."""
   run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
-  model = run.base.frame.merge(run.base.trainable, run.base.frozen)
+  model = run.models.base.module
   tensors = load_file(checkpoint / "model.safetensors")
   np.testing.assert_array_equal(
     np.asarray(model.embedding[...]), tensors["model.embed_tokens.weight"])
   np.testing.assert_array_equal(
     np.asarray(model.layers.mlp.down_proj.kernel[...][1]),
     tensors["model.layers.1.mlp.down_proj.weight"].T)
-  assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(run.base.trainable))
+  assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(run.models.base.params))
 
 
 def test_a_classifier_with_another_tokenizer_reads_responses_in_its_own_tokens(
@@ -131,19 +133,19 @@ def test_a_classifier_with_another_tokenizer_reads_responses_in_its_own_tokens(
   vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
   (other / "tokenizer.json").write_text(json.dumps(tokenizer))
   same = experiment.prepare(Settings.from_config(config), tmp_path / "v")[0]
-  assert same.classifier_tokenizer is same.tokenizer
+  assert same.data.classifier_tokenizer is same.data.tokenizer
   config.classifier.model.path = str(other)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  own = run.classifier_tokenizer
-  the, of = (run.tokenizer.encode(word)[-1] for word in ("the", "of"))
+  own = run.data.classifier_tokenizer
+  the, of = (run.data.tokenizer.encode(word)[-1] for word in ("the", "of"))
   assert the != of and own.encode("the")[-1] == of
-  ids = np.array([run.tokenizer.encode_response("the end of the day")])
-  again, positions = Retokenizer(run.tokenizer, own)(ids, [ids.shape[1]], 8)
+  ids = np.array([run.data.tokenizer.encode_response("the end of the day")])
+  again, positions = Retokenizer(run.data.tokenizer, own)(ids, [ids.shape[1]], 8)
   assert again[0, positions[0, -1]] == own.eos_id
   assert own.decode(again[0, :positions[0, -1]]) == "the end of the day"
   keep_tokenizer(run)
   later = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  assert later.classifier_tokenizer.same_vocabulary(own)
+  assert later.data.classifier_tokenizer.same_vocabulary(own)
 
 
 def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, checkpoint, tmp_path):

@@ -77,19 +77,19 @@ class PrefixLoss:
   def __call__(self, params: Any, model: Model, batch: Batch,
                key: Key[Array, ""]) -> tuple[Scalar, Scalar, dict[str, Scalar]]:
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
-    model = model.with_params(params).module
+    classifier = model.with_params(params).module
     crop, flip, replacement, other = jax.random.split(key, 4)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
     prompts = batch.token_ids, batch.prompt_lengths
     echo = echoes(ids, *prompts)
     replacements = jnp.where(
       echo, from_other_queries(echo, *prompts, other),
-      jax.random.randint(replacement, ids.shape, 0, model.decoder.config.vocab_size))
+      jax.random.randint(replacement, ids.shape, 0, classifier.decoder.config.vocab_size))
     rate = jnp.where(echo, self.echo_noise, self.token_noise)
     noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
     # The completion that stands behind the prompt already is written over.
     query = prompts if self.reads_query else None
-    logprobs = jax.nn.log_softmax(owner_logits(model, noisy, query), axis=-1)
+    logprobs = jax.nn.log_softmax(owner_logits(classifier, noisy, query), axis=-1)
     owners = batch.owners[:, None, None]
     chosen = jnp.take_along_axis(logprobs, owners, axis=-1)[..., 0]
     smooth = self.label_smoothing

@@ -13,6 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from dareu_jax.core import interruption
+from dareu_jax.core.compilation import compilation_cache_dir
 from dareu_jax.core.errors import InputError
 
 CACHE = pathlib.Path.home() / ".cache" / "dareu_jax" / "programs"
@@ -68,7 +69,7 @@ def keep_programs() -> None:
 
   On CPU compiling is quick, and programs are of this very processor.
   """
-  if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+  if jax.default_backend() != "cpu" and not compilation_cache_dir():
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 

@@ -7,6 +7,11 @@ import jax
 MAPS = pathlib.Path("/proc/self/maps")
 
 
+def compilation_cache_dir() -> str | None:
+  """The folder that JAX keeps compiled programs in, if there is one."""
+  return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+
+
 def drop_compiled_programs(limit: int = 25_000) -> None:
   """Drops JAX's compiled programs where the process holds over `limit` memory maps.
 

@@ -28,11 +28,12 @@ class Registry(Generic[T]):
     """Adds an entry.
 
     Raises:
-      ValueError: if another one of that name is there.
+      InputError: if there is another one of that name.
     """
-    held = self._entries.get(name)
-    if held is not None and _origin(held) != _origin(entry):
-      raise ValueError(f"there is a {self.kind} {name!r} already: {_origin(held)}")
+    known = self._entries.get(name)
+    if known is not None and _origin(known) != _origin(entry):
+      raise InputError(f"{_origin(entry)} cannot be {self.kind} {name!r}: that is {_origin(known)}. "
+                       "Give it another name.")
     self._entries[name] = entry  # a cell of a notebook that runs again defines it anew
     return entry
 
@@ -62,13 +63,18 @@ class Registry(Generic[T]):
     if self._is_complete:
       return
     self._is_complete = True  # before the imports: they may ask
-    package = importlib.import_module(self.package)
-    for module in pkgutil.iter_modules(package.__path__):
-      importlib.import_module(f"{self.package}.{module.name}")
+    try:
+      package = importlib.import_module(self.package)
+      for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{self.package}.{module.name}")
+    except BaseException:  # the next question must meet it too, and no incomplete registry
+      self._is_complete = False
+      raise
 
 
-def _origin(entry: object) -> tuple[str, str]:
-  return getattr(entry, "__module__", ""), getattr(entry, "__qualname__", repr(entry))
+def _origin(entry: object) -> str:
+  """Where an entry was defined: "my_methods.Mine"."""
+  return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', repr(entry))}"
 
 
 def import_plugins(modules: tuple[str, ...]) -> None:
@@ -78,13 +84,15 @@ def import_plugins(modules: tuple[str, ...]) -> None:
     InputError: if there is no such module.
   """
   for name in modules:
+    missing = f"config.plugins names {name!r}: there is no such module on the Python path."
+    if not all(part.isidentifier() for part in name.split(".")):
+      raise InputError(missing)
     try:
       importlib.import_module(name)
     except ModuleNotFoundError as error:
-      if error.name != name:
+      if not f"{name}.".startswith(f"{error.name}."):  # something that the plugin imports
         raise
-      raise InputError(f"config.plugins names {name!r}, which cannot be imported: it must be a "
-                       "module on the Python path.") from None
+      raise InputError(missing) from None
 
 
 def decorator(registry: Registry[T]) -> Callable[[str], Callable[[T], T]]:

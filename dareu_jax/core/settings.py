@@ -56,8 +56,8 @@ def settings(cls: type[T]) -> type[T]:
     except pydantic.ValidationError as error:
       raise InputError(_sentence(error, cls, kwargs, cls.__name__)) from None
 
-  checked.__init__ = __init__
-  return checked
+  checked.__init__ = __init__  # type: ignore[method-assign]
+  return checked  # type: ignore[return-value]
 
 
 def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
@@ -71,7 +71,7 @@ def choice(names: Callable[[], Iterable[str]]) -> pydantic.AfterValidator:
       raise InputError(f"it must be one of {', '.join(names())}.")
     return value
 
-  check.names = names
+  check.names = names  # type: ignore[attr-defined]
   return pydantic.AfterValidator(check)
 
 
@@ -180,7 +180,7 @@ def _name(key: str, place: tuple) -> str:
 def _class_at(cls: type, place: tuple) -> type:
   for part in place:
     hint = typing.get_type_hints(cls).get(str(part))
-    cls = hint if dataclasses.is_dataclass(hint) else cls
+    cls = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else cls
   return cls
 
 
@@ -193,17 +193,25 @@ class Setting(typing.NamedTuple):
   meaning: str
 
 
-def describe(cls: type, prefix: str = "") -> Iterator[Setting]:
-  """Every setting of a class and of the classes within it, in order."""
+def describe(cls: type, prefix: str = "", block: Any = None) -> Iterator[Setting]:
+  """Every setting of a class and of the classes within it, in order.
+
+  Args:
+    cls: made by `settings`.
+    prefix: of the keys.
+    block: an instance whose values are the defaults; those of the class, if not given.
+  """
   hints, meanings = typing.get_type_hints(cls, include_extras=True), meanings_of(cls)
   for field in dataclasses.fields(cls):
     key, hint = prefix + field.name, hints[field.name]
-    if dataclasses.is_dataclass(hint):
-      yield from describe(hint, f"{key}.")
-      continue
     default = field.default
-    if field.default_factory is not dataclasses.MISSING:
+    if block is not None:
+      default = getattr(block, field.name)
+    elif field.default_factory is not dataclasses.MISSING:
       default = field.default_factory()
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+      yield from describe(hint, f"{key}.", None if default is dataclasses.MISSING else default)
+      continue
     yield Setting(key, type_name(hint), default, meanings.get(field.name, ""))
 
 

@@ -7,7 +7,7 @@ one would.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -26,13 +26,16 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """Rows as arrays: prompt and completion concatenated, right-padded. Padding rows have no completion."""
+  """Rows as arrays, of NumPy or on the devices: prompt and completion concatenated, right-padded.
 
-  token_ids: Int[np.ndarray, "B S"]
-  prompt_lengths: Int[np.ndarray, " B"]
-  completion_ids: Int[np.ndarray, "B T"]
-  completion_lengths: Int[np.ndarray, " B"]
-  owners: Int[np.ndarray, " B"]
+  Padding rows have no completion.
+  """
+
+  token_ids: Int[Any, "B S"]
+  prompt_lengths: Int[Any, " B"]
+  completion_ids: Int[Any, "B T"]
+  completion_lengths: Int[Any, " B"]
+  owners: Int[Any, " B"]
 
 
 def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int,
@@ -118,7 +121,7 @@ class Batches:
     """Rows grouped by padded length, shortest first."""
     lengths = [bucket_length(len(row.prompt) + len(row.completion), self.multiple)
                for row in self.rows]
-    groups = {}
+    groups: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
       groups.setdefault(max(lengths) if self.one_bucket else length, []).append(i)
     buckets, waiting = [], []

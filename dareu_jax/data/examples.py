@@ -259,16 +259,17 @@ def parse(line: Any, where: str) -> Example:
     return _plain_text(line, where)
   _check_keys(line, _REQUIRED + _OPTIONAL, where)
   required = [_string(line, key, where) for key in _REQUIRED]
-  paraphrases = [
-    None if line.get(key) is None else _string(line, key, where) for key in _OPTIONAL[:2]
-  ]
+  paraphrased_prompt, paraphrased_response = (
+    None if line.get(key) is None else _string(line, key, where) for key in _OPTIONAL[:2])
   perturbed = line.get("perturbed_responses")
   perturbed = [] if perturbed is None else perturbed
   if not isinstance(perturbed, list):
     raise InputError(f'{where}: "perturbed_responses" is not a list of texts.')
   for text in perturbed:
     _check_text(text, '"perturbed_responses"', where)
-  return Example(*required, *paraphrases, tuple(perturbed))
+  owner, prompt, response = required
+  return Example(owner, prompt, response, paraphrased_prompt, paraphrased_response,
+                 tuple(perturbed))
 
 
 def _plain_text(line, where):

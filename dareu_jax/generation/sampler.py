@@ -61,13 +61,13 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
     eos_id: a row is done when it samples it.
     pad_id: may equal eos_id.
   """
-  model = model.module.gathered()
+  decoder = model.module.gathered()
   batch, prompt_slots = prompt_ids.shape
   key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
   positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)
-  hidden, cache = model(
+  hidden, cache = decoder(
     prompt_ids, positions, prompt_lengths, key_positions=key_positions,
-    cache=model.empty_cache(batch, prompt_slots + max_new_tokens))
+    cache=decoder.empty_cache(batch, prompt_slots + max_new_tokens))
   last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
 
   def decode(state):
@@ -83,10 +83,10 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
       logprobs=old.logprobs.at[:, state.step].set(jnp.where(live, logprobs, 0.0)),
       steps=state.step + 1,
     )
-    hidden, cache = model(
+    hidden, cache = decoder(
       tokens[:, None], (prompt_lengths + state.step)[:, None], cache=state.cache,
       key_positions=key_positions, slot=prompt_slots + state.step)
-    return _DecodeState(state.step + 1, model.unembed(hidden[:, 0]), done, completions, cache)
+    return _DecodeState(state.step + 1, decoder.unembed(hidden[:, 0]), done, completions, cache)
 
   def going(state):
     return (state.step < max_new_tokens) & ~jnp.all(state.done)
@@ -98,7 +98,7 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
     logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
-  state = _DecodeState(jnp.int32(0), model.unembed(last), jnp.zeros(batch, bool), start, cache)
+  state = _DecodeState(jnp.int32(0), decoder.unembed(last), jnp.zeros(batch, bool), start, cache)
   return jax.lax.while_loop(going, decode, state).completions
 
 

@@ -114,8 +114,9 @@ def register_method(name: str) -> Callable[[M], M]:
   """Makes a class the settings of a method that `config.method` knows by this name."""
 
   def register(cls: M) -> M:
-    cls = settings(cls)
-    cls.name = name
-    return METHODS.register(name, cls)
+    method = settings(cls)
+    method.name = name
+    METHODS.register(name, method)
+    return method  # type: ignore[return-value]
 
   return register

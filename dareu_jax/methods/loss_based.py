@@ -52,7 +52,8 @@ class View:
   @functools.cached_property
   def logprobs(self) -> Float[Array, "B T"]:
     """log π of the response tokens, float32."""
-    return logprobs_and_entropy(*self.states, self.labels)[0]
+    hidden, head = self.states
+    return logprobs_and_entropy(hidden, head, self.labels)[0]
 
   def layer(self, depth: float) -> Float[Array, "B T D"]:
     """States behind the layer at a share of the depth, at least the first, float32."""
@@ -77,8 +78,8 @@ class ForgetBatch(NamedTuple):
 
   policy: View
   original: View
-  other_policy: View | None  # the responses to put in their place, row by row
-  other_original: View | None
+  other_policy: View  # the responses to put in their place, row by row; none: the same
+  other_original: View
   seed: int
 
 
@@ -175,7 +176,7 @@ class ObjectiveLoss:
   method: LossMethod
   seed: int
 
-  def __call__(self, params: Any, fixed: tuple, step: Step, key: Array) -> tuple[Scalar, int, dict]:
+  def __call__(self, params: Any, fixed: tuple, step: Step, key: Array) -> tuple[Any, int, dict]:
     """Returns (loss, 1, metrics)."""
     del key
     model, original = fixed
@@ -185,9 +186,10 @@ class ObjectiveLoss:
     forget_weight, retain_weight = step.weights
     metrics, loss = {}, 0.0
     if method.forget_coef:
-      other = step.other and tuple(View(each, step.other) for each in (policy, teacher))
+      # A method without other responses does not ask for them.
+      other = step.other or step.forget
       batch = ForgetBatch(View(policy, step.forget), View(teacher, step.forget),
-                          *(other or (None, None)), self.seed)
+                          View(policy, other), View(teacher, other), self.seed)
       metrics["forget_loss"] = method.forget_loss(batch)
       loss += forget_weight * method.forget_coef * metrics["forget_loss"]
     retained = View(policy, step.retain), View(teacher, step.retain)
@@ -210,8 +212,8 @@ class ObjectiveSchedule(Schedule):
     reports: so far, as dicts.
   """
 
-  method: LossMethod = None
-  evaluate: Callable[[Any, int], EpochReport] = None
+  method: LossMethod = dataclasses.field(kw_only=True)
+  evaluate: Callable[[Any, int], EpochReport] = dataclasses.field(kw_only=True)
   eval_every: int = 1
   state: dict[str, float] = dataclasses.field(default_factory=dict)
   reports: list[dict] = dataclasses.field(default_factory=list)

@@ -1,7 +1,7 @@
 """A model as one value: what is trained, what is frozen, and the static part that joins them.
 
-A *role* of a model (original, previous epoch, current) is a set of parameters over one shared frozen
-state, never a second model: with adapters it is the adapter, else all parameters.
+A *role* of a model (original, previous epoch, current) is a set of parameters over one shared
+frozen state, never a second model: with adapters it is the adapter, else all parameters.
 """
 
 import dataclasses
@@ -65,12 +65,12 @@ def split(module: nnx.Module, *, adapters_only: bool) -> Model:
 def _cast(state, dtype):
   """The state with its weights, but not its LoRAParam variables, in another dtype."""
 
-  def one(variable):
+  def cast(variable):
     if isinstance(variable, nnx.LoRAParam):
       return variable
     return jax.tree.map(lambda leaf: _with_dtype(leaf, dtype), variable)
 
-  return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return jax.tree.map(cast, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _with_dtype(leaf, dtype):

@@ -1,6 +1,7 @@
 """A language model as a user holds it: weights, architecture and tokenizer in one."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ class LanguageModel:
         answers += [tokenizer.decode(found[i, :lengths[i]]) for i in range(len(rows))]
     return answers
 
-  def save(self, folder: str, *, adapter: Literal["merged", "apart"] = "merged",
+  def save(self, folder: str | pathlib.Path, *, adapter: Literal["merged", "apart"] = "merged",
            card: str = "") -> None:
     """Writes a Hugging Face folder that transformers, vLLM and `load_model` read.
 

@@ -83,7 +83,8 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
     several methods in a run it is the first.
   """
   workdir = pathlib.Path(workdir)
-  records, done = [], []
+  records: list[dict[str, Any]] = []
+  done: list[pathlib.Path] = []
   for number, variant in enumerate(grid):
     print(f"{variant.study}: {variant.label} ({number + 1} of {len(grid)})", flush=True)
     folder = workdir / variant.folder

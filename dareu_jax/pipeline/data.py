@@ -16,7 +16,7 @@ from dareu_jax.models import huggingface
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
 
-Examples = Sequence[Example]
+Examples = tuple[Example, ...]
 
 
 @dataclasses.dataclass(frozen=True)

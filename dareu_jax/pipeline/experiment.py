@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from dareu_jax.core.compilation import compilation_cache_dir
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.sources.base import load_corpus
@@ -16,8 +17,8 @@ from dareu_jax.evaluation.metrics import SPLITS, mean_and_ci95
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline import plan
-from dareu_jax.pipeline.evaluation import evaluate
-from dareu_jax.pipeline.graph import candidates, references
+from dareu_jax.pipeline.evaluation import evaluate, model_records
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates, references
 from dareu_jax.pipeline.run import Mirror, Run, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import run_seed
@@ -87,7 +88,7 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
-  figures, stages, notes = [], {}, []
+  seeds, stages, notes = [], {}, []
   for one in runs:
     prefix = _prefix(settings, one.seed)
     if prefix and hosts.is_first():
@@ -96,9 +97,9 @@ def _run(runs, folder, log, command, overwrite, share):
     one.workdir.check_config(overwrite=overwrite)
     for other in share:
       one.workdir.reuse_stages(seed_folder(other, one.seed, settings), one.fingerprints)
-    figures.append(run_seed(one))
+    seeds.append(run_seed(one))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
-  every = {name: over_seeds([each[name] for each in figures]) for name in runs[0].model_names}
+  every = {name: over_seeds([seed[name] for seed in seeds]) for name in runs[0].model_names}
   chosen = best_candidates(every, settings)
   models = {name: every[name] for name in references(settings)}
   models |= {method: every[name] for method, name in chosen.items()}
@@ -125,7 +126,7 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
   Raises:
     InputError: as `run`; or if programs are not kept.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  if not compilation_cache_dir():
     raise InputError("--precompile keeps programs in a folder, and on CPU there is none by itself: "
                      "set JAX_COMPILATION_CACHE_DIR.")
   folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
@@ -148,18 +149,18 @@ def _prefix(settings, seed):
   return f"seed_{seed}/" if len(settings.seeds) > 1 else ""
 
 
-def best_candidates(figures: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
+def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
   """Of each method the candidate that is closest to the retrained model: {method: its name}.
 
   By ToW, of several seeds by its mean. Every method is chosen in the same way; the retrained model
   that it looks at is at hand in a study, not to somebody who has to forget.
   """
-  chosen = {}
+  chosen: dict[str, str] = {}
   for candidate in candidates(settings):
     held = chosen.get(candidate.method)
     # A run that fell apart has no number: it is never the better one.
     if held is None or not (
-        figures[candidate.name]["tug_of_war"] <= figures[held]["tug_of_war"]):
+        metrics[candidate.name]["tug_of_war"] <= metrics[held]["tug_of_war"]):
       chosen[candidate.method] = candidate.name
   return chosen
 
@@ -195,13 +196,17 @@ def _epochs(run, name):
                                if report["epoch"] == held["chosen_epoch"])}
 
 
-def over_seeds(figures: list[dict[str, float]]) -> dict[str, float]:
-  """Metrics of several seeds as means, with `<name>_ci95` beside each; of one seed as they are."""
-  if len(figures) == 1:
-    return figures[0]
+def over_seeds(metrics: list[dict[str, float]]) -> dict[str, float]:
+  """Metrics of several seeds as means, with `<name>_ci95` beside each; of one seed as they are.
+
+  A metric that not every seed has is left out.
+  """
+  if len(metrics) == 1:
+    return metrics[0]
   result = {}
-  for name in figures[0]:
-    result[name], result[f"{name}_ci95"] = mean_and_ci95([f[name] for f in figures])
+  for name in metrics[0]:
+    if all(name in seed for seed in metrics):
+      result[name], result[f"{name}_ci95"] = mean_and_ci95([seed[name] for seed in metrics])
   return result
 
 
@@ -250,31 +255,30 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
 
 
 def _over_examples(runs, models, chosen):
-  """How sure the figures are over the examples, and each method against the best by ToW."""
+  """How sure the metrics are over the examples, and each method against the best by ToW."""
   names = shown_models(runs[0].settings, chosen)
-  records = {shown: [evaluate(run, name)["records"] for run in runs]
-             for shown, name in names.items()}
+  seeds = [evaluate(run, names.values()) for run in runs]
+  evaluated = {shown: [seed[name] for seed in seeds] for shown, name in names.items()}
   best = tables.best_first(chosen, models)[0]
   return {
-    "intervals": {name: bootstrap.intervals(held) for name, held in records.items()},
+    "intervals": {shown: bootstrap.intervals(each) for shown, each in evaluated.items()},
     "best": best,
-    "paired": {method: bootstrap.paired(records[method], records[best], records["retrained"])
+    "paired": {method: bootstrap.paired(evaluated[method], evaluated[best], evaluated[RETRAINED])
                for method in chosen if method != best}}
 
 
 def _answers(run, chosen):
   """A few prompts with every model's answer side by side."""
-  names = shown_models(run.settings, chosen)
-  held = {shown: evaluate(run, name)["records"] for shown, name in names.items()}
+  records = {shown: model_records(run, name)
+             for shown, name in shown_models(run.settings, chosen).items()}
   shown = []
   for split in SPLITS:
     # Spread over the split: its first rows are all of one owner.
-    count = len(held["original"][split])
-    if not count:
+    examples = records[ORIGINAL][split]
+    if not examples:
       continue
-    step = max(1, count // ANSWERS_SHOWN[split])
-    for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
-      shown.append({"split": split, **{key: held["original"][split][i][key]
-                                       for key in ("prompt", "truth")},
-                    **{name: held[name][split][i]["answer"] for name in held}})
+    step = max(1, len(examples) // ANSWERS_SHOWN[split])
+    for i in range(0, len(examples), step)[:ANSWERS_SHOWN[split]]:
+      shown.append({"split": split, "prompt": examples[i].prompt, "truth": examples[i].truth,
+                    **{name: records[name][split][i].answer for name in records}})
   return shown

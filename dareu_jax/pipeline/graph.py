@@ -77,7 +77,8 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
     depends_on.append(s.evaluation.max_new_tokens)
     graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
   for name in model_names(s):
-    graph[f"evaluation/{name}"] = Stage((name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation,))
+    graph[f"evaluation/{name}"] = Stage(
+      (name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation.of_records,))
   return graph
 
 

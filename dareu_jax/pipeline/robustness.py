@@ -19,7 +19,7 @@ from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.attacks import probes, quantization, relearning, reliability
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.records import mean_rouge, rouges
+from dareu_jax.evaluation.measurements import mean_rouge, rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.data import Examples
@@ -93,7 +93,7 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The metrics' names too: a card of fewer metrics is no card of these.
   mark = fingerprint(run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
-                     tuple(reliability.SIGNS))
+                     run.settings.evaluation.min_k, tuple(reliability.SIGNS))
   held = read_json(path)
   found = held["metrics"] if held is not None and held["fingerprint"] == mark else {}
   attacks: dict[str, Callable] = {"plain": plain, "int8": functools.partial(quantized, scheme="int8"),
@@ -142,7 +142,8 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   """The model with quantized weights, its adapter merged before, or apart and unquantized."""
   del options
   lora = run.settings.lora
-  scale, found = lora.alpha / lora.rank if lora.rank else 0.0, {}
+  scale = lora.alpha / lora.rank if lora.rank else 0.0
+  found: Metrics = {}
   for merged in (True, False) if lora.rank else (True,):
     model = quantization.quantized(
       run.models.load(name), scheme, lora_scale=scale, merged=merged)
@@ -196,7 +197,7 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
   if all(halves):
     attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
                          for taught, tested in (halves, halves[::-1])]
-  found = {}
+  found: Metrics = {}
   for attack, folds in attacks.items():
     curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
     curve = {step: {key: float(np.mean([each[step][key] for each in curves]))

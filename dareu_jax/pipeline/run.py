@@ -74,7 +74,7 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   else:
     stages = graph.stages_from(settings, source, refusals, seed, digest_of(original.model))
   data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"],
-              original and original.tokenizer)
+              None if original is None else original.tokenizer)
   models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original)
   return Run(settings, seed, data, models, workdir, stages, **options)
 

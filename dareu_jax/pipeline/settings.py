@@ -4,7 +4,8 @@ The defaults are the tiny preset: embedded authors and a model from scratch, on 
 """
 
 import dataclasses
-import importlib
+import pathlib
+import runpy
 from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
 
@@ -42,15 +43,32 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class DataAndModelSettings(Protocol):
   """What `pipeline.data` and `pipeline.models` ask of settings; the studies' have it too."""
 
-  data: DataSettings
-  tokenizer: TokenizerSettings
-  model: ModelSettings
-  lora: LoraSettings
-  pretrain: TrainSettings
-  classifier: ClassifierSettings
-  evaluation: EvaluationSettings
-  max_length: int
-  length_multiple: int
+  @property
+  def data(self) -> DataSettings: ...
+
+  @property
+  def tokenizer(self) -> TokenizerSettings: ...
+
+  @property
+  def model(self) -> ModelSettings: ...
+
+  @property
+  def lora(self) -> LoraSettings: ...
+
+  @property
+  def pretrain(self) -> TrainSettings: ...
+
+  @property
+  def classifier(self) -> ClassifierSettings: ...
+
+  @property
+  def evaluation(self) -> EvaluationSettings: ...
+
+  @property
+  def max_length(self) -> int: ...
+
+  @property
+  def length_multiple(self) -> int: ...
 
 
 @settings
@@ -83,7 +101,7 @@ class Settings:
   mesh: MeshSettings = MeshSettings()
   checkpoint: CheckpointSettings = CheckpointSettings()
   # Settings of each method of the run, by its name; a method that is not named has its defaults.
-  unlearning: dict[str, Any] = dataclasses.field(default_factory=dict)
+  unlearning: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
   def __post_init__(self):
     for name in ("methods", "seeds", "learning_rates"):
@@ -124,7 +142,7 @@ class Settings:
       InputError: for an unknown key, a wrong type or an impossible value.
     """
     plain = to_plain(config)
-    import_plugins(tuple(plain.get("plugins", ())))
+    _import_plugins(plain.get("plugins", ()))
     blocks = plain.pop("unlearning", {})
     if not hasattr(blocks, "keys"):
       raise InputError(f"config.unlearning is {blocks!r}: it must be a group of settings.")
@@ -132,6 +150,12 @@ class Settings:
       _method(name, block)
     built = build(cls, plain)
     return dataclasses.replace(built, unlearning=blocks)
+
+
+def _import_plugins(names: Any) -> None:
+  if not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
+    raise InputError(f"config.plugins is {names!r}: it must be a tuple of names of modules.")
+  import_plugins(tuple(names))
 
 
 def _method(name: str, block: Any) -> Method:
@@ -152,8 +176,10 @@ def default_config(**changes: Any) -> ConfigDict:
   """The default settings as a ConfigDict, the settings of every method among them.
 
   Args:
-    changes: nested dicts of values to replace, such as `data={"num_owners": 8}`.
+    changes: nested dicts of values to replace, such as `data={"num_owners": 8}`; `plugins` are
+      imported, so that the methods that they define are there too.
   """
+  _import_plugins(changes.get("plugins", ()))
   return ConfigDict(merged(
     to_plain(Settings()) | {"unlearning": {name: to_plain(cls()) for name, cls in METHODS.items()}},
     changes))
@@ -167,9 +193,6 @@ def all_settings() -> tuple[Setting, ...]:
   return tuple(shared)
 
 
-def config_from(path: str, preset: str | None = None) -> ConfigDict:
+def config_from(path: str | pathlib.Path, preset: str | None = None) -> ConfigDict:
   """The ConfigDict of a config file."""
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(preset)
+  return runpy.run_path(str(path))["get_config"](preset)

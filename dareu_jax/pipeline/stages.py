@@ -53,11 +53,11 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
   for candidate in candidates(run.settings):
     unlearn(run, candidate)
   if run.compile_only:
-    evaluate(run, ORIGINAL)
+    evaluate(run, [ORIGINAL])
     return {}
-  figures = compare_models(run)
+  metrics = compare_models(run)
   run.models.release()  # the next seed needs the memory
-  return figures
+  return metrics
 
 
 def keep_tokenizer(run: Run) -> None:
@@ -70,8 +70,8 @@ def keep_tokenizer(run: Run) -> None:
     examples = (corpus.forget + corpus.retain + corpus.test + corpus.holdout
                 + corpus.general)
     data.rows(examples)
-    data.rows([dataclasses.replace(e, response=text) for e in examples
-               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
+                    for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     data.classifier_rows(examples)
     run.models.check_positions(max(
       getattr(method, "max_new_tokens", 0) for method in run.settings.unlearning.values()))

@@ -129,7 +129,7 @@ class Workdir:
     self.wall_time = wall_time
     self.config = json.loads(json.dumps(to_plain(config) | {"format": FORMAT}))
     self.checkpoint_settings = checkpoint_settings
-    self.stages = {}  # name -> {"seconds", "skipped"} in the order they came
+    self.stages: dict[str, dict[str, Any]] = {}  # name -> {"seconds", "skipped"} in the order they came
 
   def check_config(self, *, overwrite: bool) -> None:
     """Takes the folder for this configuration.

@@ -147,11 +147,12 @@ def score_rollout(
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
     # As the KL, at the temperature alone: what top_k and top_p cut off has no finite log-prob.
-    whole = Sample(settings.temperature)
+    untruncated = Sample(settings.temperature)
     own = logprobs
-    if sampling(settings) != whole:
-      own, _ = logprobs_and_entropy(hidden, head, ids, whole.logprobs)
-    anchor, _ = logprobs_and_entropy(*role(original.params), ids, whole.logprobs)
+    if sampling(settings) != untruncated:
+      own, _ = logprobs_and_entropy(hidden, head, ids, untruncated.logprobs)
+    anchor_hidden, anchor_head = role(original.params)
+    anchor, _ = logprobs_and_entropy(anchor_hidden, anchor_head, ids, untruncated.logprobs)
     rewards -= settings.anchor_coef * centered_log_ratio(own, anchor, mask)
   metrics = {
     "score": jnp.mean(last_valid(scores, lengths)),

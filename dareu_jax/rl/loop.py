@@ -20,7 +20,7 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
-from dareu_jax.rl.reward_functions import ForgetSet, Reward
+from dareu_jax.rl.reward_functions import ForgetSet, Reward, score
 from dareu_jax.rl.selection import choose, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.supervised import StageIO
@@ -77,14 +77,16 @@ def run(task: Task, stage: StageIO) -> Result:
       rollout and the end of an epoch need is compiled, and nothing learnt.
   """
   settings = task.settings
+  monitor = task.monitor
+  assert monitor is not None, "each epoch is judged by the task's monitor"
   state = place(learner.init_learner(task.original.params, task.value_head.params, settings))
   restored = stage.store.restore(state)
   if restored is None:
-    reports = [task.monitor.assess(task.original.params, 0)]
+    reports = [monitor.assess(task.original.params, 0)]
   else:
     state = restored.state
     reports = [EpochReport(**report) for report in restored.meta["reports"]]
-  guards = task.monitor.settings.guards
+  guards = monitor.settings.guards
   chosen, done = choose(reports, settings, guards)
   if stage.compile_only:
     state, _ = learn(task, state, 0)
@@ -102,7 +104,7 @@ def run(task: Task, stage: StageIO) -> Result:
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
-        reports.append(task.monitor.assess(state.policy, epoch))
+        reports.append(monitor.assess(state.policy, epoch))
         chosen, done = choose(reports, settings, guards)
         if chosen == epoch:
           state = state._replace(chosen=learner.copy(state.policy))
@@ -140,7 +142,8 @@ def learn(task: Task, state: learner.LearnerState, step: int,
     pad_id=evaluator.tokenizer.pad_id)
   texts = _texts(evaluator.tokenizer, completions)
   sampled = time.monotonic()
-  scores = evaluator.to_device(task.reward(task.forget.responses(chosen, completions, texts)))
+  responses = task.forget.responses(chosen, completions, texts)
+  scores = evaluator.to_device(score(task.reward, responses))
   rewarded = time.monotonic()
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
@@ -172,7 +175,7 @@ def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
   settings, count = task.settings, len(task.forget.rows)
   numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)
   turns = numbers if settings.learner == "ppo" else numbers // settings.samples_per_prompt
-  orders = {sweep: np.random.default_rng((task.seed, 0, sweep)).permutation(count)
+  orders = {sweep: np.random.default_rng((task.seed, 0, int(sweep))).permutation(count)
             for sweep in set(turns // count)}
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 

@@ -10,10 +10,12 @@ turns scores into token rewards. Any callable of this kind may be passed to `dar
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
 from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
@@ -34,7 +36,15 @@ class Responses:
   refusals: tuple[str, ...]  # ways to say no
 
 
-Reward = Callable[[Responses], np.ndarray]
+class Reward(Protocol):
+  """A callable that scores responses.
+
+  Registered ones say more of themselves: `whole`, whether they score whole responses alone, and
+  `uses_refusals`, whether another list of refusals changes them.
+  """
+
+  def __call__(self, responses: Responses, /) -> np.ndarray:
+    """Scores in [0, 1], [B, T]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,25 @@ class ForgetSet:
       self.classifier, self.refusals)
 
 
+def score(reward: Reward, responses: Responses) -> np.ndarray:
+  """The scores that a reward gives, checked: [B, T] float32.
+
+  Raises:
+    InputError: if they have another shape, or one of a response's own tokens is not in [0, 1].
+  """
+  scores = np.asarray(reward(responses), np.float32)
+  name = getattr(reward, "__name__", type(reward).__name__)
+  if scores.shape != responses.ids.shape:
+    raise InputError(f"reward {name} gave scores of shape {scores.shape}: it must give one for every "
+                     f"prefix of every response, here {responses.ids.shape}.")
+  valid = scores[np.arange(scores.shape[1]) < responses.lengths[:, None]]
+  wrong = valid[~((valid >= 0) & (valid <= 1))]  # NaN is neither
+  if wrong.size:
+    raise InputError(f"reward {name} gave a score of {wrong[0]:g}: it must lie in [0, 1], high for "
+                     "what is to be forgotten.")
+  return scores
+
+
 REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")
 
 
@@ -76,7 +105,7 @@ def register_reward(name: str, *, whole: bool = False,
   """
 
   def register(reward: Reward) -> Reward:
-    reward.whole, reward.uses_refusals = whole, uses_refusals
+    vars(reward).update(whole=whole, uses_refusals=uses_refusals)
     return REWARDS.register(name, reward)
 
   return register

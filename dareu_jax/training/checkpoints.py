@@ -56,8 +56,8 @@ class Store:
     self.stage_folder = stage_folder or self.folder
     self.settings = settings
     self._on_saved = on_saved
-    self._pending = None  # (step, best, time) of the one being written
-    self._best = None
+    self._pending: tuple[int, bool, float] | None = None  # (step, best, time) of the one being written
+    self._best: int | None = None  # the step of the last that was
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     self._arrays, self._json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
 

@@ -52,10 +52,10 @@ def language_model_loss(params: Any, model: Model, batch: Batch,
                         key: Key[Array, ""] | None) -> tuple[Scalar, Scalar, dict]:
   """Summed negative log-likelihood of the completions: (sum, tokens, {})."""
   del key
-  model = model.with_params(params).module
+  decoder = model.with_params(params).module
   time = batch.completion_ids.shape[1]
-  hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  logprobs, _ = logprobs_and_entropy(hidden, model.head, batch.completion_ids)
+  hidden = completion_hidden(decoder.hidden_states(batch.token_ids), batch.prompt_lengths, time)
+  logprobs, _ = logprobs_and_entropy(hidden, decoder.head, batch.completion_ids)
   mask = length_mask(batch.completion_lengths, time)
   return -masked_sum(logprobs, mask), jnp.sum(mask), {}
 

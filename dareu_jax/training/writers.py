@@ -33,7 +33,7 @@ class MetricWriter:
       folder.mkdir(parents=True, exist_ok=True)
     self._name, self._mirror = name, mirror
     self._events = folder / "tensorboard" / name
-    self._tensorboard = None
+    self._tensorboard: Any = None  # a SummaryWriter, from `rewind` on
 
   def rewind(self, step: int) -> None:
     """Drops what a killed run wrote after the step that the stage resumes from."""

@@ -143,7 +143,7 @@ def curves(rows_of: Mapping[str, Sequence[Row]]) -> Figure:
   ax = figure.subplots()
   figure.subplots_adjust(left=0.11, right=0.98, top=0.93, bottom=0.12)
   everything = set()
-  for (label, rows), color in zip(rows_of.items(), plots.METHOD_COLOURS, strict=False):
+  for (label, rows), color in zip(rows_of.items(), plots.METHOD_COLORS, strict=False):
     points = [(row.devices, row.rows * row.tokens / row.seconds) for row in rows if row.fits]
     best = {devices: max(rate for at, rate in points if at == devices) for devices, _ in points}
     if not points:

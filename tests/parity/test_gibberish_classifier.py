@@ -1,5 +1,7 @@
 """The gibberish classifier in torch: probabilities of the right class, padding of no effect."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation.gibberish_classifier import clean_probabilities
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.settings import Settings
+from tests.configs import finished_config
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "author", "was", "born", "in", "oslo"]
 TEXTS = ["the author was born in oslo", "oslo", "", *["born born born in the"] * 40]
@@ -53,18 +58,19 @@ def test_what_is_no_model_is_one_clear_error(tmp_path):
     clean_probabilities(str(tmp_path / "nothing"), ["x"])
 
 
-def test_its_figure_is_in_the_table_and_a_wrong_path_ends_the_run_before_any_work(tmp_path):
-  from dareu_jax.pipeline import experiment
-  from dareu_jax.pipeline.settings import Settings
-  from tests.configs import smallest_config
-  config = smallest_config()
+def test_its_metric_is_in_the_table_and_a_wrong_path_ends_the_run_before_any_work(
+    finished, tmp_path):
+  """In a run that is finished it is measured without anything being trained again."""
+  config = finished_config()
   config.evaluation.gibberish_model = str(tmp_path / "nothing")
   with pytest.raises(InputError, match="config.evaluation.gibberish_model"):
-    experiment.run(Settings.from_config(config), tmp_path / "w", command="detector")
+    experiment.run(Settings.from_config(config), tmp_path / "w")
   assert not (tmp_path / "w/original").exists()
   config.evaluation.gibberish_model = folder_of(tmp_path / "model", ["clean", "noise"])
-  summary, page = experiment.run(
-    Settings.from_config(config), tmp_path / "w", command="detector", overwrite=True)
-  for figures in summary["models"].values():
-    assert 0 < figures["clean_probability"] < 1
+  shutil.copytree(finished[0], tmp_path / "run")
+  summary, page = experiment.run(Settings.from_config(config), tmp_path / "run", overwrite=True)
+  assert {name for name, stage in summary["stages"].items() if not stage["skipped"]} == {
+    name for name in summary["stages"] if name.startswith("evaluation/")}
+  for row in summary["models"].values():
+    assert 0 < row["clean_probability"] < 1
   assert ">clean<" in page.read_text()

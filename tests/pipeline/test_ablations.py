@@ -5,9 +5,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from dareu_jax import ablations
-from dareu_jax.core.command_line import config_module
 from dareu_jax.core.errors import InputError
+from dareu_jax.pipeline import ablations
+from dareu_jax.pipeline.settings import config_from
 from tests.configs import ROOT, smallest_config
 
 
@@ -16,17 +16,19 @@ def grid_config(**studies):
 
 
 def test_a_variant_differs_from_the_base_in_what_it_sets():
-  config = grid_config(rate=("unlearning.learning_rate=0.5 lora.rank=4", "unlearning.top_k=3"))
+  config = grid_config(rate=("unlearning.dareu.learning_rate=0.5 lora.rank=4",
+                             "unlearning.dareu.top_k=3"))
   first, second = ablations.variants(config)
-  assert (first.settings.unlearning.learning_rate, first.settings.lora.rank) == (0.5, 4)
-  assert (second.settings.unlearning.top_k, second.settings.lora.rank) == (3, 0)
+  methods = [variant.settings.unlearning["dareu"] for variant in (first, second)]
+  assert (methods[0].learning_rate, first.settings.lora.rank) == (0.5, 4)
+  assert (methods[1].top_k, second.settings.lora.rank) == (3, 0)
   assert config.base.lora.rank == 0  # the base is left as it was
 
 
 @pytest.mark.parametrize(("label", "said"), [
-  ("unlearning.rate=1", "config.unlearning.rate is no setting"),
+  ("unlearning.dareu.rate=1", "config.unlearning.dareu.rate is no setting"),
   ("seeds.first=1", "config.seeds.first is no setting"),
-  ("unlearning.kl_coef=-1", "config.unlearning.kl_coef is -1"),
+  ("unlearning.dareu.kl_coef=-1", "config.unlearning.dareu.kl_coef is -1"),
 ])
 def test_an_assignment_that_is_none_is_refused_before_any_run(label, said):
   with pytest.raises(InputError, match=said):
@@ -35,22 +37,23 @@ def test_an_assignment_that_is_none_is_refused_before_any_run(label, said):
 
 def test_an_unknown_study_is_refused():
   with pytest.raises(InputError, match="--only names 'kapa': the studies are kappa"):
-    ablations.variants(grid_config(kappa=("unlearning.segment_length=1",)), ["kapa"])
+    ablations.variants(grid_config(kappa=("unlearning.dareu.segment_length=1",)), ["kapa"])
 
 
 @pytest.mark.parametrize("preset", [None, "overtraining"])
 def test_every_variant_of_the_configs_builds(preset):
-  grid = ablations.variants(config_module(ROOT / "configs" / "ablations.py").get_config(preset))
+  grid = ablations.variants(config_from(ROOT / "configs" / "ablations.py", preset))
   assert len({variant.folder for variant in grid}) == len(grid) >= 3
 
 
 @pytest.fixture(scope="module")
 def grid_run(tmp_path_factory):
-  """Two forms of reward, watched, over two seeds."""
-  config = grid_config(reward_form=("unlearning.reward_form=published",
-                                    "unlearning.reward_form=absorbing"))
+  """Two forms of reward, ROUGE tracked, over two seeds."""
+  config = grid_config(reward_form=("unlearning.dareu.reward_form=published",
+                                    "unlearning.dareu.reward_form=absorbing"))
   config.base.seeds = (1, 2)
-  config.base.unlearning.update(watch_rouge=True, selection="last")
+  config.base.unlearning.dareu.selection = "last"
+  config.base.monitor.track_rouge = True
   folder = tmp_path_factory.mktemp("grid")
   return folder, ablations.run(ablations.variants(config), folder, command="test")
 
@@ -59,7 +62,7 @@ def test_what_runs_have_in_common_is_made_once(grid_run):
   """Training the models again for each variant would take most of the time."""
   folder, _ = grid_run
   summary = json.loads(
-    (folder / "reward_form/unlearning.reward_form=absorbing/summary.json").read_text())
+    (folder / "reward_form/unlearning.dareu.reward_form=absorbing/summary.json").read_text())
   skipped = {name.split("/", 1)[1] for name, stage in summary["stages"].items()
              if stage["skipped"]}
   assert {"base", "original", "retrained", "classifier", "judge", "tokenizer"} <= skipped
@@ -69,9 +72,9 @@ def test_what_runs_have_in_common_is_made_once(grid_run):
 def test_the_table_has_a_row_and_the_plots_a_line_for_each_variant(grid_run):
   folder, records = grid_run
   text = (folder / "ablations.md").read_text()
-  assert text.count("| reward_form |") == 2 and "unlearning.reward_form=absorbing" in text
+  assert text.count("| reward_form |") == 2 and "unlearning.dareu.reward_form=absorbing" in text
   for name in ("ablations", "epochs_reward_form"):
     assert (folder / f"plots/{name}.png").read_bytes().startswith(b"\x89PNG")
   assert [len(record["epochs"]) for record in records] == [2, 2]
-  assert set(records[0]["epochs"][0][1]["watched"]) == {"forget_rouge", "retain_rouge",
+  assert set(records[0]["epochs"][0][1]["tracked"]) == {"forget_rouge", "retain_rouge",
                                                         "test_rouge"}

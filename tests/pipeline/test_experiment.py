@@ -12,10 +12,10 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.pipeline import evaluation as measures
-from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline import evaluation, experiment
 from dareu_jax.pipeline.experiment import judgement, over_seeds
-from dareu_jax.pipeline.run import load_model
+from dareu_jax.pipeline.run import make_run
+from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import (
   finetune_batches,
@@ -38,9 +38,9 @@ def own_data(tmp_path):
 
 def test_data_of_ones_own_needs_neither_general_nor_unseen_examples(own_data, tmp_path):
   """What the data lacks is left out of the table; ToW is over the sets that are there."""
-  own_data.retrain_again = True
+  own_data.retrained_replica = True
   summary, page = experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
-  assert list(summary["models"]) == ["original", "retrained", "retrained_again", "dareu"]
+  assert list(summary["models"]) == ["original", "retrained", "retrained_replica", "dareu"]
   row = summary["models"]["dareu"]
   assert {"forget_rouge", "retain_rouge", "tug_of_war", "truth_ratio"} <= set(row)
   assert not {"test_rouge", "mia_min_k_auc"} & set(row)
@@ -48,7 +48,7 @@ def test_data_of_ones_own_needs_neither_general_nor_unseen_examples(own_data, tm
 
 
 def test_a_level_that_cannot_be_measured_is_refused_before_any_work(own_data, tmp_path):
-  own_data.unlearning.target_score = -1.0
+  own_data.monitor.target_score = -1.0
   with pytest.raises(InputError, match="no hold-out"):
     experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
   assert not (tmp_path / "w").exists()
@@ -76,38 +76,39 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
   config.lora.rank = 4
   settings = Settings.from_config(config)
   run = experiment.prepare(settings, tmp_path)[0]
-  run.workdir.claim(overwrite=False)
+  run.workdir.check_config(overwrite=False)
   keep_tokenizer(run)
   pretrain(run)
-  train_language_model(run, "original", run.corpus.forget + run.corpus.retain, run.seed)
+  train_language_model(run, "original", run.data.corpus.forget + run.data.corpus.retain, run.seed)
   run = experiment.prepare(settings, tmp_path)[0]
-  left = run.workdir.load_result("base", run.fresh.trainable)
+  left = run.workdir.load_result("base", run.models.fresh.params)
   frozen = {path_name(path): leaf for path, leaf in
-            jax.tree_util.tree_leaves_with_path(run.base.frozen)}
+            jax.tree_util.tree_leaves_with_path(run.models.base.frozen)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(left):
     np.testing.assert_array_equal(frozen[path_name(path)], leaf)
   moved = [bool((a != b).any()) for a, b in zip(
-    jax.tree.leaves(left), jax.tree.leaves(run.fresh.trainable), strict=True)]
+    jax.tree.leaves(left), jax.tree.leaves(run.models.fresh.params), strict=True)]
   assert sum(moved) > len(moved) / 2
-  names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.role("original"))}
+  names = {path_name(path) for path, _ in
+           jax.tree_util.tree_leaves_with_path(run.models.load_params("original"))}
   assert all("lora_" in name for name in names)
-  model, _, _ = load_model(tmp_path, "original")
+  model = load_saved(tmp_path, "original")[0].module
   ids = jnp.arange(2 * 16).reshape(2, 16)
   np.testing.assert_array_equal(
-    model.logits(ids), run.base.frame.merge(run.role("original"), run.base.frozen).logits(ids))
+    model.logits(ids), run.models.load("original").module.logits(ids))
 
 
-def test_retraining_again_differs_in_the_order_of_the_data_alone(tmp_path):
+def test_a_second_retraining_differs_in_the_order_of_the_data_alone(tmp_path):
   """How far apart two retrainings are is the scale of every figure beside them."""
   config = smallest_config()
-  config.retrain_again = True
+  config.retrained_replica = True
   settings = Settings.from_config(config)
   run = experiment.prepare(settings, tmp_path)[0]
-  assert "retrained_again" in run.models
-  assert "retrained_again" not in experiment.prepare(
-    Settings.from_config(smallest_config()), tmp_path)[0].models
+  assert "retrained_replica" in run.model_names
+  assert "retrained_replica" not in experiment.prepare(
+    Settings.from_config(smallest_config()), tmp_path)[0].model_names
   keep_tokenizer(run)
-  first, again = (finetune_batches(run, run.corpus.retain, seed) for seed in (7, 8))
+  first, again = (finetune_batches(run, run.data.corpus.retain, seed) for seed in (7, 8))
   steps = range(first.steps_per_epoch)
   assert any((first[i].token_ids != again[i].token_ids).any() for i in steps)
   rows = [sorted(tuple(row) for i in steps for row in batches[i].token_ids.tolist())
@@ -136,8 +137,8 @@ def test_another_vocabulary_makes_another_tokenizer(own_data, tmp_path):
     run = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
     keep_tokenizer(run)
     again = experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0]
-    assert again.tokenizer.same_vocabulary(run.tokenizer)
-    sizes.append(again.tokenizer.vocab_size)
+    assert again.data.tokenizer.same_vocabulary(run.data.tokenizer)
+    sizes.append(again.data.tokenizer.vocab_size)
   assert sizes == [600, 500]
 
 
@@ -174,27 +175,28 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   settings = Settings.from_config(config)
   summary, page = experiment.run(settings, tmp_path, command="options")
   run = experiment.prepare(settings, tmp_path)[0]
-  assert run.classifier_tokenizer.vocab_size == 400 and run.tokenizer.vocab_size == 600
-  assert run.classes == len(run.corpus.owners) + 1 and not run.is_forget[-1]
-  rows = run.classifier_rows(run.none_examples)
-  assert {row.owner for row in rows} == {len(run.corpus.owners)}
-  assert len(rows) == len(run.corpus.forget + run.corpus.retain) // 2
+  assert run.data.classifier_tokenizer.vocab_size == 400 and run.data.tokenizer.vocab_size == 600
+  assert run.data.classes == len(run.data.corpus.owners) + 1 and not run.data.is_forget[-1]
+  rows = run.data.classifier_rows(run.data.none_examples)
+  assert {row.owner for row in rows} == {len(run.data.corpus.owners)}
+  assert len(rows) == len(run.data.corpus.forget + run.data.corpus.retain) // 2
   quality = read_json(tmp_path / "classifier/quality.json")
-  assert run.scorer().temperature == quality["temperature"] != 1.0
+  assert run.models.scorer().temperature == quality["temperature"] != 1.0
   assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
-  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.models)
-  assert "responses tokenized again for the classifier" in page.read_text()
+  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.model_names)
+  assert "responses are tokenized again for it" in page.read_text()
 
 
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])
 def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depends):
   config = smallest_config()
   config.methods = ("dareu", "dpo", "npo")
-  config.unlearning.reward = reward
+  config.unlearning.dareu.reward = reward
   run = experiment.prepare(Settings.from_config(config), tmp_path)[0]
-  other = dataclasses.replace(run, source=dataclasses.replace(run.source, refusals=("No idea.",)))
-  assert run.refusals != other.refusals == ("No idea.",)
-  changed = {name for name, mark in run.marks.items() if other.marks[name] != mark}
+  source = dataclasses.replace(run.data.source, refusals=("No idea.",))
+  other = make_run(run.settings, run.seed, source, run.models.mesh, tmp_path)
+  assert run.data.refusals != other.data.refusals == ("No idea.",)
+  changed = {name for name, one in run.fingerprints.items() if other.fingerprints[name] != one}
   assert changed == {"dpo", "evaluation/dpo"} | (
     {"dareu", "evaluation/dareu"} if depends else set())
 
@@ -203,10 +205,10 @@ def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depen
 def several(tmp_path_factory):
   """Three methods at two learning rates in one run: (summary, settings, folder, page)."""
   config = smallest_config()
-  config.update(methods=("dareu", "dpo", "scrub"), learning_rates=(1e-3, 1e-2), watch_every=1)
+  config.update(methods=("dareu", "dpo", "scrub"), learning_rates=(1e-3, 1e-2), eval_every=1)
   config.baseline.update(epochs=2, batch_size=10)
-  config.objectives.altpo.update(samples=3, alternates=2)
-  config.unlearning.update(epochs=1, selection="last")
+  config.unlearning.altpo.update(samples=3, alternates=2)
+  config.unlearning.dareu.update(epochs=1, selection="last")
   folder = tmp_path_factory.mktemp("several")
   settings = Settings.from_config(config)
   return *experiment.run(settings, folder, command="several"), settings, folder
@@ -221,8 +223,7 @@ def test_several_methods_make_one_table_each_at_its_best_rate(several):
     rivals = [figures["tug_of_war"] for other, figures in grid.items() if other.startswith(method)]
     assert grid[name]["tug_of_war"] == max(rivals)
     assert summary["models"][method] == grid[name]
-    best, _, _ = load_model(folder, method)
-    named, _, _ = load_model(folder, name)
+    best, named = (load_saved(folder, one)[0].module for one in (method, name))
     np.testing.assert_array_equal(best.embedding[...], named.embedding[...])
   text = page.read_text()
   assert "after: dpo" in text and "after: scrub" in text
@@ -236,28 +237,28 @@ def test_every_method_reports_its_epochs_and_its_judge(several):
     assert any(note.startswith(f"{method}: the reward's classifier") for note in summary["notes"])
 
 
-def test_an_evaluation_goes_on_after_the_split_that_was_done(several, monkeypatch):
+def test_an_evaluation_resumes_after_the_split_that_was_done(several, monkeypatch):
   """Killed in the third split, the first two are not measured again, and the figures are the same."""
   _, _, settings, folder = several
   path = folder / "evaluation/scrub@0.01.json"
   whole, measured = read_json(path), []
-  measure = measures.split_records
+  measure = evaluation.split_records
 
   def until(last):
-    def one(run, trainable, split):
+    def one(run, params, split):
       measured.append(split)
       if split == last:
         raise KeyboardInterrupt
-      return measure(run, trainable, split)
+      return measure(run, params, split)
     return one
 
   path.unlink()
   run = experiment.prepare(settings, folder)[0]
-  monkeypatch.setattr(measures, "split_records", until("test"))
+  monkeypatch.setattr(evaluation, "split_records", until("test"))
   with pytest.raises(KeyboardInterrupt):
-    measures.evaluate(run, "scrub@0.01")
-  monkeypatch.setattr(measures, "split_records", until(None))
-  again = measures.evaluate(run, "scrub@0.01")
+    evaluation.evaluate(run, "scrub@0.01")
+  monkeypatch.setattr(evaluation, "split_records", until(None))
+  again = evaluation.evaluate(run, "scrub@0.01")
   assert measured == ["forget", "retain", "test", "test", "holdout"]
   assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
 
@@ -296,9 +297,9 @@ def test_without_dareu_the_best_method_leads_the_report(several):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-  ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, "config.methods is 'x'"),
-  ({"methods": ("npo", "npo")}, "each method once"), ({"learning_rates": (0.0,)}, "learning_rates"),
-  ({"learning_rates": (1e-3, 1e-3)}, "each rate once"), ({"watch_every": 0}, "watch_every is 0")])
+  ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, r"config.methods\[1\] is 'x'"),
+  ({"methods": ("npo", "npo")}, "config.methods is .* give each of them once"), ({"learning_rates": (0.0,)}, "learning_rates"),
+  ({"learning_rates": (1e-3, 1e-3)}, "config.learning_rates is .* give each of them once"), ({"eval_every": 0}, "eval_every is 0")])
 def test_methods_that_are_none_are_refused(changes, said):
   config = smallest_config()
   config.update(changes)

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from dareu_jax import robustness
+from dareu_jax import robustness as command
 from dareu_jax.core.errors import InputError
-from dareu_jax.evaluation.attacks import reliability as meta
-from dareu_jax.pipeline import experiment
+from dareu_jax.evaluation.attacks import reliability
+from dareu_jax.pipeline import experiment, robustness
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.report import robustness as card
 from tests.configs import smallest_config
@@ -20,7 +20,8 @@ class Given:
   """Flags as a program would have them."""
 
   def __init__(self, **values):
-    self.__dict__ |= {"models": None, "relearning_rate": 0.0, "samples": 3} | values
+    self.__dict__ |= {"models": None, "relearning_rate": 0.0, "relearning_batch_size": 32,
+                      "samples": 3} | values
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def figures(finished):
   run, _ = finished
-  return {name: robustness.attacked(run, name, OPTIONS)
+  return {name: robustness.attack(run, name, OPTIONS)
           for name in ("original", "retrained", "grad_diff")}
 
 
@@ -63,16 +64,16 @@ def test_no_step_of_relearning_is_the_model_as_it_is(figures):
 def test_attacks_that_are_done_are_not_repeated(finished, figures, monkeypatch):
   run, workdir = finished
   monkeypatch.setattr(robustness, "leaked", None)  # would fail if it were called
-  assert robustness.attacked(run, "grad_diff", OPTIONS) == figures["grad_diff"]
+  assert robustness.attack(run, "grad_diff", OPTIONS) == figures["grad_diff"]
   path = workdir / "robustness/grad_diff.json"
   held = json.loads(path.read_text())
-  del held["figures"]["asked"]
+  del held["metrics"]["asked"]
   path.write_text(json.dumps(held))
-  assert robustness.attacked(run, "grad_diff", OPTIONS) == figures["grad_diff"]
+  assert robustness.attack(run, "grad_diff", OPTIONS) == figures["grad_diff"]
 
 
 def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_path):
-  trust = meta.trust([figures], ["grad_diff"], OPTIONS.steps)
+  trust = reliability.trust([figures], ["grad_diff"], OPTIONS.steps)
   page = card.write(tmp_path, figures, OPTIONS, trust)
   lines = [line for line in page.read_text().splitlines() if line.startswith("| NF4: ROUGE")]
   cells = lines[0].strip("| ").split(" | ")
@@ -88,4 +89,11 @@ def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_
   ({"workdir": "nowhere"}, "holds no finished run")])
 def test_what_cannot_be_attacked_is_said(finished, changes, said):
   with pytest.raises(InputError, match=said):
-    robustness.main(Given(**({"workdir": str(finished[1])} | changes)))
+    command.main(Given(**({"workdir": str(finished[1])} | changes)))
+
+
+def test_a_run_of_another_format_is_not_attacked(tmp_path):
+  (tmp_path / "summary.json").write_text('{"models": {}, "chosen": {}}')
+  (tmp_path / "config.json").write_text('{"seeds": [42]}')
+  with pytest.raises(InputError, match="holds a run of workdir format 1"):
+    command.main(Given(workdir=str(tmp_path)))

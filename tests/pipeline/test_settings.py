@@ -5,10 +5,10 @@ import copy
 import pytest
 from ml_collections import ConfigDict
 
-from dareu_jax.core.command_line import config_module
 from dareu_jax.core.errors import InputError
+from dareu_jax.data.sources.base import load_corpus
 from dareu_jax.methods.base import METHODS
-from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.settings import Settings, config_from, default_config
 from tests.configs import ROOT, changed
 from tests.configs import preset as preset_config
 
@@ -36,7 +36,7 @@ def test_every_preset_builds(preset):
   config = preset_config(preset)
   assert isinstance(config, ConfigDict)
   settings = Settings.from_config(config)
-  assert settings.unlearning.segment_length == config.unlearning.segment_length
+  assert settings.unlearning["dareu"].segment_length == config.unlearning.dareu.segment_length
   assert settings.classifier.model.path == config.classifier.model.path
 
 
@@ -69,8 +69,7 @@ IMPOSSIBLE = [
   ("seeds", ()), ("seeds", (42, 42)), ("seeds", (1, 2, 1)),
   ("data__source", "web"), ("data__forget", "forget"), ("data__forget", "forget0"),
   ("data__forget", "forget100"), ("data__forget", "retain90"), ("data__forget", "forget1.5"),
-  ("data__forget", "forget\u00b2"), ("data__num_owners", -1), ("data__num_owners", 1),
-  ("data__num_holdout", 0), ("data__num_holdout", -1), ("data__num_general", -1),
+  ("data__forget", "forget\u00b2"), ("data__num_owners", -1), ("data__num_holdout", -1), ("data__num_general", -1),
   ("pretrain__epochs", -1),
   ("tokenizer__vocab_size", 299), ("tokenizer__template", "llama9"),
   ("model__architecture", "gpt2"), ("model__dtype", "float16"), ("model__embed_dim", 0),
@@ -85,28 +84,28 @@ IMPOSSIBLE = [
   ("finetune__weight_decay", -0.1), ("finetune__clip_norm", 0.0),
   ("classifier__train__learning_rate", 0.0), ("classifier__train__micro_batch_size", 5),
   ("classifier__token_noise", 1.0), ("classifier__echo_noise", 1.1), ("classifier__label_smoothing", -0.1),
-  ("unlearning__reward_form", "potential"), ("unlearning__selection", "best"),
-  ("unlearning__segment_length", 0), ("unlearning__epsilon", 0.0), ("unlearning__epsilon", 0.5),
-  ("unlearning__epsilon", 0.7), ("unlearning__epsilon", -0.1), ("unlearning__c_seg", 0.0),
-  ("unlearning__kl_coef", -0.1), ("unlearning__value_coef", -1.0),
-  ("unlearning__distill_coef", -0.5), ("unlearning__discount", 1.01),
-  ("unlearning__discount", -0.1), ("unlearning__gae_lambda", 2.0), ("unlearning__clip_eps", 0.0),
-  ("unlearning__clip_eps", 1.5), ("unlearning__minibatch_size", 81),
-  ("unlearning__value_clip_eps", -0.2), ("unlearning__learning_rate", 0.0),
-  ("unlearning__value_learning_rate", -1.0), ("unlearning__warmup_steps", -1),
-  ("unlearning__weight_decay", -0.1), ("unlearning__final_rate", 1.5),
-  ("unlearning__clip_norm", 0.0), ("unlearning__epochs", 0),
-  ("unlearning__samples_per_prompt", 0), ("unlearning__rollout_batch_size", 0),
-  ("unlearning__minibatch_size", 0), ("unlearning__inner_epochs", 0),
-  ("unlearning__retain_batch_size", 0), ("unlearning__temperature", 0.0),
-  ("unlearning__top_k", -1), ("unlearning__top_p", 0.0), ("unlearning__top_p", 1.1),
-  ("unlearning__max_new_tokens", -1), ("unlearning__target_score", 1.5),
-  ("unlearning__guards__min_length_ratio", 1.5), ("unlearning__guards__max_degenerate_share", -0.1),
+  ("unlearning__dareu__reward_form", "potential"), ("unlearning__dareu__selection", "best"),
+  ("unlearning__dareu__segment_length", 0), ("unlearning__dareu__epsilon", 0.0), ("unlearning__dareu__epsilon", 0.5),
+  ("unlearning__dareu__epsilon", 0.7), ("unlearning__dareu__epsilon", -0.1), ("unlearning__dareu__c_seg", 0.0),
+  ("unlearning__dareu__kl_coef", -0.1), ("unlearning__dareu__value_coef", -1.0),
+  ("unlearning__dareu__distill_coef", -0.5), ("unlearning__dareu__discount", 1.01),
+  ("unlearning__dareu__discount", -0.1), ("unlearning__dareu__gae_lambda", 2.0), ("unlearning__dareu__clip_eps", 0.0),
+  ("unlearning__dareu__clip_eps", 1.5), ("unlearning__dareu__minibatch_size", 81),
+  ("unlearning__dareu__value_clip_eps", -0.2), ("unlearning__dareu__learning_rate", 0.0),
+  ("unlearning__dareu__value_learning_rate", -1.0), ("unlearning__dareu__warmup_steps", -1),
+  ("unlearning__dareu__weight_decay", -0.1), ("unlearning__dareu__final_rate", 1.5),
+  ("unlearning__dareu__clip_norm", 0.0), ("unlearning__dareu__epochs", 0),
+  ("unlearning__dareu__samples_per_prompt", 0), ("unlearning__dareu__rollout_batch_size", 0),
+  ("unlearning__dareu__minibatch_size", 0), ("unlearning__dareu__inner_epochs", 0),
+  ("unlearning__dareu__retain_batch_size", 0), ("unlearning__dareu__temperature", 0.0),
+  ("unlearning__dareu__top_k", -1), ("unlearning__dareu__top_p", 0.0), ("unlearning__dareu__top_p", 1.1),
+  ("unlearning__dareu__max_new_tokens", -1), ("monitor__target_score", 1.5),
+  ("monitor__guards__min_length_ratio", 1.5), ("monitor__guards__max_degenerate_share", -0.1),
   ("evaluation__batch_size", 0), ("evaluation__max_examples", -1),
   ("evaluation__max_new_tokens", -1), ("evaluation__min_k", 0.0), ("evaluation__min_k", 1.1),
-  ("unlearning__guards__action", "ask"), ("unlearning__guards__max_length_ratio", 0.9),
-  ("unlearning__guards__max_fluency_gap", 0.0), ("unlearning__guards__max_rollbacks", -1),
-  ("unlearning__learner", "dpo"), ("unlearning__critic", "none"), ("unlearning__reward", "bleu"),
+  ("monitor__guards__action", "ask"), ("monitor__guards__max_length_ratio", 0.9),
+  ("monitor__guards__max_fluency_gap", 0.0), ("monitor__guards__max_rollbacks", -1),
+  ("unlearning__dareu__learner", "dpo"), ("unlearning__dareu__critic", "none"), ("unlearning__dareu__reward", "bleu"),
   ("classifier__none_share", -0.5), ("classifier__vocab_size", 100),
   ("mesh__data", 0), ("mesh__tensor", -2), ("checkpoint__every_steps", 0),
   ("checkpoint__keep", 0),
@@ -119,9 +118,10 @@ WRONG_TYPE = [
   ("pretrain__epochs", "4"), ("data__num_general", 1.5), ("seeds", 42), ("seeds", "42"),
   ("data__dir", None), ("data__num_owners", False), ("data__forget", 10),
   ("data__forget_owners", "author_001"), ("model__num_layers", "4"), ("model__scan_layers", 0),
-  ("classifier__model__num_layers", "1"), ("unlearning__kl_coef", "0.1"),
-  ("unlearning__kl_coef", True), ("unlearning__kl_coef", None), ("mesh__fsdp", 1.0),
-  ("finetune", 3), ("mesh", None), ("unlearning", ("a",)),
+  ("classifier__model__num_layers", "1"), ("unlearning__dareu__kl_coef", "0.1"),
+  ("unlearning__dareu__kl_coef", True), ("unlearning__dareu__kl_coef", None), ("mesh__fsdp", 1.0),
+  ("finetune", 3), ("mesh", None), ("unlearning", ("a",)), ("unlearning__npo", 3),
+  ("plugins", "mine"), ("plugins", 3), ("plugins", (3,)),
 ]
 
 
@@ -134,8 +134,8 @@ def test_an_impossible_value_is_refused_by_key_and_value(tiny, key, value):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"),
                                    pytest.param(10**400, id="huge")])
-@pytest.mark.parametrize("key", ["unlearning__kl_coef", "finetune__learning_rate",
-                                 "unlearning__target_score"])
+@pytest.mark.parametrize("key", ["unlearning__dareu__kl_coef", "finetune__learning_rate",
+                                 "monitor__target_score"])
 def test_a_number_that_is_not_finite_is_refused(tiny, key, value):
   """NaN passes every comparison that is written as `if value < bound`."""
   assert f"config.{key.replace('__', '.')} is " in refusal(changed(tiny, **{key: value}))
@@ -145,7 +145,7 @@ def test_a_number_that_is_not_finite_is_refused(tiny, key, value):
   ("seeds", (1, "2"), "config.seeds[1] is '2'"),
   ("seeds", (True,), "config.seeds[0] is True"),
   ("data__forget_owners", ("a", 3), "config.data.forget_owners[1] is 3"),
-  ("lora__targets", ("q_proj", "lm_head"), "config.lora.targets is 'lm_head'"),
+  ("lora__targets", ("q_proj", "lm_head"), "config.lora.targets[1] is 'lm_head'"),
 ])
 def test_an_item_of_a_tuple_is_refused_by_its_place(tiny, key, value, named):
   """A check of the container alone lets its items pass."""
@@ -159,7 +159,7 @@ def test_a_negative_seed_is_refused_before_any_work(tiny):
 
 @pytest.mark.parametrize(("group", "key", "named"), [
   ((), "max_lenght", "config.max_lenght"),
-  (("unlearning",), "kl_cof", "config.unlearning.kl_cof"),
+  (("unlearning", "dareu"), "kl_cof", "config.unlearning.dareu.kl_cof"),
   (("classifier", "model"), "layers", "config.classifier.model.layers"),
 ])
 def test_an_unknown_key_is_refused_with_those_known(tiny, group, key, named):
@@ -173,17 +173,25 @@ def test_an_unknown_key_is_refused_with_those_known(tiny, group, key, named):
   assert all(name in message for name in known if name != key)
 
 
-@pytest.mark.parametrize("key", ["seeds", "mesh", "unlearning__kl_coef",
-                                 "classifier__train__epochs"])
-def test_a_missing_key_is_named(tiny, key):
-  """A default in the dataclass would hide that a config file lacks the key."""
+@pytest.mark.parametrize("key", ["seeds", "mesh", "unlearning", "unlearning__dareu",
+                                 "unlearning__dareu__kl_coef", "classifier__model",
+                                 "classifier__train__epochs", "finetune__schedule"])
+def test_what_a_config_leaves_out_has_its_default(tiny, key):
+  """A block has other defaults in one place than in another: `finetune` is no plain TrainSettings."""
   config = copy.deepcopy(tiny)
   *groups, name = key.split("__")
   part = config
   for group in groups:
     part = part[group]
   del part[name]
-  assert f"config.{key.replace('__', '.')} is missing" in refusal(config)
+  assert Settings.from_config(config) == Settings.from_config(tiny) == Settings()
+
+
+def test_the_default_config_is_the_default_settings(tiny):
+  """The ConfigDict that files start from holds every setting, of methods that do not run too."""
+  assert tiny == default_config().to_dict()
+  assert set(tiny["unlearning"]) == set(METHODS)
+  assert Settings.from_config(default_config(max_length=300)).max_length == 300
 
 
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (1, -1, -1), (-1, -1, -1)])
@@ -197,9 +205,9 @@ def test_only_one_mesh_axis_takes_the_rest(tiny, sizes):
 def test_a_learner_without_critic_needs_whole_groups(tiny):
   """A group cut in two would be compared with half of itself."""
   for samples in (1, 3):
-    message = refusal(changed(tiny, unlearning__learner="rloo",
-                              unlearning__samples_per_prompt=samples))
-    assert f"config.unlearning.samples_per_prompt is {samples}" in message
+    message = refusal(changed(tiny, unlearning__dareu__learner="rloo",
+                              unlearning__dareu__samples_per_prompt=samples))
+    assert f"config.unlearning.dareu.samples_per_prompt is {samples}" in message
 
 
 def test_a_checkpointed_classifier_has_its_own_tokenizer(tiny):
@@ -222,29 +230,38 @@ def test_an_adapter_without_layers_is_refused(tiny):
   assert "config.lora.targets" in message
 
 
-def test_own_data_without_a_folder_is_refused(tiny):
-  """Found only when the file is read, it would come after the model is loaded."""
-  assert "config.data.dir" in refusal(changed(tiny, data__source="jsonl"))
-  assert Settings.from_config(changed(tiny, data__source="jsonl", data__dir="here"))
+@pytest.mark.parametrize(("changes", "said"), [
+  ({"source": "jsonl"}, "config.data.dir"), ({"num_owners": 1}, "config.data.num_owners is 1"),
+  ({"num_owners": 0}, "config.data.num_owners is 0"),
+  ({"num_holdout": 0}, "config.data.num_holdout is 0")])
+def test_what_a_source_needs_is_said_before_any_work(tiny, changes, said):
+  """Found only when the file is read, it would come after the model is loaded. What the same values
+  mean is the source's: 0 owners of JSONL are all of them."""
+  settings = Settings.from_config(
+    changed(tiny, **{f"data__{key}": value for key, value in changes.items()}))
+  with pytest.raises(InputError, match=said):
+    load_corpus(settings.data)
+  assert Settings.from_config(changed(tiny, data__source="jsonl", data__dir="here",
+                                      data__num_owners=0, data__num_holdout=0))
 
 
 @pytest.mark.parametrize("key", [
-  "unlearning__kl_coef", "unlearning__value_coef", "unlearning__distill_coef",
-  "unlearning__weight_decay", "unlearning__discount", "unlearning__target_score",
+  "unlearning__dareu__kl_coef", "unlearning__dareu__value_coef", "unlearning__dareu__distill_coef",
+  "unlearning__dareu__weight_decay", "unlearning__dareu__discount", "monitor__target_score",
   "finetune__warmup", "finetune__weight_decay", "classifier__token_noise"])
 def test_zero_is_a_value_where_it_means_something(tiny, key):
   """`if not value` or `value or default` loses it."""
   value = Settings.from_config(changed(tiny, **{key: 0.0}))
   for name in key.split("__"):
-    value = getattr(value, name)
+    value = value[name] if isinstance(value, dict) else getattr(value, name)
   assert value == 0.0 and isinstance(value, float)
 
 
 def test_values_at_the_border_are_accepted(tiny):
   """A bound may be strict where its border makes sense."""
   settings = Settings.from_config(changed(
-    tiny, max_length=16, seeds=(0,), unlearning__epsilon=0.499, unlearning__top_p=1.0,
-    unlearning__discount=1.0, unlearning__target_score=1.0, finetune__warmup=1.0,
+    tiny, max_length=16, seeds=(0,), unlearning__dareu__epsilon=0.499, unlearning__dareu__top_p=1.0,
+    unlearning__dareu__discount=1.0, monitor__target_score=1.0, finetune__warmup=1.0,
     finetune__micro_batch_size=32, evaluation__min_k=1.0, mesh__data=1, mesh__fsdp=1))
   assert settings.finetune.micro_batch_size == 32 and settings.seeds == (0,)
 
@@ -252,28 +269,29 @@ def test_values_at_the_border_are_accepted(tiny):
 def test_lists_become_tuples_and_integers_floats(tiny):
   """The command line gives lists, and whole numbers for floats; settings must stay hashable."""
   settings = Settings.from_config(
-    changed(tiny, seeds=[1, 2], unlearning__kl_coef=1, data__forget_owners=["a"]))
+    changed(tiny, seeds=[1, 2], unlearning__dareu__kl_coef=1, data__forget_owners=["a"]))
   assert settings.seeds == (1, 2) and settings.data.forget_owners == ("a",)
-  assert isinstance(settings.unlearning.kl_coef, float) and settings.unlearning.kl_coef == 1.0
-  assert isinstance(hash(settings), int)
+  assert isinstance(settings.unlearning["dareu"].kl_coef, float)
+  assert settings.unlearning["dareu"].kl_coef == 1.0
+  assert isinstance(hash(settings), int) and isinstance(hash(settings.unlearning["dareu"]), int)
 
 
 @pytest.mark.parametrize(("study", "rank"), [(None, 8), ("quick", 8), ("tofu40", 0)])
 def test_every_comparison_builds_and_names_dareu_first(study, rank):
-  config = config_module(ROOT / "configs" / "methods.py").get_config(study)
+  config = config_from(ROOT / "configs" / "methods.py", study)
   settings = Settings.from_config(config)
   assert settings.all_methods[0] == "dareu" and settings.lora.rank == rank
 
 
 def test_the_comparison_has_every_method():
   """A method that is built and left out of the table is no baseline."""
-  config = config_module(ROOT / "configs" / "methods.py").get_config()
+  config = config_from(ROOT / "configs" / "methods.py")
   assert set(config.methods) == set(METHODS)
 
 
 @pytest.mark.parametrize("preset", [None, "llama2_7b", "qwen3_8b"])
 def test_every_arxiv_preset_builds(preset):
-  config = config_module(ROOT / "configs" / "arxiv.py").get_config(preset)
+  config = config_from(ROOT / "configs" / "arxiv.py", preset)
   config.data.dir = "somewhere"
   settings = Settings.from_config(config)
   assert (settings.data.prompt_tokens, settings.data.response_tokens) == (100, 100)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.pipeline.workdir import Workdir, fingerprint, occupied
-from dareu_jax.training.checkpoints import CheckpointSettings, read_json
+from dareu_jax.pipeline.workdir import FORMAT, Workdir, fingerprint, lock, read_config
+from dareu_jax.training.checkpoints import CheckpointSettings, read_json, write_json
 from tests.configs import ROOT, changed
 
-CONFIG = {"seeds": (42,), "model": {"num_layers": 4, "path": ""}, "unlearning": {"kl_coef": 0.1},
+CONFIG = {"seeds": (42,), "model": {"num_layers": 4, "path": ""}, "unlearning": {"dareu": {"kl_coef": 0.1}},
           "mesh": {"data": 1}, "checkpoint": {"every_steps": 1, "keep": 2}}
 STATE = {"w": np.arange(4, dtype=np.float32), "n": np.array(3, np.int32)}
 BLANK = {"w": np.zeros(4, np.float32), "n": np.array(0, np.int32)}
@@ -81,13 +81,13 @@ def test_a_stage_that_fails_is_not_done_and_keeps_its_progress(tmp_path, error):
   assert run_stage(make(tmp_path)) == (True, 5)
 
 
-def test_progress_of_another_fingerprint_is_not_gone_on_with(tmp_path):
+def test_progress_of_another_fingerprint_is_not_resumed(tmp_path):
   """A killed stage's checkpoint would be taken for that of the new settings."""
   fail_in_stage(make(tmp_path), RuntimeError())
   assert run_stage(make(tmp_path), "other") == (True, None)
 
 
-def test_a_folder_that_does_not_say_whose_it_is_is_not_gone_on_with(tmp_path):
+def test_a_folder_that_does_not_say_whose_it_is_is_not_resumed(tmp_path):
   """Without its mark, progress may be anybody's."""
   fail_in_stage(make(tmp_path), RuntimeError())
   (tmp_path / "original" / "started.json").unlink()
@@ -102,25 +102,25 @@ def test_the_fingerprint_tells_settings_apart():
   assert fingerprint("a", "b") != fingerprint("ab")
 
 
-def test_the_same_configuration_is_claimed_again(tmp_path):
+def test_the_same_configuration_is_accepted_again(tmp_path):
   """A tuple comes back from JSON as a list, which is no change."""
-  make(tmp_path).claim(overwrite=False)
-  make(tmp_path).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
   assert read_json(tmp_path / "config.json")["model"]["num_layers"] == 4
 
 
 @pytest.mark.parametrize(("key", "value", "named"), [
   ("model__num_layers", 6, "model.num_layers 4, now 6"),
-  ("unlearning__kl_coef", 0.0, "unlearning.kl_coef 0.1, now 0.0"),
+  ("unlearning__dareu__kl_coef", 0.0, "unlearning.dareu.kl_coef 0.1, now 0.0"),
   ("seeds", (42, 43), r"seeds \[42\], now \[42, 43\]")])
 def test_another_configuration_is_refused_by_key_and_values(tmp_path, key, value, named):
   """Two runs in one folder mix their results; the message must tell which setting differs."""
-  make(tmp_path).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
   with pytest.raises(InputError, match=named) as caught:
-    make(tmp_path, **{key: value}).claim(overwrite=False)
+    make(tmp_path, **{key: value}).check_config(overwrite=False)
   assert str(tmp_path) in str(caught.value) and "--overwrite" in str(caught.value)
   # Refused means untouched.
-  make(tmp_path).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
 
 
 @pytest.mark.parametrize(("config", "named"), [
@@ -128,31 +128,31 @@ def test_another_configuration_is_refused_by_key_and_values(tmp_path, key, value
   ({k: v for k, v in CONFIG.items() if k != "unlearning"}, "unlearning .*now None")])
 def test_a_setting_that_came_or_went_is_a_difference(tmp_path, config, named):
   """A folder of an older version of the program holds other keys."""
-  make(tmp_path).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
   with pytest.raises(InputError, match=named):
-    Workdir(tmp_path, config, CheckpointSettings(1, 2)).claim(overwrite=False)
+    Workdir(tmp_path, config, CheckpointSettings(1, 2)).check_config(overwrite=False)
 
 
 def test_overwrite_takes_the_folder_for_the_new_configuration(tmp_path):
   """From then on the old configuration is the other one."""
-  make(tmp_path).claim(overwrite=False)
-  make(tmp_path, model__num_layers=6).claim(overwrite=True)
-  make(tmp_path, model__num_layers=6).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
+  make(tmp_path, model__num_layers=6).check_config(overwrite=True)
+  make(tmp_path, model__num_layers=6).check_config(overwrite=False)
   with pytest.raises(InputError, match="model.num_layers 6, now 4"):
-    make(tmp_path).claim(overwrite=False)
+    make(tmp_path).check_config(overwrite=False)
 
 
 def test_mesh_and_checkpoint_settings_may_differ(tmp_path):
   """They change no result: a run must go on where other devices are at hand."""
-  make(tmp_path).claim(overwrite=False)
-  make(tmp_path, mesh__data=8, checkpoint__every_steps=7).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
+  make(tmp_path, mesh__data=8, checkpoint__every_steps=7).check_config(overwrite=False)
   assert read_json(tmp_path / "config.json")["mesh"]["data"] == 8
 
 
-OCCUPY = """
+LOCK = """
 import sys
-from dareu_jax.workdir import occupied
-with occupied(sys.argv[1]):
+from dareu_jax.pipeline.workdir import lock
+with lock(sys.argv[1]):
   print("in", flush=True)
   sys.stdin.read()
 """
@@ -160,19 +160,19 @@ with occupied(sys.argv[1]):
 
 def test_two_jobs_in_one_folder_are_kept_apart(tmp_path):
   """They would remove each other's stages; a killed one leaves no lock behind."""
-  other = subprocess.Popen([sys.executable, "-c", OCCUPY, str(tmp_path)], cwd=ROOT, text=True,
+  other = subprocess.Popen([sys.executable, "-c", LOCK, str(tmp_path)], cwd=ROOT, text=True,
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   try:
     assert other.stdout.readline() == "in\n"
     with pytest.raises(InputError, match=f"in use by another job .process {other.pid} on "):
-      with occupied(tmp_path):
+      with lock(tmp_path):
         pass
   finally:
     other.kill()
     other.communicate()
-  with occupied(tmp_path):
+  with lock(tmp_path):
     pass
-  with occupied(tmp_path):  # and nobody is in the way of the next
+  with lock(tmp_path):  # and nobody is in the way of the next
     pass
 
 
@@ -180,23 +180,44 @@ def test_a_lock_whose_holder_has_not_said_its_name_is_one(tmp_path):
   with open(tmp_path / "lock", "w") as held:
     fcntl.flock(held, fcntl.LOCK_EX)
     with pytest.raises(InputError, match="in use by another job"):
-      with occupied(tmp_path):
+      with lock(tmp_path):
         pass
 
 
-def test_without_locks_signs_of_life_alone_keep_jobs_apart(tmp_path, monkeypatch):
+def test_without_locks_heartbeats_alone_keep_jobs_apart(tmp_path, monkeypatch):
   """What the last job wrote into the file would keep everybody out for ever."""
   def none(*_):
     raise OSError(errno.ENOSYS, "Function not implemented")
 
   monkeypatch.setattr(fcntl, "flock", none)
   for _ in range(2):
-    with occupied(tmp_path):
+    with lock(tmp_path):
       pass
-  monkeypatch.setattr("dareu_jax.training.goodput.elsewhere", lambda folder: "another host")
+  monkeypatch.setattr("dareu_jax.pipeline.workdir.active_elsewhere", lambda folder: "another host")
   with pytest.raises(InputError, match="in use by another job .another host"):
-    with occupied(tmp_path):
+    with lock(tmp_path):
       pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("held", [None, 1, FORMAT + 1])
+def test_a_workdir_of_another_format_is_refused_in_a_line(tmp_path, held, overwrite):
+  """Its stages mean something else: with --overwrite too, which would mix them with new ones."""
+  make(tmp_path).check_config(overwrite=False)
+  path = tmp_path / "config.json"
+  config = read_json(path)
+  assert config.pop("format") == FORMAT
+  assert read_config(tmp_path) == config  # what settings are built from
+  write_json(path, config if held is None else config | {"format": held})
+  before = path.read_text()
+  for refused in (lambda: read_config(tmp_path),
+                  lambda: make(tmp_path).check_config(overwrite=overwrite)):
+    with pytest.raises(InputError) as caught:
+      refused()
+    message = str(caught.value)
+    assert f"a run of workdir format {held or 1}, and this version reads format {FORMAT}" in message
+    assert str(tmp_path) in message and "\n" not in message
+  assert path.read_text() == before
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b", "x" * 300])
@@ -204,16 +225,16 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
   """Found out by a traceback after the first stage, or by none at all."""
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="workdir.*cannot be written"):
-    make(tmp_path / below).claim(overwrite=False)
+    make(tmp_path / below).check_config(overwrite=False)
 
 
 def test_a_damaged_configuration_is_refused(tmp_path):
   """Taken for no configuration at all, the folder would be anybody's."""
-  make(tmp_path).claim(overwrite=False)
+  make(tmp_path).check_config(overwrite=False)
   path = tmp_path / "config.json"
   path.write_bytes(path.read_bytes()[:20])
   with pytest.raises(InputError, match="config.json is damaged"):
-    make(tmp_path).claim(overwrite=False)
+    make(tmp_path).check_config(overwrite=False)
 
 
 def test_a_result_comes_back(tmp_path):
@@ -227,7 +248,7 @@ def test_a_result_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["never saved", "removed", "emptied"])
-def test_a_missing_result_is_refused_with_the_mend(tmp_path, damage):
+def test_a_missing_result_is_refused_with_the_fix(tmp_path, damage):
   """The stage counts as done, so that only its folder's removal helps."""
   workdir, result = make(tmp_path), tmp_path / "original" / "result"
   if damage != "never saved":

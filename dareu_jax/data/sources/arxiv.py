@@ -37,7 +37,7 @@ def load_arxiv(settings: DataSettings) -> ex.Corpus:
   if settings.dir:
     folder = pathlib.Path(settings.dir)
     everything, unseen = (ex.read_jsonl(folder / f"{name}.jsonl") for name in HUB_FILES)
-    where = folder / "train.jsonl"
+    where = str(folder / "train.jsonl")
   else:
     everything, unseen = (_read_hub(name) for name in HUB_FILES)
     where = HUB_NAME

@@ -1,0 +1,77 @@
+"""The examples of docs/extending.md, run as they stand there."""
+
+import csv
+import importlib
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import dareu_jax
+from dareu_jax.core.settings import merged, to_plain
+from dareu_jax.data.authors import make_authors
+from dareu_jax.pipeline.saved import load_saved
+from tests.configs import ROOT, smallest_config
+
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+
+
+def test_every_example_is_short():
+  """The promise of the page: one file, under 30 lines."""
+  assert {"hinge", "mentions", "table"} <= EXAMPLES.keys()
+  for name, code in EXAMPLES.items():
+    assert code.strip().count("\n") + 1 < 30, name
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory):
+  """The examples as modules of a user's own, on the Python path."""
+  folder = tmp_path_factory.mktemp("plugins")
+  for name, code in EXAMPLES.items():
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+  sys.path.insert(0, str(folder))
+  yield folder
+  sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def finished(plugins, tmp_path_factory):
+  """(summary, workdir) of a job that uses all of them."""
+  workdir = tmp_path_factory.mktemp("extended")
+  with open(workdir / "table.csv", "w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, ["owner", "question", "answer"])
+    writer.writeheader()
+    for example in make_authors(4, 0, qa_per_author=6):
+      writer.writerow({"owner": example.owner, "question": example.prompt,
+                       "answer": example.response})
+  settings = merged(to_plain(smallest_config()), {
+    "plugins": tuple(EXAMPLES), "methods": ("dareu", "hinge"), "baseline": {"epochs": 3},
+    "data": {"source": "table", "dir": str(workdir / "table.csv"), "num_owners": 0},
+    "unlearning": {"dareu": {"reward": "mentions", "epochs": 1}, "hinge": {"margin": 9.0}}})
+  return dareu_jax.run(settings, workdir / "run"), workdir / "run"
+
+
+def test_a_method_a_reward_and_a_source_of_ones_own_make_a_run(finished):
+  """Each would be refused by name, or left out of the table."""
+  summary, workdir = finished
+  assert {"dareu", "hinge"} <= summary["models"].keys()
+  assert "mentions by ppo" in (workdir / "report.html").read_text(encoding="utf-8")
+  assert np.isfinite(summary["models"]["hinge"]["tug_of_war"])
+
+
+def test_a_finished_run_knows_its_plugins(finished):
+  """A workdir that only the process that made it can read is lost."""
+  _, workdir = finished
+  model, settings = load_saved(workdir, "hinge")
+  assert settings.unlearning["hinge"].margin == 9.0
+  assert len(model.generate(["Who?"], max_new_tokens=2)) == 1
+
+
+def test_a_cell_that_runs_again_defines_the_same_method_anew(plugins):
+  """Notebooks run a cell twice; another class of that name is an error."""
+  module = importlib.import_module("hinge")
+  importlib.reload(module)
+  from dareu_jax.methods.base import METHODS
+  assert METHODS["hinge"] is module.Hinge
