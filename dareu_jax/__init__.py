@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from dareu_jax.api import Result, evaluate, load_model, load_run, run, unlearn
   from dareu_jax.core.errors import InputError
   from dareu_jax.data.examples import Example
-  from dareu_jax.models.language_model import LanguageModel
+  from dareu_jax.pipeline.language_model import LanguageModel
   from dareu_jax.pipeline.comparison import Table
   from dareu_jax.pipeline.settings import Settings
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
   "load_model": "api", "load_run": "api", "unlearn": "api", "evaluate": "api", "run": "api",
   "Result": "api", "Table": "pipeline.comparison", "InputError": "core.errors", "Example": "data.examples",
-  "LanguageModel": "models.language_model", "Settings": "pipeline.settings"}
+  "LanguageModel": "pipeline.language_model", "Settings": "pipeline.settings"}
 __all__ = [
   "Example", "InputError", "LanguageModel", "Result", "Settings", "Table", "evaluate", "load_model",
   "load_run", "run", "unlearn"]

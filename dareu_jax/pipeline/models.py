@@ -13,7 +13,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.handle import Model
-from dareu_jax.models.language_model import LanguageModel
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.graph import ORIGINAL
