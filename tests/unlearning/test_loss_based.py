@@ -73,9 +73,12 @@ def world():
                        num_kv_heads=1, head_dim=16, lora=lora)
   frame, adapters, frozen = states.split(
     Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
-  training = dataclasses.replace(TRAINING, learning_rate=2e-2, epochs=200)
-  adapters = fit(adapters, frozen, batches(FORGET + RETAIN, 0), supervised.language_model_loss,
-                 training, frame)
+  # All rows in a batch, and a rate that falls to nothing, so that it ends at one place whatever the
+  # rounding. After hundreds of small batches at a constant rate it would end anywhere.
+  training = dataclasses.replace(TRAINING, learning_rate=1e-2, epochs=20, schedule="linear")
+  rows = FORGET + RETAIN
+  adapters = fit(adapters, frozen, Batches(rows, len(rows), 8, 0, 0, one_bucket=True),
+                 supervised.language_model_loss, training, frame)
   return frame, adapters, frozen
 
 
@@ -113,13 +116,27 @@ def test_the_model_knew_its_data(world):
   assert max(nll(world, world[1], rows) for rows in (FORGET, RETAIN)) < 0.35 * unseen
 
 
+def forget_term_alone(method):
+  """Changes to a method's settings that leave its forget term and nothing else."""
+  changes = dict(forget_coef=1.0, retain_nll_coef=0.0, retain_kl_coef=0.0)
+  if method == "rmu":
+    changes["retain_states_coef"] = 0.0
+  if method == "pdu":
+    changes["warmup_epochs"] = TRAINING.epochs + 1  # its multiplier looks at the retain term
+  return changes
+
+
 @pytest.mark.parametrize("method", [name for name in NAMES if name != "finetune"])
-def test_a_method_makes_forget_responses_less_likely_and_spares_the_original(world, method):
-  """A sign that is wrong, or a term that is not there, leaves them as likely or likelier."""
+def test_a_forget_term_makes_forget_responses_less_likely_and_spares_the_original(world, method):
+  """Without the term nothing moves; with the wrong sign most rise by a tenth of this or fall.
+
+  At a small rate, since large steps in any direction make what was learnt less likely.
+  """
   before = jax.tree.map(np.array, world[1])
-  policy, _ = run(make_task(world, method, forget_coef=1.0))
+  gentle = dataclasses.replace(TRAINING, learning_rate=1e-3)
+  policy, _ = run(make_task(world, method, training=gentle, **forget_term_alone(method)))
   rise = nll(world, policy, FORGET) - nll(world, world[1], FORGET)
-  assert rise > (0.02 if method in ("rmu", "task_vector") else 0.1), rise
+  assert rise > 0.3, rise
   jax.tree.map(np.testing.assert_array_equal, before, world[1])  # training donates its own copy
 
 
@@ -135,9 +152,9 @@ def test_a_task_vector_of_adapters_is_a_line_in_the_weights(world):
     return {name: now[name] - was[name] for name in now}
 
   once, thrice = moved(1.0), moved(3.0)
-  assert max(np.abs(x).max() for x in once.values()) > 1e-3
+  assert max(np.abs(x).max() for x in once.values()) > 0.01
   for name, x in once.items():
-    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("method", ["grad_diff", "npo", "kl_minimisation", "maximum_entropy"])
