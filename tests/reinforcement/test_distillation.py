@@ -40,9 +40,10 @@ def test_the_direction_is_from_teacher_to_student(arrays):
   assert abs(float(kl_to_teacher(*arrays)) - reverse) > 0.1
 
 
-def test_a_student_that_is_the_teacher_costs_exactly_nothing(arrays):
+def test_a_student_that_is_the_teacher_costs_nothing(arrays):
+  """But for last bits: both sides go through the same operations, maybe in other loops."""
   hidden, head, _, _, mask = arrays
-  assert float(kl_to_teacher(hidden, head, hidden, head, mask)) == 0.0
+  assert abs(float(kl_to_teacher(hidden, head, hidden, head, mask))) < 1e-6
 
 
 def test_padding_changes_neither_loss_nor_gradient(arrays):
@@ -51,6 +52,6 @@ def test_padding_changes_neither_loss_nor_gradient(arrays):
   padded = [np.pad(x, wide, constant_values=9.0) for x in (hidden, teacher)]
   grad = jax.grad(kl_to_teacher)
   other = (padded[0], head, padded[1], teacher_head, np.pad(mask, wide[:2]))
-  assert float(kl_to_teacher(*other)) == pytest.approx(float(kl_to_teacher(*arrays)), rel=1e-6)
+  assert float(kl_to_teacher(*other)) == pytest.approx(float(kl_to_teacher(*arrays)), rel=1e-5)
   np.testing.assert_allclose(grad(*map(jnp.asarray, other))[:, :T],
-                             grad(*map(jnp.asarray, arrays)), atol=1e-7)
+                             grad(*map(jnp.asarray, arrays)), atol=1e-6)
