@@ -74,10 +74,13 @@ def world():
   config = ModelConfig(vocab_size=32, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=2,
                        num_kv_heads=1, head_dim=16, lora=lora)
   model = handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
-  training = dataclasses.replace(TRAINING, learning_rate=2e-2, epochs=200)
+  # All rows in a batch, and a rate that falls to nothing, so that it ends at one place whatever the
+  # rounding. After hundreds of small batches at a constant rate it would end anywhere.
+  training = dataclasses.replace(TRAINING, learning_rate=1e-2, epochs=20, schedule="linear")
+  rows = FORGET + RETAIN
   return model.with_params(supervised.fit(
     supervised.init_train_state(model.params, training), model.with_params(None),
-    Batches(FORGET + RETAIN, 4, 8, 0, 0, one_bucket=True),
+    Batches(rows, len(rows), 8, 0, 0, one_bucket=True),
     loss_fn=supervised.language_model_loss, settings=training, key=jax.random.key(0),
     stage=stage_io()))
 
@@ -129,13 +132,27 @@ def test_the_model_knew_its_data(world):
   assert max(nll(world, world.params, rows) for rows in (FORGET, RETAIN)) < 0.35 * unseen
 
 
+def forget_term_alone(method):
+  """A method by its name with its forget term and nothing else."""
+  changes = dict(forget_coef=1.0, retain_nll_coef=0.0, retain_kl_coef=0.0)
+  if method == "rmu":
+    changes["retain_states_coef"] = 0.0
+  if method == "pdu":  # its multiplier looks at the retain term, which must be there
+    changes |= {"retain_nll_coef": 1e-9, "warmup_epochs": TRAINING.epochs + 1}
+  return METHODS[method](**changes)
+
+
 @pytest.mark.parametrize("method", LOSS_METHODS)
-def test_a_method_makes_forget_responses_less_likely_and_spares_the_original(world, method):
-  """A sign that is wrong, or a term that is not there, leaves them as likely or likelier."""
+def test_a_forget_term_makes_forget_responses_less_likely_and_spares_the_original(world, method):
+  """Without the term nothing moves; with the wrong sign most rise by a tenth of this or fall.
+
+  At a small rate, since large steps in any direction make what was learnt less likely.
+  """
   before = jax.tree.map(np.array, world.params)
-  policy, _ = run(METHODS[method](forget_coef=1.0), make_task(world))
+  gentle = dataclasses.replace(TRAINING, learning_rate=1e-3)
+  policy, _ = run(forget_term_alone(method), make_task(world, training=gentle))
   rise = nll(world, policy, FORGET) - nll(world, world.params, FORGET)
-  assert rise > (0.02 if method in ("rmu", "task_vector") else 0.1), rise
+  assert rise > 0.3, rise
   jax.tree.map(np.testing.assert_array_equal, before, world.params)  # training donates its own copy
 
 
@@ -149,9 +166,9 @@ def test_a_task_vector_of_adapters_is_a_line_in_the_weights(world):
     return {name: now[name] - was[name] for name in now}
 
   once, thrice = moved(1.0), moved(3.0)
-  assert max(np.abs(x).max() for x in once.values()) > 1e-3
+  assert max(np.abs(x).max() for x in once.values()) > 0.01
   for name, x in once.items():
-    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-4, err_msg=name)
 
 
 def test_the_reports_of_a_merged_model_are_of_that_model(world):
