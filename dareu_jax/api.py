@@ -19,11 +19,11 @@ from dareu_jax.core.settings import merged
 from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import Method
-from dareu_jax.models import language_model
-from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
-from dareu_jax.pipeline import experiment, unlearning
+from dareu_jax.pipeline import experiment, language_model, unlearning
+from dareu_jax.pipeline.comparison import Table, compare
 from dareu_jax.pipeline.graph import Candidate
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -191,6 +191,36 @@ def _example(one, name, index):
     raise InputError(f"{name} example {index} is {one!r}: it must be a mapping with prompt and "
                      "response, or an Example.")
   return parse({"owner": name, **one}, f"{name} example {index}")
+
+
+def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: Examples = (),
+             test: Examples = (), unseen: Examples = (), original: str | None = None,
+             result: Result | None = None, **options: Any) -> Table:
+  """Compares models on the same examples.
+
+  Metrics that the models or the examples do not allow are left out: those beside a retrained model
+  want one called "retrained", membership attacks want unseen examples, attribution wants a `result`.
+
+  Args:
+    models: by name: {"before": model, "after": result.model}.
+    forget, retain, test, unseen: examples as of `unlearn`; test: of general knowledge.
+    original: name of the model that the others came from; the first, if not given.
+    result: of `unlearn`, whose classifiers say whose the answers to forget queries are.
+    options: further arguments of `pipeline.comparison.compare`: max_new_tokens, batch_size, ...
+
+  Raises:
+    InputError: for models or examples that cannot be used.
+  """
+  splits = {"forget": forget, "retain": retain, "test": test, "holdout": unseen}
+  examples = {split: tuple(_example(one, split, i) for i, one in enumerate(part))
+              for split, part in splits.items()}
+  if not models:
+    raise InputError("there are no models to evaluate: give at least one.")
+  if result is not None:
+    options = {"classifier": result.classifier, "judge": result.judge} | options
+  first = next(iter(models.values()))
+  with computing_on(mesh_of(first.model)):
+    return Table(compare(models, examples, original=original or next(iter(models)), **options))
 
 
 def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path,

@@ -1,0 +1,1 @@
+"""Reinforcement learning: rewards, advantages and losses as pure functions; learner, guards, selection."""
