@@ -117,7 +117,7 @@ def test_a_cell_that_runs_again_declares_anew_and_another_metric_of_that_name_is
   cell(1.0)
   cell(2.0)
   assert Evaluation(make_records())["mine"] == 2.0
-  with pytest.raises(ValueError, match="there is a metric 'mine' already"):
+  with pytest.raises(InputError, match="cannot be metric 'mine'"):
     @base.metric("mine")
     def other(evaluation):
       return 0.0
@@ -128,7 +128,7 @@ def test_a_cell_that_runs_again_declares_anew_and_another_metric_of_that_name_is
   ({"arrow": "down"}, "it must be → or ↑"), ({"split": "all"}, "the split is 'all'"),
   ({"group": "main", "title": "a title of many words"}, "does not fit in two lines")])
 def test_a_declaration_that_cannot_be_shown_is_refused(options, said):
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(InputError, match=said):
     base.metric(**{"key": "mine"} | options)(lambda evaluation: 0.0)
 
 

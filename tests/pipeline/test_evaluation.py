@@ -12,7 +12,7 @@ from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.evaluation import model_records
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training.checkpoints import read_json
-from tests.configs import smallest_config
+from tests.configs import finished_config
 
 MODULE = '''
 from dareu_jax.evaluation.metrics import HIGHER, example_metric
@@ -51,7 +51,7 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
   for name in ("generate", "completion_statistics"):
     monkeypatch.setattr(evaluator, name, forbidden)
   before = read_json(workdir / "summary.json")
-  config = smallest_config()
+  config = finished_config()
   config.plugins = (plugin,)
   summary, page = experiment.run(Settings.from_config(config), workdir, overwrite=True)
   assert all(stage["skipped"] for stage in summary["stages"].values())
@@ -66,7 +66,7 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
 def test_another_min_k_moves_its_metrics_alone_and_asks_no_model(workdir, monkeypatch):
   monkeypatch.setattr(evaluator, "completion_statistics", None)
   before = read_json(workdir / "summary.json")["models"]["retrained"]
-  config = smallest_config()
+  config = finished_config()
   config.evaluation.min_k = 0.1
   summary, _ = experiment.run(Settings.from_config(config), workdir, overwrite=True)
   changed = {key for key, value in summary["models"]["retrained"].items() if value != before[key]}
@@ -74,7 +74,7 @@ def test_another_min_k_moves_its_metrics_alone_and_asks_no_model(workdir, monkey
 
 
 def test_what_is_kept_are_records_of_every_split(workdir):
-  run = experiment.prepare(Settings.from_config(smallest_config()), workdir)[0]
+  run = experiment.prepare(Settings.from_config(finished_config()), workdir)[0]
   kept = read_json(workdir / "evaluation/dareu.json")
   assert kept.keys() == {"fingerprint", "seconds", "records"}
   records = model_records(run, "dareu")

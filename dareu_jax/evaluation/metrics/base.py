@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
 from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, Record
 
@@ -172,17 +173,17 @@ class Metric:
   def __post_init__(self):
     object.__setattr__(self, "title", self.title or self.key.replace("_", " "))
     if self.key in (*ALL_SPLITS, *FIELDS, *REFERENCES, BOUND):
-      raise ValueError(f"a metric cannot be called {self.key!r}: that is another need's name.")
+      raise InputError(f"a metric cannot be called {self.key!r}: that is another need's name.")
     if self.arrow not in (CLOSER, HIGHER):
-      raise ValueError(f"{self.key}: the arrow is {self.arrow!r}, it must be {CLOSER} or {HIGHER}.")
+      raise InputError(f"{self.key}: the arrow is {self.arrow!r}, it must be {CLOSER} or {HIGHER}.")
     if self.group is not None and self.group not in GROUPS:
-      raise ValueError(f"{self.key}: the group is {self.group!r}, it must be one of "
+      raise InputError(f"{self.key}: the group is {self.group!r}, it must be one of "
                        f"{', '.join(GROUPS)}, or None.")
     if self.split not in ALL_SPLITS:
-      raise ValueError(f"{self.key}: the split is {self.split!r}, it must be one of "
+      raise InputError(f"{self.key}: the split is {self.split!r}, it must be one of "
                        f"{', '.join(ALL_SPLITS)}.")
     if self.group == MAIN and len(self.title_lines) > 2:
-      raise ValueError(f"{self.key}: the title {self.title!r} does not fit in two lines of 8 "
+      raise InputError(f"{self.key}: the title {self.title!r} does not fit in two lines of 8 "
                        'letters; "- " says where a word may be broken.')
 
   @property
