@@ -66,7 +66,7 @@ def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, co
     begin = time.monotonic()
     code, _, err = finish(processes[1 - lost])
     assert code not in (0, None)
-    assert "lost another one" in err or "coordination service" in err, err[-3000:]
+    assert "lost another process" in err or "coordination service" in err, err[-3000:]
     assert time.monotonic() - begin < 2 * hosts.PATIENCE
     finish(processes[lost])
   outputs = [finish(process) for process in together(command, tmp_path / "w", 2)]
@@ -83,7 +83,7 @@ def test_a_process_that_fails_by_itself_ends_the_others(together_failing, tmp_pa
   (code, _, err), (failed, _, said) = outputs
   assert failed == 1 and "a bad batch" in said
   assert "process 1 of 2 failed; this ends the others too" in said
-  assert code not in (0, None) and ("lost another one" in err or "coordination service" in err), err
+  assert code not in (0, None) and ("lost another process" in err or "coordination service" in err), err
 
 
 @pytest.mark.parametrize(("error", "status", "said"), [
