@@ -21,8 +21,8 @@ if TYPE_CHECKING:
   from dareu_jax.api import Result, evaluate, load_model, load_run, run, unlearn
   from dareu_jax.core.errors import InputError
   from dareu_jax.data.examples import Example
-  from dareu_jax.pipeline.language_model import LanguageModel
   from dareu_jax.pipeline.comparison import Table
+  from dareu_jax.pipeline.language_model import LanguageModel
   from dareu_jax.pipeline.settings import Settings
 
 # Public name -> the module that has it, imported when first asked for: jax takes seconds.

@@ -19,12 +19,11 @@ from dareu_jax.core.settings import merged
 from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import Method
-from dareu_jax.pipeline import language_model
-from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
-from dareu_jax.pipeline import experiment, unlearning
+from dareu_jax.pipeline import experiment, language_model, unlearning
 from dareu_jax.pipeline.comparison import Table, compare
 from dareu_jax.pipeline.graph import Candidate
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings

@@ -84,7 +84,8 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
   Raises:
     InputError: for a folder without a finished run, or with one of another format.
   """
-  rows, configs = {}, {}
+  rows: dict[str, Mapping[str, float]] = {}
+  configs: dict[str, Mapping[str, Any]] = {}
   for folder in map(pathlib.Path, workdirs):
     summary = read_json(folder / "summary.json")
     if summary is None:

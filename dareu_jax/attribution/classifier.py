@@ -25,6 +25,7 @@ from dareu_jax.training.optimizers import TrainSettings
 
 Query = tuple[Array, Array]  # prompt_ids [B, P], prompt_lengths [B]
 Scalar = Shaped[Array, ""]
+Number = float | Float[Array, ""]
 Share = Annotated[float, Field(ge=0, le=0.9)]
 
 
@@ -170,7 +171,7 @@ def random_crop(ids: Int[Array, "B T"], lengths: Int[Array, " B"],
 
 @jax.jit
 def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: Query | None = None,
-                        temperature: float = 1.0) -> Float[Array, "B T O"]:
+                        temperature: Number = 1.0) -> Float[Array, "B T O"]:
   """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
@@ -186,7 +187,7 @@ def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: 
 
 @jax.jit
 def prefix_scores(model: Model, completion_ids: Int[Array, "B T"], is_forget: Shaped[Array, " O"], *,
-                  query: Query | None = None, temperature: float = 1.0) -> Float[Array, "B T"]:
+                  query: Query | None = None, temperature: Number = 1.0) -> Float[Array, "B T"]:
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.
 
   Args:

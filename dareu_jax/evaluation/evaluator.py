@@ -64,10 +64,10 @@ class Answers:
 @jax.jit
 def completion_statistics(model: Model, batch: Batch) -> TokenStatistics:
   """Statistics of the completion tokens of a batch, [B, T]."""
-  model = model.module
+  decoder = model.module
   time = batch.completion_ids.shape[1]
-  hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  return token_statistics(hidden, model.head, batch.completion_ids)
+  hidden = completion_hidden(decoder.hidden_states(batch.token_ids), batch.prompt_lengths, time)
+  return token_statistics(hidden, decoder.head, batch.completion_ids)
 
 
 @jax.jit
@@ -122,7 +122,8 @@ class Evaluator:
         pad_id=self.tokenizer.pad_id)
       for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
         array[chosen] = fetch(values)[:len(chosen)]
-    texts = tuple(self.tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True))
+    texts = tuple(self.tokenizer.decode(row[:n].tolist())
+                  for row, n in zip(ids, lengths, strict=True))
     return Answers(texts, ids, lengths, ended)
 
   def sample(self, params: Any, rows: Sequence[Row], *, seed: int,
@@ -146,13 +147,13 @@ class Evaluator:
 
   def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
     """Log-probs of each row's own completion, the end token last."""
-    return [one.logprobs for one in self.statistics(params, rows)]
+    return [np.asarray(one.logprobs) for one in self.statistics(params, rows)]
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
-    """Of each row's own completion, the end token last: arrays [n]."""
-    results = [None] * len(rows)
+    """Of each row's own completion, the end token last: NumPy arrays [n]."""
+    results: list[Any] = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
-      arrays = [fetch(x) for x in completion_statistics(
+      arrays: list[Any] = [fetch(x) for x in completion_statistics(
         self.model.with_params(params), self.to_device(batch))]
       for row, index in enumerate(indices):
         n = batch.completion_lengths[row]

@@ -176,8 +176,8 @@ def from_evaluation(evaluation: Evaluation) -> Log:
   # D_test's owners are the splits "ra" and "wf" of TOFU; other data has none that the log knows.
   groups = {split: evaluation.records[split] for split in ("forget", "retain")}
   for split in ("ra", "wf"):
-    groups[split] = [record for record in evaluation.records["test"]
-                     if record.owner == UTILITY_SPLITS[split]]
+    groups[split] = tuple(record for record in evaluation.records["test"]
+                          if record.owner == UTILITY_SPLITS[split])
   log: Log = {}
   for split, group in groups.items():
     if group:

@@ -42,7 +42,7 @@ def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], 
                 gradient_norm: bool = False) -> list[Fields]:
   """Token by token, how likely the true responses are."""
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  found = [
+  found: list[Fields] = [
     {"logprobs": seen.logprobs, "entropies": seen.entropies, "variances": seen.variances,
      "hits": seen.predictions == np.array(row.completion)}
     for row, seen in zip(rows, evaluator.statistics(params, rows), strict=True)]

@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+UNMEASURED: Any = None
 SPLITS = ("forget", "retain", "test")  # whose queries are answered
 ALL_SPLITS = (*SPLITS, "holdout")  # "holdout", of owners no model has seen: likelihoods alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-  """One example of a split under one model; None is what was not measured."""
+  """One example of a split under one model.
+
+  What was not measured is None, whatever its type: a metric that has the field among its needs
+  finds it there.
+  """
 
   owner: str
   prompt: str
@@ -28,22 +33,22 @@ class Record:
   entropies: Float[np.ndarray, " n"]  # -E log π_t in nats, float32
   variances: Float[np.ndarray, " n"]  # Var log π_t, float32
   hits: Bool[np.ndarray, " n"]  # whether y_t is the likeliest token
-  gradient_norm: float | None = None  # mean over the trained tensors of ‖∂ NLL / ∂θ‖
+  gradient_norm: float | None = UNMEASURED  # mean over the trained tensors of ‖∂ NLL / ∂θ‖
   # Mean NLL a token of other responses to the prompt:
-  paraphrased_nll: float | None = None  # of the true one in other words
+  paraphrased_nll: float | None = UNMEASURED  # of the true one in other words
   perturbed_nll: tuple[float, ...] = ()  # of wrong ones
   # The greedy answer:
-  answer: str | None = None
-  length: int | None = None  # tokens, the end token not counted
-  ended: bool | None = None  # whether it ended by itself
+  answer: str = UNMEASURED
+  length: int = UNMEASURED  # tokens, the end token not counted
+  ended: bool = UNMEASURED  # whether it ended by itself
   # On the forget set, of that answer:
-  score: float | None = None  # probability of the forget owners, by the reward's classifier
-  judge: float | None = None  # the same by a classifier that the reward never asked
-  clean: float | None = None  # probability of clean text, by a gibberish classifier
-  retrained_nll_sum: float | None = None  # its NLL under the retrained model
-  retrained_tokens: int | None = None  # of as many tokens, the end token included
-  original_nll_sum: float | None = None  # the same under the original
-  original_tokens: int | None = None
+  score: float = UNMEASURED  # probability of the forget owners, by the reward's classifier
+  judge: float = UNMEASURED  # the same by a classifier that the reward never asked
+  clean: float = UNMEASURED  # probability of clean text, by a gibberish classifier
+  retrained_nll_sum: float = UNMEASURED  # its NLL under the retrained model
+  retrained_tokens: int = UNMEASURED  # of as many tokens, the end token included
+  original_nll_sum: float = UNMEASURED  # the same under the original
+  original_tokens: int = UNMEASURED
 
   def has(self, field: str) -> bool:
     """Whether a field was measured."""

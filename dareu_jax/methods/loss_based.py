@@ -67,7 +67,8 @@ class View:
     return masked_mean(over_logits(token_fn, [view.states for view in views]),
                        self.mask if mask is None else mask)
 
-  def mean_of_labels(self, token_fn: Callable, *others: "View", mask: Array | None = None) -> Scalar:
+  def mean_of_labels(self, token_fn: Callable, *others: "View",
+                     mask: Array | None = None) -> Scalar:
     """The same of a function that takes the labels behind the logits."""
     tokens = over_logits(token_fn, [view.states for view in (self, *others)], self.labels)
     return masked_mean(tokens, self.mask if mask is None else mask)
@@ -104,7 +105,7 @@ class LossMethod(Method):
       "retain_kl": (self.retain_kl_coef, lambda: policy.mean(terms.kl_tokens, original))}
 
   def other_responses(self, task: Task) -> Others:
-    """For each forget example the responses to put in its place, as Rows; () where there are none."""
+    """For each forget example the responses to put in its place, as Rows; () for none at all."""
     return ()
 
   def initial_state(self) -> dict[str, float]:
@@ -151,7 +152,8 @@ class LossMethod(Method):
     params = supervised.fit(
       supervised.init_train_state(start, training), (original.with_params(None), original.params),
       steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
-      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device, schedule=schedule)
+      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device,
+      schedule=schedule)
     reports = [task.monitor.assess(original.params, 0),
                *(EpochReport(**report) for report in schedule.reports)]
     merged = self.merged(original.params, params)

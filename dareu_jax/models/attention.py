@@ -3,6 +3,8 @@
 B batch, T time, S key slots, N heads, K kv heads, H head dim.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -11,12 +13,13 @@ from jaxtyping import Array, Float, Int
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel.mesh import BATCH
 
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 SPLASH_BLOCK = 128  # its lengths and head dims are multiples of this
 
 
 def causal_attention(
   q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *,
-  implementation: str) -> Float[Array, "B T N H"]:
+  implementation: Implementation) -> Float[Array, "B T N H"]:
   """Attention of right-padded rows over themselves: a query sees the keys up to its own position.
 
   Padding stands behind all valid positions, so that causality alone keeps them apart.
@@ -31,12 +34,13 @@ def causal_attention(
   """
   if implementation == "splash":
     return _splash(q, k, v)
+  kernel: Literal["xla", "cudnn"] = "xla"
   if implementation in ("auto", "cudnn"):
     reason = _why_not_cudnn(q)
     if reason and implementation == "cudnn":
       raise InputError(f"config.model.attention is 'cudnn', {reason}: set it to 'auto'.")
-    implementation = "xla" if reason else "cudnn"
-  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    kernel = "xla" if reason else "cudnn"
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
 
 
 def masked_attention(

@@ -8,6 +8,7 @@ from pydantic import Field
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.registry import Registry
 from dareu_jax.core.settings import Count, Positive, Size, choice, settings
+from dareu_jax.models.attention import Implementation
 from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import MeshSettings
 
@@ -37,7 +38,7 @@ class ModelSettings:
   scan_layers: bool = False  # compile one layer and scan it (accelerators), or unroll all (CPU)
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
   # 'cudnn' on NVIDIA GPUs, 'splash' on TPUs; 'auto' takes what can be used.
-  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+  attention: Implementation = "auto"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -82,7 +83,7 @@ class ModelConfig:
   dtype: str = "float32"
   scan_layers: bool = False
   remat: bool = False
-  attention: str = "auto"  # 'xla', 'cudnn', 'splash'; see attention.causal_attention
+  attention: Implementation = "auto"  # see attention.causal_attention
   gather_gib: float = MeshSettings.gather_gib  # see Decoder.gathered
   lora: LoraSettings = LoraSettings(rank=0, alpha=1.0, targets=())
 

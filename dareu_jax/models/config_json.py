@@ -168,7 +168,8 @@ def _read_rope(raw: Mapping[str, Any], max_length: int) -> RopeConfig:
     raise InputError(f"rope_type {kind!r} is not supported. Supported: {', '.join(ROPE_TYPES)}.")
   if (rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0) != 1.0:
     raise InputError("partial_rotary_factor is not supported: all of a head is rotated.")
-  values = {"theta": rope.get("rope_theta") or raw.get("rope_theta") or 10000.0, "kind": kind}
+  theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
+  values: dict[str, Any] = {"theta": theta, "kind": kind}
   for theirs, ours in _ROPE_KEYS[kind].items():
     value = rope.get(theirs)
     if value is None and theirs in ("low_freq_factor", "high_freq_factor") or (
@@ -185,7 +186,7 @@ def _read_rope(raw: Mapping[str, Any], max_length: int) -> RopeConfig:
     values.setdefault("factor", max_length / values["original_max_length"])
     values.setdefault("attention_factor", _yarn_attention_factor(
       values["factor"], rope.get("mscale"), rope.get("mscale_all_dim")))
-  types = {field.name: field.type for field in dataclasses.fields(RopeConfig)}
+  types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(RopeConfig)}
   return RopeConfig(**{name: types[name](value) for name, value in values.items()})
 
 

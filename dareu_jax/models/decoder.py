@@ -106,7 +106,8 @@ class Decoder(nnx.Module):
     logits = self.unembed(self.hidden_states(token_ids, lengths))
     if lengths is None:
       return logits
-    return jnp.where(length_mask(lengths, token_ids.shape[1])[..., None], logits, 0.0)
+    mask = length_mask(jnp.asarray(lengths), token_ids.shape[1])
+    return jnp.where(mask[..., None], logits, 0.0)
 
   def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Logits of hidden states, in float32."""

@@ -53,7 +53,7 @@ def _check(make: Callable[[], nnx.Module], model: ModelSettings, config: ModelCo
   if not model.path:
     return
   weights = Weights(checkpoint_folder(model.path), config)
-  _, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)[1:]
+  base = nnx.state(nnx.eval_shape(make), nnx.Not(nnx.LoRAParam))
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     weights.slices(path_name(path), leaf.shape)
   weights.check_all_used()
@@ -91,7 +91,7 @@ def with_weights(model: Model, weights: PyTree) -> Model:
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: leaves.pop(path_name(path), leaf).astype(leaf.dtype), state)
 
-  filled = model.replace(params=replaced(model.params), frozen=replaced(model.frozen))
+  filled = Model(replaced(model.params), replaced(model.frozen), model.static)
   if leaves:
     raise ValueError(f"the model has no {', '.join(sorted(leaves))}")
   return filled
@@ -111,19 +111,20 @@ def _build(make: Callable[[nnx.Rngs], nnx.Module], model: ModelSettings, config:
     model = split(make(_rngs(seed)), adapters_only=adapters_only)
     return model.params, model.frozen
 
-  abstract = nnx.eval_shape(lambda: make(_rngs(seed)))
-  shapes = split(abstract, adapters_only=adapters_only)
-  static, shapes = shapes.static, (shapes.params, shapes.frozen)
+  abstract = split(
+    nnx.eval_shape(lambda: make(_rngs(seed))), adapters_only=adapters_only)
+  shapes = abstract.params, abstract.frozen
   if not model.path:
-    return Model(*jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))(), static)
+    params, frozen = jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))()
+    return Model(params, frozen, abstract.static)
   # Only what the checkpoint does not hold is made here: adapters and the owner head.
-  own = jax.jit(lambda: _without_weights(initialize()),
-                out_shardings=_all_shardings(_without_weights(shapes), mesh))()
+  initialized = jax.jit(lambda: _without_weights(initialize()),
+                        out_shardings=_all_shardings(_without_weights(shapes), mesh))()
   weights = Weights(checkpoint_folder(model.path), config)
-  params, frozen = (fill(shape, initialized, weights, mesh)
-                    for shape, initialized in zip(shapes, own, strict=True))
+  params, frozen = (fill(part, own, weights, mesh)
+                    for part, own in zip(shapes, initialized, strict=True))
   weights.check_all_used()
-  return Model(params, frozen, static)
+  return Model(params, frozen, abstract.static)
 
 
 def _all_shardings(trees, mesh):

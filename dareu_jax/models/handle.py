@@ -36,7 +36,7 @@ class Model:
 
   def with_params(self, params: Any) -> "Model":
     """Another role of the model."""
-    return self.replace(params=params)
+    return dataclasses.replace(self, params=params)
 
   @property
   def module(self) -> Any:
@@ -58,7 +58,8 @@ def split(module: nnx.Module, *, adapters_only: bool) -> Model:
   dtype = next(str(leaf.dtype) for leaf in jax.tree.leaves(
     nnx.state(module, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))))
   trained = nnx.LoRAParam if adapters_only else nnx.Param
-  graphdef, params, frozen = nnx.split(module, trained, ...)
+  graphdef, *states = nnx.split(module, trained, ...)
+  params, frozen = states
   return Model(_cast(params, "float32"), frozen, Static(graphdef, dtype))
 
 

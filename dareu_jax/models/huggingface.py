@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
+from dareu_jax.models.attention import Implementation
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.config_json import from_huggingface, to_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
@@ -25,7 +26,7 @@ from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh, path_name
 
 def load(
   path_or_id: str | pathlib.Path, *, dtype: str, mesh: Mesh | None = None, template: str = "auto",
-  scan_layers: bool = False, remat: bool = False, attention: str = "auto",
+  scan_layers: bool = False, remat: bool = False, attention: Implementation = "auto",
 ) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
@@ -71,7 +72,7 @@ def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> path
 
   patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+    return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
     reason = str(error).strip().splitlines()[0]
     raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name the "

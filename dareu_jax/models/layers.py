@@ -152,6 +152,7 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
     if cache is not None:
+      assert context.key_positions is not None
       cache = cache.written(KVCache(k, v), context.slot)
       y = masked_attention(q, *cache.read(), context.positions, context.key_positions, window)
     elif window is not None:

@@ -116,7 +116,7 @@ class Weights:
       return (np.stack(read) if stacked else read[0]).astype(dtype)
 
     return jax.make_array_from_callback(
-      tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index)))
+      tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index or ())))
 
 
 def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> PyTree:

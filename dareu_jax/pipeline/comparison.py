@@ -13,9 +13,9 @@ from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
 from dareu_jax.evaluation.records import SPLITS, Record, merged
-from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.report import tables
 from dareu_jax.training.writers import progress
 

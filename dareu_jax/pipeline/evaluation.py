@@ -111,8 +111,9 @@ def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measure
   for field, which in (("score", "classifier"), ("judge", "judge")):
     scores = models.scorer(which).whole(answers.ids, answers.lengths, queries)
     parts.append([{field: float(score)} for score in scores])
-  parts += [measurements.answers_under(
-    models.evaluator, models.load_params(name), rows, answers, name) for name in (RETRAINED, ORIGINAL)]
+  for name in (RETRAINED, ORIGINAL):
+    parts.append(measurements.answers_under(
+      models.evaluator, models.load_params(name), rows, answers, name))
   if settings.gibberish_model:
     clean = gibberish_classifier.clean_probabilities(settings.gibberish_model, answers.texts)
     parts.append([{"clean": float(one)} for one in clean])

@@ -42,7 +42,7 @@ def methods_table(summary: Summary) -> Table:
   """A method a line: its learning rate and seconds, and how it does against the best by ToW."""
   chosen, models = summary["chosen"], summary["models"]
   best, paired = (summary.get("examples", {}).get(key) for key in ("best", "paired"))
-  header = ("method", "learning rate", "ToW", "seconds")
+  header: tuple[str, ...] = ("method", "learning rate", "ToW", "seconds")
   compared = [column for column in _example_metrics() if column.paired] if paired else []
   for column in compared:
     header += (f"Δ{column.name} to {best}", "p")

@@ -98,8 +98,8 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
   obstacles = _draw_contours(ax, points["retrained"]) if "retrained" in points else []
   styles = _plane_styles(points)
   for name, (x, y) in points.items():
-    errors = [_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge")]
-    ax.errorbar(x, y, *errors[::-1], ecolor=styles[name]["color"], elinewidth=1, fmt="none")
+    dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
+    ax.errorbar(x, y, yerr=dy, xerr=dx, ecolor=styles[name]["color"], elinewidth=1, fmt="none")
     ax.plot(x, y, linestyle="none", markeredgecolor="white", zorder=4, **styles[name])
   _finish(ax)
   _place_labels(ax, points, styles, obstacles)

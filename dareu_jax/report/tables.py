@@ -7,7 +7,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from dareu_jax.evaluation.metrics.base import (
   CLOSER,
@@ -44,7 +44,7 @@ class Cell:
   best: bool = False
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
   """Whether `value` is there and finite."""
   return isinstance(value, numbers.Real) and math.isfinite(value)
 
@@ -77,8 +77,12 @@ def ordered(models: Iterable[str]) -> list[str]:
 
 def best_first(names: Iterable[str], models: Models) -> list[str]:
   """The names by the ToW of their rows; a model that fell apart has none and comes last."""
-  values = {name: models[name].get("tug_of_war") for name in names}
-  return sorted(values, key=lambda name: -values[name] if is_number(values[name]) else math.inf)
+
+  def loss(name):
+    value = models[name].get("tug_of_war")
+    return -value if is_number(value) else math.inf
+
+  return sorted(names, key=loss)
 
 
 def best_models(models: Models, column: Metric) -> set[str]:
@@ -91,10 +95,11 @@ def best_models(models: Models, column: Metric) -> set[str]:
   rivals = {n: v for n, v in values.items() if not is_reference(n) and is_number(v)}
   if len(rivals) < 2:
     return set()
+  target = values.get("retrained")
   if column.arrow == HIGHER:
     losses = {name: -value for name, value in rivals.items()}
-  elif is_number(values.get("retrained")):
-    losses = {name: abs(value - values["retrained"]) for name, value in rivals.items()}
+  elif is_number(target):
+    losses = {name: abs(value - target) for name, value in rivals.items()}
   else:
     return set()
   losses = {name: round(loss, column.digits) for name, loss in losses.items()}

@@ -48,14 +48,12 @@ class ScalingSettings:
       InputError: for an unknown key, a wrong type or an impossible value.
     """
     plain = to_plain(config)
-    run = plain.pop("run", None)
-    built = build(cls, plain)
-    if run is None:
-      return built
     try:
-      return dataclasses.replace(built, run=Settings.from_config(run))
+      # By its own class first, which knows the settings of all methods.
+      run = to_plain(Settings.from_config(plain.get("run", {})))
     except InputError as error:
       raise InputError(str(error).replace("config.", "config.run.", 1)) from None
+    return build(cls, plain | {"run": run} if "run" in plain else plain)
 
   @property
   def unlearning(self) -> DareU:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dareu_jax.evaluation import logs
-from dareu_jax.evaluation.metrics import METRICS, closeness
+from dareu_jax.evaluation.metrics import METRICS
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
+from dareu_jax.evaluation.metrics.closeness import ATTACKS, MEMORIZATION, utility_terms
 from dareu_jax.evaluation.metrics.likelihood import truth_ratios
 from tests.evaluation.made_records import Stated, make_record, make_records
 
@@ -28,7 +29,7 @@ def compared(records, retrained=None, original=None, **others):
 
 
 def test_the_retrained_model_is_close_to_itself(records):
-  models = compared(records, original=dict.fromkeys(closeness.ATTACKS, 0.99))
+  models = compared(records, original=dict.fromkeys(ATTACKS, 0.99))
   own = models["retrained"]
   assert own["tug_of_war"] == own["tug_of_war_mia"] == own["forget_quality"] == 1.0
   assert own["privleak"] == 0.0 and own["mia_reference_auc"] == 0.5
@@ -36,7 +37,7 @@ def test_the_retrained_model_is_close_to_itself(records):
 
 
 def test_utility_has_the_nine_terms_of_tofu(records):
-  terms = closeness.utility_terms(Evaluation(records))
+  terms = utility_terms(Evaluation(records))
   assert len(terms) == 9 and terms.keys() == {
     f"{s}_{t}" for s in ("retain", "real_authors", "world_facts")
     for t in ("probability", "rouge", "truth_ratio")}
@@ -101,9 +102,9 @@ def test_a_collapsed_model_has_no_truth_left():
 
 
 def test_over_forgetting_raises_memorization_but_not_its_closeness(records):
-  known, little, none = (dict.fromkeys(closeness.MEMORIZATION, value) for value in (0.9, 0.3, 0.01))
+  known, little, none = (dict.fromkeys(MEMORIZATION, value) for value in (0.9, 0.3, 0.01))
   models = compared(records, retrained=little, gone=none,
-                    original=known | dict.fromkeys(closeness.ATTACKS, 0.99))
+                    original=known | dict.fromkeys(ATTACKS, 0.99))
   ours, right = models["gone"], models["retrained"]
   assert ours["memorization"] > right["memorization"]
   assert ours["memorization_closeness"] < right["memorization_closeness"] == 1.0
@@ -123,8 +124,8 @@ def test_a_log_takes_unequal_numbers_of_wrong_answers(records):
   assert {len(value["avg_loss"]) for value in values} == {2}
 
 
-def test_min_k_is_a_choice_of_the_metric_not_of_the_records(records):
+def test_min_k_is_a_choice_of_the_metric_not_of_the_records():
   """Were it kept with the records, another share would need a new evaluation."""
-  few, all_of_them = (evaluations({"m": records}, min_k=k)["m"] for k in (0.1, 1.0))
+  few, all_of_them = (evaluations({"m": make_records(1)}, min_k=k)["m"] for k in (0.1, 1.0))
   assert few["mia_min_k_auc"] != all_of_them["mia_min_k_auc"]
   assert few["mia_loss_auc"] == all_of_them["mia_loss_auc"]

@@ -40,7 +40,7 @@ def paraphrased_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Exam
   asked = [e for e in examples if e.paraphrased_prompt]
   if not asked:
     return float("nan")
-  rows = encode([dataclasses.replace(e, prompt=e.paraphrased_prompt) for e in asked],
+  rows = encode([dataclasses.replace(e, prompt=e.paraphrased_prompt or "") for e in asked],
                 evaluator.tokenizer, max_length=evaluator.max_length)
   return mean_rouge(asked, evaluator.answers(params, rows).texts)
 

@@ -81,4 +81,4 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
 
   params, frozen = (jax.tree_util.tree_map_with_path(one, tree)
                     for tree in (model.params, model.frozen))
-  return model.replace(params=params, frozen=frozen)
+  return Model(params, frozen, model.static)

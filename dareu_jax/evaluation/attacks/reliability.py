@@ -57,8 +57,11 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
   """
   found = {}
   for name in SIGNS:
-    knowing, unknowing = (sum(values, []) for values in zip(
-      *(pools(card, name, steps) for card in seeds), strict=True))
+    knowing: list[float] = []
+    unknowing: list[float] = []
+    for card in seeds:
+      for values, more in zip((knowing, unknowing), pools(card, name, steps), strict=True):
+        values += more
     pairs = [(card[method], card["retrained"]) for card in seeds for method in methods
              if card[method]["plain_retain_rouge"] >= USEFUL * card["original"][
                "plain_retain_rouge"]]

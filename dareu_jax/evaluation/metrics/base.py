@@ -58,7 +58,7 @@ class Evaluation:
       models: those evaluated together, "retrained" and "original" among them where they exist.
     """
     self.records = {split: tuple(records.get(split, ())) for split in ALL_SPLITS}
-    self.min_k, self.gibberish_bound = min_k, gibberish_bound
+    self.min_k, self._gibberish_bound = min_k, gibberish_bound
     self._models = {} if models is None else models
     self._computed: dict[str, float | None] = {}
     self._by_example: dict[str, Float[np.ndarray, " E"]] = {}
@@ -72,6 +72,13 @@ class Evaluation:
   def original(self) -> "Evaluation":
     """The original's; KeyError where there is no such model."""
     return self._beside("original")
+
+  @property
+  def gibberish_bound(self) -> float:
+    """Of `text.gibberish_bound`; KeyError where it was not measured."""
+    if self._gibberish_bound is None:
+      raise KeyError(f"there is no {BOUND} here: a metric that takes it has it among its needs")
+    return self._gibberish_bound
 
   def _beside(self, name):
     if name not in self._models:
@@ -105,6 +112,8 @@ class Evaluation:
     """The values of a metric of examples; nan where an example has none."""
     if key not in self._by_example:
       declared = METRICS[key]
+      if not isinstance(declared, ExampleMetric):
+        raise TypeError(f"{key} is a number of the model, it has no value for an example")
       values = map(declared.example_function, self.records[declared.split])
       self._by_example[key] = np.array(
         [math.nan if value is None else value for value in values], np.float64)
@@ -125,7 +134,7 @@ class Evaluation:
     if need in FIELDS:
       return any(record.has(need) for record in self.records[split])
     if need == BOUND:
-      return self.gibberish_bound is not None
+      return self._gibberish_bound is not None
     return need in self
 
 
@@ -154,7 +163,7 @@ class Metric:
   arrow: Literal["→", "↑"] = CLOSER  # which way is better
   digits: int = 3  # decimals that tables show
   group: str | None = MORE  # of `GROUPS`: the table that shows it; None: summary.json alone
-  order: float = math.inf  # place in that table, from the left; equal ones by declaration
+  order: float = math.inf  # place in that table, from the left; equal ones by key
   meaning: str = ""  # in a few words, for the report and the docs
   needs: tuple[str, ...] = ()  # see the module
   split: str = "forget"  # whose records must have the fields that it needs
@@ -247,7 +256,7 @@ def in_group(group: str | None) -> tuple[Metric, ...]:
 def metrics_table() -> str:
   """All metrics as Markdown, a table for each group."""
   parts = []
-  for group, title in {**GROUPS, None: "In summary.json alone"}.items():
+  for group, title in (*GROUPS.items(), (None, "In summary.json alone")):
     lines = [f"### {title}", "", "| metric | key | meaning |", "|---|---|---|"]
     for one in in_group(group):
       meaning = one.meaning.replace("|", "\\|")

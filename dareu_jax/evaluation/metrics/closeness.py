@@ -1,8 +1,9 @@
 """Many metrics as one: closeness to the retrained model, utility, and the field's aggregates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
 from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, PRIVACY, Evaluation, metric
@@ -21,13 +22,13 @@ MODEL_UTILITY_TERMS = tuple(
   for term in ("probability", "rouge", "truth_ratio"))
 
 
-def harmonic_mean(values: Sequence[float]) -> float:
-  """n / Σ 1/x; 0 if any is 0 or below."""
-  values = np.asarray(values, np.float64)
-  return float(len(values) / np.sum(1 / values)) if np.all(values > 0) else 0.0
+def harmonic_mean(values: ArrayLike) -> float:
+  """n / Σ 1/x of [n] float; 0 if any is 0 or below."""
+  x = np.asarray(values, np.float64)
+  return float(len(x) / np.sum(1 / x)) if np.all(x > 0) else 0.0
 
 
-def tug_of_war(rouge: Sequence[float], retrained_rouge: Sequence[float]) -> float:
+def tug_of_war(rouge: ArrayLike, retrained_rouge: ArrayLike) -> float:
   """Closeness to the retrained model on all three sets at once.
 
       ToW = Π_s ( 1 - |ROUGE_s - ROUGE_s(retrained)| ),   s in {D_F, D_R, D_test}
@@ -35,7 +36,7 @@ def tug_of_war(rouge: Sequence[float], retrained_rouge: Sequence[float]) -> floa
   With the AUC of a membership attack in place of the first it is the ToW-MIA of the same source.
 
   Args:
-    rouge, retrained_rouge: mean ROUGE-L recalls in [0, 1], in the same order.
+    rouge, retrained_rouge: [S] float; mean ROUGE-L recalls in [0, 1], in the same order.
 
   Source: Zhao et al. 2024 (RUM), with ROUGE-L recall in place of accuracy, as DareU takes it.
   """
@@ -95,15 +96,15 @@ def overall(memorization_score: float, privacy_score: float, utility_score: floa
   return harmonic_mean([memorization_score, privacy_score, relative])
 
 
-def discrimination_auc(with_knowledge: Sequence[float], without: Sequence[float]) -> float:
+def discrimination_auc(with_knowledge: ArrayLike, without: ArrayLike) -> float:
   """How well a metric tells models that know from models that don't: AUC, .5 is chance.
 
   Args:
-    with_knowledge, without: the metric of models of either kind, high for knowing.
+    with_knowledge, without: [M], [M'] float; the metric of models of either kind, high for knowing.
 
   Source: the faithfulness of a metric in OU's meta-evaluation.
   """
-  labels = np.r_[np.ones(len(with_knowledge)), np.zeros(len(without))]
+  labels = np.r_[np.ones(np.size(with_knowledge)), np.zeros(np.size(without))]
   return float(roc_auc_score(labels, np.r_[with_knowledge, without]))
 
 
@@ -167,7 +168,7 @@ def utility_terms(evaluation: Evaluation) -> dict[str, float]:
   for record in evaluation.records["test"]:
     if record.perturbed_nll:
       groups.setdefault(record.owner, []).append(record)
-  terms = {}
+  terms: dict[str, float] = {}
   for name, group in groups.items():
     if not group:
       continue

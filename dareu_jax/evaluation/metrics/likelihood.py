@@ -1,10 +1,11 @@
 """Metrics of likelihoods: probability, truth ratio, forget quality, memorization."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, Evaluation, example_metric, metric
@@ -14,37 +15,41 @@ _EPS = 1e-10
 Form = Literal["geometric", "arithmetic", "probability"]
 
 
-def mean_nll(logprobs: Float[np.ndarray, " n"]) -> float:
-  """Mean negative log-likelihood of a response, the end token included."""
+def mean_nll(logprobs: ArrayLike) -> float:
+  """Mean negative log-likelihood of a response. logprobs: [n] float, the end token included."""
   return float(-np.mean(np.asarray(logprobs, np.float64)))
 
 
-def probability(nll: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-  """Length-normalized probability exp(-NLL) of each answer."""
+def probability(nll: ArrayLike) -> Any:
+  """Length-normalized probability exp(-NLL) of each answer: [...] -> [...]."""
   return np.exp(-np.asarray(nll, np.float64))
 
 
-def normalized_probability(right: Float[np.ndarray, " E"],
-                           wrong: Float[np.ndarray, "E J"]) -> Float[np.ndarray, " E"]:
+def normalized_probability(right: ArrayLike, wrong: ArrayLike) -> Float[np.ndarray, " E"]:
   """Probability of the right answer among the options: p / (p + Σ_j p_j).
 
   Args:
-    right: probability of the right answer.
-    wrong: of the wrong ones.
+    right: [E] float; probability of the right answer.
+    wrong: [E, J] float; of the wrong ones.
 
   Source: TOFU (Maini et al. 2024), for real authors and world facts; the 1e-10 is OU's.
   """
-  right = np.asarray(right, np.float64)
-  return right / (right + np.asarray(wrong, np.float64).sum(axis=1) + _EPS)
+  p = np.asarray(right, np.float64)
+  return p / (p + np.asarray(wrong, np.float64).sum(axis=1) + _EPS)
 
 
-def truth_ratio(paraphrased_nll: Float[np.ndarray, " E"], perturbed_nll: Float[np.ndarray, "E J"],
-                *, form: Form = "geometric") -> Float[np.ndarray, " E"]:
+def truth_ratio(paraphrased_nll: ArrayLike, perturbed_nll: ArrayLike, *,
+                form: Form = "geometric") -> Float[np.ndarray, " E"]:
   """How the wrong answers compare with the right one. p = exp(-NLL), of a paraphrased right answer.
 
       geometric     R = exp(-mean_j NLL_j) / p    what public evaluations print
       arithmetic    R = mean_j exp(-NLL_j) / p    as the TOFU paper writes it
       probability   p / (p + exp(-mean_j NLL_j))  in [0, 1], high where the right one is likelier
+
+  Args:
+    paraphrased_nll: [E] float.
+    perturbed_nll: [E, J] float.
+    form: one of those three.
 
   Source: TOFU (Maini et al. 2024); the third OU.
   """
@@ -59,17 +64,21 @@ def truth_ratio(paraphrased_nll: Float[np.ndarray, " E"], perturbed_nll: Float[n
   return right / (right + wrong + _EPS) if form == "probability" else wrong / (right + _EPS)
 
 
-def forget_truth_ratio(ratios: Float[np.ndarray, " E"]) -> float:
-  """Mean of min(R, 1/R): 1 where right and wrong answers are equally likely.
+def forget_truth_ratio(ratios: ArrayLike) -> float:
+  """Mean of min(R, 1/R), [E] float: 1 where right and wrong answers are equally likely.
 
   Some papers print 1 minus this under the same name.
   """
-  ratios = np.asarray(ratios, np.float64)
-  return float(np.mean(np.minimum(ratios, 1 / (ratios + _EPS))))
+  r = np.asarray(ratios, np.float64)
+  return float(np.mean(np.minimum(r, 1 / (r + _EPS))))
 
 
-def retain_truth_ratio(ratios: Float[np.ndarray, " E"]) -> float:
-  """Mean of max(0, 1 - R), of what is to be kept: 1 where the right answer is far likelier."""
+def retain_truth_ratio(ratios: ArrayLike) -> float:
+  """Mean of max(0, 1 - R), of what is to be kept: 1 where the right answer is far likelier.
+
+  Args:
+    ratios: [E] float; R.
+  """
   return float(np.mean(np.maximum(0.0, 1 - np.asarray(ratios, np.float64))))
 
 
@@ -81,12 +90,11 @@ class ForgetQuality(NamedTuple):
   statistic: float
 
 
-def forget_quality(ratios: Float[np.ndarray, " E"],
-                   retrained_ratios: Float[np.ndarray, " E2"]) -> ForgetQuality:
+def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQuality:
   """Whether the truth ratios on the forget set could be the retrained model's.
 
   Args:
-    ratios, retrained_ratios: R of each example of D_F. (1/R gives the same.)
+    ratios, retrained_ratios: [E], [E'] float; R of each example of D_F. (1/R gives the same.)
 
   Returns: ForgetQuality. p cannot fall below 2 / C(2E, E), and depends on how many examples there
     are: compare it at one E alone.
@@ -99,21 +107,20 @@ def forget_quality(ratios: Float[np.ndarray, " E"],
   return ForgetQuality(float(test.pvalue), log10_p, float(test.statistic))
 
 
-def exact_memorization(predictions: Int[np.ndarray, " n"],
-                       labels: Int[np.ndarray, " n"]) -> float:
+def exact_memorization(predictions: ArrayLike, labels: ArrayLike) -> float:
   """Share of tokens that teacher-forced greedy decoding gets right; nan for a text of none.
 
   Args:
-    predictions: the likeliest token at each position, given the true ones before it.
-    labels: the response, the end token left out (as OU does).
+    predictions: [n] int; the likeliest token at each position, given the true ones before it.
+    labels: [n] int; the response, the end token left out (as OU does).
 
   Source: Tirumala et al. 2022.
   """
-  predictions, labels = np.asarray(predictions), np.asarray(labels)
-  return float(np.mean(predictions == labels)) if len(labels) else float("nan")
+  hits = np.asarray(predictions) == np.asarray(labels)
+  return float(np.mean(hits)) if len(hits) else float("nan")
 
 
-def extraction_strength(predictions: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], *,
+def extraction_strength(predictions: ArrayLike, labels: ArrayLike, *,
                         published: bool = False) -> float:
   """How little of a response must be given for greedy decoding to say the rest.
 

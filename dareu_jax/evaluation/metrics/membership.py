@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
 from dareu_jax.evaluation.metrics.base import (
@@ -23,8 +23,8 @@ from dareu_jax.evaluation.metrics.base import (
 from dareu_jax.evaluation.metrics.likelihood import mean_nll, nlls
 
 
-def loss_score(logprobs: Float[np.ndarray, " n"]) -> float:
-  """Mean NLL of the response, the end token included."""
+def loss_score(logprobs: ArrayLike) -> float:
+  """Mean NLL of the response. logprobs: [n] float, the end token included."""
   return mean_nll(logprobs)
 
 
@@ -38,11 +38,11 @@ def reference_score(nll: float, reference_nll: float) -> float:
   return float(nll) - float(reference_nll)
 
 
-def min_k_score(logprobs: Float[np.ndarray, " n"], *, k: float) -> float:
+def min_k_score(logprobs: ArrayLike, *, k: float) -> float:
   """Min-K%: minus the mean of the lowest max(1, ⌊k n⌋) token log-probs.
 
   Args:
-    logprobs: the end token left out.
+    logprobs: [n] float, the end token left out.
     k: share in (0, 1].
 
   Source: Shi et al. 2024.
@@ -50,21 +50,20 @@ def min_k_score(logprobs: Float[np.ndarray, " n"], *, k: float) -> float:
   return -_mean_of_lowest(logprobs, k)
 
 
-def min_k_plus_plus_score(logprobs: Float[np.ndarray, " n"], means: Float[np.ndarray, " n"],
-                          variances: Float[np.ndarray, " n"], *, k: float) -> float:
+def min_k_plus_plus_score(logprobs: ArrayLike, means: ArrayLike, variances: ArrayLike, *,
+                          k: float) -> float:
   """Min-K%++: the same of log-probs standardized by the distribution at their position.
 
       z_t = (log p(y_t) - μ_t) / sqrt(max(σ²_t, 1e-6)),  μ = Σ_v p log p,  σ² = Σ_v p log² p - μ²
 
   Args:
-    logprobs, means, variances: log p(y_t), μ_t and σ²_t, the end token left out.
+    logprobs, means, variances: [n] float; log p(y_t), μ_t and σ²_t, the end token left out.
     k: share in (0, 1].
 
   Source: Zhang et al. 2025.
   """
-  logprobs, means, variances = (
-    np.asarray(x, np.float64) for x in (logprobs, means, variances))
-  return -_mean_of_lowest((logprobs - means) / np.sqrt(np.maximum(variances, 1e-6)), k)
+  logp, mean, variance = (np.asarray(x, np.float64) for x in (logprobs, means, variances))
+  return -_mean_of_lowest((logp - mean) / np.sqrt(np.maximum(variance, 1e-6)), k)
 
 
 def _mean_of_lowest(values, k):
@@ -72,12 +71,12 @@ def _mean_of_lowest(values, k):
   return float(np.mean(values[:max(1, int(k * len(values)))]))
 
 
-def mia_auc(forget_scores: Sequence[float], holdout_scores: Sequence[float]) -> float:
+def mia_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> float:
   """AUC of telling hold-out texts (label 1) from forget texts (label 0) by their scores.
 
   1: the forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely.
   """
-  labels = np.r_[np.zeros(len(forget_scores)), np.ones(len(holdout_scores))]
+  labels = np.r_[np.zeros(np.size(forget_scores)), np.ones(np.size(holdout_scores))]
   return float(roc_auc_score(labels, np.r_[forget_scores, holdout_scores]))
 
 

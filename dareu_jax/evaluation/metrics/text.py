@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 from rouge_score import rouge_scorer
 
 from dareu_jax.evaluation.metrics.base import MAIN, Evaluation, example_metric, metric
@@ -65,12 +65,12 @@ def unknown_word_share(answer: str, vocabulary: Collection[str]) -> float:
   return float(np.mean([word not in vocabulary for word in found])) if found else 0.0
 
 
-def gibberish_bound(usual_nlls: Float[np.ndarray, " E"], *, share: float = 0.01) -> float:
+def gibberish_bound(usual_nlls: ArrayLike, *, share: float = 0.01) -> float:
   """The NLL a token that only `share` of ordinary texts exceed.
 
   Args:
-    usual_nlls: of responses that the original model sampled itself (at temperature 1, to queries it
-      knows nothing about), each under that model.
+    usual_nlls: [E] float; of responses that the original model sampled itself (at temperature 1,
+      to queries it knows nothing about), each under that model.
     share: of the texts.
   """
   return float(np.quantile(np.asarray(usual_nlls, np.float64), 1 - share))

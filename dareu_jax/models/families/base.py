@@ -108,7 +108,8 @@ def register_family(name: str) -> Callable[[F], F]:
       raise ValueError(f"{cls.__name__} must say which architectures of a config.json it reads.")
     cls.name, cls.model_type = name, declared.get("model_type", name)
     register_shardings(cls.shardings)
-    return FAMILIES.register(name, cls)
+    FAMILIES.register(name, cls)
+    return cls
 
   return register
 
