@@ -233,7 +233,7 @@ def test_a_workdir_of_an_earlier_version_is_refused(outcome, name):
 
 def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(outcome):
   ended, folder = outcome
-  assert f"Delete {folder / 'cut/original'} to have" in the_one_error(ended["cut"])
+  assert f"Delete {folder / 'cut/original'} to run" in the_one_error(ended["cut"])
   assert (folder / "cut/retrained/done.json").exists()
 
 
