@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 # Public name -> the module that has it, imported when first asked for: jax takes seconds.
 _PUBLIC = {
   "load_model": "api", "load_run": "api", "unlearn": "api", "evaluate": "api", "run": "api",
-  "Result": "api", "Table": "pipeline.comparison", "InputError": "core.errors", "Example": "data.examples",
-  "LanguageModel": "pipeline.language_model", "Settings": "pipeline.settings"}
+  "Result": "api", "Table": "pipeline.comparison", "InputError": "core.errors",
+  "Example": "data.examples", "LanguageModel": "pipeline.language_model",
+  "Settings": "pipeline.settings"}
 __all__ = [
   "Example", "InputError", "LanguageModel", "Result", "Settings", "Table", "evaluate", "load_model",
   "load_run", "run", "unlearn"]

@@ -41,7 +41,7 @@ def load_model(path: str, *, dtype: str | None = None, template: str = "auto",
 
   Args:
     path: folder, or name of a model of the hub: "Qwen/Qwen3-0.6B".
-    dtype: of weights and activations; 'bfloat16' on accelerators and 'float32' on CPUs, if not given.
+    dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     template: of prompts; 'auto' follows the tokenizer.
     mesh: sizes of the axes that the weights are split over; all devices, if not given.
 
@@ -101,8 +101,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
             workdir: str | pathlib.Path | None = None, seed: int = 42) -> Result:
   """Makes a model forget what it learnt from some owners.
 
-  The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers are
-  trained on the examples, the method runs, and the epoch that its rule keeps is returned.
+  The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers
+  are trained on the examples, the method runs, and the epoch that its rule keeps is returned.
 
   Args:
     model: of `load_model`.
@@ -111,7 +111,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
       several owners, "owner".
     retain: examples of anything that the model should keep, of other owners.
     unseen: examples of owners that the model has not seen; their queries give the level that the
-      attribution score is to come down to. Without, give `settings={"monitor": {"target_score": .05}}`.
+      attribution score is to come down to. Without them, `settings` must give one:
+      `{"monitor": {"target_score": 0.05}}`.
     method: name of a method, or an instance with settings of its own: `DareU(c_seg=1.0)`.
     reward: in place of DareU's attribution: a callable of `rl.reward_functions.Responses`.
     settings: nested mapping over the preset for checkpoints (`dareu_jax.presets.CHECKPOINT`).
@@ -128,8 +129,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   chosen = _settings(model, name, method, settings, seed)
   corpus = make_corpus(forget, retain, unseen)
   if not corpus.holdout and chosen.monitor.target_score < 0:
-    raise InputError("there are no unseen examples to measure the level to come down to: give some, "
-                     "or settings={'monitor': {'target_score': 0.05}}.")
+    raise InputError("there are no unseen examples to measure the level to come down to: give "
+                     "some, or settings={'monitor': {'target_score': 0.05}}.")
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
     mesh = mesh_of(model.model)
@@ -198,8 +199,8 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
              result: Result | None = None, **options: Any) -> Table:
   """Compares models on the same examples.
 
-  Metrics that the models or the examples do not allow are left out: those beside a retrained model
-  want one called "retrained", membership attacks want unseen examples, attribution wants a `result`.
+  Metrics that the models or the examples do not allow are left out: closeness to the retrained model
+  needs one called "retrained", membership attacks need unseen examples, attribution a `result`.
 
   Args:
     models: by name: {"before": model, "after": result.model}.

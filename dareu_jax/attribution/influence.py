@@ -102,8 +102,8 @@ def mean_eigenvalue(model: Model, chunks: Batch, *, probes: int, key: Key[Array,
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number, tolerance: Number, *,
-          iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
+def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number,
+          tolerance: Number, *, iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
 
   Args:

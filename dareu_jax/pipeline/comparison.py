@@ -78,7 +78,7 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     seed: of the samples that say what ordinary text is.
 
   Raises:
-    InputError: without forget examples, for an unknown original, or for an example that is too long.
+    InputError: without forget examples, for an unknown original, or an example that is too long.
   """
   if not examples.get("forget"):
     raise InputError("there are no forget examples to evaluate on: give at least one.")
@@ -86,7 +86,9 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     raise InputError(f"original is {original!r}, and the models are {', '.join(models)}.")
   evaluators = {name: _evaluator(model, examples, max_new_tokens, max_length, batch_size)
                 for name, model in models.items()}
-  references = {"original": original} | ({"retrained": "retrained"} if "retrained" in models else {})
+  references = {"original": original}
+  if "retrained" in models:
+    references["retrained"] = "retrained"
   records: dict[str, dict[str, list[Record]]] = {}
   with progress("evaluation", "model")(len(models)) as bar:
     for name, evaluator in evaluators.items():

@@ -56,7 +56,7 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
                      "[0, 1].")
   if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
     raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
-                     "the base could learn from: add general.jsonl or test.jsonl, or set rank to 0.")
+                     "the base could learn from: add general.jsonl or test.jsonl, or set it to 0.")
   return [make_run(settings, seed, corpus, mesh, seed_folder(workdir, seed, settings),
                    mirror=_with_prefix(mirror, _prefix(settings, seed)), **options)
           for seed in settings.seeds]

@@ -1,7 +1,7 @@
 """The stages of a run as a graph: what each stands on, and the fingerprint that follows from it.
 
-A stage's result is taken from the workdir where its fingerprint is the same: that of its own settings
-and of all stages that it reads.
+A stage's result is taken from the workdir where its fingerprint is the same: that of its own
+settings and of all stages that it reads.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
   return {key: value for key, value in config.items() if key != "format"}
 
 
-def check_format(config: dict[str, Any], folder: Path) -> None:
+def check_format(config: Mapping[str, Any], folder: Path) -> None:
   """Raises InputError if a run's files are of another version's format."""
   found = config.get("format", 1)
   if found != FORMAT:

@@ -1,1 +1,1 @@
-"""Reinforcement learning: rewards, advantages and losses as pure functions; learner, guards, selection."""
+"""Reinforcement learning: rewards, advantages, losses (pure); learner, guards, selection."""
