@@ -199,8 +199,8 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
              result: Result | None = None, **options: Any) -> Table:
   """Compares models on the same examples.
 
-  Metrics that the models or the examples do not allow are left out: closeness to the retrained model
-  needs one called "retrained", membership attacks need unseen examples, attribution a `result`.
+  Metrics that the models or the examples do not allow are left out: closeness to the retrained
+  model needs one called "retrained", membership attacks unseen examples, attribution a `result`.
 
   Args:
     models: by name: {"before": model, "after": result.model}.

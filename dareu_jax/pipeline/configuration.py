@@ -14,9 +14,9 @@ _HEAD = """# Configuration
 
 Every setting, made from the classes that own them by `python -m dareu_jax.pipeline.configuration`.
 Set one by a flag (`--config.data.num_owners=8`), in a config file
-(`default_config(data=dict(num_owners=8))`) or from Python (`dareu_jax.run({"data": {"num_owners": 8}},
-workdir)`). The defaults are those of the tiny preset, `configs/tofu.py`. Lengths are in tokens unless
-a line says otherwise."""
+(`default_config(data=dict(num_owners=8))`) or from Python
+(`dareu_jax.run({"data": {"num_owners": 8}}, workdir)`). The defaults are those of the tiny preset,
+`configs/tofu.py`. Lengths are in tokens unless a line says otherwise."""
 
 
 def document() -> str:
