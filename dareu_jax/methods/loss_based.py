@@ -79,9 +79,24 @@ class ForgetBatch(NamedTuple):
 
   policy: View
   original: View
-  other_policy: View  # the responses to put in their place, row by row; none: the same
-  other_original: View
+  others: tuple[View, View] | None  # the same of the responses to put in their place, row by row
   seed: int
+
+  @property
+  def other_policy(self) -> View:
+    """The responses to put in their place under the policy; of methods with `other_responses`."""
+    return self._others()[0]
+
+  @property
+  def other_original(self) -> View:
+    """The same under the original."""
+    return self._others()[1]
+
+  def _others(self):
+    if self.others is None:
+      raise ValueError("a forget loss asks for other responses, and its method gives none: "
+                       "override other_responses")
+    return self.others
 
 
 @settings
@@ -188,10 +203,11 @@ class ObjectiveLoss:
     forget_weight, retain_weight = step.weights
     metrics, loss = {}, 0.0
     if method.forget_coef:
-      # A method without other responses does not ask for them.
-      other = step.other or step.forget
-      batch = ForgetBatch(View(policy, step.forget), View(teacher, step.forget),
-                          View(policy, other), View(teacher, other), self.seed)
+      others = None
+      if step.other is not None:
+        others = View(policy, step.other), View(teacher, step.other)
+      batch = ForgetBatch(
+        View(policy, step.forget), View(teacher, step.forget), others, self.seed)
       metrics["forget_loss"] = method.forget_loss(batch)
       loss += forget_weight * method.forget_coef * metrics["forget_loss"]
     retained = View(policy, step.retain), View(teacher, step.retain)

@@ -75,7 +75,13 @@ def forget_batch(*, policy=0, original=1, seed=3):
   """Models 0 and 1 on the forget responses, 4 and 5 on the alternates, as in the golden file."""
   return ForgetBatch(
     View(KnownLogits(policy), batch_of(FORGET)), View(KnownLogits(original), batch_of(FORGET)),
-    View(KnownLogits(4), batch_of(ALTERNATE)), View(KnownLogits(5), batch_of(ALTERNATE)), seed)
+    (View(KnownLogits(4), batch_of(ALTERNATE)), View(KnownLogits(5), batch_of(ALTERNATE))), seed)
+
+
+def test_a_loss_that_asks_for_responses_that_its_method_does_not_give_is_an_error():
+  """Learning from the forget responses in their place would go unnoticed."""
+  with pytest.raises(ValueError, match="override other_responses"):
+    forget_batch()._replace(others=None).other_policy  # noqa: B018
 
 
 def nll_of_alternates():
