@@ -3,7 +3,6 @@
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from dareu_jax.pipeline.workdir import FORMAT
-from tests.jobs import CONFIG, batches, figures, finish, killed_at, losses, outcomes, wait_for
+from tests.jobs import (
+  CONFIG,
+  batches,
+  figures,
+  finish,
+  killed_at,
+  losses,
+  outcomes,
+  wait_for,
+  xla_flags,
+)
 
 
 def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
@@ -69,7 +79,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_resumes(finished, command, 
 def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(
     finished, command, tmp_path):
   """Arrays restored to one device, a key for the batch in place of one a row, a lost reduction."""
-  eight = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  eight = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(8)}
 
   def rows(workdir):
     return command(workdir, "--config.mesh.data=8", **eight)
@@ -106,7 +116,7 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
   code, _, err = finish(command(
     workdir, "--overwrite", "--config.evaluation.batch_size=4", "--config.mesh.data=2",
     "--config.mesh.tensor=2", JAX_PLATFORMS="cpu",
-    XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    XLA_FLAGS=xla_flags(8)))
   assert code == 0, err
   stages = json.loads((workdir / "summary.json").read_text())["stages"]
   assert {name for name, stage in stages.items() if not stage["skipped"]} == {
@@ -223,7 +233,7 @@ def test_a_workdir_of_an_earlier_version_is_refused(outcome, name):
 
 def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(outcome):
   ended, folder = outcome
-  assert f"Delete {folder / 'cut/original'} to have" in the_one_error(ended["cut"])
+  assert f"Delete {folder / 'cut/original'} to run" in the_one_error(ended["cut"])
   assert (folder / "cut/retrained/done.json").exists()
 
 

@@ -1,8 +1,8 @@
 """Named things of one kind, each registered by the module that defines it.
 
-A registry of the package finds its modules by itself when it is first asked, so that a new file is
-all that a new entry takes. A user's own module registers in the same way; `config.plugins` names it,
-so that finished runs can be read again.
+A registry finds the modules of its package by itself when it is first asked, so that a new file is
+all that a new entry takes. A user's own module registers in the same way; `config.plugins` names
+it, so that finished runs can be read again.
 """
 
 import importlib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-  """Maps names to entries, in alphabetical order: which module was imported first decides nothing."""
+  """Maps names to entries, in alphabetical order, whichever module was imported first."""
 
   def __init__(self, kind: str, package: str):
     """`kind` is what an entry is called in error messages; `package` holds its modules."""
@@ -28,11 +28,12 @@ class Registry(Generic[T]):
     """Adds an entry.
 
     Raises:
-      ValueError: if another one of that name is there.
+      InputError: if there is another one of that name.
     """
-    held = self._entries.get(name)
-    if held is not None and _origin(held) != _origin(entry):
-      raise ValueError(f"there is a {self.kind} {name!r} already: {_origin(held)}")
+    known = self._entries.get(name)
+    if known is not None and _origin(known) != _origin(entry):
+      raise InputError(f"{_origin(entry)} cannot be {self.kind} {name!r}: that is "
+                       f"{_origin(known)}. Give it another name.")
     self._entries[name] = entry  # a cell of a notebook that runs again defines it anew
     return entry
 
@@ -62,13 +63,18 @@ class Registry(Generic[T]):
     if self._is_complete:
       return
     self._is_complete = True  # before the imports: they may ask
-    package = importlib.import_module(self.package)
-    for module in pkgutil.iter_modules(package.__path__):
-      importlib.import_module(f"{self.package}.{module.name}")
+    try:
+      package = importlib.import_module(self.package)
+      for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{self.package}.{module.name}")
+    except BaseException:  # the next question must meet it too, and no incomplete registry
+      self._is_complete = False
+      raise
 
 
-def _origin(entry: object) -> tuple[str, str]:
-  return getattr(entry, "__module__", ""), getattr(entry, "__qualname__", repr(entry))
+def _origin(entry: object) -> str:
+  """Where an entry was defined: "my_methods.Mine"."""
+  return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', repr(entry))}"
 
 
 def import_plugins(modules: tuple[str, ...]) -> None:

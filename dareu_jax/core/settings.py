@@ -7,9 +7,9 @@
       learning_rate: Positive = 3e-3  # peak
       epochs: Count = 4  # passes over the data
 
-Types and bounds are checked by pydantic, which also builds nested settings from a config. The comment
-behind (or above) a field is its documentation: `describe` reads it, and docs/configuration.md is made
-from that.
+Types and bounds are checked by pydantic, which also builds nested settings from a config. The
+comment behind (or above) a field is its documentation: `describe` reads it, and
+docs/configuration.md is made from that.
 """
 
 import dataclasses
@@ -193,17 +193,25 @@ class Setting(typing.NamedTuple):
   meaning: str
 
 
-def describe(cls: type, prefix: str = "") -> Iterator[Setting]:
-  """Every setting of a class and of the classes within it, in order."""
+def describe(cls: type, prefix: str = "", block: Any = None) -> Iterator[Setting]:
+  """Every setting of a class and of the classes within it, in order.
+
+  Args:
+    cls: made by `settings`.
+    prefix: of the keys.
+    block: an instance whose values are the defaults; those of the class, if not given.
+  """
   hints, meanings = typing.get_type_hints(cls, include_extras=True), meanings_of(cls)
   for field in dataclasses.fields(cls):
     key, hint = prefix + field.name, hints[field.name]
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-      yield from describe(hint, f"{key}.")
-      continue
     default = field.default
-    if field.default_factory is not dataclasses.MISSING:
+    if block is not None:
+      default = getattr(block, field.name)
+    elif field.default_factory is not dataclasses.MISSING:
       default = field.default_factory()
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+      yield from describe(hint, f"{key}.", None if default is dataclasses.MISSING else default)
+      continue
     yield Setting(key, type_name(hint), default, meanings.get(field.name, ""))
 
 

@@ -3,51 +3,57 @@
 B batch, T time, S key slots, N heads, K kv heads, H head dim.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel.mesh import BATCH
 
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
 SPLASH_BLOCK = 128  # its lengths and head dims are multiples of this
 
 
-def causal_attention(q, k, v, *, implementation):
+def causal_attention(
+  q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *,
+  implementation: Implementation) -> Float[Array, "B T N H"]:
   """Attention of right-padded rows over themselves: a query sees the keys up to its own position.
 
   Padding stands behind all valid positions, so that causality alone keeps them apart.
 
   Args:
-    q: [B, T, N, H]; k, v: [B, T, K, H].
+    q, k, v: queries, keys and values, rotated.
     implementation: 'xla'; 'cudnn' (flash attention on NVIDIA GPUs); 'splash' (on TPUs); 'auto'
       takes 'cudnn' where it can be used and 'xla' elsewhere.
-
-  Returns: [B, T, N, H].
 
   Raises:
     InputError: where the shapes do not allow the implementation that was asked for.
   """
   if implementation == "splash":
     return _splash(q, k, v)
+  kernel: Literal["xla", "cudnn"] = "xla"
   if implementation in ("auto", "cudnn"):
     reason = _why_not_cudnn(q)
     if reason and implementation == "cudnn":
       raise InputError(f"config.model.attention is 'cudnn', {reason}: set it to 'auto'.")
-    implementation = "xla" if reason else "cudnn"
-  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    kernel = "xla" if reason else "cudnn"
+  return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
 
 
-def masked_attention(q, k, v, q_positions, k_positions, window=None):
+def masked_attention(
+  q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
+  q_positions: Int[Array, "B T"], k_positions: Int[Array, "B S"],
+  window: Int[Array, ""] | int | None = None) -> Float[Array, "B T N H"]:
   """Attention by positions: a query sees keys at its own position or before, within its window.
 
   Args:
-    q: [B, T, N, H]; k, v: [B, S, K, H].
-    q_positions: [B, T] int.
-    k_positions: [B, S] int; of an empty slot anything larger than every query's.
-    window: scalar int or None; how many positions back a query sees, its own included.
-
-  Returns: [B, T, N, H].
+    q, k, v: queries, keys and values, rotated.
+    q_positions: of the queries.
+    k_positions: of the keys; of an empty slot anything larger than every query's.
+    window: how many positions back a query sees, its own included; None: all.
   """
   distance = q_positions[:, :, None] - k_positions[:, None]  # [B, T, S]
   mask = distance >= 0

@@ -5,21 +5,49 @@ B batch, T time, S cache slots, D model, V vocab, L layers, K kv heads, H head d
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.masked import length_mask
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm, StackedCache
 from dareu_jax.models.rope import rotation
 from dareu_jax.parallel.mesh import (
+  REPLICATED,
   constrain_batch,
   constrain_cache,
   constrain_gathered,
   constrain_lookup,
+  register_shardings,
 )
 
+# How the parameters lie on a mesh. Columns of what fans out and rows of what fans in are split over
+# `tensor`, so that tensor-parallel attention and MLPs need one reduction each.
+SHARDINGS = {
+  r"embedding": ("vocab", "embed"),
+  r"lm_head": ("embed", "vocab"),
+  r"(q|k|v)_proj/kernel": ("embed", "heads"),
+  r"o_proj/kernel": ("heads", "embed"),
+  r"(gate|up)_proj/kernel": ("embed", "mlp"),
+  r"down_proj/kernel": ("mlp", "embed"),
+  r"(q|k|v|gate|up)_proj/lora_a": ("embed", "rank"),
+  r"(q|k|v)_proj/lora_b": ("rank", "heads"),
+  r"(gate|up)_proj/lora_b": ("rank", "mlp"),
+  r"o_proj/lora_a": ("heads", "rank"),
+  r"down_proj/lora_a": ("mlp", "rank"),
+  r"(o|down)_proj/lora_b": ("rank", "embed"),
+  r"(attention|mlp|final|q|k)_norm/scale": REPLICATED,
+  r"(q|k|v|o|gate|up|down)_proj/bias": REPLICATED,
+}
+register_shardings(SHARDINGS)
 
-def abstract_decoder(config: ModelConfig):
+Cache = KVCache | tuple[KVCache, ...]  # of all layers: stacked if scanned, else one a layer
+TokenIds = Int[Array | np.ndarray, "B T"]
+Lengths = Int[Array | np.ndarray, " B"]
+
+
+def abstract_decoder(config: ModelConfig) -> "Decoder":
   """A decoder of shapes alone."""
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
 
@@ -28,7 +56,7 @@ class Decoder(nnx.Module):
   """A causal language model. Layers are one stacked module when `config.scan_layers`, else a list;
   either way layer i starts from the same random key, so that both are the same model."""
 
-  def __init__(self, config: ModelConfig, *, rngs):
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.config = config
     dtype = jnp.dtype(config.dtype)
     shape = (config.vocab_size, config.embed_dim)
@@ -47,49 +75,52 @@ class Decoder(nnx.Module):
       self.lm_head = nnx.Param(embed_init(rngs.params(), shape[::-1], dtype))
 
   @property
-  def head(self):
-    """The language-model head [D, V]."""
+  def head(self) -> Float[Array, "D V"]:
+    """The language-model head."""
     return self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
 
-  def hidden_states(self, token_ids, lengths=None):
+  def hidden_states(
+    self, token_ids: TokenIds, lengths: Lengths | None = None) -> Float[Array, "B T D"]:
     """Final-norm hidden states of right-padded rows; causal, so padding reaches no valid position.
 
     Args:
-      token_ids: [B, T] int.
-      lengths: [B] int; valid tokens of each row, all where not given. (Only 'dynamic' rotary
-        embeddings, beyond their original length, depend on it.)
+      token_ids: right-padded.
+      lengths: valid tokens of each row, all where not given. (Only 'dynamic' rotary embeddings,
+        beyond their original length, depend on it.)
 
-    Returns: [B, T, D]; arbitrary beyond a row's length.
+    Returns: the states, arbitrary beyond a row's length.
     """
     positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
     return self(token_ids, positions, lengths)[0]
 
-  def logits(self, token_ids, lengths=None):
+  def logits(
+    self, token_ids: TokenIds, lengths: Lengths | None = None) -> Float[Array, "B T V"]:
     """Logits of the token after each position.
 
     Args:
-      token_ids: [B, T] int, right-padded.
-      lengths: [B] int; all T where not given.
+      token_ids: right-padded.
+      lengths: valid tokens of each row, all where not given.
 
-    Returns: [B, T, V] float32; 0 beyond a row's length.
+    Returns: float32, 0 beyond a row's length.
     """
     logits = self.unembed(self.hidden_states(token_ids, lengths))
     if lengths is None:
       return logits
-    return jnp.where(length_mask(lengths, token_ids.shape[1])[..., None], logits, 0.0)
+    mask = length_mask(jnp.asarray(lengths), token_ids.shape[1])
+    return jnp.where(mask[..., None], logits, 0.0)
 
-  def unembed(self, hidden):
-    """[..., D] -> logits [..., V] float32."""
+  def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Logits of hidden states, in float32."""
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
-  def gathered(self):
+  def gathered(self) -> "Decoder":
     """The decoder for a loop over tokens: weights that `fsdp` splits are gathered once and not at
     each token, if those of a device are at most `config.gather_gib`."""
     graphdef, state = nnx.split(self)
     return nnx.merge(graphdef, constrain_gathered(state, self.config.gather_gib * 2**30))
 
-  def empty_cache(self, batch, slots):
-    """A cache of zeros: a KVCache a layer; one, stacked, if scanned."""
+  def empty_cache(self, batch: int, slots: int) -> Cache:
+    """A cache of zeros."""
     config = self.config
     shape = (batch, slots, config.num_kv_heads, config.head_dim)
 
@@ -101,38 +132,42 @@ class Decoder(nnx.Module):
       return zeros(config.num_layers)
     return tuple(zeros() for _ in range(config.num_layers))
 
-  def __call__(self, token_ids, positions, lengths=None, *, cache=None, key_positions=None, slot=0):
+  def __call__(
+    self, token_ids: TokenIds, positions: Int[Array, "B T"], lengths: Lengths | None = None, *,
+    cache: Cache | None = None, key_positions: Int[Array, "B S"] | None = None,
+    slot: Int[Array, ""] | int = 0) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Runs the trunk, with or without a key-value cache.
 
     Args:
-      token_ids: [B, T] int.
-      positions: [B, T] int.
-      lengths: [B] int; valid tokens of each row so far, up to its last position where not given.
-      cache: as of `empty_cache`, or None.
-      key_positions: [B, S] int; the position of the token in each cache slot, now or later. A
-        token sees the slots up to its own position, so a slot that stays empty has a large one.
-      slot: scalar int, the first cache slot that these tokens fill.
+      token_ids: right-padded rows, or their next tokens.
+      positions: of the tokens.
+      lengths: valid tokens of each row so far, up to its last position where not given.
+      cache: as of `empty_cache`.
+      key_positions: the position of the token in each cache slot, now or later. A token sees the
+        slots up to its own position, so a slot that stays empty has a large one.
+      slot: the first cache slot that these tokens fill.
 
-    Returns: (hidden states [B, T, D], the updated cache or None).
+    Returns: (hidden states, the updated cache).
     """
     context = self._context(positions, lengths, key_positions, slot)
     x, cache = self._run(self.embed(token_ids), context, cache)
     return self.final_norm(x), cache
 
-  def embed(self, token_ids):
-    """[B, T] int -> [B, T, D], what the first layer reads."""
+  def embed(self, token_ids: TokenIds) -> Float[Array, "B T D"]:
+    """What the first layer reads."""
     return constrain_batch(jnp.take(constrain_lookup(self.embedding[...]), token_ids, axis=0))
 
-  def layers_between(self, x, start, stop):
+  def layers_between(
+    self, x: Float[Array, "B T D"], start: int, stop: int) -> Float[Array, "B T D"]:
     """Runs layers start..stop-1 on the residual stream of whole rows (no cache).
 
     `layers_between(embed(ids), 0, L)`, normed by `final_norm`, is `hidden_states(ids)`.
 
     Args:
-      x: [B, T, D]; what layer `start` reads.
-      start, stop: static, 0 <= start <= stop <= L.
+      x: what layer `start` reads.
+      start, stop: 0 <= start <= stop <= L.
 
-    Returns: [B, T, D]; what layer `stop` would read.
+    Returns: what layer `stop` would read.
     """
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     return self._run(x, self._context(positions, None, None, 0), None, start, stop)[0]
@@ -172,7 +207,7 @@ class Decoder(nnx.Module):
       return (x, None if cache is None else cache.stack), None
 
     inputs = stacked, windows, jnp.arange(stop - start)
-    return jax.lax.scan(self._rematerialised(body), (x, cache), inputs)[0]
+    return jax.lax.scan(self._rematerialized(body), (x, cache), inputs)[0]
 
   def _unroll(self, apply, x, cache, start, stop):
     caches = []
@@ -184,11 +219,11 @@ class Decoder(nnx.Module):
         return apply(nnx.merge(graphdef, state), x, window, cache)
 
       layer_cache = None if cache is None else cache[index]
-      x, layer_cache = self._rematerialised(body)(x, (state, layer_cache))
+      x, layer_cache = self._rematerialized(body)(x, (state, layer_cache))
       caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)
 
-  def _rematerialised(self, body):
+  def _rematerialized(self, body):
     if not self.config.remat:
       return body
     return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable)

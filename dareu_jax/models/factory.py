@@ -1,24 +1,23 @@
 """Builds the modules of a run: from dimensions and a seed, or from a Hugging Face checkpoint."""
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
+from jaxtyping import PyTree
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.models import huggingface
-from dareu_jax.models.config import (
-  LoraSettings,
-  ModelConfig,
-  ModelSettings,
-  from_huggingface,
-  from_settings,
-)
+from dareu_jax.models.config import LoraSettings, ModelConfig, ModelSettings, from_settings
+from dareu_jax.models.config_json import from_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
-from dareu_jax.parallel.mesh import path_name, shard, shardings
+from dareu_jax.models.huggingface import checkpoint_folder
+from dareu_jax.models.weights import Weights, fill
+from dareu_jax.parallel.mesh import Mesh, path_name, shard, shardings
 
 
-def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
+def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:
   """The architecture that the settings name; reads the checkpoint's config.json where there is one.
 
   Raises:
@@ -27,7 +26,7 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
   if not model.path:
     return from_settings(model, lora, vocab_size)
   config = from_huggingface(
-    huggingface.checkpoint_folder(model.path, weights=False), dtype=model.dtype,
+    checkpoint_folder(model.path, weights=False), dtype=model.dtype,
     scan_layers=model.scan_layers, remat=model.remat, attention=model.attention, lora=lora)
   if vocab_size > config.vocab_size:
     raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
@@ -35,26 +34,26 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size):
   return config
 
 
-def build_decoder(model: ModelSettings, config: ModelConfig, seed, mesh):
+def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Mesh) -> Model:
   """The language model, its base weights from the checkpoint where there is one."""
   return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
 
 
-def check_decoder(model: ModelSettings, config: ModelConfig):
+def check_decoder(model: ModelSettings, config: ModelConfig) -> None:
   """Raises InputError unless the checkpoint, where there is one, fits the model exactly."""
   _check(lambda: Decoder(config, rngs=_rngs(0)), model, config)
 
 
-def check_classifier(model: ModelSettings, config: ModelConfig, num_owners):
+def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int) -> None:
   """The same for a classifier's."""
   _check(lambda: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
 
 
-def _check(make, model, config):
+def _check(make: Callable[[], nnx.Module], model: ModelSettings, config: ModelConfig) -> None:
   if not model.path:
     return
-  weights = huggingface.Weights(huggingface.checkpoint_folder(model.path), config)
-  _, base = nnx.split(nnx.eval_shape(make), nnx.LoRAParam, ...)[1:]
+  weights = Weights(checkpoint_folder(model.path), config)
+  base = nnx.state(nnx.eval_shape(make), nnx.Not(nnx.LoRAParam))
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     weights.slices(path_name(path), leaf.shape)
   weights.check_all_used()
@@ -69,56 +68,63 @@ def abstract_model(config: ModelConfig) -> Model:
   return split(abstract_decoder(config), adapters_only=config.lora.rank > 0)
 
 
-def build_classifier(model: ModelSettings, config: ModelConfig, num_owners, seed, mesh):
+def build_classifier(
+  model: ModelSettings, config: ModelConfig, num_owners: int, seed: int, mesh: Mesh) -> Model:
   """The owner classifier: its trunk from a checkpoint if there is one, its head from the seed."""
   return _build(
     lambda rngs: OwnerClassifier(config, num_owners, rngs=rngs), model, config, seed, mesh)
 
 
-def with_weights(model: Model, weights):
+def with_weights(model: Model, weights: PyTree) -> Model:
   """The model with the base weights of another of the same architecture.
 
   Args:
+    model: whose adapters and heads stay.
     weights: state with a float32 leaf for every base weight, by the same path names.
+
+  Raises:
+    ValueError: if the model has no place for one of them.
   """
-  given = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+  leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
 
-  def fill(state):
+  def replaced(state):
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: given.pop(path_name(path), leaf).astype(leaf.dtype), state)
+      lambda path, leaf: leaves.pop(path_name(path), leaf).astype(leaf.dtype), state)
 
-  filled = model.replace(params=fill(model.params), frozen=fill(model.frozen))
-  if given:
-    raise ValueError(f"the model has no {', '.join(sorted(given))}")
+  filled = Model(replaced(model.params), replaced(model.frozen), model.static)
+  if leaves:
+    raise ValueError(f"the model has no {', '.join(sorted(leaves))}")
   return filled
 
 
-def build_value_head(config: ModelConfig, mesh):
+def build_value_head(config: ModelConfig, mesh: Mesh) -> Model:
   """The value head."""
   head = split(ValueHead(config.embed_dim), adapters_only=False)
   return head.with_params(shard(head.params, mesh))
 
 
-def _build(make, model, config, seed, mesh):
+def _build(make: Callable[[nnx.Rngs], nnx.Module], model: ModelSettings, config: ModelConfig,
+           seed: int, mesh: Mesh) -> Model:
   adapters_only = config.lora.rank > 0
 
   def initialize():
     model = split(make(_rngs(seed)), adapters_only=adapters_only)
     return model.params, model.frozen
 
-  abstract = nnx.eval_shape(lambda: make(_rngs(seed)))
-  shapes = split(abstract, adapters_only=adapters_only)
-  static, shapes = shapes.static, (shapes.params, shapes.frozen)
+  abstract = split(
+    nnx.eval_shape(lambda: make(_rngs(seed))), adapters_only=adapters_only)
+  shapes = abstract.params, abstract.frozen
   if not model.path:
-    return Model(*jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))(), static)
+    params, frozen = jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))()
+    return Model(params, frozen, abstract.static)
   # Only what the checkpoint does not hold is made here: adapters and the owner head.
-  own = jax.jit(lambda: _without_weights(initialize()),
-                out_shardings=_all_shardings(_without_weights(shapes), mesh))()
-  weights = huggingface.Weights(huggingface.checkpoint_folder(model.path), config)
-  params, frozen = (huggingface.fill(shape, made, weights, mesh)
-                    for shape, made in zip(shapes, own, strict=True))
+  initialized = jax.jit(lambda: _without_weights(initialize()),
+                        out_shardings=_all_shardings(_without_weights(shapes), mesh))()
+  weights = Weights(checkpoint_folder(model.path), config)
+  params, frozen = (fill(part, own, weights, mesh)
+                    for part, own in zip(shapes, initialized, strict=True))
   weights.check_all_used()
-  return Model(params, frozen, static)
+  return Model(params, frozen, abstract.static)
 
 
 def _all_shardings(trees, mesh):

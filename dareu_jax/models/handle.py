@@ -1,7 +1,7 @@
 """A model as one value: what is trained, what is frozen, and the static part that joins them.
 
-A *role* of a model (original, previous epoch, current) is a set of parameters over one shared frozen
-state, never a second model: with adapters it is the adapter, else all parameters.
+A *role* of a model (original, previous epoch, current) is a set of parameters over one shared
+frozen state, never a second model: with adapters it is the adapter, else all parameters.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Model:
 
   def with_params(self, params: Any) -> "Model":
     """Another role of the model."""
-    return self.replace(params=params)
+    return dataclasses.replace(self, params=params)
 
   @property
   def module(self) -> Any:
@@ -58,19 +58,20 @@ def split(module: nnx.Module, *, adapters_only: bool) -> Model:
   dtype = next(str(leaf.dtype) for leaf in jax.tree.leaves(
     nnx.state(module, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))))
   trained = nnx.LoRAParam if adapters_only else nnx.Param
-  graphdef, params, frozen = nnx.split(module, trained, ...)
+  graphdef, *states = nnx.split(module, trained, ...)
+  params, frozen = states
   return Model(_cast(params, "float32"), frozen, Static(graphdef, dtype))
 
 
 def _cast(state, dtype):
   """The state with its weights, but not its LoRAParam variables, in another dtype."""
 
-  def one(variable):
+  def cast(variable):
     if isinstance(variable, nnx.LoRAParam):
       return variable
     return jax.tree.map(lambda leaf: _with_dtype(leaf, dtype), variable)
 
-  return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return jax.tree.map(cast, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _with_dtype(leaf, dtype):

@@ -2,28 +2,38 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.parallel.mesh import REPLICATED, register_shardings
+
+register_shardings({
+  r"owner_kernel": ("embed", "owners"),
+  r"owner_bias": REPLICATED,
+  # A value head, alone and as `head` of a critic.
+  r"^(kernel|bias)|head/(kernel|bias)": REPLICATED,
+})
 
 
 class ValueHead(nnx.Module):
   """V(q, y_<t) from the policy's own hidden states; starts at zero, in float32."""
 
-  def __init__(self, embed_dim):
+  def __init__(self, embed_dim: int):
     self.kernel = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((), jnp.float32))
 
-  def __call__(self, hidden):
-    """[..., D] -> [...] float32."""
+  def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """The value of each position, in float32."""
     return hidden.astype(jnp.float32) @ self.kernel[...] + self.bias[...]
 
 
 class OwnerClassifier(nnx.Module):
   """A decoder trunk with an owner head on every position: p(owner | y_≤t) for all t in one pass."""
 
-  def __init__(self, config: ModelConfig, num_owners, *, rngs):
+  def __init__(self, config: ModelConfig, num_owners: int, *, rngs: nnx.Rngs):
     self.decoder = Decoder(config, rngs=rngs)
     if not config.tie_embeddings:
       del self.decoder.lm_head  # it predicts owners, not tokens
@@ -32,7 +42,7 @@ class OwnerClassifier(nnx.Module):
     self.owner_kernel = nnx.LoRAParam(head_init(rngs.params(), shape, jnp.float32))
     self.owner_bias = nnx.LoRAParam(jnp.zeros((num_owners,), jnp.float32))
 
-  def __call__(self, token_ids):
-    """token_ids [B, T] -> owner logits [B, T, O] float32; position t has read y_≤t."""
+  def __call__(self, token_ids: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T O"]:
+    """Owner logits in float32; position t has read y_≤t."""
     hidden = self.decoder.hidden_states(token_ids).astype(jnp.float32)
     return hidden @ self.owner_kernel[...] + self.owner_bias[...]

@@ -1,49 +1,33 @@
-"""Hugging Face checkpoints in and out: strict reading of safetensors, and writing them.
-
-A decoder's parameters and a checkpoint's tensors are matched by name; linear weights are stored
-[out, in] there and [in, out] here, and layers may be stacked here.
-"""
+"""Hugging Face checkpoints in and out: a decoder with its tokenizer from a folder, and back."""
 
 import contextlib
 import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
-from safetensors import safe_open
+from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
-from dareu_jax.models.config import ModelConfig, from_huggingface, to_huggingface
-from dareu_jax.models.decoder import abstract_decoder
-from dareu_jax.parallel.mesh import MeshSettings, is_stacked, make_mesh, parameter_spec, path_name
-
-# Our path -> the checkpoint's name.
-_NAMES = {
-  "embedding": "model.embed_tokens.weight",
-  "lm_head": "lm_head.weight",
-  "final_norm/scale": "model.norm.weight",
-}
-_LAYER_NAMES = {
-  "attention_norm/scale": "input_layernorm.weight",
-  "mlp_norm/scale": "post_attention_layernorm.weight",
-  **{f"attention/{x}_norm/scale": f"self_attn.{x}_norm.weight" for x in "qk"},
-  **{f"{ours}/{x}_proj/{leaf}": f"{theirs}.{x}_proj.{name}"
-     for ours, theirs, linears in (("attention", "self_attn", "qkvo"),
-                                   ("mlp", "mlp", ("gate", "up", "down")))
-     for x in linears for leaf, name in (("kernel", "weight"), ("bias", "bias"))},
-}
-# Buffers that old checkpoints carry; they hold no weights.
-_IGNORED = ("rotary_emb.inv_freq",)
+from dareu_jax.models.attention import Implementation
+from dareu_jax.models.config import LoraSettings
+from dareu_jax.models.config_json import from_huggingface, to_huggingface
+from dareu_jax.models.decoder import Decoder, abstract_decoder
+from dareu_jax.models.weights import Weights, checkpoint_names, fill, is_transposed
+from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh, path_name
 
 
-def load(path_or_id, *, dtype, mesh=None, template="auto", scan_layers=False, remat=False,
-         attention="auto"):
+def load(
+  path_or_id: str | pathlib.Path, *, dtype: str, mesh: Mesh | None = None, template: str = "auto",
+  scan_layers: bool = False, remat: bool = False, attention: Implementation = "auto",
+) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
   GPUs and TPUs round the products of float32 numbers unless told not to, as within
@@ -54,9 +38,7 @@ def load(path_or_id, *, dtype, mesh=None, template="auto", scan_layers=False, re
     dtype: of weights and activations, 'float32' or 'bfloat16'.
     mesh: where the weights go, of `parallel.mesh.make_mesh`; one device if not given.
     template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
-    scan_layers, remat, attention: see `settings.ModelSettings`.
-
-  Returns: (models.decoder.Decoder, data.tokenizers.Tokenizer).
+    scan_layers, remat, attention: see `config.ModelSettings`.
 
   Raises:
     InputError: for a checkpoint that is missing, damaged, of an unsupported architecture, or whose
@@ -75,7 +57,7 @@ def load(path_or_id, *, dtype, mesh=None, template="auto", scan_layers=False, re
 
 
 @functools.cache
-def checkpoint_folder(path, *, weights=True):
+def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
   """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded.
 
   Args:
@@ -90,144 +72,22 @@ def checkpoint_folder(path, *, weights=True):
 
   patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+    return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
     reason = str(error).strip().splitlines()[0]
     raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name the "
                      "folder of a checkpoint, or check the network.") from None
 
 
-class Weights:
-  """The tensors of a checkpoint folder, read part by part, each accounted for."""
-
-  def __init__(self, folder, config: ModelConfig):
-    self.folder = pathlib.Path(folder)
-    self.config = config
-    self._files = _index(self.folder)
-    self._used = set()
-    self._open = {}  # file name -> its reader
-
-  def _slice(self, name):
-    """A tensor that can be indexed without reading all of it."""
-    if name not in self._files:
-      raise InputError(f"{self.folder}: tensor {name} is missing from the checkpoint.")
-    self._used.add(name)
-    file = self._files[name]
-    if file not in self._open:
-      self._open[file] = safe_open(self.folder / file, framework="numpy")
-    return self._open[file].get_slice(name)
-
-  def check_all_used(self):
-    """Raises InputError if the checkpoint holds tensors that the model has no place for."""
-    unused = [name for name in self._files if name not in self._used
-              and not name.endswith(_IGNORED)]
-    if "lm_head.weight" in unused:  # that of a classifier, or a copy of the tied one
-      unused.remove("lm_head.weight")
-      if self.config.tie_embeddings:
-        self._check_tied()
-    if unused:
-      raise InputError(f"{self.folder}: tensor {unused[0]} (of {len(unused)}) has no place in the "
-                       "model; the checkpoint is of another architecture.")
-
-  def _check_tied(self):
-    head, embedding = self._slice("lm_head.weight"), self._slice(_NAMES["embedding"])
-    shape = embedding.get_shape()
-    parts = (slice(i, min(i + 4096, shape[0])) for i in range(0, shape[0], 4096))
-    same = head.get_shape() == shape and all(
-      np.array_equal(head[rows], embedding[rows]) for rows in parts)
-    if not same:
-      raise InputError(f"{self.folder}: config.json ties the embeddings, but tensor lm_head.weight "
-                       "is another one: set tie_word_embeddings to false there.")
-
-  def slices(self, path, shape):
-    """The tensors of one of our parameters, not read yet.
-
-    Args:
-      path: of the parameter, as of `mesh.path_name`.
-      shape: of the parameter, in our layout.
-
-    Raises:
-      InputError: if one is missing or has another shape.
-    """
-    names, stacked = checkpoint_names(path, self.config.num_layers)
-    transposed = _is_transposed(path)
-    slices = [self._slice(name) for name in names]
-    for name, tensor in zip(names, slices, strict=True):
-      expected = list(shape[1:] if stacked else shape)
-      found = tensor.get_shape()
-      if (found[::-1] if transposed else found) != expected:
-        raise InputError(f"{self.folder}: tensor {name} has shape {tuple(found)}, but config.json "
-                         f"says {tuple(expected[::-1] if transposed else expected)}.")
-    return slices
-
-  def array(self, path, shape, dtype, sharding):
-    """One of our parameters on the devices, each of which reads its own part of the file alone."""
-    slices = self.slices(path, shape)
-    _, stacked = checkpoint_names(path, self.config.num_layers)
-    transposed = _is_transposed(path)
-
-    @functools.cache
-    def part(*bounds):
-      index = tuple(slice(*bound) for bound in bounds)
-      layers, index = (slices[index[0]], index[1:]) if stacked else (slices, index)
-      read = [np.asarray(tensor[index[::-1]]).T if transposed else np.asarray(tensor[index])
-              for tensor in layers]
-      return (np.stack(read) if stacked else read[0]).astype(dtype)
-
-    return jax.make_array_from_callback(
-      tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index)))
-
-
-def _is_transposed(path):
-  return path.endswith(("kernel", "lm_head"))
-
-
-def checkpoint_names(path, num_layers):
-  """The checkpoint's names of one of our parameters.
-
-  Args:
-    path: as of `mesh.path_name`; within a classifier too.
-
-  Returns: (names, stacked): one name, or one a layer where our array holds all layers.
-  """
-  path = path.removeprefix("decoder/")
-  if not path.startswith("layers/"):
-    return [_NAMES[path]], False
-  head, _, rest = path.removeprefix("layers/").partition("/")
-  if not is_stacked(path):
-    return [f"model.layers.{head}.{_LAYER_NAMES[rest]}"], False
-  name = _LAYER_NAMES[f"{head}/{rest}"]
-  return [f"model.layers.{i}.{name}" for i in range(num_layers)], True
-
-
-def fill(shapes, made, weights, mesh):
-  """A state with the shapes given: leaves that `made` holds from there, others from the checkpoint.
-
-  Args:
-    shapes: nnx.State of ShapeDtypeStructs.
-    made: nnx.State.
-    weights: Weights.
-    mesh: where they go.
-  """
-  ready = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(made)}
-
-  def one(path, leaf):
-    name = path_name(path)
-    if name in ready:
-      return ready[name]
-    sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
-    return weights.array(name, leaf.shape, leaf.dtype, sharding)
-
-  return jax.tree_util.tree_map_with_path(one, shapes)
-
-
-def save(model, path, *, tokenizer=None, card="", max_shard_bytes=5 * 2**30):
+def save(
+  model: Decoder, path: str | pathlib.Path, *, tokenizer: tokenizers.Tokenizer | None = None,
+  card: str = "", max_shard_bytes: int = 5 * 2**30) -> None:
   """Writes a decoder as a Hugging Face checkpoint, adapters merged; all of it or nothing.
 
   Args:
-    model: models.decoder.Decoder.
+    model: with adapters or without.
     path: folder; it must not exist yet.
-    tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+    tokenizer: to put beside.
     card: text of the README.md, if any.
     max_shard_bytes: of a file; one tensor may be more.
 
@@ -247,21 +107,22 @@ def save(model, path, *, tokenizer=None, card="", max_shard_bytes=5 * 2**30):
     _write_tensors(folder, merged_tensors(model), max_shard_bytes)
 
 
-def merged_tensors(model):
+def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
   """Yields (name, bytes, function that gives the tensor) in the checkpoint's layout."""
   flat = {path_name(path): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
   for path, leaf in flat.items():
     if path.endswith(("lora_a", "lora_b")):
       continue
-    names, stacked = checkpoint_names(path, model.config.num_layers)
+    names, stacked = checkpoint_names(path, model.config)
     for layer, name in enumerate(names):
       tensor = functools.partial(
         _merged_tensor, flat, path, layer if stacked else None, model.config.lora)
       yield name, leaf.nbytes // len(names), tensor
 
 
-def _merged_tensor(flat, path, layer, lora):
+def _merged_tensor(
+  flat: dict[str, Any], path: str, layer: int | None, lora: LoraSettings) -> np.ndarray:
   """W, or W + A B α/r where there is an adapter, as [out, in]."""
   module, _, kind = path.rpartition("/")
   weight = on_host(flat[path], layer)
@@ -269,10 +130,10 @@ def _merged_tensor(flat, path, layer, lora):
     a, b = (on_host(flat[f"{module}/{name}"], layer) for name in ("lora_a", "lora_b"))
     update = a @ b * np.float32(lora.alpha / lora.rank)
     weight = (weight.astype(np.float32) + update).astype(weight.dtype)
-  return weight.T if _is_transposed(path) else weight
+  return weight.T if is_transposed(path) else weight
 
 
-def on_host(array, layer=None):
+def on_host(array: Float[Array, "..."], layer: int | None = None) -> Float[np.ndarray, "..."]:
   """An array, or one layer of a stacked one, as numpy; on several hosts it is gathered."""
   array = array if layer is None else array[layer]
   if not getattr(array, "is_fully_addressable", True):
@@ -303,12 +164,14 @@ def _write_tensors(folder, tensors, max_shard_bytes):
 
 
 @contextlib.contextmanager
-def new_folder(path, tokenizer, card):
+def new_folder(
+  path: str | pathlib.Path, tokenizer: tokenizers.Tokenizer | None, card: str,
+) -> Iterator[pathlib.Path]:
   """A temporary folder beside `path` that becomes it when the body ends without error.
 
   Args:
     path: folder; it must not exist yet.
-    tokenizer: data.tokenizers.Tokenizer that it is to hold too, or None.
+    tokenizer: that it is to hold too.
     card: text of its README.md, if any.
 
   Raises:
@@ -332,49 +195,6 @@ def new_folder(path, tokenizer, card):
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path, value):
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a value as indented JSON."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _index(folder):
-  """Tensor name -> file name.
-
-  Raises:
-    InputError: without safetensors, or with a file that is damaged or missing.
-  """
-  index = folder / "model.safetensors.index.json"
-  if index.exists():
-    return _read_index(index)
-  if (folder / "model.safetensors").exists():
-    return dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
-  pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-  hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
-  raise InputError(f"{folder} holds no model.safetensors{hint}.")
-
-
-def _read_index(index):
-  try:
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-    raise InputError(f"{index} is damaged: it must hold a weight_map. Download it again.") from None
-  held = {name: set(_tensor_names(index.parent / name)) for name in sorted(set(files.values()))}
-  for tensor, name in files.items():
-    if tensor not in held[name]:
-      raise InputError(f"{index} places tensor {tensor} in {name}, which does not hold it.")
-  for name, tensors in held.items():
-    unnamed = sorted(tensor for tensor in tensors if files.get(tensor) != name)
-    if unnamed:
-      raise InputError(f"{index} does not name tensor {unnamed[0]}, which {name} holds.")
-  return files
-
-
-def _tensor_names(path):
-  try:
-    with safe_open(path, framework="numpy") as file:
-      return list(file.keys())
-  except FileNotFoundError:
-    raise InputError(f"{path} is missing; the checkpoint's index names it.") from None
-  except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
-    raise InputError(f"{path} is damaged ({error}). Download it again.") from None
-
-

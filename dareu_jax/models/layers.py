@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.models.attention import causal_attention, masked_attention
 from dareu_jax.models.config import ModelConfig
@@ -21,8 +22,8 @@ class Linear(nnx.Module):
   The adapter is float32 and starts at zero (B = 0), so that it changes nothing until trained.
   """
 
-  def __init__(
-    self, name, in_dim, out_dim, config: ModelConfig, *, rngs, use_bias=False, scale=1.0):
+  def __init__(self, name: str, in_dim: int, out_dim: int, config: ModelConfig, *, rngs: nnx.Rngs,
+               use_bias: bool = False, scale: float = 1.0):
     dtype = jnp.dtype(config.dtype)
     kernel_init = jax.nn.initializers.normal(scale * in_dim**-0.5)
     self.kernel = nnx.Param(kernel_init(rngs.params(), (in_dim, out_dim), dtype))
@@ -35,7 +36,7 @@ class Linear(nnx.Module):
       self.lora_a = nnx.LoRAParam(lora_init(rngs.params(), (in_dim, rank), jnp.float32))
       self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_dim), jnp.float32))
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*B In"]) -> Float[Array, "*B Out"]:
     y = x @ self.kernel[...]
     if self.bias is not None:
       y += self.bias[...]
@@ -48,11 +49,11 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
   """Root-mean-square norm in float32 (Zhang and Sennrich 2019)."""
 
-  def __init__(self, dim, config: ModelConfig):
+  def __init__(self, dim: int, config: ModelConfig):
     self.scale = nnx.Param(jnp.ones((dim,), jnp.dtype(config.dtype)))
     self.eps = config.norm_eps
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
     # Rounded before the scale is applied, as the reference implementations do.
@@ -60,18 +61,18 @@ class RMSNorm(nnx.Module):
 
 
 class KVCache(NamedTuple):
-  """Keys and values of one layer, or of all layers stacked: each [(L,) B, S, K, H]."""
+  """Keys and values of one layer, or of all layers stacked."""
 
-  keys: jax.Array
-  values: jax.Array
+  keys: Float[Array, "*L B S K H"]
+  values: Float[Array, "*L B S K H"]
 
-  def written(self, new, slot):
-    """With another KVCache [B, T, K, H] from a slot on; of one layer."""
+  def written(self, new: "KVCache", slot: Int[Array, ""] | int) -> "KVCache":
+    """With the keys and values of new tokens from a slot on; of one layer."""
     return KVCache(*(constrain_cache(jax.lax.dynamic_update_slice_in_dim(
       old, part.astype(old.dtype), slot, axis=1)) for old, part in zip(self, new, strict=True)))
 
-  def read(self):
-    """Keys and values, each [B, S, K, H]; of one layer."""
+  def read(self) -> "KVCache":
+    """Keys and values of one layer."""
     return self
 
 
@@ -79,42 +80,45 @@ class StackedCache(NamedTuple):
   """A layer's part of the stacked cache of all layers, written in place."""
 
   stack: KVCache  # [L, B, S, K, H]
-  layer: jax.Array  # scalar int
+  layer: Int[Array, ""]
 
-  def written(self, new, slot):
-    """As of a KVCache; a StackedCache."""
+  def written(self, new: KVCache, slot: Int[Array, ""] | int) -> "StackedCache":
+    """With the keys and values of new tokens from a slot on, in this layer."""
     return StackedCache(KVCache(*(constrain_cache(jax.lax.dynamic_update_slice(
       old, part.astype(old.dtype)[None], (self.layer, 0, slot, 0, 0)))
       for old, part in zip(self.stack, new, strict=True))), self.layer)
 
-  def read(self):
-    """As of a KVCache."""
+  def read(self) -> KVCache:
+    """Keys and values of this layer."""
     return KVCache(*(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False)
                      for x in self.stack))
+
+
+AnyCache = KVCache | StackedCache  # of one layer
 
 
 class Context(NamedTuple):
   """What all layers share about the tokens at hand.
 
   Attributes:
-    sin, cos: [B, T, 1, H/2]; of `rope.rotation`.
-    positions: [B, T] int.
-    key_positions: [B, S] int of the cache's slots, larger than any query's where a slot is empty;
-      None without a cache.
-    slot: scalar int; the first cache slot that these tokens fill.
+    sin, cos: of `rope.rotation`.
+    positions: of the tokens.
+    key_positions: of the cache's slots, larger than any query's where a slot is empty; None without
+      a cache.
+    slot: the first cache slot that these tokens fill.
   """
 
-  sin: jax.Array
-  cos: jax.Array
-  positions: jax.Array
-  key_positions: jax.Array | None
-  slot: jax.Array | int
+  sin: Float[Array, "B T 1 Half"]
+  cos: Float[Array, "B T 1 Half"]
+  positions: Int[Array, "B T"]
+  key_positions: Int[Array, "B S"] | None
+  slot: Int[Array, ""] | int
 
 
 class Attention(nnx.Module):
   """Grouped-query attention with rotary embeddings and optional QK norm."""
 
-  def __init__(self, config: ModelConfig, *, rngs):
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.config = config
     n, k, h, d = config.num_heads, config.num_kv_heads, config.head_dim, config.embed_dim
     bias = config.qkv_bias
@@ -126,16 +130,18 @@ class Attention(nnx.Module):
     if config.qk_norm:
       self.q_norm, self.k_norm = RMSNorm(h, config), RMSNorm(h, config)
 
-  def __call__(self, x, context: Context, window, cache):
+  def __call__(
+    self, x: Float[Array, "B T D"], context: Context, window: Int[Array, ""] | int | None,
+    cache: AnyCache | None) -> tuple[Float[Array, "B T D"], AnyCache | None]:
     """Without a cache over the tokens themselves, else over the cache's slots.
 
     Args:
-      x: [B, T, D].
-      context: Context.
-      window: scalar int, the positions back that a query sees, its own included; None: all.
-      cache: KVCache of this layer, StackedCache, or None.
+      x: what the layer reads, normed.
+      context: of the tokens.
+      window: the positions back that a query sees, its own included; None: all.
+      cache: of this layer.
 
-    Returns: (y [B, T, D], the cache with these tokens in it or None).
+    Returns: (what attention adds, the cache with these tokens in it).
     """
     config = self.config
     batch, time, _ = x.shape
@@ -146,6 +152,7 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
     if cache is not None:
+      assert context.key_positions is not None
       cache = cache.written(KVCache(k, v), context.slot)
       y = masked_attention(q, *cache.read(), context.positions, context.key_positions, window)
     elif window is not None:
@@ -158,28 +165,30 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
   """SwiGLU (Shazeer 2020)."""
 
-  def __init__(self, config: ModelConfig, *, rngs):
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     d, f, bias = config.embed_dim, config.mlp_dim, config.mlp_bias
     self.gate_proj = Linear("gate_proj", d, f, config, rngs=rngs, use_bias=bias)
     self.up_proj = Linear("up_proj", d, f, config, rngs=rngs, use_bias=bias)
     self.down_proj = Linear("down_proj", f, d, config, rngs=rngs, use_bias=bias,
                             scale=(2 * config.num_layers) ** -0.5)
 
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nnx.Module):
   """Pre-norm attention and MLP, each with a residual connection."""
 
-  def __init__(self, config: ModelConfig, *, rngs):
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.embed_dim, config)
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = RMSNorm(config.embed_dim, config)
     self.mlp = MLP(config, rngs=rngs)
 
-  def __call__(self, x, context: Context, window=None, cache=None):
-    """x [B, T, D] -> (y [B, T, D], cache); see `Attention`."""
+  def __call__(
+    self, x: Float[Array, "B T D"], context: Context, window: Int[Array, ""] | int | None = None,
+    cache: AnyCache | None = None) -> tuple[Float[Array, "B T D"], AnyCache | None]:
+    """The residual stream behind the layer, and its cache; see `Attention`."""
     y, cache = self.attention(self.attention_norm(x), context, window, cache)
     x = x + y
     return x + self.mlp(self.mlp_norm(x)), cache

@@ -12,31 +12,32 @@ from flax import nnx
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig
-from dareu_jax.models.decoder import abstract_decoder
+from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.parallel.mesh import path_name
 
 _HEADER = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "length")
 _BYTES = range(3, 259)  # ids of the byte tokens; before them unknown, BOS and EOS
 
 
-def load(folder, *, dtype="float32"):
+def load(
+  folder: str | pathlib.Path, *, dtype: str = "float32") -> tuple[Decoder, tokenizers.Tokenizer]:
   """The decoder and the tokenizer of a folder with one model `*.bin` and its `tok*.bin`.
 
   Raises:
     InputError: if a file is missing, or is not as long as its header says.
   """
   folder = pathlib.Path(folder)
-  files = {True: [], False: []}
-  for path in sorted(folder.glob("*.bin")):
-    files[path.name.startswith("tok")].append(path)
-  if len(files[False]) != 1 or len(files[True]) != 1:
+  files = sorted(folder.glob("*.bin"))
+  tokenizer_files = [path for path in files if path.name.startswith("tok")]
+  model_files = [path for path in files if path not in tokenizer_files]
+  if len(model_files) != 1 or len(tokenizer_files) != 1:
     raise InputError(f"{folder} must hold one model (such as stories260K.bin) and its tokenizer "
                      "(such as tok512.bin).")
-  config, weights = _read_model(files[False][0], dtype)
+  config, weights = _read_model(model_files[0], dtype)
   graphdef, shapes = nnx.split(abstract_decoder(config))
   state = jax.tree_util.tree_map_with_path(
     lambda path, leaf: jnp.asarray(weights[path_name(path)], leaf.dtype), shapes)
-  return nnx.merge(graphdef, state), read_tokenizer(files[True][0], config.vocab_size)
+  return nnx.merge(graphdef, state), read_tokenizer(tokenizer_files[0], config.vocab_size)
 
 
 def _read_model(path, dtype):
@@ -88,14 +89,14 @@ def _halves(array, head_dim):
   return pairs.swapaxes(2, 3).reshape(layers, rows, columns)
 
 
-def read_tokenizer(path, vocab_size):
+def read_tokenizer(path: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
   """The tokenizer of a llama2.c file: a SentencePiece BPE whose merges follow the scores.
 
   Args:
     path: the file: int32 longest token, then for each token float32 score, int32 length, bytes.
     vocab_size: tokens to read.
 
-  Returns: data.tokenizers.Tokenizer with the 'raw' template: text after BOS, until EOS.
+  Returns: a tokenizer with the 'raw' template: text after BOS, until EOS.
   """
   raw, offset, pieces, scores = path.read_bytes(), 4, [], []
   try:

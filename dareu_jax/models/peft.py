@@ -1,23 +1,30 @@
 """Adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors."""
 
+import pathlib
+
 import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.models.huggingface import checkpoint_names, new_folder, on_host, write_json
+from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.huggingface import new_folder, on_host, write_json
+from dareu_jax.models.weights import checkpoint_names
 from dareu_jax.parallel.mesh import path_name
 
 
-def save(model, path, *, base, tokenizer=None, card=""):
+def save(
+  model: Decoder, path: str | pathlib.Path, *, base: str | pathlib.Path,
+  tokenizer: Tokenizer | None = None, card: str = "") -> None:
   """Writes a decoder's adapters alone, for PEFT to put on the checkpoint they were trained on.
 
   Args:
-    model: models.decoder.Decoder with adapters.
+    model: with adapters.
     path: folder; it must not exist yet.
     base: folder or hub name of that checkpoint.
-    tokenizer: data.tokenizers.Tokenizer to put beside, or None.
+    tokenizer: to put beside.
     card: text of the README.md, if any.
 
   Raises:
@@ -38,7 +45,7 @@ def _tensors(model):
   tensors = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.LoRAParam)):
     module, _, kind = path_name(path).rpartition("/")
-    names, stacked = checkpoint_names(f"{module}/kernel", model.config.num_layers)
+    names, stacked = checkpoint_names(f"{module}/kernel", model.config)
     factor = {"lora_a": "lora_A", "lora_b": "lora_B"}[kind]
     for layer, name in enumerate(names):
       array = on_host(leaf, layer if stacked else None).T

@@ -8,6 +8,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -34,8 +35,8 @@ class RopeConfig:
   attention_factor: float = 1.0  # yarn: scales sin and cos, and with them the logits by its square
 
 
-def rope_frequencies(rope: RopeConfig, head_dim):
-  """Angular frequencies [H/2] float32, as the reference implementations round them.
+def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float[np.ndarray, " Half"]:
+  """Angular frequencies [H/2] in float32, as the reference implementations round them.
 
   Of 'dynamic' they are those of rows within the original length; see `rotation`.
   """
@@ -72,14 +73,17 @@ def _blend(freqs, factor, kept):
   return kept * freqs + (1 - kept) * freqs / np.float32(factor)
 
 
-def rotation(rope: RopeConfig, head_dim, positions, lengths):
-  """Sine and cosine of each position's angles.
+def rotation(
+  rope: RopeConfig, head_dim: int, positions: Int[Array, "B T"],
+  lengths: Int[Array | np.ndarray, " B"],
+) -> tuple[Float[Array, "B T 1 Half"], Float[Array, "B T 1 Half"]]:
+  """Sine and cosine of each position's angles: float32, half as many as a head is wide.
 
   Args:
-    positions: [B, T] int.
-    lengths: [B] int; valid tokens of each row, which 'dynamic' stretches by.
-
-  Returns: (sin, cos), both [B, T, 1, H/2] float32.
+    rope: how fast each dimension turns.
+    head_dim: H.
+    positions: of the tokens.
+    lengths: valid tokens of each row, which 'dynamic' stretches by.
   """
   freqs = jnp.asarray(rope_frequencies(rope, head_dim))
   if rope.kind == "dynamic":
@@ -90,18 +94,13 @@ def rotation(rope: RopeConfig, head_dim, positions, lengths):
     freqs = (freqs / stretch[:, None] ** exponents)[:, None]
   angles = positions[..., None].astype(jnp.float32) * freqs
   sin, cos = jnp.sin(angles), jnp.cos(angles)
-  return tuple((x * rope.attention_factor)[:, :, None] for x in (sin, cos))
+  return (sin * rope.attention_factor)[:, :, None], (cos * rope.attention_factor)[:, :, None]
 
 
-def rotate(x, sin, cos):
-  """Rotates the halves of each head (the Hugging Face layout).
-
-  Args:
-    x: [B, T, N, H].
-    sin, cos: of `rotation`.
-
-  Returns: [B, T, N, H] of x's dtype.
-  """
+def rotate(
+  x: Float[Array, "B T N H"], sin: Float[Array, "B T 1 H//2"], cos: Float[Array, "B T 1 H//2"],
+) -> Float[Array, "B T N H"]:
+  """Rotates the halves of each head (the Hugging Face layout), by what `rotation` gives."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x.dtype)

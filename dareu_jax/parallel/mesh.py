@@ -1,16 +1,20 @@
 """The device mesh, and one table that says how each array lies on it.
 
 Mesh axes: `data` splits the batch, `fsdp` splits the batch and the weights, `tensor` splits heads,
-mlp and vocabulary.
+mlp and vocabulary. The rules of the table are registered where the parameters are made. A parameter
+that matches no rule is an error: replicated by oversight, it would be held whole by every device.
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from dareu_jax.core.errors import InputError, InvalidSetting
 from dareu_jax.core.settings import NonNegative, settings
@@ -19,26 +23,32 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 # Logical axis -> mesh axis. An axis that its mesh axis does not divide stays whole.
-RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "rank": None,
-         "owners": None}
+LOGICAL_AXES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor",
+                "rank": None, "owners": None}
+REPLICATED = ()  # the rule of what lies whole on every device: norms, biases, counters
 
-# Parameter path -> logical axes of its last dimensions (a stacked layer axis stays whole).
-# First match wins; anything else (norms, biases, scalars) is replicated.
-PARAMETER_AXES = (
-  (r"embedding$", ("vocab", "embed")),
-  (r"lm_head$", ("embed", "vocab")),
-  (r"(q|k|v)_proj/kernel$", ("embed", "heads")),
-  (r"o_proj/kernel$", ("heads", "embed")),
-  (r"(gate|up)_proj/kernel$", ("embed", "mlp")),
-  (r"down_proj/kernel$", ("mlp", "embed")),
-  (r"(q|k|v|gate|up)_proj/lora_a$", ("embed", "rank")),
-  (r"(q|k|v)_proj/lora_b$", ("rank", "heads")),
-  (r"(gate|up)_proj/lora_b$", ("rank", "mlp")),
-  (r"o_proj/lora_a$", ("heads", "rank")),
-  (r"down_proj/lora_a$", ("mlp", "rank")),
-  (r"(o|down)_proj/lora_b$", ("rank", "embed")),
-  (r"owner_kernel$", ("embed", "owners")),
-)
+# Pattern of a path's end -> logical axes of the last dimensions; see `register_shardings`.
+_RULES: dict[str, tuple[str, ...]] = {r"step|count": REPLICATED}  # of training and optimizers
+
+
+def register_shardings(rules: Mapping[str, tuple[str, ...]]) -> None:
+  """Adds rules for parameters to the table.
+
+  Args:
+    rules: {regular expression of the last parts of the path: logical axes of the last dimensions},
+      such as {r"(gate|up)_proj/kernel": ("embed", "mlp")}. Dimensions before them (stacked layers)
+      stay whole; `REPLICATED` keeps all of them whole.
+
+  Raises:
+    ValueError: for an unknown logical axis, or a pattern that has another rule already.
+  """
+  for pattern, axes in rules.items():
+    for axis in axes:
+      if axis not in LOGICAL_AXES:
+        raise ValueError(f"the sharding rule {pattern!r} names the logical axis {axis!r}. "
+                         f"Known: {', '.join(LOGICAL_AXES)}.")
+    if _RULES.setdefault(pattern, tuple(axes)) != tuple(axes):
+      raise ValueError(f"the sharding rule {pattern!r} is {_RULES[pattern]} already, not {axes}.")
 
 
 @settings
@@ -48,7 +58,8 @@ class MeshSettings:
   data: int = 1  # splits the batch
   fsdp: int = -1  # splits the batch and the weights
   tensor: int = 1  # splits heads, mlp and vocabulary
-  gather_gib: NonNegative = 7.0  # GiB of weights a device, up to which fsdp gathers them once to decode; 0: never
+  # GiB of weights a device, up to which fsdp gathers them once to decode; 0: never
+  gather_gib: NonNegative = 7.0
 
   def __post_init__(self):
     sizes = {axis: getattr(self, axis) for axis in AXES}
@@ -59,15 +70,15 @@ class MeshSettings:
       raise InvalidSetting("fsdp", self.fsdp, f"only one axis can be -1, and they are {sizes}.")
 
 
-def make_mesh(settings: MeshSettings, devices=None):
+def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh over the devices; over the first of them if the axes ask for fewer.
 
-  Devices of several slices (TPU pods joined by a data-centre network) are rows of the `data` axis:
+  Devices of several slices (TPU pods joined by a data-center network) are rows of the `data` axis:
   what splits weights stays within a slice.
 
   Args:
     settings: sizes of the axes.
-    devices: to take in place of those that are there, such as a topology's.
+    devices: to take in place of `jax.devices()`, such as a topology's.
 
   Raises:
     InputError: if the axes ask for more devices than there are, -1 cannot be filled evenly, or the
@@ -121,59 +132,74 @@ def _check_all_processes(devices, shape):
                      "it larger, or start fewer processes.")
 
 
-def parameter_spec(path, shape, mesh):
-  """PartitionSpec of a parameter by its path ('layers/0/mlp/up_proj/kernel') and shape."""
-  for pattern, logical in PARAMETER_AXES:
-    if re.search(pattern, path):
-      lead = [None] * (len(shape) - len(logical))
-      return _spec(lead + [RULES[name] for name in logical], shape, mesh)
-  return P()
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
+  """PartitionSpec of a parameter by its path ('layers/0/mlp/up_proj/kernel') and shape.
+
+  Raises:
+    ValueError: if no rule matches the path, or two rules that differ.
+  """
+  rules = {pattern: axes for pattern, axes in _RULES.items()
+           if re.search(rf"(^|/)({pattern})$", path)}
+  if not rules:
+    raise ValueError(
+      f"no sharding rule matches the parameter {path!r} of shape {tuple(shape)}. Register one "
+      "beside the code that makes it, with dareu_jax.parallel.mesh.register_shardings({pattern of "
+      f"the path: logical axes of its last dimensions}}), the axes of {', '.join(LOGICAL_AXES)}; "
+      "REPLICATED keeps it whole on every device.")
+  if len(set(rules.values())) > 1:
+    raise ValueError(f"several sharding rules match the parameter {path!r}: {rules}.")
+  logical = next(iter(rules.values()))
+  if len(logical) > len(shape):
+    raise ValueError(f"the sharding rule of the parameter {path!r} names the axes {logical}, and "
+                     f"its shape is {tuple(shape)}.")
+  lead = [None] * (len(shape) - len(logical))
+  return _spec(lead + [LOGICAL_AXES[name] for name in logical], shape, mesh)
 
 
 def _spec(axes, shape, mesh):
   """Without axes that do not divide, axes of one device, and Nones at the end: there is one spec
   for each layout, the one that comes out of the compiler, so that nothing is compiled twice."""
 
-  def kept(axis, size):
+  def usable(axis, size):
     names = axis if isinstance(axis, tuple) else (axis,)
     names = tuple(name for name in names if name and mesh.shape[name] > 1)
     if not names or size % int(np.prod([mesh.shape[name] for name in names])):
       return None
     return names if len(names) > 1 else names[0]
 
-  axes = [kept(axis, size) for axis, size in zip(axes, shape, strict=True)]
+  axes = [usable(axis, size) for axis, size in zip(axes, shape, strict=True)]
   while axes and axes[-1] is None:
     axes.pop()
   return P(*axes)
 
 
-def shardings(state, mesh):
+def shardings(state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
   """NamedShardings of a state's parameters, optimizer moments included (they share the paths)."""
 
-  def one(path, leaf):
+  def sharding(path, leaf):
     return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
 
-  return jax.tree_util.tree_map_with_path(one, state)
+  return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def path_name(path):
+def path_name(path: Sequence[Any]) -> str:
   """'layers/0/attention/q_proj/kernel' of a key path."""
   names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
   return "/".join(str(name) for name in names if name not in ("value", None))
 
 
-def is_stacked(name):
+def is_stacked(name: str) -> bool:
   """Whether the parameter of a path name holds all layers, one after another (`scan_layers`)."""
-  _, found, rest = f"/{name}".partition("/layers/")
-  return bool(found) and not rest.partition("/")[0].isdigit()
+  _, layers, rest = f"/{name}".partition("/layers/")
+  return bool(layers) and not rest.partition("/")[0].isdigit()
 
 
-def shard(state, mesh):
+def shard(state: PyTree, mesh: Mesh) -> PyTree:
   """Puts each parameter where the table says."""
   return jax.device_put(state, shardings(state, mesh))
 
 
-def place(state):
+def place(state: PyTree) -> PyTree:
   """The state where the table says, on the mesh that is set; unchanged on one device.
 
   So it comes back from updates: one made on the first device would have them compiled twice.
@@ -182,7 +208,7 @@ def place(state):
   return state if mesh.empty or mesh.size == 1 else shard(state, mesh)
 
 
-def mesh_of(tree):
+def mesh_of(tree: PyTree) -> Mesh:
   """The mesh that a tree's arrays lie on; one of the first device, if they lie on none."""
   for leaf in jax.tree.leaves(tree):
     if isinstance(getattr(leaf, "sharding", None), NamedSharding):
@@ -190,38 +216,38 @@ def mesh_of(tree):
   return make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))
 
 
-def batch_sharding(shape, mesh):
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Of an array whose first axis is the batch: split over `data` and `fsdp`, where it divides."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []
   return NamedSharding(mesh, _spec(axes, shape, mesh))
 
 
-def shard_batch(batch, mesh):
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree[Shaped[Array, "B ..."]]:
   """Puts a tree of arrays on the devices, each split as `batch_sharding` says."""
 
-  def one(x):
+  def to_devices(x):
     x = np.asarray(x)
     # Of a batch that all hosts have alike, each puts its own share on its devices.
     return jax.make_array_from_callback(x.shape, batch_sharding(x.shape, mesh), lambda i: x[i])
 
-  return jax.tree.map(one, batch)
+  return jax.tree.map(to_devices, batch)
 
 
-def constrain_batch(x):
-  """Keeps the batch axis of an activation [B, ...] split over `data` and `fsdp`.
+def constrain_batch(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
+  """Keeps the batch axis of an activation split over `data` and `fsdp`.
 
   This and the other constraints change nothing without a mesh of several devices (`jax.set_mesh`).
   """
   return _constrain(x, [BATCH])
 
 
-def constrain_cache(x):
-  """Keeps keys or values [..., B, S, K, H] split by rows, and by heads over `tensor`."""
+def constrain_cache(x: Float[Array, "*L B S K H"]) -> Float[Array, "*L B S K H"]:
+  """Keeps keys or values split by rows, and by heads over `tensor`."""
   return _constrain(x, [None] * (x.ndim - 4) + [BATCH, None, "tensor"])
 
 
-def constrain_lookup(embedding):
-  """An embedding [V, D] as a look-up needs it: whole rows, the vocabulary over `tensor`.
+def constrain_lookup(embedding: Float[Array, "V D"]) -> Float[Array, "V D"]:
+  """An embedding as a look-up needs it: whole rows, the vocabulary over `tensor`.
 
   Rows that are split over `fsdp`, looked up by a batch that is split over it too, make the compiler
   gather everything it has.
@@ -229,7 +255,7 @@ def constrain_lookup(embedding):
   return _constrain(embedding, ["tensor"], even_if_whole=True)
 
 
-def constrain_parameters(state):
+def constrain_parameters(state: PyTree) -> PyTree:
   """Keeps what an update returns where the table says, so that the next one is the same program."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -239,32 +265,32 @@ def constrain_parameters(state):
       leaf, parameter_spec(path_name(path), leaf.shape, mesh)), state)
 
 
-def constrain_gathered(state, limit):
+def constrain_gathered(state: PyTree, limit: float) -> PyTree:
   """Parameters whole along `fsdp`; as they lie if a device's are then more than `limit` bytes."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not gathered_bytes(state, mesh, limit):
     return state
 
-  def one(path, leaf):
+  def gathered(path, leaf):
     spec = parameter_spec(path_name(path), leaf.shape, mesh)
     return jax.lax.with_sharding_constraint(leaf, _gathered(spec)) if "fsdp" in spec else leaf
 
-  return jax.tree_util.tree_map_with_path(one, state)
+  return jax.tree_util.tree_map_with_path(gathered, state)
 
 
-def gathered_bytes(state, mesh, limit):
+def gathered_bytes(state: PyTree, mesh: Mesh | AbstractMesh, limit: float) -> int:
   """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`; 0 where
   they are not gathered: `fsdp` splits nothing, or they are more than `limit`."""
 
-  def one(path, leaf):
+  def size(path, leaf):
     spec = _gathered(parameter_spec(path_name(path), leaf.shape, mesh))
     shape = NamedSharding(mesh, spec).shard_shape(leaf.shape)
     return int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
 
   if mesh.shape["fsdp"] == 1:
     return 0
-  size = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(one, state)))
-  return size if size <= limit else 0
+  total = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, state)))
+  return total if total <= limit else 0
 
 
 def _gathered(spec):

@@ -1,4 +1,4 @@
-"""The reinforcement learning run: epochs of rollouts and updates, watched, saved, stopped by a stated rule."""
+"""The reinforcement learning run: epochs of rollouts and updates, saved, and ended by a rule."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
-from dareu_jax.rl.reward_functions import ForgetSet, Reward
+from dareu_jax.rl.reward_functions import ForgetSet, Reward, score
 from dareu_jax.rl.selection import choose, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.supervised import StageIO
@@ -142,7 +142,8 @@ def learn(task: Task, state: learner.LearnerState, step: int,
     pad_id=evaluator.tokenizer.pad_id)
   texts = _texts(evaluator.tokenizer, completions)
   sampled = time.monotonic()
-  scores = evaluator.to_device(task.reward(task.forget.responses(chosen, completions, texts)))
+  responses = task.forget.responses(chosen, completions, texts)
+  scores = evaluator.to_device(score(task.reward, responses))
   rewarded = time.monotonic()
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), scores, *prompts, completions,

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
 from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
@@ -69,6 +70,25 @@ class ForgetSet:
       fetch(completions.ids), fetch(completions.lengths), tuple(texts),
       tuple(self.examples[i] for i in chosen), tuple(self.queries[i] for i in chosen),
       self.classifier, self.refusals)
+
+
+def score(reward: Reward, responses: Responses) -> np.ndarray:
+  """The scores that a reward gives, checked: [B, T] float32.
+
+  Raises:
+    InputError: if they have another shape, or one of a response's own tokens is not in [0, 1].
+  """
+  scores = np.asarray(reward(responses), np.float32)
+  name = getattr(reward, "__name__", type(reward).__name__)
+  if scores.shape != responses.ids.shape:
+    raise InputError(f"reward {name} gave scores of shape {scores.shape}: it must give one for "
+                     f"every prefix of every response, here {responses.ids.shape}.")
+  valid = scores[np.arange(scores.shape[1]) < responses.lengths[:, None]]
+  wrong = valid[~((valid >= 0) & (valid <= 1))]  # NaN is neither
+  if wrong.size:
+    raise InputError(f"reward {name} gave a score of {wrong[0]:g}: it must lie in [0, 1], high for "
+                     "what is to be forgotten.")
+  return scores
 
 
 REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")

@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from dareu_jax.attribution import classifier as C
-from dareu_jax.models import handle as states
+from dareu_jax.data.batches import Row, collate
+from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
 
@@ -18,15 +19,15 @@ def model():
   config = ModelConfig(vocab_size=30, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
                        num_kv_heads=2, head_dim=8)
   module = OwnerClassifier(config, OWNERS, rngs=nnx.Rngs(params=3))
-  return states.split(module, adapters_only=False)
+  return handle.split(module, adapters_only=False)
 
 
 def test_prefix_scores_equal_the_per_prefix_oracle(model):
   """The paper invokes the classifier once a segment; one causal pass must give the same numbers."""
   ids = np.random.default_rng(0).integers(0, 30, (3, 5)).astype(np.int32)
   is_forget = np.array([True, False, False, True, False])
-  got = C.prefix_scores(*model, ids, is_forget)
-  module = model[0].merge(*model[1:])
+  got = C.prefix_scores(model, ids, is_forget)
+  module = model.module
   for t in range(1, 6):
     alone = jax.nn.softmax(module(ids[:, :t])[:, -1], axis=-1)
     np.testing.assert_allclose(got[:, t - 1], alone[:, 0] + alone[:, 3], atol=1e-5)
@@ -34,7 +35,7 @@ def test_prefix_scores_equal_the_per_prefix_oracle(model):
 
 def test_scores_of_all_owners_add_up_to_one(model):
   ids = np.arange(8, dtype=np.int32)[None]
-  np.testing.assert_allclose(C.prefix_scores(*model, ids, np.ones(OWNERS, bool)), 1.0, atol=1e-6)
+  np.testing.assert_allclose(C.prefix_scores(model, ids, np.ones(OWNERS, bool)), 1.0, atol=1e-6)
 
 
 def test_a_crop_is_a_suffix_with_its_own_length():
@@ -73,13 +74,11 @@ def test_an_echo_is_replaced_by_a_stretch_of_another_query():
 
 def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(model):
   """Two owners' rows differ in an echo alone: noised, its gradient must not tell them apart."""
-  from dareu_jax.data.batches import Row, collate
-
   def total(first, echo_noise):
     loss = C.PrefixLoss(token_noise=0.0, echo_noise=echo_noise, label_smoothing=0.0)
     rows = [Row((1, 2, 3), (first,), 2)] * 4
     batch = collate(rows, 4, seq_length=8, completion_length=4, pad_id=0)
-    return float(loss(*model, batch, jax.random.key(2))[0])
+    return float(loss(model.params, model, batch, jax.random.key(2))[0])
 
   assert total(2, 1.0) == total(3, 1.0)
   assert total(2, 0.0) != total(3, 0.0)
@@ -87,22 +86,21 @@ def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(
 
 
 def test_the_loss_sees_neither_padding_nor_padding_rows(model):
-  from dareu_jax.data.batches import Row, collate
   loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.1)
   rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]
   shape = dict(seq_length=8, completion_length=4)
   small = collate(rows, 2, pad_id=0, **shape)
   other_ids = collate(rows, 2, pad_id=9, **shape)
   key = jax.random.key(1)
-  for a, b in zip(loss(*model, small, key)[:2], loss(*model, other_ids, key)[:2], strict=True):
+  for a, b in zip(loss(model.params, model, small, key)[:2], loss(model.params, model, other_ids, key)[:2], strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   # Crops depend on the batch's size; rows of one token have none.
   single = [Row((1,), (4,), 2), Row((1,), (7,), 4)]
-  alone, among = (loss(*model, collate(single, n, pad_id=0, **shape), key)[:2] for n in (2, 5))
+  alone, among = (loss(model.params, model, collate(single, n, pad_id=0, **shape), key)[:2] for n in (2, 5))
   np.testing.assert_allclose(alone, among, rtol=1e-6)
   assert float(alone[1]) == 2
   empty = collate([], 2, pad_id=0, **shape)
-  total, count, _ = loss(*model, empty, key)
+  total, count, _ = loss(model.params, model, empty, key)
   assert float(count) == 0 and float(total) == 0
 
 
@@ -133,14 +131,13 @@ def test_the_fitted_temperature_undoes_the_one_that_was_applied():
 
 
 def test_a_loss_that_reads_the_query_learns_from_it_and_from_no_padding(model):
-  from dareu_jax.data.batches import Row, collate
   loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.0, reads_query=True)
   shape = dict(seq_length=8, completion_length=4)
   key = jax.random.key(1)
 
   def total(prompt, pad_id=0):
     rows = [Row(prompt, (4, 5, 6), 2), Row((1, 9), (7, 8), 4)]
-    return float(loss(*model, collate(rows, 2, pad_id=pad_id, **shape), key)[0])
+    return float(loss(model.params, model, collate(rows, 2, pad_id=pad_id, **shape), key)[0])
 
   assert total((1, 2)) == pytest.approx(total((1, 2), pad_id=9), rel=1e-6)
   assert abs(total((1, 2)) - total((3, 2))) > 1e-4

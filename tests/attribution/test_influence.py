@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from dareu_jax.attribution import influence
 from dareu_jax.data.batches import Row, collate
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 
@@ -24,23 +24,21 @@ def model():
   config = ModelConfig(
     vocab_size=10, embed_dim=8, mlp_dim=12, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4,
     lora=LoraSettings(rank=2, alpha=4.0, targets=("q_proj", "v_proj", "down_proj")))
-  frame, trainable, frozen = states.split(
-    Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
-  flat, unravel = ravel_pytree(trainable)
-  return frame, unravel(0.5 * jax.random.normal(jax.random.key(1), flat.shape)), frozen
+  model = handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
+  flat, unravel = ravel_pytree(model.params)
+  return model.with_params(unravel(0.5 * jax.random.normal(jax.random.key(1), flat.shape)))
 
 
 @pytest.fixture(scope="module")
 def dense(model):
   """G [P, P] in float64, position by position, from the logits of each row by itself."""
-  frame, params, frozen = model
-  flat, unravel = ravel_pytree(params)
+  flat, unravel = ravel_pytree(model.params)
   matrix = np.zeros((flat.size, flat.size))
   for row in ROWS:
     ids = jnp.array([row.prompt + row.completion])
 
     def logits(flat, ids=ids):
-      return frame.merge(unravel(flat), frozen).logits(ids)[0]
+      return model.with_params(unravel(flat)).module.logits(ids)[0]
 
     values = np.asarray(jax.jit(logits)(flat), np.float64)
     jacobian = np.asarray(jax.jit(jax.jacfwd(logits))(flat))
@@ -59,20 +57,20 @@ def chunks():
 
 def gradients(model):
   batch = collate(ROWS, 4, seq_length=8, completion_length=5, pad_id=0)
-  return np.asarray(influence.example_gradients(*model, batch))
+  return np.asarray(influence.example_gradients(model, batch))
 
 
 def test_products_equal_those_with_the_whole_matrix(model, dense):
   """Padding, chunks and the mask must change no product."""
   vectors = np.random.default_rng(0).normal(size=(3, len(dense))).astype(np.float32)
-  got = influence.gauss_newton_products(*model, chunks(), vectors)
+  got = influence.gauss_newton_products(model, chunks(), vectors)
   np.testing.assert_allclose(got, vectors @ dense, rtol=1e-4, atol=1e-4 * np.abs(dense).max())
 
 
 def test_solutions_equal_those_with_the_whole_matrix(model, dense):
   grads = gradients(model)
   right = np.stack([grads[:2].sum(0), grads[2:].sum(0)])
-  got, residuals = influence.solve(*model, chunks(), right, DAMPING, 1e-7, iterations=300)
+  got, residuals = influence.solve(model, chunks(), right, DAMPING, 1e-7, iterations=300)
   wanted = np.linalg.solve(dense + DAMPING * np.eye(len(dense)), right.T).T
   assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted)
   assert np.all(residuals < 1e-4)
@@ -82,25 +80,24 @@ def test_solutions_equal_those_with_the_whole_matrix(model, dense):
 
 def test_too_few_iterations_are_seen_in_the_residual(model):
   right = gradients(model)[:1]
-  _, residuals = influence.solve(*model, chunks(), right, DAMPING, 1e-7, iterations=1)
+  _, residuals = influence.solve(model, chunks(), right, DAMPING, 1e-7, iterations=1)
   assert residuals[0] > 1e-2
 
 
 def test_mean_eigenvalue_is_the_trace_over_the_parameters(model, dense):
-  got = influence.mean_eigenvalue(*model, chunks(), probes=4000, key=jax.random.key(0))
+  got = influence.mean_eigenvalue(model, chunks(), probes=4000, key=jax.random.key(0))
   assert got == pytest.approx(np.trace(dense) / len(dense), rel=0.1)
 
 
 def test_gradients_are_those_of_finite_differences(model):
   """In the sense that a step along them changes the row's log-prob as they say."""
-  frame, params, frozen = model
-  flat, unravel = ravel_pytree(params)
+  flat, unravel = ravel_pytree(model.params)
   direction = np.random.default_rng(2).normal(size=flat.shape).astype(np.float32)
   direction /= np.linalg.norm(direction)
 
   def logprob(flat, row):
     ids = jnp.array([row.prompt + row.completion])
-    values = jax.nn.log_softmax(frame.merge(unravel(flat), frozen).logits(ids)[0])
+    values = jax.nn.log_softmax(model.with_params(unravel(flat)).module.logits(ids)[0])
     positions = len(row.prompt) - 1 + np.arange(len(row.completion))
     return float(values[positions, np.array(row.completion)].sum())
 
@@ -113,7 +110,7 @@ def test_gradients_are_those_of_finite_differences(model):
 def test_an_owner_helps_its_own_examples(model):
   """The sign: an example's influence on itself raises its log-prob."""
   grads = gradients(model)
-  solved, _ = influence.solve(*model, chunks(), grads, DAMPING, 1e-6, iterations=300)
+  solved, _ = influence.solve(model, chunks(), grads, DAMPING, 1e-6, iterations=300)
   assert np.all(np.diag(influence.group_influence(grads, grads, solved)) > 0)
 
 

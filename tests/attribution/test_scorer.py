@@ -1,7 +1,6 @@
 """Scoring responses: batches, padding, queries and another tokenizer against one row at a time."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from flax import nnx
 
 from dareu_jax.attribution.scorer import Retokenizer, Scorer
 from dareu_jax.data.tokenizers import train_bpe
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.heads import OwnerClassifier
 
@@ -34,18 +33,18 @@ def own_tokenizer():
 def scorer(own_tokenizer):
   config = ModelConfig(vocab_size=own_tokenizer.vocab_size, embed_dim=16, mlp_dim=24, num_layers=2,
                        num_heads=2, num_kv_heads=2, head_dim=8)
-  parts = states.split(OwnerClassifier(config, 4, rngs=nnx.Rngs(params=3)), adapters_only=False)
-  return Scorer(*parts, IS_FORGET, batch_size=3, multiple=8)
+  model = handle.split(OwnerClassifier(config, 4, rngs=nnx.Rngs(params=3)), adapters_only=False)
+  return Scorer(model, IS_FORGET, batch_size=3, multiple=8)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def last_logits(frame, params, frozen, ids):
-  return frame.merge(params, frozen)(ids)[0, -1]
+@jax.jit
+def last_logits(model, ids):
+  return model.module(ids)[0, -1]
 
 
 def score_alone(scorer, ids):
   """b of one sequence that is read whole, without batches, padding or prefixes."""
-  logits = last_logits(scorer.frame, scorer.params, scorer.frozen, np.asarray([ids], np.int32))
+  logits = last_logits(scorer.model, np.asarray([ids], np.int32))
   return float(jax.nn.softmax(logits / scorer.temperature)[IS_FORGET].sum())
 
 

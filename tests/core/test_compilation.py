@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dareu_jax.core import compilation as programs
+from dareu_jax.core import compilation
 
-pytestmark = pytest.mark.skipif(not programs.MAPS.exists(), reason="memory maps are Linux's")
+pytestmark = pytest.mark.skipif(not compilation.MAPS.exists(), reason="memory maps are Linux's")
 
 
 def maps():
-  return programs.MAPS.read_text().count("\n")
+  return compilation.MAPS.read_text().count("\n")
 
 
 def test_programs_go_beyond_the_limit_and_give_the_same_when_compiled_again():
@@ -18,8 +18,8 @@ def test_programs_go_beyond_the_limit_and_give_the_same_when_compiled_again():
   x = jnp.linspace(0.0, 1.0, 64).reshape(8, 8)
   before = [function(x).tolist() for function in functions]
   held = maps()
-  programs.release(limit=held + 1000)
+  compilation.drop_compiled_programs(limit=held + 1000)
   assert maps() > held - 100
-  programs.release(limit=10)
+  compilation.drop_compiled_programs(limit=10)
   assert maps() < held - 100
   assert [function(x).tolist() for function in functions] == before

@@ -9,7 +9,7 @@ from flax import nnx
 from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.rope import RopeConfig
@@ -45,7 +45,7 @@ def make_model(seed=0, scan_layers=False, windows=()):
     else:
       value = draw(path, path[1], leaf.shape)
     flat[path] = leaf.replace(jnp.asarray(value))
-  return states.split(nnx.merge(graphdef, nnx.from_flat_state(flat)), adapters_only=False)
+  return handle.split(nnx.merge(graphdef, nnx.from_flat_state(flat)), adapters_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,10 @@ def prompts():
 @pytest.fixture(scope="module")
 def full_forward(model):
   """Logits [B, S, V] without a cache."""
-  frame, trainable, frozen = model
 
   @jax.jit
   def run(token_ids):
-    module = frame.merge(trainable, frozen)
-    return module.logits(token_ids)
+    return model.module.logits(token_ids)
 
   return lambda token_ids: np.asarray(run(token_ids))
 
@@ -74,7 +72,7 @@ def full_forward(model):
 def complete(model, prompts, lengths=LENGTHS, *, strategy=GREEDY, keys=None, eos_id=NEVER,
              pad_id=0):
   keys = row_keys(jax.random.key(0), np.arange(len(prompts))) if keys is None else keys
-  got = generate(*model, jnp.asarray(prompts), jnp.asarray(lengths), keys, strategy=strategy,
+  got = generate(model, jnp.asarray(prompts), jnp.asarray(lengths), keys, strategy=strategy,
                  max_new_tokens=T, eos_id=eos_id, pad_id=pad_id)
   return jax.tree.map(np.asarray, got)
 
@@ -120,7 +118,7 @@ def test_sliding_windows_go_by_position_in_the_cache(scan_layers, prompts):
   model = make_model(scan_layers=scan_layers, windows=(None, 3))
   got = complete(model, prompts)
   rows = joined(prompts, got)
-  logits = np.asarray(jax.jit(lambda: model[0].merge(*model[1:]).logits(rows))())
+  logits = np.asarray(jax.jit(lambda: model.module.logits(rows))())
   expected = [[logits[row, n - 1 + t].argmax() for t in range(T)] for row, n in enumerate(LENGTHS)]
   np.testing.assert_array_equal(got.ids, expected)
   assert (got.ids != complete(make_model(scan_layers=scan_layers), prompts).ids).any()
@@ -146,7 +144,7 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
 
   @jax.jit
   def learn():
-    module = model[0].merge(*model[1:])
+    module = model.module
     hidden = completion_hidden(module.hidden_states(rows), jnp.asarray(LENGTHS), T)
     return [logprobs_and_entropy(hidden, module.head, sampled.ids, Sample(t).logprobs)[0]
             for t in (0.7, 1.0)]
@@ -159,12 +157,12 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
 @pytest.mark.parametrize("strategy", [Sample(0.7, top_p=0.8), Sample(0.7, top_k=5, top_p=0.9)],
                          ids=["top_p", "top_k_top_p"])
 def test_sampler_and_learner_agree_on_logprobs_of_a_truncated_distribution(strategy, model, prompts):
-  """The learner that leaves the truncation out optimises another policy than the one that sampled."""
+  """The learner that leaves the truncation out optimizes another policy than the one that sampled."""
   got = complete(model, prompts, strategy=strategy)
 
   @jax.jit
   def learn():
-    module = model[0].merge(*model[1:])
+    module = model.module
     hidden = module.hidden_states(joined(prompts, got))
     hidden = completion_hidden(hidden, jnp.asarray(LENGTHS), T)
     return [logprobs_and_entropy(hidden, module.head, got.ids, s.logprobs)[0]
@@ -254,11 +252,11 @@ def test_decoding_stops_when_all_rows_are_done(model, greedy, prompts):
 
 
 def test_later_calls_compile_nothing(model, sampled, prompts):
-  """A frame or a strategy compared by identity would compile at every call."""
+  """A static part or a strategy compared by identity would compile at every call."""
   before = generate._cache_size()
   complete(model, prompts[::-1], LENGTHS[::-1], strategy=Sample(temperature=0.7),
            keys=row_keys(jax.random.key(8), np.arange(B)))
-  complete(make_model(seed=4), prompts, strategy=Sample(temperature=0.7))  # an equal frame
+  complete(make_model(seed=4), prompts, strategy=Sample(temperature=0.7))  # with an equal static part
   assert generate._cache_size() == before
 
 
@@ -266,12 +264,12 @@ def test_a_token_copies_no_cache():
   """Of what is written only the token's own slots are: its traffic is 4.7 caches, with weights and
   what comes in between. Handed through a scan layer by layer it was 14.2."""
   slots = 250
-  frame, trainable, frozen = make_model(scan_layers=True)
+  model = make_model(scan_layers=True)
   keys = row_keys(jax.random.key(0), np.arange(B))
   compiled = generate.lower(
-    frame, trainable, frozen, np.zeros((B, P), np.int32), LENGTHS, keys, strategy=GREEDY,
+    model, np.zeros((B, P), np.int32), LENGTHS, keys, strategy=GREEDY,
     max_new_tokens=slots, eos_id=NEVER, pad_id=0).compile()
   cache = sum(leaf.nbytes for leaf in jax.tree.leaves(
-    frame.merge(trainable, frozen).empty_cache(B, P + slots)))
+    model.module.empty_cache(B, P + slots)))
   traffic = hlo.Program(compiled.as_text(), loop_trips=slots).cost.traffic
   assert traffic / slots < 7 * cache

@@ -33,14 +33,15 @@ def golden():
   with tempfile.TemporaryDirectory() as folder:
     run = experiment.prepare(settings, folder)[0]
     keep_tokenizer(run)
-    batches = finetune_batches(run, run.corpus.forget + run.corpus.retain, run.seed)
+    corpus, model = run.data.corpus, run.models.fresh
+    batches = finetune_batches(run, corpus.forget + corpus.retain, run.seed)
     state = supervised.init_train_state(
-      jax.tree.map(lambda x: x + 0, run.fresh.trainable), settings.finetune)
+      jax.tree.map(lambda x: x + 0, model.params), settings.finetune)
     losses = []
     for step in range(STEPS):
       state, metrics = supervised.update(
-        state, run.fresh.frozen, run.to_device(batches[step]),
-        jax.random.fold_in(jax.random.key(run.seed), step), 1e-3, frame=run.fresh.frame,
+        state, model.with_params(None), run.models.to_device(batches[step]),
+        jax.random.fold_in(jax.random.key(run.seed), step), 1e-3,
         loss_fn=supervised.language_model_loss, weight_decay=settings.finetune.weight_decay,
         clip_norm=settings.finetune.clip_norm, micro_batches=1)
       losses.append(float(metrics["loss"]))

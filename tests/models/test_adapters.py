@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models import handle as states
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.handle import split
 from tests.models.reference import LLAMA, LORA, hf_name, logits_of, reference_logits, weights_of
 
 
@@ -70,11 +70,11 @@ def test_only_targets_get_an_adapter():
 
 def test_adapters_only_trains_adapters_only(adapted):
   """A base weight among the trained ones would be updated, saved and copied per role."""
-  _, trainable, frozen = states.split(adapted, adapters_only=True)
-  trained = {path for path, _ in nnx.to_flat_state(trainable)}
-  kept = {path for path, _ in nnx.to_flat_state(frozen)}
+  model = split(adapted, adapters_only=True)
+  trained = {path for path, _ in nnx.to_flat_state(model.params)}
+  kept = {path for path, _ in nnx.to_flat_state(model.frozen)}
   assert {path[-1] for path in trained} == {"lora_a", "lora_b"} and len(trained) == 2 * 7 * 2
   assert not any(path[-1].startswith("lora") for path in kept)
-  _, everything, nothing = states.split(adapted, adapters_only=False)
-  assert {path for path, _ in nnx.to_flat_state(everything)} == trained | kept
-  assert not jax.tree.leaves(nothing)
+  whole = split(adapted, adapters_only=False)
+  assert {path for path, _ in nnx.to_flat_state(whole.params)} == trained | kept
+  assert not jax.tree.leaves(whole.frozen)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import jobs
 from tests.configs import ROOT
 
 BIG = '''
@@ -14,11 +15,11 @@ import json, pathlib, sys, tempfile
 import jax, jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec as P
-from dareu_jax.models import states
-from dareu_jax.models.config import from_huggingface
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings
+from dareu_jax.models.config_json import from_huggingface
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.parallel.mesh import BATCH, make_mesh, shardings
-from dareu_jax.settings import LORA_TARGETS, LoraSettings, MeshSettings
+from dareu_jax.models.handle import split
+from dareu_jax.parallel.mesh import BATCH, MeshSettings, make_mesh, shardings
 
 folder = pathlib.Path(tempfile.mkdtemp())
 (folder / "config.json").write_text(sys.argv[1])
@@ -26,22 +27,23 @@ config = from_huggingface(folder, dtype="bfloat16", scan_layers=True, remat=True
                           lora=LoraSettings(rank=8, alpha=32.0, targets=LORA_TARGETS))
 mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=2))
 shapes = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
-frame, adapter, base = states.split(shapes, adapters_only=True)
+model = split(shapes, adapters_only=True)
 
 def on(tree):
   return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
                       tree, shardings(tree, mesh))
 
-def loss(adapter, base, ids):
-  return jnp.mean(frame.merge(adapter, base).hidden_states(ids).astype(jnp.float32) ** 2)
+def loss(adapter, model, ids):
+  module = model.with_params(adapter).module
+  return jnp.mean(module.hidden_states(ids).astype(jnp.float32) ** 2)
 
 ids = jax.ShapeDtypeStruct((8, 512), jnp.int32, sharding=NamedSharding(mesh, P(BATCH)))
 with jax.set_mesh(mesh):
-  lowered = jax.jit(jax.grad(loss)).lower(on(adapter), on(base), ids)
+  lowered = jax.jit(jax.grad(loss)).lower(on(model.params), on(model.with_params(None)), ids)
 text = lowered.as_text()
-parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(on(base))]
-held = sum(int(jnp.prod(jnp.array(part, jnp.float32))) for part in parts)
-print(json.dumps({"parameters": config.num_parameters, "on_a_device": held,
+parts = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(on(model.frozen))]
+size = sum(int(jnp.prod(jnp.array(part, jnp.float32))) for part in parts)
+print(json.dumps({"parameters": config.num_parameters, "on_a_device": size,
                   "constraints": text.count("sharding_constraint"),
                   "bytes": sum(array.nbytes for array in jax.live_arrays())}))
 '''
@@ -61,12 +63,12 @@ def test_a_big_model_is_split_and_lowered_without_being_held(config, parameters)
   """The published number of parameters; an eighth of them on each of eight devices."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", BIG, config], env=environment, cwd=ROOT,
                         capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr[-3000:]
-  found = json.loads(done.stdout)
-  assert found["parameters"] == parameters
-  assert found["on_a_device"] == pytest.approx(parameters / 8, rel=0.01)
-  assert found["constraints"] >= 2
-  assert found["bytes"] < 1e6
+  facts = json.loads(done.stdout)
+  assert facts["parameters"] == parameters
+  assert facts["on_a_device"] == pytest.approx(parameters / 8, rel=0.01)
+  assert facts["constraints"] >= 2
+  assert facts["bytes"] < 1e6

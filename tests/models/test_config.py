@@ -8,7 +8,7 @@ import transformers
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import factory
-from dareu_jax.models.config import from_huggingface
+from dareu_jax.models.config_json import from_huggingface
 from dareu_jax.models.rope import RopeConfig
 from tests.models.checkpoints import NO_LORA, config_json, load, settings, write
 from tests.models.reference import CONFIGS, random_weights

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.models.rope import RopeConfig, rope_frequencies
+from dareu_jax.parallel.mesh import path_name
 from tests.models.reference import (
   CONFIGS,
   LLAMA,
@@ -115,6 +117,22 @@ def _stacked(config, state):
     result["layers", *path] = np.stack(
       [flat["layers", str(i), *path] for i in range(config.num_layers)])
   return result
+
+
+def test_random_starts_are_those_of_before():
+  """Keys in another order would make every run from scratch another one."""
+  config = dataclasses.replace(
+    BASE, head_dim=12, qk_norm=True, qkv_bias=True,
+    lora=LoraSettings(rank=2, alpha=4.0, targets=LORA_TARGETS))
+  state = nnx.state(Decoder(config, rngs=nnx.Rngs(params=jax.random.key(3))))
+  sums = {path_name(path): np.abs(np.asarray(leaf, np.float64)).sum()
+          for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  for name, expected in {
+    "embedding": 187.7476861, "lm_head": 180.5027029,
+    "layers/0/attention/q_proj/kernel": 214.6102747, "layers/1/mlp/down_proj/kernel": 66.2875452,
+    "layers/1/mlp/down_proj/lora_a": 10.3284972,
+  }.items():
+    assert sums[name] == pytest.approx(expected, rel=1e-5), name
 
 
 def test_scanned_layers_start_from_the_unrolled_weights(twins):

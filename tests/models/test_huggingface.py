@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import factory
 from dareu_jax.parallel.mesh import MeshSettings, make_mesh
+from tests import jobs
 from tests.configs import ROOT
 from tests.models.checkpoints import IDS, NO_LORA, load, settings, write
 from tests.models.reference import (
@@ -28,7 +29,7 @@ from tests.models.reference import (
 
 
 def logits(model):
-  return logits_of(model.frame.merge(model.trainable, model.frozen), IDS)
+  return logits_of(model.module, IDS)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +73,13 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
 READ_IN_PARTS = '''
 import sys
 import jax, numpy as np
-from dareu_jax.models import huggingface
-from dareu_jax.models.config import from_huggingface
-from dareu_jax.parallel.mesh import make_mesh, parameter_spec
-from dareu_jax.settings import MeshSettings
+from dareu_jax.models.config_json import from_huggingface
+from dareu_jax.models.weights import Weights
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh, parameter_spec
 from jax.sharding import NamedSharding
 
 mesh = make_mesh(MeshSettings(data=1, fsdp=4, tensor=2))
-weights = huggingface.Weights(sys.argv[1], from_huggingface(sys.argv[1], scan_layers=True))
+weights = Weights(sys.argv[1], from_huggingface(sys.argv[1], scan_layers=True))
 read = []
 
 class Slice:
@@ -91,8 +91,8 @@ class Slice:
     read.append(self.tensor[index])
     return read[-1]
 
-original = huggingface.Weights._slice
-huggingface.Weights._slice = lambda self, name: Slice(original(self, name))
+original = Weights._slice
+Weights._slice = lambda self, name: Slice(original(self, name))
 for path, shape in (("layers/mlp/up_proj/kernel", (2, 32, 24)), ("embedding", (40, 32))):
   read.clear()
   sharding = NamedSharding(mesh, parameter_spec(path, shape, mesh))
@@ -112,7 +112,7 @@ def test_each_device_reads_its_own_part_of_the_file_once(tmp_path):
   """A full copy of a 7B model on one host, or eight, is what runs out of memory."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", READ_IN_PARTS, write(tmp_path / "m")],
                         env=environment, capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr[-3000:]
@@ -124,8 +124,8 @@ def test_bfloat16_files_are_read_without_loss(dtype, weights, tmp_path):
   """Most checkpoints are bfloat16, which numpy does not know by itself."""
   halves = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in weights.items()}
   model = load(write(tmp_path / "m", weights=halves), dtype=dtype)
-  assert model.trainable["layers"][1]["mlp"]["up_proj"]["kernel"][...].dtype == "float32"  # master
-  module = model.frame.merge(model.trainable, model.frozen)
+  assert model.params["layers"][1]["mlp"]["up_proj"]["kernel"][...].dtype == "float32"  # master
+  module = model.module
   parameters = module.layers[1].mlp.up_proj.kernel[...]
   assert parameters.dtype == dtype
   np.testing.assert_array_equal(
@@ -141,8 +141,8 @@ def test_adapters_sit_on_the_checkpoints_weights(weights, tmp_path):
   """The base must come from the file and be frozen; fresh adapters must change nothing."""
   model = load(write(tmp_path / "m"), lora=LORA)
   trained, kept = (sum(leaf.size for leaf in jax.tree.leaves(state))
-                   for state in (model.trainable, model.frozen))
-  assert kept == model.config.num_parameters
+                   for state in (model.params, model.frozen))
+  assert kept == model.module.config.num_parameters
   sizes = {"q": 64, "k": 64, "v": 64, "o": 64, "gate": 56, "up": 56, "down": 56}  # in + out
   assert trained == 2 * LORA.rank * sum(sizes.values())
   expected = reference_logits(weights, CONFIGS["llama"], IDS)
@@ -155,7 +155,7 @@ def test_classifier_takes_its_trunk_from_the_checkpoint(tmp_path):
   model_settings = settings(write(tmp_path / "m", name), scan_layers=True)
   config = factory.model_config(model_settings, NO_LORA, 40)
   model = factory.build_classifier(model_settings, config, 5, 0, make_mesh(MeshSettings(1, 1, 1)))
-  module = model.frame.merge(model.trainable, model.frozen)
+  module = model.module
   hidden = reference_hidden(random_weights(CONFIGS[name]), CONFIGS[name], IDS)
   owner_kernel = np.asarray(module.owner_kernel[...], np.float64)
   assert 0.5 < owner_kernel.std() * 32**0.5 < 1.5
@@ -169,7 +169,7 @@ def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
           "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
   model = load(write(tmp_path / "m", weights=more))
   np.testing.assert_array_equal(
-    model.frame.merge(model.trainable, model.frozen).embedding[...],
+    model.module.embedding[...],
     weights["model.embed_tokens.weight"])
 
 

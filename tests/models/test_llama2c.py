@@ -11,8 +11,8 @@ import pytest
 from dareu_jax.core.errors import InputError
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy
-from dareu_jax.models import handle as states
 from dareu_jax.models import llama2c
+from dareu_jax.models.handle import split
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_greedy_decoding_from_bos_tells_the_known_story(loaded):
   prompt = np.array([tokenizer.encode_prompt("")])
   assert prompt.tolist() == [[1]]
   got = generate(
-    *states.split(model, adapters_only=False), prompt, np.array([1]),
+    split(model, adapters_only=False), prompt, np.array([1]),
     row_keys(jax.random.key(0), [0]), strategy=Greedy(), max_new_tokens=40,
     eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
   text = tokenizer.decode(np.asarray(got.ids[0]))

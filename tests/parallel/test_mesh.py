@@ -15,10 +15,17 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import build
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
-from dareu_jax.models.heads import OwnerClassifier
+from dareu_jax.models.handle import split
+from dareu_jax.models.heads import OwnerClassifier, ValueHead
 from dareu_jax.parallel import mesh as M
 from dareu_jax.parallel.mesh import MeshSettings
+from dareu_jax.rl.learner import init_learner
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.optimizers import TrainSettings
+from dareu_jax.training.supervised import init_train_state
+from tests import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
 CUBE = AbstractMesh((2, 2, 2), M.AXES)
@@ -28,13 +35,15 @@ FAN_OUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 FAN_IN = ("o_proj", "down_proj")
 
 
+SHAPE = dict(
+  vocab_size=40, embed_dim=32, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
+  qkv_bias=True, qk_norm=True, tie_embeddings=False,
+  lora=LoraSettings(rank=4, alpha=4.0, targets=LORA_TARGETS))
+
+
 def leaves(scan_layers, **changes):
   """{path: shape} of a classifier with adapters and of the head that its decoder dropped."""
-  values = dict(
-    vocab_size=40, embed_dim=32, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-    qkv_bias=True, qk_norm=True, tie_embeddings=False, scan_layers=scan_layers,
-    lora=LoraSettings(rank=4, alpha=4.0, targets=LORA_TARGETS))
-  config = ModelConfig(**{**values, **changes})
+  config = ModelConfig(**{**SHAPE, "scan_layers": scan_layers, **changes})
   model = nnx.eval_shape(lambda: OwnerClassifier(config, 6, rngs=nnx.Rngs(params=0)))
   flat = jax.tree_util.tree_leaves_with_path(nnx.state(model))
   shapes = {M.path_name(path): leaf.shape for path, leaf in flat}
@@ -51,14 +60,16 @@ def expected_axes(path):
     return ("fsdp", "tensor")
   if leaf == "owner_kernel":
     return ("fsdp", None)
+  if module not in FAN_OUT + FAN_IN:  # norms, the value head, counters
+    return None
   into, out = ("fsdp", "tensor") if module in FAN_OUT else ("tensor", "fsdp")
   return {"kernel": (into, out), "lora_a": (into, None), "lora_b": (None, out)}.get(leaf)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 def test_every_weight_lies_where_it_should(scan_layers):
-  """A pattern that matches no path replicates the weight without a word."""
-  shapes = leaves(scan_layers)
+  """A rule for the wrong axis, or a path that none matches."""
+  shapes = leaves(scan_layers, out_bias=True, mlp_bias=True)
   seen = set()
   for path, shape in shapes.items():
     axes = expected_axes(path)
@@ -66,6 +77,7 @@ def test_every_weight_lies_where_it_should(scan_layers):
     stacked = (None,) if scan_layers and "layers/" in path else ()
     expected = P() if axes is None else P(*stacked, *(axes[:1] if axes[1] is None else axes))
     assert M.parameter_spec(path, shape, CUBE) == expected, path
+    assert M.parameter_spec(f"critic_opt/1/mu/trunk/{path}", shape, CUBE) == expected, path
   for module in FAN_OUT + FAN_IN:  # nothing was skipped
     assert {(module, "kernel"), (module, "lora_a"), (module, "lora_b")} <= seen
   assert ("decoder", "embedding") in seen and ("q_proj", "bias") in seen
@@ -97,8 +109,73 @@ def test_what_does_not_divide_stays_whole():
 
 def test_norms_biases_and_counters_are_replicated():
   """A vector split by mistake costs a collective at each use."""
-  for path in ("final_norm/scale", "layers/0/attention/q_proj/bias", "kernel", "bias", "0/count"):
+  for path in ("final_norm/scale", "layers/0/attention/q_proj/bias", "kernel", "bias", "0/count",
+               "critic/head/kernel", "critic_opt/1/nu/head/bias", "owner_bias", "step"):
     assert M.parameter_spec(path, (32,), CUBE) == P(), path
+
+
+@pytest.mark.parametrize("path", [
+  "layers/0/attention/router/kernel", "layers/0/mlp/up_proj/scales", "my_embedding", "0/nu", "scale"])
+def test_a_parameter_that_no_rule_matches_is_an_error(path):
+  """Replicated without a word, a new weight would take its whole size on every device."""
+  with pytest.raises(ValueError, match=f"no sharding rule matches the parameter '{path}'"
+                     ".*register_shardings"):
+    M.parameter_spec(path, (32, 24), CUBE)
+  with pytest.raises(ValueError, match=path):
+    M.shardings({path: np.zeros((32, 24))}, CUBE)
+
+
+@pytest.mark.parametrize(("adapters_only", "critic"), [
+  (True, "shared"), (True, "separate"), (False, "separate")])
+def test_every_leaf_of_a_training_state_has_a_rule(adapters_only, critic):
+  """A counter, a moment or the value head without one would end a run at its first update."""
+  policy = nnx.eval_shape(lambda: OwnerClassifier(
+    ModelConfig(**{**SHAPE, "tie_embeddings": True}), 6, rngs=nnx.Rngs(params=0)))
+  params = split(policy, adapters_only=adapters_only).params
+  head = split(nnx.eval_shape(lambda: ValueHead(32)), adapters_only=False).params
+  state = jax.eval_shape(
+    lambda: init_learner(*zeros((params, head)), RLSettings(critic=critic)))
+  supervised = jax.eval_shape(lambda: init_train_state(zeros(params), TrainSettings()))
+  for tree in (state, supervised, head):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(M.shardings(tree, CUBE)):
+      name = M.path_name(path)
+      axes = expected_axes(name)
+      assert (leaf.spec != P()) == (axes is not None), name
+
+
+def zeros(tree):
+  return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), tree)
+
+
+@pytest.fixture
+def rules(monkeypatch):
+  """The table, to be changed by one test alone."""
+  monkeypatch.setattr(M, "_RULES", dict(M._RULES))
+
+
+def test_a_registered_rule_is_used(rules):
+  """What the error says to do must help."""
+  M.register_shardings({r"router/kernel": ("embed", "mlp"), r"router/scale": M.REPLICATED})
+  assert M.parameter_spec("layers/0/router/kernel", (32, 24), CUBE) == P("fsdp", "tensor")
+  assert M.parameter_spec("opt/0/mu/layers/router/kernel", (2, 32, 24), CUBE) == P(
+    None, "fsdp", "tensor")
+  assert M.parameter_spec("layers/0/router/scale", (24,), CUBE) == P()
+  with pytest.raises(ValueError, match="no sharding rule"):  # the parts of a path are whole words
+    M.parameter_spec("layers/0/my_router/kernel", (32, 24), CUBE)
+  with pytest.raises(ValueError, match=r"'layers/0/router/kernel' names the axes.*\(24,\)"):
+    M.parameter_spec("layers/0/router/kernel", (24,), CUBE)
+
+
+def test_rules_that_disagree_are_refused(rules):
+  """The first match would win, and the rule that was added for the path would do nothing."""
+  with pytest.raises(ValueError, match=r"'embedding' is .*already"):
+    M.register_shardings({r"embedding": ("embed", "vocab")})
+  with pytest.raises(ValueError, match="logical axis 'experts'"):
+    M.register_shardings({r"router/kernel": ("embed", "experts")})
+  M.register_shardings({r"embedding": ("vocab", "embed")})  # the same again: a notebook's cell
+  M.register_shardings({r"embed\w+": ("embed", "vocab")})
+  with pytest.raises(ValueError, match="several sharding rules match the parameter 'embedding'"):
+    M.parameter_spec("embedding", (40, 32), CUBE)
 
 
 def test_axes_of_one_device_and_nones_at_the_end_are_left_out():
@@ -121,7 +198,7 @@ def test_optimizer_moments_lie_as_their_parameters():
 
 
 def test_more_devices_than_there_are_is_the_users_error():
-  """jax's own message would name neither the key nor the mend."""
+  """jax's own message would name neither the key nor the fix."""
   with pytest.raises(InputError, match=r"config\.mesh is 4096x1x1 .*4096 devices"):
     M.make_mesh(MeshSettings(data=4096, fsdp=1, tensor=1))
 
@@ -174,8 +251,10 @@ def test_what_does_not_fit_the_torus_is_refused(sizes):
 @pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (1, -2, 1)])
 def test_impossible_sizes_are_refused(sizes):
   """Two open axes have no single answer."""
-  with pytest.raises(InputError, match=r"config\.mesh"):
+  with pytest.raises(InputError, match="MeshSettings"):
     MeshSettings(*sizes)
+  with pytest.raises(InputError, match=r"config\.mesh"):
+    build(MeshSettings, dict(zip(M.AXES, sizes, strict=True)), "config.mesh")
 
 
 def test_minus_one_takes_all_devices():
@@ -186,9 +265,8 @@ def test_minus_one_takes_all_devices():
 EIGHT_DEVICES = '''
 import jax, numpy as np
 from dareu_jax.models import factory
-from dareu_jax.models.config import ModelConfig
-from dareu_jax.parallel.mesh import make_mesh, shard_batch
-from dareu_jax.settings import MeshSettings, ModelSettings
+from dareu_jax.models.config import ModelConfig, ModelSettings
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh, shard_batch
 
 assert jax.device_count() == 8
 config = ModelConfig(vocab_size=40, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4,
@@ -201,21 +279,20 @@ ids = np.random.default_rng(0).integers(0, 40, (4, 8)).astype(np.int32)
 def run(mesh):
   model = factory.build_decoder(settings, config, 0, mesh)
   batch = shard_batch({"ids": ids, "odd": ids[:3]}, mesh)
-  forward = jax.jit(lambda trainable, frozen, ids:
-                    model.frame.merge(trainable, frozen).hidden_states(ids))
+  forward = jax.jit(lambda model, ids: model.module.hidden_states(ids))
   with jax.set_mesh(mesh):
-    lowered = forward.lower(model.trainable, model.frozen, batch["ids"])
-    hidden = lowered.compile()(model.trainable, model.frozen, batch["ids"])
+    lowered = forward.lower(model, batch["ids"])
+    hidden = lowered.compile()(model, batch["ids"])
   return model, batch, lowered.as_text(), np.asarray(hidden)
 
 one = run(make_mesh(MeshSettings(1, 1, 1)))
 eight = run(make_mesh(MeshSettings(2, -1, 2)))
-kernel = eight[0].trainable["layers"]["mlp"]["up_proj"]["kernel"][...]
+kernel = eight[0].params["layers"]["mlp"]["up_proj"]["kernel"][...]
 assert kernel.shape == (2, 16, 24)
 assert {s.data.shape for s in kernel.addressable_shards} == {(2, 8, 12)}, kernel.sharding
 assert {s.data.shape for s in eight[1]["ids"].addressable_shards} == {(1, 8)}
 assert {s.data.shape for s in eight[1]["odd"].addressable_shards} == {(3, 8)}
-for a, b in zip(jax.tree.leaves(one[0].trainable), jax.tree.leaves(eight[0].trainable)):
+for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(eight[0].params)):
   np.testing.assert_allclose(a, b, atol=1e-6)
 assert one[2].count("sharding_constraint") == 0
 # The look-up, what comes of it, and what a (scanned) layer gives.
@@ -229,7 +306,7 @@ def test_eight_devices_compute_what_one_does():
   """Other weights per layout, a constraint that silently does nothing, or a lost reduction."""
   environment = {
     **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{jobs.xla_flags(8)} --xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
   done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, cwd=ROOT,

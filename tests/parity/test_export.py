@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 
 from dareu_jax.models import huggingface, peft
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings
-from tests.parity.checkpoints import CASES, make, token_ids, torch_logits, write
+from dareu_jax.models.decoder import Decoder
+from tests.models.families import example_family
+from tests.parity.checkpoints import CASES, make, rope, token_ids, torch_logits, write
+from tests.parity.test_models import LIMIT as LIMIT_OF_TWO_LIBRARIES
 
 LIMIT = 1e-4
 
@@ -24,10 +27,10 @@ def reloaded(folder):
 
 
 def tensors(folder):
-  found = {}
+  tensors = {}
   for file in sorted(folder.glob("*.safetensors")):
-    found |= load_file(file)
-  return found
+    tensors |= load_file(file)
+  return tensors
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -40,6 +43,21 @@ def test_transformers_loads_an_export_and_gets_the_same_logits(name, tmp_path):
   assert np.abs(torch_logits(reloaded(tmp_path / "out"), ids) - torch_logits(model, ids)).max() <= LIMIT
   again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
   assert again("Who is he?")["input_ids"] == tokenizer.backend("Who is he?")["input_ids"]
+
+
+def test_a_family_of_ones_own_is_transformers_model(tmp_path, monkeypatch):
+  """The example of docs/extending.md: Mistral, read, computed and written as transformers does."""
+  monkeypatch.setitem(CASES, "mistral", ("Mistral", dict(
+    sliding_window=37, rope_parameters=rope("default", 1e6))))
+  with example_family(tmp_path):
+    model = make("mistral")
+    decoder, _ = huggingface.load(write(model, tmp_path / "in"), dtype="float32")
+    ids = token_ids(rows=1)
+    expected = torch_logits(model, ids)
+    logits = np.asarray(jax.jit(lambda decoder: decoder.logits(ids))(decoder))
+    assert np.abs(logits - expected).max() <= LIMIT_OF_TWO_LIBRARIES
+    huggingface.save(decoder, tmp_path / "out")
+  assert np.abs(torch_logits(reloaded(tmp_path / "out"), ids) - expected).max() <= LIMIT
 
 
 def test_generation_stops_at_the_templates_end_and_the_tokenizers_own(tmp_path):
@@ -76,7 +94,6 @@ def test_an_adapter_goes_out_merged_and_apart(scan_layers, tmp_path):
   folder = write(make("qwen3_qk_norm"), tmp_path / "base")
   lora = LoraSettings(rank=4, alpha=10.0, targets=LORA_TARGETS)
   base, tokenizer = huggingface.load(folder, dtype="float32", scan_layers=scan_layers)
-  from dareu_jax.models.decoder import Decoder
   config = dataclasses.replace(base.config, lora=lora)
   decoder = Decoder(config, rngs=nnx.Rngs(params=3))
   nnx.update(decoder, nnx.state(base))

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from dareu_jax.models import huggingface
 from tests.parity.checkpoints import CASES, make, token_ids, torch_logits, write
 
-LIMIT = 1e-4
+# Attention is sharp: transformers' own float32 logits are up to 8e-5 from its float64 ones, ours up to
+# 7e-5, and how they round depends on the processor.
+LIMIT = 3e-4
 
 
 def jax_logits(folder, ids, lengths=None, **options):
@@ -47,7 +50,7 @@ def test_a_wrong_theta_or_a_missing_scaling_is_noticed(name, wrong, tmp_path):
   raw["rope_parameters"] |= wrong
   (folder / "config.json").write_text(json.dumps(raw))
   ids = token_ids(rows=1)
-  assert np.abs(jax_logits(folder, ids) - torch_logits(model, ids)).max() > 100 * LIMIT
+  assert np.abs(jax_logits(folder, ids) - torch_logits(model, ids)).max() > 1000 * LIMIT
 
 
 @pytest.mark.parametrize("name", ["qwen2_windows", "llama_dynamic"])
@@ -72,7 +75,6 @@ def test_gradients_of_the_mean_nll_are_those_of_transformers(name, tmp_path):
   model(torch.from_numpy(ids).long(), labels=torch.from_numpy(ids).long()).loss.backward()
   expected = {path: parameter.grad.numpy() for path, parameter in model.named_parameters()}
   decoder, _ = huggingface.load(folder, dtype="float32")
-  from flax import nnx
   graphdef, state = nnx.split(decoder)
 
   @jax.jit
@@ -82,7 +84,7 @@ def test_gradients_of_the_mean_nll_are_those_of_transformers(name, tmp_path):
     return -jnp.mean(jnp.take_along_axis(logprobs, ids[:, 1:, None], axis=-1))
 
   decoder = nnx.merge(graphdef, gradient(state))  # gradients in the places of their weights
-  found = {name: tensor() for name, _, tensor in huggingface.merged_tensors(decoder)}
-  assert set(found) == set(expected)
+  gradients = {name: tensor() for name, _, tensor in huggingface.merged_tensors(decoder)}
+  assert set(gradients) == set(expected)
   for path, value in expected.items():
-    assert np.linalg.norm(found[path] - value) <= 1e-4 * np.linalg.norm(value), path
+    assert np.linalg.norm(gradients[path] - value) <= 1e-4 * np.linalg.norm(value), path

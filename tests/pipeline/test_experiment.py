@@ -244,8 +244,9 @@ def test_every_method_reports_its_epochs_and_its_judge(several):
 
 
 def test_an_evaluation_resumes_after_the_split_that_was_done(several, opened, monkeypatch):
-  """Killed in the third split, the first two are not measured again, and the figures are the same."""
-  path = several[-1] / "evaluation/scrub@0.01.json"
+  """Killed in the third split, the first two are not measured again, and the metrics are the same."""
+  summary, folder = several[0], several[-1]
+  path = folder / "evaluation/scrub@0.01.json"
   whole, measured = read_json(path), []
   measure = evaluation.split_records
 
@@ -260,11 +261,11 @@ def test_an_evaluation_resumes_after_the_split_that_was_done(several, opened, mo
   path.unlink()
   monkeypatch.setattr(evaluation, "split_records", until("test"))
   with pytest.raises(KeyboardInterrupt):
-    evaluation.evaluate(opened, "scrub@0.01")
+    evaluation.model_records(opened, "scrub@0.01")
   monkeypatch.setattr(evaluation, "split_records", until(None))
-  again = evaluation.evaluate(opened, "scrub@0.01")
+  metrics = evaluation.evaluate(opened)["scrub@0.01"].metrics()
   assert measured == ["forget", "retain", "test", "test", "holdout"]
-  assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
+  assert read_json(path)["records"] == whole["records"] and metrics == summary["grid"]["scrub@0.01"]
 
 
 def test_a_report_has_the_methods_side_by_side_example_by_example(several):

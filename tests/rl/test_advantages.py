@@ -60,24 +60,25 @@ def test_what_lies_past_a_row_changes_no_advantage():
 
 def test_leave_one_out_is_the_return_against_the_mean_of_the_others():
   returns = np.random.default_rng(0).normal(size=12).astype(np.float32)
-  got = group_advantages(jnp.asarray(returns), group_size=4, normalise=False)
+  got = group_advantages(jnp.asarray(returns), group_size=4, normalize=False)
   for i, value in enumerate(returns):
     group = i // 4 * 4
     others = [returns[j] for j in range(group, group + 4) if j != i]
     np.testing.assert_allclose(got[i], value - np.mean(others), atol=1e-5)
 
 
-def test_normalised_groups_have_mean_zero_and_deviation_one_at_any_scale():
+def test_normalized_groups_have_mean_zero_and_deviation_one_at_any_scale():
   """GRPO: a query whose responses hardly differ weighs as much as one whose responses do."""
   returns = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
   returns *= np.array([[0.01], [1.0], [100.0]])
-  got = np.asarray(group_advantages(jnp.asarray(returns.reshape(-1)), group_size=5, normalise=True))
+  got = np.asarray(group_advantages(jnp.asarray(returns.reshape(-1)), group_size=5, normalize=True))
   np.testing.assert_allclose(got.reshape(3, 5).mean(1), 0.0, atol=1e-5)
   np.testing.assert_allclose(got.reshape(3, 5).std(1), 1.0, rtol=1e-3)
+  np.testing.assert_array_equal(np.argsort(got.reshape(3, 5)), np.argsort(returns))  # the sign
 
 
 def test_a_group_of_equal_returns_teaches_nothing():
   """0 / 0 without the small term."""
-  for normalise in (False, True):
-    got = group_advantages(jnp.full(6, -0.25), group_size=3, normalise=normalise)
+  for normalize in (False, True):
+    got = group_advantages(jnp.full(6, -0.25), group_size=3, normalize=normalize)
     np.testing.assert_array_equal(got, 0.0)

@@ -1,6 +1,7 @@
 """The learner on a small model: exact first steps, full sweeps, and rewards that move the policy."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,85 +12,98 @@ from flax import nnx
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import ValueHead
-from dareu_jax.pipeline.settings import Settings
-from dareu_jax.rl import learner as dareu
-from dareu_jax.rl import loop
+from dareu_jax.rl import learner, loop
+from dareu_jax.rl.reward_functions import ForgetSet
 from dareu_jax.rl.rewards import token_rewards
-from tests.configs import tiny_config
+from dareu_jax.rl.settings import RLSettings
 
-SETTINGS = dataclasses.replace(
-  Settings.from_config(tiny_config()).unlearning, rollout_batch_size=8, minibatch_size=4,
-  max_new_tokens=8, temperature=0.7, segment_length=2, learning_rate=1e-2, warmup_steps=0)
+SETTINGS = RLSettings(
+  rollout_batch_size=8, minibatch_size=4, max_new_tokens=8, temperature=0.7, segment_length=2,
+  learning_rate=1e-2, warmup_steps=0)
 PROMPTS = np.array([[3, 4, 5, 0], [6, 7, 0, 0]] * 4, np.int32)
 LENGTHS = np.array([3, 2] * 4, np.int32)
 EOS = 1
 
 
-@pytest.fixture(scope="module", params=["all parameters", "adapters"])
-def world(request):
-  """Models of a run: (Models, policy, frozen, value, value_frozen)."""
-  rank = 4 if request.param == "adapters" else 0
+class World(NamedTuple):
+  """The models of a run."""
+
+  original: handle.Model
+  value_head: handle.Model
+
+
+def make_world(rank):
   lora = LoraSettings(rank=rank, alpha=8.0, targets=("q_proj", "v_proj", "up_proj"))
   config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
                        num_kv_heads=1, head_dim=8, lora=lora)
-  policy = states.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=rank > 0)
-  value = states.split(ValueHead(16), adapters_only=False)
-  return dareu.Models(policy[0], value[0]), policy[1], policy[2], value[1], value[2]
+  return World(handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=rank > 0),
+               handle.split(ValueHead(16), adapters_only=False))
+
+
+@pytest.fixture(scope="module", params=["all parameters", "adapters"])
+def world(request):
+  return make_world(rank=4 if request.param == "adapters" else 0)
+
+
+def init(world, settings=SETTINGS):
+  return learner.init_learner(world.original.params, world.value_head.params, settings)
 
 
 def rollout_of(world, state, key=0, settings=SETTINGS):
-  models, _, frozen, _, value_frozen = world
+  original, value_head = world
   completions = generate(
-    models.policy, state.policy, frozen, PROMPTS, LENGTHS,
+    original.with_params(state.policy), PROMPTS, LENGTHS,
     row_keys(jax.random.key(key), np.arange(8)), strategy=Sample(SETTINGS.temperature),
     max_new_tokens=8, eos_id=EOS, pad_id=0)
   scores = np.random.default_rng(key).uniform(size=(8, 8)).astype(np.float32)
-  rollout, metrics = dareu.score_rollout(
-    state, world[1], frozen, value_frozen, scores, PROMPTS, LENGTHS, completions, models=models,
+  rollout, metrics = learner.score_rollout(
+    state, original, value_head.with_params(None), scores, PROMPTS, LENGTHS, completions,
     settings=settings)
   return completions, rollout, metrics
 
 
 def step(world, state, rollout, settings=SETTINGS):
-  models, original, frozen, _, value_frozen = world
   rows = [Row((3, 4), (5, 6, EOS), 0), Row((7,), (8, EOS), 1)]
   retain = Batches(tuple(rows), 2, 8, 0, 0)[0]
-  return dareu.update(
-    state, original, frozen, value_frozen, rollout, np.arange(8), retain, (1e-2, 1e-2),
-    models=models, settings=settings)
+  return learner.update(
+    state, world.original, world.value_head.with_params(None), rollout, np.arange(8), retain,
+    (1e-2, 1e-2), settings=settings)
 
 
 def test_the_first_inner_step_has_ratio_one_and_no_kl(world):
-  """The sampler, the learner and the previous epoch's policy must be the same distribution."""
-  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  """The sampler, the learner and the previous epoch's policy must be the same distribution.
+
+  Each is a program of its own, so that they may differ in their last bits.
+  """
+  state = init(world)
   completions, rollout, metrics = rollout_of(world, state)
   valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
   np.testing.assert_allclose(
     rollout.old_logprobs[valid], completions.logprobs[valid], atol=1e-5)
-  assert float(metrics["kl"]) == 0.0
+  assert abs(float(metrics["kl"])) < 1e-6
   _, update_metrics = step(world, state, rollout)
   assert float(update_metrics["clip_fraction"]) == 0.0
-  assert float(update_metrics["approx_kl"]) == 0.0
-  assert float(update_metrics["distill_loss"]) == 0.0  # the policy still is the original
+  assert abs(float(update_metrics["approx_kl"])) < 1e-6
+  assert abs(float(update_metrics["distill_loss"])) < 1e-6  # the policy still is the original
 
 
 def test_an_update_moves_the_policy_and_no_other_role(world):
   """A role that shares a buffer with the policy would move with it."""
-  state = dareu.init_learner(world[1], world[3], SETTINGS)
-  before = jax.tree.map(np.asarray, (state.previous, state.chosen, world[1]))
+  state = init(world)
+  before = jax.tree.map(np.asarray, (state.previous, state.chosen, world.original.params))
   rollout = rollout_of(world, state)[1]
   state, _ = step(world, state, rollout)
   state, metrics = step(world, state, rollout)
   jax.tree.map(np.testing.assert_array_equal, before,
-               jax.tree.map(np.asarray, (state.previous, state.chosen, world[1])))
+               jax.tree.map(np.asarray, (state.previous, state.chosen, world.original.params)))
   moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.policy, state.previous)
   assert max(jax.tree.leaves(moved)) > 1e-4
-  assert float(metrics["distill_loss"]) > 0
-  assert float(rollout_of(world, state)[2]["kl"]) > 0
+  assert float(metrics["distill_loss"]) > 1e-3
+  assert float(rollout_of(world, state)[2]["kl"]) > 1e-3
 
 
 # Nothing at its neutral value: a coefficient that is not heeded shows.
@@ -100,9 +114,9 @@ PLAIN = dataclasses.replace(
 
 def strayed(world):
   """A learner whose policy, previous policy and original are three different ones."""
-  state = dareu.init_learner(world[1], world[3], PLAIN)
+  state = init(world, PLAIN)
   for key in (1, 2):
-    state = dareu.end_epoch(state)
+    state = learner.end_epoch(state)
     for _ in range(2):
       state, _ = step(world, state, rollout_of(world, state, key, PLAIN)[1], PLAIN)
   return state
@@ -110,7 +124,7 @@ def strayed(world):
 
 def tempered_logprobs(world, params, completions):
   """log π [B, T, V] at the sampling temperature, by NumPy from the model's logits."""
-  model = world[0].policy.merge(params, world[2])
+  model = world.original.with_params(params).module
   result = []
   for prompt, n, row in zip(PROMPTS, LENGTHS, np.asarray(completions.ids), strict=True):
     ids = np.concatenate([prompt[:n], row])[None]
@@ -128,7 +142,7 @@ def test_rewards_and_advantages_follow_the_formulas(world):
   lengths = np.asarray(completions.lengths)
   valid = np.arange(8) < lengths[:, None]
   ours, previous, original = (tempered_logprobs(world, params, completions)
-                              for params in (state.policy, state.previous, world[1]))
+                              for params in (state.policy, state.previous, world.original.params))
   kl = np.sum(np.exp(ours) * (ours - previous), -1)
   assert abs(kl[valid].mean() - np.sum(np.exp(ours) * (ours - original), -1)[valid].mean()) > 1e-3
   np.testing.assert_allclose(metrics["kl"], kl[valid].mean(), rtol=1e-3)
@@ -168,7 +182,7 @@ def test_a_token_that_sampling_cuts_off_for_the_original_costs_what_it_is_unlike
 
 def test_distillation_holds_the_policy_at_the_original(world):
   """With λ_distill alone at work, a policy that has strayed comes back."""
-  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  state = init(world)
   rollout = rollout_of(world, state)[1]
   for _ in range(3):
     state, _ = step(world, state, rollout)
@@ -185,14 +199,14 @@ def test_the_anchor_charges_each_token_for_what_the_original_finds_unlikely(worl
   plain = dataclasses.replace(SETTINGS, anchor_coef=0.0, gae_lambda=1.0, discount=0.0,
                               whiten_advantages=False)  # so that advantages are rewards - values
   anchored = dataclasses.replace(plain, anchor_coef=0.5)
-  state = dareu.init_learner(world[1], world[3], plain)
+  state = init(world, plain)
   for strayed in (False, True):
     completions, rollout, _ = rollout_of(world, state, settings=plain)
     got = rollout.advantages - rollout_of(world, state, settings=anchored)[1].advantages
-    at_start = dareu.init_learner(world[1], world[3], plain)
-    original = dareu.score_rollout(
-      at_start, world[1], world[2], world[4], np.zeros((8, 8), np.float32), PROMPTS, LENGTHS,
-      completions, models=world[0], settings=plain)[0].old_logprobs
+    at_start = init(world, plain)
+    original = learner.score_rollout(
+      at_start, world.original, world.value_head.with_params(None), np.zeros((8, 8), np.float32),
+      PROMPTS, LENGTHS, completions, settings=plain)[0].old_logprobs
     valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
     ratio = rollout.old_logprobs - original
     want = np.where(valid, 0.5 * (ratio - ratio[valid].mean()), 0.0)
@@ -209,7 +223,7 @@ def with_separate_critic(**changes):
 def test_a_separate_critic_learns_without_moving_the_policy(world):
   """Its trunk starts at the policy's weights: a shared buffer or gradient would move both."""
   settings = with_separate_critic(distill_coef=0.0)
-  state = dareu.init_learner(world[1], world[3], settings)
+  state = init(world, settings)
   before = jax.tree.map(np.asarray, (state.policy, state.critic.trunk))
   rollout = rollout_of(world, state, settings=settings)[1]
   rollout = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
@@ -225,7 +239,7 @@ def test_a_separate_critic_learns_without_moving_the_policy(world):
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_critic_learns_the_returns(world, critic):
   settings = dataclasses.replace(SETTINGS, critic=critic, distill_coef=0.0, value_clip_eps=10.0)
-  state = dareu.init_learner(world[1], world[3], settings)
+  state = init(world, settings)
   rollout = rollout_of(world, state, settings=settings)[1]
   rollout = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
   losses = []
@@ -235,11 +249,11 @@ def test_the_critic_learns_the_returns(world, critic):
   assert losses[-1] < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("learner", ["grpo", "rloo"])
-def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(world, learner):
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(world, name):
   """Each token has its response's advantage; a group's advantages add up to nothing."""
-  settings = dataclasses.replace(SETTINGS, learner=learner, samples_per_prompt=4)
-  state = dareu.init_learner(world[1], world[3], settings)
+  settings = dataclasses.replace(SETTINGS, learner=name, samples_per_prompt=4)
+  state = init(world, settings)
   completions, rollout, metrics = rollout_of(world, state, settings=settings)
   first = np.asarray(rollout.advantages[:, 0])
   np.testing.assert_allclose(first.reshape(2, 4).sum(1), 0.0, atol=1e-5)
@@ -251,23 +265,23 @@ def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(worl
 
 
 def test_a_rollback_is_policy_and_critic_of_an_epoch_ago_with_fresh_optimizers(world):
-  state = dareu.init_learner(world[1], world[3], SETTINGS)
+  state = init(world)
   rollout = rollout_of(world, state)[1]
   state, _ = step(world, state, rollout)
-  back = dareu.roll_back(state, SETTINGS)
-  jax.tree.map(np.testing.assert_array_equal, back.policy, world[1])
+  back = learner.roll_back(state, SETTINGS)
+  jax.tree.map(np.testing.assert_array_equal, back.policy, world.original.params)
   assert any(np.any(leaf) for leaf in jax.tree.leaves(state.critic))
-  jax.tree.map(np.testing.assert_array_equal, back.critic.head, world[3])
+  jax.tree.map(np.testing.assert_array_equal, back.critic.head, world.value_head.params)
   for leaf in jax.tree.leaves((back.policy_opt, back.critic_opt)):
     assert not np.any(leaf)
   again, _ = step(world, back, rollout)  # donates: no buffer may be shared
-  jax.tree.map(np.testing.assert_array_equal, again.previous, world[1])
+  jax.tree.map(np.testing.assert_array_equal, again.previous, world.original.params)
 
 
 def fake_task(queries, **settings):
   rows = tuple(Row((i,), (1,), 0) for i in range(queries))
   values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
-  values |= dict(forget_rows=rows, settings=dataclasses.replace(SETTINGS, **settings), seed=5)
+  values |= dict(forget=ForgetSet(rows, (), (), None), settings=dataclasses.replace(SETTINGS, **settings), seed=5)
   return loop.Task(**values)
 
 

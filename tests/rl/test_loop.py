@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from dareu_jax.core import interruption
-from dareu_jax.pipeline.settings import Settings
 from dareu_jax.rl import loop
-from tests.configs import tiny_config
+from dareu_jax.rl.guards import GuardSettings
+from dareu_jax.rl.monitor import MonitorSettings
+from dareu_jax.rl.reward_functions import ForgetSet
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.supervised import StageIO
 from tests.rl.test_guards import report
 
 # Length of the answers at each epoch's end: 20 is usual, 5 trips a guard.
@@ -26,13 +29,13 @@ class Store:
   def __init__(self):
     self.saved = {}
 
-  def due(self, step):
+  def should_save(self, step):
     return True
 
   def save(self, step, state, meta, *, best=False):
     self.saved[step] = types.SimpleNamespace(state=state, meta=meta, best=best)
 
-  def settle(self):
+  def wait(self):
     pass
 
   def restore(self, template):
@@ -57,23 +60,25 @@ def run(monkeypatch):
     return state._replace(policy=policy, step=state.step + 1), metrics
 
   monkeypatch.setattr(loop, "learn", learn)
-  monitor = types.SimpleNamespace(assess=lambda policy, epoch: report(
-    epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
-    response_length=LENGTHS[epoch]))
+
+  def assess(policy, epoch):
+    return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
+                  response_length=LENGTHS[epoch])
 
   def go(action, store=None, final_rate=1.0, **guards):
-    settings = Settings.from_config(tiny_config()).unlearning
-    settings = dataclasses.replace(
-      settings, epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3, final_rate=final_rate,
-      guards=dataclasses.replace(settings.guards, action=action, **guards))
+    settings = RLSettings(epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3,
+                          final_rate=final_rate)
+    monitor = types.SimpleNamespace(
+      assess=assess, settings=MonitorSettings(guards=GuardSettings(action=action, **guards)))
     values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
-    values |= dict(settings=settings, forget_rows=(None,) * 3, original={"w": jnp.zeros(2)},
-                   value={"v": jnp.zeros(2)}, seed=0, monitor=monitor)
+    values |= dict(settings=settings, forget=ForgetSet((None,) * 3, (), (), None), seed=0,
+                   original=types.SimpleNamespace(params={"w": jnp.zeros(2)}),
+                   value_head=types.SimpleNamespace(params={"v": jnp.zeros(2)}), monitor=monitor)
     bar = contextlib.nullcontext(types.SimpleNamespace(
       set_postfix=lambda *args, **kwargs: None, update=lambda: None))
     writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)
     store = store or Store()
-    result = loop.run(loop.Task(**values), store=store, writer=writer, bar=lambda *args: bar)
+    result = loop.run(loop.Task(**values), StageIO(store, writer, lambda *args: bar))
     return result, store, rates
 
   return go
@@ -124,7 +129,7 @@ def test_the_epoch_to_keep_is_saved_as_the_best(run):
 def test_told_to_stop_it_saves_where_it_is_and_ends_the_same_later(run, monkeypatch):
   """In mid-epoch too, and where nothing was due."""
   whole, _, _ = run("refuse")
-  monkeypatch.setattr(Store, "due", lambda self, step: False)
+  monkeypatch.setattr(Store, "should_save", lambda self, step: False)
   for stop_after in range(1, 11):
     store, asked = Store(), iter(range(1, 99))
     monkeypatch.setattr(interruption, "requested", lambda: next(asked) == stop_after)  # noqa: B023

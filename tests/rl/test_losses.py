@@ -1,12 +1,14 @@
-"""PPO losses against loops over tokens and against rlax."""
+"""PPO losses against loops over tokens and against rlax; distillation against the KL by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
+from scipy import special
 
-from dareu_jax.rl.losses import policy_loss, value_loss
+from dareu_jax.core import logprobs
+from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
 
 SHAPE = (3, 6)
 MASK = np.arange(6) < np.array([6, 2, 4])[:, None]
@@ -24,6 +26,17 @@ def test_policy_loss_equals_rlax_on_the_valid_tokens():
   want = rlax.clipped_surrogate_pg_loss(jnp.asarray(ratio), jnp.asarray(advantages[MASK]), 0.2)
   assert float(loss) == pytest.approx(float(want), rel=1e-5)
   assert float(metrics["clip_fraction"]) == pytest.approx(np.mean(np.abs(ratio - 1) > 0.2))
+  # The estimator of KL(old ‖ new): the other direction would have 1/ρ.
+  assert float(metrics["approx_kl"]) == pytest.approx(np.mean(ratio - 1 - np.log(ratio)), rel=1e-4)
+
+
+def test_a_token_that_was_cut_off_leaves_loss_and_gradient_finite():
+  """Truncated sampling gives it -100, and exp(100) is no float32."""
+  new, advantages = arrays(6, 2)
+  for now, old in ((new, new - 200), (new - 200, new)):
+    loss, gradient = jax.value_and_grad(
+      lambda x, old=old: policy_loss(x, old, advantages, MASK, clip_eps=0.2)[0])(now)
+    assert np.isfinite(float(loss)) and np.isfinite(gradient).all()
 
 
 def test_the_first_inner_step_is_the_plain_policy_gradient():
@@ -76,3 +89,48 @@ def test_value_loss_equals_a_loop_over_tokens():
       active.append((clipped - r) ** 2 > (v - r) ** 2)
   assert float(loss) == pytest.approx(np.mean(terms), rel=1e-5)
   assert float(metrics["value_clip_fraction"]) == pytest.approx(np.mean(active))
+
+
+@pytest.fixture
+def states():
+  rng = np.random.default_rng(0)
+  hidden, teacher = rng.normal(size=(2, 3, 11, 5)).astype(np.float32)
+  head, teacher_head = rng.normal(size=(2, 5, 17)).astype(np.float32)
+  return hidden, head, teacher, teacher_head, np.arange(11) < np.array([[11], [4], [7]])
+
+
+def kl_by_hand(hidden, head, teacher, teacher_head, mask):
+  """The sum over tokens and words, in float64."""
+  p = special.softmax(teacher.astype(np.float64) @ teacher_head, axis=-1)
+  q = special.log_softmax(hidden.astype(np.float64) @ head, axis=-1)
+  return float(special.rel_entr(p, np.exp(q)).sum(-1)[mask].mean())
+
+
+@pytest.mark.parametrize("chunk", [4, 11, 64])
+def test_distillation_is_the_kl_summed_by_hand_at_any_chunk(states, chunk, monkeypatch):
+  monkeypatch.setattr(logprobs, "CHUNK", chunk)
+  assert float(kl_to_teacher(*states)) == pytest.approx(kl_by_hand(*states), rel=1e-5)
+
+
+def test_distillation_is_from_teacher_to_student(states):
+  """The reverse KL lets the student drop what the teacher says."""
+  hidden, head, teacher, teacher_head, mask = states
+  reverse = kl_by_hand(teacher, teacher_head, hidden, head, mask)
+  assert abs(float(kl_to_teacher(*states)) - reverse) > 0.1
+
+
+def test_a_student_that_is_the_teacher_costs_nothing(states):
+  """But for last bits: both sides go through the same operations, maybe in other loops."""
+  hidden, head, _, _, mask = states
+  assert abs(float(kl_to_teacher(hidden, head, hidden, head, mask))) < 1e-6
+
+
+def test_padding_changes_no_distillation(states):
+  hidden, head, teacher, teacher_head, mask = states
+  wide = ((0, 0), (0, 70), (0, 0))
+  padded = [np.pad(x, wide, constant_values=9.0) for x in (hidden, teacher)]
+  grad = jax.grad(kl_to_teacher)
+  other = (padded[0], head, padded[1], teacher_head, np.pad(mask, wide[:2]))
+  assert float(kl_to_teacher(*other)) == pytest.approx(float(kl_to_teacher(*states)), rel=1e-5)
+  np.testing.assert_allclose(grad(*map(jnp.asarray, other))[:, :11],
+                             grad(*map(jnp.asarray, states)), atol=1e-6)

@@ -41,7 +41,7 @@ def arrays(seed):
   return scores, np.array([TIME, 1, 5, 7, 3]), kl
 
 
-@pytest.mark.parametrize("form", rewards.FORMS)
+@pytest.mark.parametrize("form", rewards.REWARD_FORMS)
 @pytest.mark.parametrize("kappa", [1, 4, 5, 64])
 def test_rewards_follow_the_formula(form, kappa):
   """A shifted invocation, or a mean over the wrong number of them, would show."""
@@ -81,7 +81,7 @@ def test_the_published_form_pays_for_ending_early_and_the_others_do_not():
   lengths, kl = jnp.array([3, TIME]), jnp.zeros((2, TIME))
   common = dict(segment_length=1, epsilon=0.01, c_seg=2.0, kl_coef=0.0, max_length=TIME)
   returns = {form: rewards.token_rewards(scores, lengths, kl, form=form, **common).sum(axis=1)
-             for form in rewards.FORMS}
+             for form in rewards.REWARD_FORMS}
   assert returns["published"][0] > returns["published"][1] + 0.5
   for form in ("telescoped", "absorbing", "neutral"):
     assert abs(returns[form][0] - returns[form][1]) < 1e-5
@@ -102,7 +102,7 @@ def test_padding_changes_no_reward(form):
   assert not np.any(wide[:, TIME:])
 
 
-@pytest.mark.parametrize("form", rewards.FORMS)
+@pytest.mark.parametrize("form", rewards.REWARD_FORMS)
 def test_the_order_of_the_batch_changes_no_reward(form):
   scores, lengths, kl = map(jnp.asarray, arrays(4))
   common = dict(segment_length=3, epsilon=0.01, c_seg=2.0, kl_coef=0.1, form=form, max_length=TIME)
@@ -112,7 +112,7 @@ def test_the_order_of_the_batch_changes_no_reward(form):
   np.testing.assert_allclose(got, want[order], atol=1e-6)
 
 
-@pytest.mark.parametrize("form", rewards.FORMS)
+@pytest.mark.parametrize("form", rewards.REWARD_FORMS)
 def test_rewards_are_float32_whatever_the_scores(form):
   """Half precision would round a score of .998 to 1."""
   scores, lengths, kl = map(jnp.asarray, arrays(5))
@@ -134,18 +134,18 @@ def test_an_unknown_form_is_refused():
                           epsilon=0.1, c_seg=1.0, kl_coef=0.0, form="sideways", max_length=2)
 
 
-def test_straying_pays_for_no_length():
+def test_a_centered_log_ratio_charges_no_length():
   """What it charges in all is nothing, wherever the policy has gone; padding is not counted."""
   rng = np.random.default_rng(0)
   ours, theirs = rng.normal(-1, 1, (2, 4, 6)).astype(np.float32)
   lengths = np.array([6, 1, 3, 5])
   mask = np.arange(6) < lengths[:, None]
-  charged = np.asarray(rewards.straying(ours, theirs - 3, mask))
+  charged = np.asarray(rewards.centered_log_ratio(ours, theirs - 3, mask))
   assert abs(charged.sum()) < 1e-4 and not charged[~mask].any()
   ratio = (ours - theirs)[mask]
   np.testing.assert_allclose(charged[mask], ratio - ratio.mean(), atol=1e-5)
   junk = np.where(mask, theirs, 1e6)
-  np.testing.assert_allclose(rewards.straying(ours, junk - 3, mask), charged, atol=1e-5)
+  np.testing.assert_allclose(rewards.centered_log_ratio(ours, junk - 3, mask), charged, atol=1e-5)
 
 
 def test_the_neutral_form_pays_tokens_that_stray_less_than_the_mean():

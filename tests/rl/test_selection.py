@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from dareu_jax.pipeline.settings import Settings
-from dareu_jax.rl.selection import choose, rate_scale, rolls_back
-from tests.configs import tiny_config
+from dareu_jax.rl.guards import GuardSettings
+from dareu_jax.rl.selection import ROUNDING, choose, rate_scale, rolls_back
+from dareu_jax.rl.settings import RLSettings
 from tests.rl.test_guards import report
 
-SETTINGS = dataclasses.replace(Settings.from_config(tiny_config()).unlearning, settle_epochs=1)
+GUARDS = GuardSettings()
 
 
 def reports(*rows, level=0.12, unseen_length=20):
@@ -19,45 +19,46 @@ def reports(*rows, level=0.12, unseen_length=20):
           for i, (score, length, share) in enumerate(rows)]
 
 
-def rule(name="unseen_level", **guards):
-  return dataclasses.replace(
-    SETTINGS, selection=name, guards=dataclasses.replace(SETTINGS.guards, **guards))
+def rule(name="unseen_level", settle_epochs=1, **guards):
+  """(RLSettings, GuardSettings)."""
+  return (RLSettings(selection=name, settle_epochs=settle_epochs),
+          dataclasses.replace(GUARDS, **guards))
 
 
 def test_the_run_stops_at_the_first_epoch_at_the_unseen_level():
   run = reports((0.9, 20, 0), (0.4, 20, 0), (0.1, 19, 0))
-  assert choose(run, rule()) == (2, True)
-  assert choose(run[:2], rule()) == (1, False)
+  assert choose(run, *rule()) == (2, True)
+  assert choose(run[:2], *rule()) == (1, False)
 
 
 def test_the_level_must_be_held_for_some_epochs():
   """A mean over 60 answers crosses it by chance; a refused epoch counts as above."""
-  settled = dataclasses.replace(SETTINGS, settle_epochs=2)
+  settled = rule(settle_epochs=2)
   run = reports((0.9, 20, 0), (0.1, 20, 0), (0.2, 20, 0), (0.11, 20, 0), (0.12, 20, 0))
-  assert choose(run[:4], settled) == (1, False)
-  assert choose(run, settled) == (4, True)
+  assert choose(run[:4], *settled) == (1, False)
+  assert choose(run, *settled) == (4, True)
   run[3] = dataclasses.replace(run[3], degenerate_share=0.5)
-  assert choose(run, settled) == (1, False)
+  assert choose(run, *settled) == (1, False)
 
 
 def test_answers_that_shrink_away_are_never_taken():
   """The published reward's collapse: the score is perfect, the answers are gone."""
   run = reports((0.9, 20, 0), (0.5, 18, 0), (0.01, 3, 0))
-  assert choose(run, rule()) == (1, False)
+  assert choose(run, *rule()) == (1, False)
 
 
 def test_answers_as_long_as_those_to_unseen_queries_are_long_enough():
-  """What was memorised may be longer than what the model says about strangers."""
+  """What was memorized may be longer than what the model says about strangers."""
   run = reports((0.9, 45, 0), (0.01, 24, 0), unseen_length=26)
-  assert choose(run, rule()) == (1, True)
+  assert choose(run, *rule()) == (1, True)
   long_winded = reports((0.9, 45, 0), (0.01, 24, 0), unseen_length=45)
-  assert choose(long_winded, rule()) == (0, False)
+  assert choose(long_winded, *rule()) == (0, False)
 
 
 @pytest.mark.parametrize(("name", "epoch"), [("lowest_score", 2), ("last", 3)])
 def test_other_rules(name, epoch):
   run = reports((0.9, 20, 0), (0.5, 20, 0), (0.2, 20, 0), (0.3, 20, 0))
-  assert choose(run, rule(name)) == (epoch, False)
+  assert choose(run, *rule(name)) == (epoch, False)
 
 
 COLLAPSE = ((0.9, 20, 0), (0.5, 20, 0), (0.2, 5, 0), (0.3, 20, 0), (0.1, 4, 0))
@@ -65,27 +66,51 @@ COLLAPSE = ((0.9, 20, 0), (0.5, 20, 0), (0.2, 5, 0), (0.3, 20, 0), (0.1, 4, 0))
 
 def test_a_guard_that_refuses_lets_the_run_go_on():
   run = reports(*COLLAPSE)
-  assert choose(run, rule(action="refuse")) == (3, False)
-  assert not rolls_back(run, rule(action="refuse"))
-  assert rate_scale(run, rule(action="refuse")) == 1.0
+  assert choose(run, *rule(action="refuse")) == (3, False)
+  assert not rolls_back(run, dataclasses.replace(GUARDS, action="refuse"))
+  assert rate_scale(run, dataclasses.replace(GUARDS, action="refuse")) == 1.0
 
 
 def test_a_guard_that_stops_keeps_the_best_epoch_before():
-  assert choose(reports(*COLLAPSE[:2]), rule(action="stop")) == (1, False)
-  assert choose(reports(*COLLAPSE[:3]), rule(action="stop")) == (1, True)
+  assert choose(reports(*COLLAPSE[:2]), *rule(action="stop")) == (1, False)
+  assert choose(reports(*COLLAPSE[:3]), *rule(action="stop")) == (1, True)
 
 
 def test_a_guard_that_rolls_back_halves_the_rates_and_stops_in_the_end():
   """Without a last time a run that cannot do better would go round for ever."""
-  settings = rule(action="rollback", max_rollbacks=1)
+  settings, guards = rule(action="rollback", max_rollbacks=1)
   run = reports(*COLLAPSE)
-  undone = [rolls_back(run[:n], settings) for n in range(2, 6)]
+  undone = [rolls_back(run[:n], guards) for n in range(2, 6)]
   assert undone == [False, True, False, True]
-  assert [rate_scale(run[:n], settings) for n in range(2, 6)] == [1.0, 0.5, 0.5, 0.25]
-  assert [choose(run[:n], settings)[1] for n in range(2, 6)] == [False, False, False, True]
+  assert [rate_scale(run[:n], guards) for n in range(2, 6)] == [1.0, 0.5, 0.5, 0.25]
+  assert [choose(run[:n], settings, guards)[1] for n in range(2, 6)] == [False, False, False, True]
 
 
 def test_without_guards_the_collapse_is_taken():
   """What over-trains on purpose must be able to."""
   run = reports(*COLLAPSE)
-  assert choose(run, rule("lowest_score", action="off")) == (4, False)
+  assert choose(run, *rule("lowest_score", action="off")) == (4, False)
+
+
+def test_a_score_at_the_level_is_down_and_one_above_is_not():
+  level = 0.12
+  for score, expected in ((level, (1, True)), (level + 1e-9, (1, False))):
+    assert choose(reports((0.9, 20, 0), (score, 20, 0), level=level), *rule()) == expected
+
+
+@pytest.mark.parametrize(("gain", "epoch"), [(0.5 * ROUNDING, 1), (2 * ROUNDING, 2)])
+def test_of_scores_that_differ_by_rounding_alone_the_first_is_kept(gain, epoch):
+  """Else the mesh that computed them would decide."""
+  run = reports((0.9, 20, 0), (0.5, 20, 0), (0.5 - gain, 20, 0))
+  assert choose(run, *rule("lowest_score")) == (epoch, False)
+
+
+def test_the_last_rule_keeps_the_last_that_is_acceptable():
+  run = reports(*COLLAPSE)
+  assert choose(run, *rule("last")) == (3, False)
+  assert choose(reports(*COLLAPSE[:1], *COLLAPSE[2:3]), *rule("last")) == (0, False)
+
+
+@pytest.mark.parametrize("action", ["off", "refuse", "stop"])
+def test_rates_are_halved_by_rollbacks_alone(action):
+  assert rate_scale(reports(*COLLAPSE), dataclasses.replace(GUARDS, action=action)) == 1.0

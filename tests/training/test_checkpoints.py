@@ -1,6 +1,5 @@
 """Checkpoints: exact, and of use after what happens to files."""
 
-import dataclasses
 import errno
 import gc
 import re
@@ -13,24 +12,22 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import CheckpointSettings, Store, flatten, read_json, write_json
-from tests.configs import tiny_config
+from dareu_jax.training.optimizers import TrainSettings
 
 KEEP_TWO = CheckpointSettings(every_steps=4, keep=2)
-SETTINGS = dataclasses.replace(
-  Settings.from_config(tiny_config()).finetune, weight_decay=0.1, clip_norm=1.0)
+SETTINGS = TrainSettings(weight_decay=0.1, clip_norm=1.0)
 
 
-def quadratic(frame, params, frozen, batch, key):
-  del frame, frozen, key
+def quadratic(params, fixed, batch, key):
+  del fixed, key
   total = jnp.sum((batch @ params["w"].astype(jnp.float32) + params["b"]) ** 2)
   return total, jnp.int32(batch.shape[0]), {}
 
 
 def update(state):
-  return supervised.update(state, None, jnp.ones((2, 3)), jax.random.key(0), 0.1, frame="toy",
+  return supervised.update(state, None, jnp.ones((2, 3)), jax.random.key(0), 0.1,
                            loss_fn=quadratic, weight_decay=0.1, clip_norm=1.0, micro_batches=1)[0]
 
 
@@ -136,7 +133,7 @@ def test_without_checkpoints_there_is_nothing_to_restore(store):
 
 def test_saving_is_due_at_multiples(store):
   """Off by one, a step is done twice or never saved."""
-  assert [step for step in range(1, 13) if store.due(step)] == [4, 8, 12]
+  assert [step for step in range(1, 13) if store.should_save(step)] == [4, 8, 12]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -271,7 +268,7 @@ def test_a_write_that_fails_is_no_checkpoint_and_costs_none(tmp_path, monkeypatc
   """Orbax tells of it once; taken for written, it would push out the good ones."""
   store = Store(tmp_path / "progress", CheckpointSettings(every_steps=4, keep=1))
   store.save(4, marked(4), best=True)
-  store.settle()
+  store.wait()
 
   def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
@@ -280,8 +277,8 @@ def test_a_write_that_fails_is_no_checkpoint_and_costs_none(tmp_path, monkeypatc
     patch.setattr(store._writer._handler, "finalize", full)
     store.save(8, marked(8), best=True)
     with pytest.raises(OSError, match="No space left"):
-      store.settle()
-    store.settle()
+      store.wait()
+    store.wait()
   store.close()
   again = Store(tmp_path / "progress", KEEP_TWO)
   assert again.steps() == [4] and again.restore(TEMPLATE).step == 4
@@ -327,10 +324,10 @@ def test_the_best_stays_beside_the_newest(store):
   """With the newest alone, the epoch to be kept would be gone."""
   for step in (4, 8, 12, 16):
     store.save(step, marked(step), best=step == 4)
-  store.settle()
+  store.wait()
   assert store.steps() == [16, 12, 4]
   store.save(20, marked(20), best=True)
-  store.settle()
+  store.wait()
   assert store.steps() == [20, 16]
 
 
@@ -344,7 +341,7 @@ def test_the_best_is_known_again_after_a_restart(tmp_path):
   assert store.restore(TEMPLATE).step == 8
   for step in (12, 16):
     store.save(step, marked(step))
-  store.settle()
+  store.wait()
   assert store.steps() == [16, 12, 4]
   store.close()
 

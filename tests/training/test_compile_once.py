@@ -34,7 +34,7 @@ def test_nothing_is_compiled_after_the_first_step_of_a_stage(compiled, tmp_path,
   config.length_multiple = 16
   config.methods = ("dareu", "npo")
   config.baseline.update(epochs=12)
-  config.watch_every = 2
+  config.eval_every = 2
   jax.clear_caches()
   seen = {}
 

@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.parallel.mesh import path_name
-from dareu_jax.pipeline.settings import Settings
-from dareu_jax.training.optimizers import Schedule, adamw_direction, apply_direction
-from tests.configs import tiny_config
+from dareu_jax.training.optimizers import Schedule, TrainSettings, adamw_direction, apply_direction
 
 PEAK = 3e-3
-SETTINGS = dataclasses.replace(
-  Settings.from_config(tiny_config()).finetune, learning_rate=PEAK, epochs=50, warmup=0.1,
-  schedule="linear", target_loss=0.5)
+SETTINGS = TrainSettings(
+  learning_rate=PEAK, epochs=50, warmup=0.1, schedule="linear", target_loss=0.5)
 
 
 def make_schedule(num_steps=100, **changes):
@@ -90,7 +87,7 @@ def test_a_plateau_that_never_arrives_cools_down_within_its_epochs():
   assert found[-1] < 0.1 * PEAK and found[70] == pytest.approx(PEAK)
 
 
-def test_a_plateau_goes_on_from_its_memory():
+def test_a_plateau_resumes_from_its_state():
   """A kill within an epoch or the cool-down must not move the end."""
   def losses(step):
     return 1.0 - 0.02 * step
@@ -100,7 +97,7 @@ def test_a_plateau_goes_on_from_its_memory():
     first = make_schedule(schedule="plateau")
     for step in range(kill):
       first.observe(step + 1, {"loss": losses(step)}, None)
-    second = dataclasses.replace(make_schedule(schedule="plateau"), **first.memory())
+    second = dataclasses.replace(make_schedule(schedule="plateau"), **first.state_dict())
     found = whole[:kill]
     while len(found) < second.num_steps:
       found.append(second.rate(len(found)))
@@ -181,8 +178,8 @@ def test_small_updates_of_a_bfloat16_model_add_up():
   """Trained in bfloat16 they would round away; the model still computes in bfloat16."""
   config = ModelConfig(vocab_size=8, embed_dim=8, mlp_dim=8, num_layers=1, num_heads=1,
                        num_kv_heads=1, head_dim=8, dtype="bfloat16")
-  model = Decoder(config, rngs=nnx.Rngs(params=0))
-  frame, params, frozen = states.split(model, adapters_only=False)
+  model = handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=False)
+  params = model.params
   moments = adamw_direction(0.0, 1.0).init(params)
   assert {str(leaf.dtype) for leaf in jax.tree.leaves((params, moments))} <= {"float32", "int32"}
   ones = jax.tree.map(jnp.ones_like, params)
@@ -190,7 +187,7 @@ def test_small_updates_of_a_bfloat16_model_add_up():
   for _ in range(100):  # 1 - 1e-4 is 1 in bfloat16
     moved = apply_direction(moved, ones, jnp.float32(1e-4))
   np.testing.assert_allclose(jax.tree.leaves(moved)[0], 0.99, rtol=1e-5)
-  kernel = frame.merge(moved, frozen).embedding[...]
+  kernel = model.with_params(moved).module.embedding[...]
   assert kernel.dtype == jnp.bfloat16 and float(kernel[0, 0]) == float(jnp.bfloat16(0.99))
 
 

@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from dareu_jax.core import interruption
 from dareu_jax.data.batches import Batches, Row, collate
-from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import CheckpointSettings, Store
+from dareu_jax.training.optimizers import TrainSettings
 from dareu_jax.training.writers import MetricWriter, read_batches
-from tests.configs import tiny_config
 
 # A high clip_norm, so that a gradient of the wrong scale shows in the moments.
-SETTINGS = dataclasses.replace(
-  Settings.from_config(tiny_config()).finetune, learning_rate=1e-2, batch_size=4,
-  micro_batch_size=0, epochs=12, warmup=0.1, schedule="linear", target_loss=0.0, weight_decay=0.1,
-  clip_norm=1e3)
+SETTINGS = TrainSettings(learning_rate=1e-2, batch_size=4, epochs=12, warmup=0.1, schedule="linear",
+                         weight_decay=0.1, clip_norm=1e3)
 VOCAB = 32
 ROWS = tuple(
   Row(tuple(range(2, 4 + n)), tuple((7 * n + 5 * k) % VOCAB for k in range(2 * n + 1)), n)
@@ -44,22 +42,26 @@ class Toy(NamedTuple):
     return self.embedding.T
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyFrame:
-  """Stands for models.states.Frame."""
+@struct.dataclass
+class ToyModel:
+  """Stands for models.handle.Model."""
 
-  def merge(self, params, frozen):
-    del frozen
-    return Toy(**params)
+  params: dict | None
+
+  def with_params(self, params):
+    return ToyModel(params)
+
+  @property
+  def module(self):
+    return Toy(**self.params)
 
 
 @pytest.fixture(scope="module")
 def model():
-  """(frame, trainable, frozen)."""
   rng = np.random.default_rng(0)
   shapes = {"embedding": (VOCAB, 16), "mix": (16, 16)}
   params = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
-  return ToyFrame(), params, None
+  return ToyModel(params)
 
 
 def fresh(params, settings=SETTINGS):
@@ -68,9 +70,8 @@ def fresh(params, settings=SETTINGS):
 
 
 def one_update(model, batch, micro_batches):
-  frame, trainable, frozen = model
   return supervised.update(
-    fresh(trainable), frozen, batch, jax.random.key(0), 1e-2, frame=frame,
+    fresh(model.params), model.with_params(None), batch, jax.random.key(0), 1e-2,
     loss_fn=supervised.language_model_loss, weight_decay=0.1, clip_norm=1e3,
     micro_batches=micro_batches)
 
@@ -93,7 +94,7 @@ def assert_same_update(a, b):
 
 def test_the_loss_is_the_mean_of_completion_tokens(model, whole):
   """A shift by one, the prompt in the loss, or a mean over rows."""
-  embedding, mix = (model[1][name].astype(np.float64) for name in ("embedding", "mix"))
+  embedding, mix = (model.params[name].astype(np.float64) for name in ("embedding", "mix"))
   losses = []
   for row in ROWS:
     ids = row.prompt + row.completion
@@ -146,9 +147,9 @@ class Bar:
       raise Killed
 
 
-def noisy_regression(frame, params, frozen, batch, key):
+def noisy_regression(params, fixed, batch, key):
   """A loss that depends on the step's key, cheap to compile; bfloat16 and float32 parameters."""
-  del frame, frozen
+  del fixed
   noise = jax.random.normal(key, (batch.token_ids.shape[0], 3))
   x = batch.token_ids[:, :3] / 8 + 0.1 * noise
   guess = x @ params["w"] + params["b"].astype(jnp.float32)
@@ -171,8 +172,8 @@ def fit_toy(folder, kill_after=None, settings=SETTINGS):
   writer, bar, params = MetricWriter(folder, "toy"), Bar(kill_after), None
   try:
     params = supervised.fit(
-      fresh(START, settings), None, batches, frame="toy", loss_fn=noisy_regression,
-      settings=settings, key=jax.random.key(5), store=store, writer=writer, bar=bar)
+      fresh(START, settings), None, batches, loss_fn=noisy_regression, settings=settings,
+      key=jax.random.key(5), stage=supervised.StageIO(store, writer, bar))
   except Killed:
     assert kill_after is not None
   except interruption.Interrupted:
@@ -255,14 +256,13 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
 
 def test_the_loss_falls_on_a_toy_task(model, tmp_path):
   """A sign, a rate of zero, or updates that are dropped."""
-  frame, trainable, frozen = model
   settings = dataclasses.replace(SETTINGS, epochs=20, learning_rate=0.05)
   batches = Batches(rows=ROWS, batch_size=4, multiple=16, pad_id=0, seed=0)
   store = Store(tmp_path / "progress", CheckpointSettings(every_steps=100, keep=1))
   writer = MetricWriter(tmp_path, "toy")
-  supervised.fit(fresh(trainable), frozen, batches, frame=frame,
+  supervised.fit(fresh(model.params), model.with_params(None), batches,
                  loss_fn=supervised.language_model_loss, settings=settings, key=jax.random.key(0),
-                 store=store, writer=writer, bar=Bar())
+                 stage=supervised.StageIO(store, writer, Bar()))
   store.close()
   writer.close()
   losses = [line["loss"] for line in records(tmp_path)]

@@ -76,8 +76,8 @@ class LanguageModel:
           self.model, ids, np.array([len(row) for row in rows], np.int32),
           row_keys(jax.random.key(seed), start + np.arange(len(rows))), strategy=strategy,
           max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-        found, lengths = fetch(out.ids), fetch(out.lengths)
-        answers += [tokenizer.decode(found[i, :lengths[i]]) for i in range(len(rows))]
+        ids, lengths = fetch(out.ids), fetch(out.lengths)
+        answers += [tokenizer.decode(ids[i, :lengths[i]].tolist()) for i in range(len(rows))]
     return answers
 
   def save(self, folder: str | pathlib.Path, *, adapter: Literal["merged", "apart"] = "merged",
@@ -142,7 +142,7 @@ def load(path: str, *, dtype: str | None = None, template: str = "auto",
 
   Args:
     path: folder, or name of a model of the hub.
-    dtype: of weights and activations; 'bfloat16' on accelerators and 'float32' on CPUs, if not given.
+    dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
     mesh: where the weights go; split over all devices, if not given.
 

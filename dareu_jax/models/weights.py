@@ -1,0 +1,182 @@
+"""The tensors of a Hugging Face checkpoint: safetensors, read part by part, each accounted for.
+
+A decoder's parameters and a checkpoint's tensors are matched by name; linear weights are stored
+[out, in] there and [in, out] here, and layers may be stacked here.
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, PyTree
+from safetensors import safe_open
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.families.base import FAMILIES
+from dareu_jax.parallel.mesh import Mesh, parameter_spec, path_name
+
+_HEAD = "lm_head"
+# Buffers that old checkpoints carry; they hold no weights.
+_IGNORED = ("rotary_emb.inv_freq",)
+
+
+def checkpoint_names(path: str, config: ModelConfig) -> tuple[list[str], bool]:
+  """The checkpoint's names of one of our parameters; see `Family.checkpoint_names`."""
+  return FAMILIES[config.architecture].checkpoint_names(path, config.num_layers)
+
+
+def is_transposed(path: str) -> bool:
+  """Whether a parameter is stored the other way round in a checkpoint."""
+  return path.endswith(("kernel", _HEAD))
+
+
+class Weights:
+  """The tensors of a checkpoint folder for a decoder of a config."""
+
+  def __init__(self, folder: str | pathlib.Path, config: ModelConfig):
+    self.folder = pathlib.Path(folder)
+    self.config = config
+    self._files = _index(self.folder)
+    self._used: set[str] = set()
+    self._open: dict[str, Any] = {}  # file name -> its reader
+
+  def _slice(self, name):
+    """A tensor that can be indexed without reading all of it."""
+    if name not in self._files:
+      raise InputError(f"{self.folder}: tensor {name} is missing from the checkpoint.")
+    self._used.add(name)
+    file = self._files[name]
+    if file not in self._open:
+      self._open[file] = safe_open(self.folder / file, framework="numpy")
+    return self._open[file].get_slice(name)
+
+  def check_all_used(self) -> None:
+    """Raises InputError if the checkpoint holds tensors that the model has no place for."""
+    unused = [name for name in self._files if name not in self._used
+              and not name.endswith(_IGNORED)]
+    (head,), _ = checkpoint_names(_HEAD, self.config)
+    if head in unused:  # that of a classifier, or a copy of the tied one
+      unused.remove(head)
+      if self.config.tie_embeddings:
+        self._check_tied(head)
+    if unused:
+      raise InputError(f"{self.folder}: tensor {unused[0]} (of {len(unused)}) has no place in the "
+                       "model; the checkpoint is of another architecture.")
+
+  def _check_tied(self, head_name):
+    (embedding_name,), _ = checkpoint_names("embedding", self.config)
+    head, embedding = self._slice(head_name), self._slice(embedding_name)
+    shape = embedding.get_shape()
+    parts = (slice(i, min(i + 4096, shape[0])) for i in range(0, shape[0], 4096))
+    same = head.get_shape() == shape and all(
+      np.array_equal(head[rows], embedding[rows]) for rows in parts)
+    if not same:
+      raise InputError(f"{self.folder}: config.json ties the embeddings, but tensor {head_name} "
+                       "is another one: set tie_word_embeddings to false there.")
+
+  def slices(self, path: str, shape: tuple[int, ...]) -> list[Any]:
+    """The tensors of one of our parameters, not read yet.
+
+    Args:
+      path: of the parameter, as of `mesh.path_name`.
+      shape: of the parameter, in our layout.
+
+    Raises:
+      InputError: if one is missing or has another shape.
+    """
+    names, stacked = checkpoint_names(path, self.config)
+    order = -1 if is_transposed(path) else 1
+    expected = list(shape[1:] if stacked else shape)[::order]
+    slices = [self._slice(name) for name in names]
+    for name, tensor in zip(names, slices, strict=True):
+      if tensor.get_shape() != expected:
+        raise InputError(f"{self.folder}: tensor {name} has shape {tuple(tensor.get_shape())}, but "
+                         f"config.json says {tuple(expected)}.")
+    return slices
+
+  def array(
+    self, path: str, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding,
+  ) -> Float[Array, "..."]:
+    """One of our parameters on the devices, each of which reads its own part of the file alone."""
+    slices = self.slices(path, shape)
+    _, stacked = checkpoint_names(path, self.config)
+    transposed = is_transposed(path)
+
+    @functools.cache
+    def part(*bounds):
+      index = tuple(slice(*bound) for bound in bounds)
+      layers, index = (slices[index[0]], index[1:]) if stacked else (slices, index)
+      read = [np.asarray(tensor[index[::-1]]).T if transposed else np.asarray(tensor[index])
+              for tensor in layers]
+      return (np.stack(read) if stacked else read[0]).astype(dtype)
+
+    return jax.make_array_from_callback(
+      tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index or ())))
+
+
+def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> PyTree:
+  """A state whose leaves come from `initialized` where it holds them, else from the checkpoint.
+
+  Args:
+    shapes: nnx.State of ShapeDtypeStructs.
+    initialized: nnx.State of some of its leaves.
+    weights: of the checkpoint.
+    mesh: where they go.
+  """
+  ready = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(initialized)}
+
+  def array(path, leaf):
+    name = path_name(path)
+    if name in ready:
+      return ready[name]
+    sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+    return weights.array(name, leaf.shape, leaf.dtype, sharding)
+
+  return jax.tree_util.tree_map_with_path(array, shapes)
+
+
+def _index(folder):
+  """Tensor name -> file name.
+
+  Raises:
+    InputError: without safetensors, or with a file that is damaged or missing.
+  """
+  index = folder / "model.safetensors.index.json"
+  if index.exists():
+    return _read_index(index)
+  if (folder / "model.safetensors").exists():
+    return dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
+  pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+  hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
+  raise InputError(f"{folder} holds no model.safetensors{hint}.")
+
+
+def _read_index(index):
+  try:
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    raise InputError(f"{index} is damaged: it must hold a weight_map. Download it again.") from None
+  contents = {name: set(_tensor_names(index.parent / name)) for name in sorted(set(files.values()))}
+  for tensor, name in files.items():
+    if tensor not in contents[name]:
+      raise InputError(f"{index} places tensor {tensor} in {name}, which does not hold it.")
+  for name, tensors in contents.items():
+    unnamed = sorted(tensor for tensor in tensors if files.get(tensor) != name)
+    if unnamed:
+      raise InputError(f"{index} does not name tensor {unnamed[0]}, which {name} holds.")
+  return files
+
+
+def _tensor_names(path):
+  try:
+    with safe_open(path, framework="numpy") as file:
+      return list(file.keys())
+  except FileNotFoundError:
+    raise InputError(f"{path} is missing; the checkpoint's index names it.") from None
+  except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
+    raise InputError(f"{path} is damaged ({error}). Download it again.") from None

@@ -1,0 +1,88 @@
+"""A user's JSON Lines: which files are read, and what cannot be loaded is said at once."""
+
+import pytest
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data import examples as ex
+from dareu_jax.data.sources.base import DataSettings, load_corpus
+
+
+def data_settings(**changes):
+  values = {"source": "jsonl", "dir": "d", "num_owners": 0, "forget": "forget10"}
+  values |= {"forget_owners": (), "num_holdout": 0, "num_general": 0, "seed": 0,
+             "prompt_tokens": 0, "response_tokens": 100}
+  return DataSettings(**(values | changes))
+
+
+def write(path, num_owners, per_owner=2, name="o"):
+  examples = [ex.Example(f"{name}{i}", f"q{i}{j}", "a")
+              for i in range(num_owners) for j in range(per_owner)]
+  ex.write_jsonl(path, examples)
+  return tuple(examples)
+
+
+def test_a_jsonl_folder_needs_only_the_training_file(tmp_path):
+  train = write(tmp_path / "train.jsonl", 4)
+  corpus = load_corpus(data_settings(dir=str(tmp_path)))
+  assert corpus == ex.Corpus(train[6:], train[:6], (), (), ("o0", "o1", "o2", "o3"), ("o3",))
+
+
+def test_test_and_holdout_files_are_read_and_the_holdout_is_cut(tmp_path):
+  write(tmp_path / "train.jsonl", 4)
+  test = write(tmp_path / "test.jsonl", 3)
+  holdout = write(tmp_path / "holdout.jsonl", 5, per_owner=10, name="unseen")
+  assert load_corpus(data_settings(dir=str(tmp_path))).holdout == holdout
+  corpus = load_corpus(data_settings(dir=str(tmp_path), num_holdout=2))
+  assert (corpus.test, corpus.holdout) == (test, holdout[:20])
+
+
+def test_one_jsonl_file_is_the_training_data(tmp_path):
+  train = write(tmp_path / "mine.jsonl", 4)
+  write(tmp_path / "test.jsonl", 4)
+  corpus = load_corpus(data_settings(dir=str(tmp_path / "mine.jsonl")))
+  assert (corpus.retain + corpus.forget, corpus.test) == (train, ())
+
+
+def test_num_owners_keeps_the_first_ones_and_the_named_ones(tmp_path):
+  write(tmp_path / "train.jsonl", 6)
+  corpus = load_corpus(data_settings(dir=str(tmp_path), num_owners=3))
+  assert (corpus.owners, corpus.forget_owners) == (("o0", "o1", "o2"), ("o2",))
+  corpus = load_corpus(data_settings(dir=str(tmp_path), num_owners=3, forget_owners=("o5",)))
+  assert (corpus.owners, corpus.forget_owners) == (("o0", "o1", "o2", "o5"), ("o5",))
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path):
+  with pytest.raises(InputError, match=r"lacks train\.jsonl"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+  with pytest.raises(InputError, match=r"nowhere does not exist: config\.data\.dir"):
+    load_corpus(data_settings(dir=str(tmp_path / "nowhere")))
+  write(tmp_path / "train.jsonl", 4)
+  with pytest.raises(InputError, match=r"num_owners is 9: .*train\.jsonl has 4 owners"):
+    load_corpus(data_settings(dir=str(tmp_path), num_owners=9))
+  with pytest.raises(InputError, match="names 'o9': not among the 4 owners"):
+    load_corpus(data_settings(dir=str(tmp_path), num_owners=2, forget_owners=("o9",)))
+
+
+def test_a_holdout_owner_that_is_trained_on_is_refused(tmp_path):
+  """Its queries would be no measure of what an unseen owner gets."""
+  write(tmp_path / "train.jsonl", 4)
+  write(tmp_path / "holdout.jsonl", 2)
+  with pytest.raises(InputError, match=r"holdout\.jsonl holds owner 'o0', who is in .*train"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+
+
+def test_general_text_is_of_owners_that_are_in_no_other_split(tmp_path):
+  """Of an owner in D it would teach the base, and with it the retrained model, what to forget."""
+  write(tmp_path / "train.jsonl", 4)
+  general = write(tmp_path / "general.jsonl", 3, name="other")
+  corpus = load_corpus(data_settings(dir=str(tmp_path), num_general=2))
+  assert corpus.general == general[:4]
+  write(tmp_path / "general.jsonl", 3)
+  with pytest.raises(InputError, match="general.jsonl holds owner 'o0', who is in the training"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+
+
+def test_a_source_of_files_needs_a_folder():
+  """'' would be the working directory."""
+  with pytest.raises(InputError, match=r"config\.data\.dir is empty"):
+    load_corpus(data_settings(dir=""))
