@@ -8,18 +8,22 @@ same weights, texts and seeds are computed on each.
 
 import functools
 import json
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
+from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
-from dareu_jax.models import handle as states
 from dareu_jax.models.attention import causal_attention
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.handle import Model, split
 from tests.golden.update_training import PATH, golden
 
 ROWS, LENGTH, NEW = 16, 192, 64
@@ -27,7 +31,7 @@ CONFIG = ModelConfig(vocab_size=4000, embed_dim=512, mlp_dim=1376, num_layers=6,
                      num_kv_heads=2, head_dim=64, qk_norm=True, tie_embeddings=False)
 
 
-def on_both(function, *args):
+def on_both(function: Callable, *args: Any) -> list[Any]:
   """What a function of arrays gives on the CPU and on the GPU, as numpy."""
   results = []
   for device in (jax.devices("cpu")[0], jax.devices("gpu")[0]):
@@ -37,52 +41,53 @@ def on_both(function, *args):
   return results
 
 
-def distance(found, expected):
-  """‖found - expected‖ / ‖expected‖ over all leaves."""
-  found, expected = (np.concatenate([np.asarray(leaf, np.float64).ravel()
-                                     for leaf in jax.tree.leaves(tree)])
-                     for tree in (found, expected))
-  return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+def distance(result: Any, expected: Any) -> float:
+  """‖result - expected‖ / ‖expected‖ over all leaves."""
+  result, expected = (np.concatenate([np.asarray(leaf, np.float64).ravel()
+                                      for leaf in jax.tree.leaves(tree)])
+                      for tree in (result, expected))
+  return float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
 
 
-def model():
-  """(frame, trainable, frozen) of a decoder whose logits are neither uniform nor decided."""
-  frame, trainable, frozen = states.split(
-    Decoder(CONFIG, rngs=nnx.Rngs(params=jax.random.key(0))), adapters_only=False)
-  return frame, jax.tree.map(lambda x: x * 1.5 if x.ndim > 1 else x, trainable), frozen
+def make_model() -> Model:
+  """A decoder whose logits are neither uniform nor decided."""
+  model = split(Decoder(CONFIG, rngs=nnx.Rngs(params=jax.random.key(0))), adapters_only=False)
+  return model.with_params(
+    jax.tree.map(lambda x: x * 1.5 if x.ndim > 1 else x, model.params))
 
 
-def forward_and_backward(frame, trainable, frozen, token_ids):
+def forward_and_backward(
+    model: Model, token_ids: Int[np.ndarray, "B T"]) -> Iterator[tuple[str, float]]:
   """Rows (what, distance) of logits and of the gradient of the mean NLL."""
 
   @jax.jit
-  def run(trainable, frozen, token_ids):
-    def loss(trainable):
-      logits = frame.merge(trainable, frozen).logits(token_ids)
+  def run(model, token_ids):
+    def loss(params):
+      logits = model.with_params(params).module.logits(token_ids)
       nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), token_ids[:, 1:, None], -1)
       return nll.mean(), logits
 
-    return jax.grad(loss, has_aux=True)(trainable)
+    return jax.grad(loss, has_aux=True)(model.params)
 
-  (cpu_gradient, cpu), (gpu_gradient, gpu) = on_both(run, trainable, frozen, token_ids)
+  (cpu_gradient, cpu), (gpu_gradient, gpu) = on_both(run, model, token_ids)
   yield "logits, float32", distance(gpu, cpu)
   yield "gradient of the mean NLL, float32", distance(gpu_gradient, cpu_gradient)
 
 
-def samples(frame, trainable, frozen, token_ids):
+def samples(model: Model, token_ids: Int[np.ndarray, "B T"]) -> Iterator[tuple[str, float]]:
   """Rows (what, share of tokens that differ) of cached decoding."""
   lengths = np.linspace(8, LENGTH, ROWS).astype(np.int32)
   for name, strategy in (("greedy tokens", Greedy()), ("sampled tokens", Sample(temperature=0.85))):
-    def run(trainable, frozen, token_ids, lengths, strategy=strategy):
+    def run(model, token_ids, lengths, strategy=strategy):
       keys = row_keys(jax.random.key(0), np.arange(ROWS))
-      return generate(frame, trainable, frozen, token_ids, lengths, keys, strategy=strategy,
-                      max_new_tokens=NEW, eos_id=CONFIG.vocab_size, pad_id=0)
-    cpu, gpu = on_both(run, trainable, frozen, token_ids, lengths)
-    yield f"{name}: share that differs", np.mean(cpu.ids != gpu.ids)
+      return generate(model, token_ids, lengths, keys, strategy=strategy, max_new_tokens=NEW,
+                      eos_id=CONFIG.vocab_size, pad_id=0)
+    cpu, gpu = on_both(run, model, token_ids, lengths)
+    yield f"{name}: share that differs", float(np.mean(cpu.ids != gpu.ids))
     yield f"{name}: their log-probs", distance(gpu.logprobs, cpu.logprobs)
 
 
-def attention():
+def attention() -> Iterator[tuple[str, float]]:
   """Rows (what, distance) of attention in bfloat16 from float32 on the CPU."""
   rng = np.random.default_rng(0)
   for time, heads, kv_heads, head_dim in ((200, 16, 16, 128), (256, 32, 4, 64)):
@@ -108,24 +113,28 @@ def attention():
       yield f"its gradient {shape}", distance(gradient, exact_gradient)
 
 
-def golden_losses():
+def golden_losses() -> Iterator[tuple[str, float]]:
   """Rows (what, largest relative difference) of the first hundred steps of the smallest model."""
-  held = np.array(json.loads(PATH.read_text())["losses"])
-  yield "losses of 100 golden steps", np.max(np.abs(np.array(golden()["losses"]) / held - 1))
+  expected = np.array(json.loads(PATH.read_text())["losses"])
+  difference = np.max(np.abs(np.array(golden()["losses"]) / expected - 1))
+  yield "losses of 100 golden steps", float(difference)
 
 
-def main():
+def main() -> None:
   """Prints a table."""
-  jax.config.update("jax_default_matmul_precision", "highest")
+  with exact_matmuls():
+    _main()
+
+
+def _main():
   with jax.default_device(jax.devices("cpu")[0]):
-    parts = model()
-  frame, *trees = parts
+    model = make_model()
   token_ids = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (ROWS, LENGTH)).astype(
     np.int32)
   print(f"{jax.devices('gpu')[0].device_kind}, jax {jax.__version__}\n")
   print("| what | distance |\n|---|--:|")
-  for rows in (attention, functools.partial(forward_and_backward, frame, *trees, token_ids),
-               golden_losses, functools.partial(samples, frame, *trees, token_ids)):
+  for rows in (attention, functools.partial(forward_and_backward, model, token_ids),
+               golden_losses, functools.partial(samples, model, token_ids)):
     for what, value in rows():
       print(f"| {what} | {value:.1e} |", flush=True)
 

@@ -17,26 +17,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import jobs  # noqa: E402
 
+Starter = Callable[..., subprocess.Popen]
 
-def start(starter, workdir, processes):
+
+def start(starter: Starter, workdir: pathlib.Path, processes: int) -> list[subprocess.Popen]:
   """The job's processes."""
   if processes == 1:
     return [starter(workdir, JAX_PLATFORMS="cpu")]
   return jobs.together(starter, workdir, processes)
 
 
-def end(processes):
+def end(processes: Sequence[subprocess.Popen]) -> list[int]:
   """Waits for all; gives their exit statuses."""
   return [jobs.finish(process)[0] for process in processes]
 
 
-def outcome(workdir):
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   """What a run ended with: table, batches, epochs, and the digests of the arrays it left."""
   results = sorted(workdir.glob("*/result/0/meta/metadata"))
   return {"table": jobs.figures(workdir), "batches": jobs.batches(workdir),
@@ -44,7 +48,8 @@ def outcome(workdir):
           "results": {path.parts[-5]: json.loads(path.read_text())["digests"] for path in results}}
 
 
-def killed(starter, workdir, processes, seconds, rng):
+def killed(starter: Starter, workdir: pathlib.Path, processes: int, seconds: float,
+           rng: random.Random) -> tuple[float, int, list[int]]:
   """Starts the job anew and kills a process of it; drawn again where the job was faster.
 
   Returns: (moment, victim, exit statuses).
@@ -62,7 +67,8 @@ def killed(starter, workdir, processes, seconds, rng):
       return moment, victim, statuses
 
 
-def main():
+def main() -> None:
+  """Kills and resumes; the exit status says whether all came out the same."""
   parser = argparse.ArgumentParser()
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--runs", type=int, default=30)

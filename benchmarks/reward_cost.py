@@ -9,15 +9,17 @@ segment, on the prefix alone, as the method is written down; both must give the 
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.attribution.scorer import Scorer
-from dareu_jax.models import handle as states
 from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.handle import split
 from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.rl.rewards import token_rewards
 
@@ -27,12 +29,14 @@ CONFIG = ModelConfig(vocab_size=2000, embed_dim=128, mlp_dim=344, num_layers=2, 
                      num_kv_heads=4, head_dim=32)
 
 
-def one_pass(scorer, ids, lengths, kl, *, kappa):
+def one_pass(scorer: Scorer, ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"],
+             kl: Float[np.ndarray, "B T"], *, kappa: int) -> Float[Array, "B T"]:
   """Token rewards from one pass."""
   return _rewards(scorer.prefixes(ids, lengths, ()), lengths, kl, kappa)
 
 
-def per_prefix(scorer, ids, lengths, kl, *, kappa):
+def per_prefix(scorer: Scorer, ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"],
+               kl: Float[np.ndarray, "B T"], *, kappa: int) -> Float[Array, "B T"]:
   """Token rewards from a pass for each segment, each on its prefix alone."""
   scores = np.zeros(ids.shape, np.float32)
   for end in range(kappa, LENGTH + 1, kappa):
@@ -46,7 +50,7 @@ def _rewards(scores, lengths, kl, kappa):
                        kl_coef=0.1, form="neutral", max_length=LENGTH)
 
 
-def seconds(steps):
+def seconds(steps: Sequence[Callable]) -> Float[np.ndarray, " steps"]:
   """The median time of each function over rounds in which all take turns."""
   for step in steps:
     jax.block_until_ready(step())
@@ -59,11 +63,10 @@ def seconds(steps):
   return np.median(times, axis=0)
 
 
-def main():
+def main() -> None:
   """Prints the table."""
-  model = states.split(
-    OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
-  scorer = Scorer(*model, is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
+  model = split(OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
+  scorer = Scorer(model, is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
                   to_device=functools.partial(jax.tree.map, jnp.asarray))
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 2000, (ROWS, LENGTH)).astype(np.int32)

@@ -27,7 +27,8 @@ ARXIV = dict(
   data=dict(source="arxiv", forget="forget05", num_owners=12, num_general=0, prompt_tokens=100,
             response_tokens=100),
   tokenizer=dict(vocab_size=8000),
-  classifier=dict(train=dict(epochs=20)),  # abstracts are five times as long as the authors' answers
+  # Abstracts are five times as long as the authors' answers.
+  classifier=dict(train=dict(epochs=20)),
   evaluation=dict(max_examples=100),
   unlearning=dict(dareu=dict(samples_per_prompt=1)))
 

@@ -16,7 +16,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from dareu_jax.core.settings import to_plain
 from dareu_jax.pipeline.settings import config_from
+from studies.scaling.settings import ScalingSettings
 
 # (vocabulary, tied to the head, D, F, L, N, K, H, architecture)
 LLAMA2_7B = (32000, False, 4096, 11008, 32, 32, 32, 128, "llama")
@@ -28,24 +30,16 @@ MODELS = {"llama2_7b": (LLAMA2_7B, TINYLLAMA), "tinyllama": (TINYLLAMA, TINYLLAM
           "qwen3_8b": (QWEN3_8B, QWEN3_0_6B), "qwen3_0_6b": (QWEN3_0_6B, QWEN3_0_6B)}
 
 
-def get_config(preset=None):
+def get_config(preset: str | None = None) -> ConfigDict:
   """The study of a preset of configs/tofu.py; None is the tiny one."""
-  config = ConfigDict(dict(
-    run=config_from(pathlib.Path(__file__).with_name("tofu.py"), preset),
-    vocab_size=2000,
-    tie_embeddings=True,
-    classifier_vocab_size=2000,
-    classifier_tie_embeddings=True,
-    owners=30,
-    prompt_tokens=32,  # slots of a forget query
-    retain_tokens=64,  # slots of a retained example, prompt and response
-    retain_response_tokens=32,
-  ))
-  if preset is None:
-    config.run.unlearning.dareu.max_new_tokens = 32
-    return config
-  if preset not in MODELS:
+  if preset not in (None, *MODELS):
     raise ValueError(f"configs/scaling.py has no {preset!r}: take {', '.join(MODELS)}, or nothing.")
+  defaults = ScalingSettings()
+  run = config_from(pathlib.Path(__file__).with_name("tofu.py"), preset)
+  config = ConfigDict(to_plain(defaults) | {"run": run})
+  if preset is None:
+    run.unlearning.dareu.max_new_tokens = defaults.unlearning.max_new_tokens
+    return config
   config.update(owners=200, prompt_tokens=64, retain_tokens=192, retain_response_tokens=128)
   for block, prefix, values in ((config.run, "", MODELS[preset][0]),
                                 (config.run.classifier, "classifier_", MODELS[preset][1])):

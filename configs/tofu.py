@@ -1,11 +1,12 @@
 """TOFU: forget authors of fictitious biographies.
 
-    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu           # laptop, 5 minutes
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...      # GPU box, one TPU
-    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...       # one 80 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...        # or TPU host
+    python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # one 16 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # one 24 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # one 80 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...       # or TPU host
     python -m dareu_jax.main --config=configs/tofu.py:tofu40 --workdir=runs/tofu40 \
-        --config.data.dir=FOLDER                                                    # laptop, an hour
+        --config.data.dir=FOLDER                                                   # laptop, an hour
 
 Without a preset: embedded authors and a small model from scratch, no network, no accelerator: the
 library's defaults. `tofu40` is the real TOFU with a small model from scratch, 40 authors of which 4

@@ -1,11 +1,11 @@
-"""Make a language model forget what it learnt from some data owners, without breaking the rest of it.
+"""Make a language model forget what it learnt from some data owners, and keep the rest.
 
     import dareu_jax
 
     model, tokenizer = dareu_jax.load_model("Qwen/Qwen3-0.6B")
     result = dareu_jax.unlearn(model, tokenizer, forget=forget, retain=retain, unseen=unseen)
     table = dareu_jax.evaluate({"before": model, "after": result.model}, forget=forget,
-                               retain=retain, unseen=unseen)
+                               retain=retain, unseen=unseen, result=result)
     result.model.save("folder")
 
 `run(settings, workdir)` is the whole experiment, with retraining and a report. To add a method, a
@@ -21,16 +21,18 @@ if TYPE_CHECKING:
   from dareu_jax.api import Result, evaluate, load_model, load_run, run, unlearn
   from dareu_jax.core.errors import InputError
   from dareu_jax.data.examples import Example
-  from dareu_jax.models.language_model import LanguageModel
+  from dareu_jax.pipeline.comparison import Table
+  from dareu_jax.pipeline.language_model import LanguageModel
   from dareu_jax.pipeline.settings import Settings
 
-# Public name -> the module that has it; imported when it is first asked for, since jax takes seconds.
+# Public name -> the module that has it, imported when first asked for: jax takes seconds.
 _PUBLIC = {
   "load_model": "api", "load_run": "api", "unlearn": "api", "evaluate": "api", "run": "api",
-  "Result": "api", "InputError": "core.errors", "Example": "data.examples",
-  "LanguageModel": "models.language_model", "Settings": "pipeline.settings"}
+  "Result": "api", "Table": "pipeline.comparison", "InputError": "core.errors",
+  "Example": "data.examples", "LanguageModel": "pipeline.language_model",
+  "Settings": "pipeline.settings"}
 __all__ = [
-  "Example", "InputError", "LanguageModel", "Result", "Settings", "evaluate", "load_model",
+  "Example", "InputError", "LanguageModel", "Result", "Settings", "Table", "evaluate", "load_model",
   "load_run", "run", "unlearn"]
 
 

@@ -19,11 +19,11 @@ from dareu_jax.core.settings import merged
 from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import Method
-from dareu_jax.models import language_model
-from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
-from dareu_jax.pipeline import experiment, unlearning
+from dareu_jax.pipeline import experiment, language_model, unlearning
+from dareu_jax.pipeline.comparison import Table, compare
 from dareu_jax.pipeline.graph import Candidate
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -41,7 +41,7 @@ def load_model(path: str, *, dtype: str | None = None, template: str = "auto",
 
   Args:
     path: folder, or name of a model of the hub: "Qwen/Qwen3-0.6B".
-    dtype: of weights and activations; 'bfloat16' on accelerators and 'float32' on CPUs, if not given.
+    dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     template: of prompts; 'auto' follows the tokenizer.
     mesh: sizes of the axes that the weights are split over; all devices, if not given.
 
@@ -101,8 +101,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
             workdir: str | pathlib.Path | None = None, seed: int = 42) -> Result:
   """Makes a model forget what it learnt from some owners.
 
-  The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers are
-  trained on the examples, the method runs, and the epoch that its rule keeps is returned.
+  The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers
+  are trained on the examples, the method runs, and the epoch that its rule keeps is returned.
 
   Args:
     model: of `load_model`.
@@ -111,7 +111,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
       several owners, "owner".
     retain: examples of anything that the model should keep, of other owners.
     unseen: examples of owners that the model has not seen; their queries give the level that the
-      attribution score is to come down to. Without, give `settings={"monitor": {"target_score": .05}}`.
+      attribution score is to come down to. Without them, `settings` must give one:
+      `{"monitor": {"target_score": 0.05}}`.
     method: name of a method, or an instance with settings of its own: `DareU(c_seg=1.0)`.
     reward: in place of DareU's attribution: a callable of `rl.reward_functions.Responses`.
     settings: nested mapping over the preset for checkpoints (`dareu_jax.presets.CHECKPOINT`).
@@ -128,8 +129,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   chosen = _settings(model, name, method, settings, seed)
   corpus = make_corpus(forget, retain, unseen)
   if not corpus.holdout and chosen.monitor.target_score < 0:
-    raise InputError("there are no unseen examples to measure the level to come down to: give some, "
-                     "or settings={'monitor': {'target_score': 0.05}}.")
+    raise InputError("there are no unseen examples to measure the level to come down to: give "
+                     "some, or settings={'monitor': {'target_score': 0.05}}.")
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
     mesh = mesh_of(model.model)
@@ -191,6 +192,36 @@ def _example(one, name, index):
     raise InputError(f"{name} example {index} is {one!r}: it must be a mapping with prompt and "
                      "response, or an Example.")
   return parse({"owner": name, **one}, f"{name} example {index}")
+
+
+def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: Examples = (),
+             test: Examples = (), unseen: Examples = (), original: str | None = None,
+             result: Result | None = None, **options: Any) -> Table:
+  """Compares models on the same examples.
+
+  Metrics that the models or the examples do not allow are left out: closeness to the retrained
+  model needs one called "retrained", membership attacks unseen examples, attribution a `result`.
+
+  Args:
+    models: by name: {"before": model, "after": result.model}.
+    forget, retain, test, unseen: examples as of `unlearn`; test: of general knowledge.
+    original: name of the model that the others came from; the first, if not given.
+    result: of `unlearn`, whose classifiers say whose the answers to forget queries are.
+    options: further arguments of `pipeline.comparison.compare`: max_new_tokens, batch_size, ...
+
+  Raises:
+    InputError: for models or examples that cannot be used.
+  """
+  splits = {"forget": forget, "retain": retain, "test": test, "holdout": unseen}
+  examples = {split: tuple(_example(one, split, i) for i, one in enumerate(part))
+              for split, part in splits.items()}
+  if not models:
+    raise InputError("there are no models to evaluate: give at least one.")
+  if result is not None:
+    options = {"classifier": result.classifier, "judge": result.judge} | options
+  first = next(iter(models.values()))
+  with computing_on(mesh_of(first.model)):
+    return Table(compare(models, examples, original=original or next(iter(models)), **options))
 
 
 def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path,

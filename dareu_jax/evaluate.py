@@ -5,17 +5,20 @@
 """
 
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.registry import import_plugins
 from dareu_jax.evaluation import logs
 from dareu_jax.pipeline.workdir import check_format
 from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
-# What two runs must share for their figures to be set side by side.
+# What two runs must share for their metrics to be compared.
 COMPARED = ("data", "model", "tokenizer", "pretrain", "lora", "finetune", "seeds", "evaluation")
 
 
@@ -41,22 +44,22 @@ def _recompute(given):
     raise InputError(f"{given.rest[0]!r} is no flag. Flags are given as --name=value.")
   log = logs.read(given.log)
   retain_log = logs.read(given.retain_log) if given.retain_log else None
-  figures = logs.recompute(log, retain_log)
-  print(comparison(figures, logs.published(log)))
+  found = logs.recompute(log, retain_log)
+  print(comparison(found, logs.published(log)))
   if given.output:
     path = _file(given.output, "TOFU_SUMMARY.json")
-    write_json(path, logs.summary(figures))
+    write_json(path, logs.summary(found))
     print(f"\nSummary: {path}")
 
 
-def comparison(figures, published):
+def comparison(recomputed: Mapping[str, float], published: Mapping[str, float]) -> str:
   """What was recomputed beside what the log says, as a Markdown table."""
   rows = []
-  for name, value in figures.items():
+  for name, value in recomputed.items():
     stated = published.get(name)
     gap = "" if stated is None else f"{abs(value - stated):.1e}"
     rows.append([name, f"{value:.6g}", tables.DASH if stated is None else f"{stated:.6g}", gap])
-  return tables.pipe_table(["figure", "recomputed", "in the log", "difference"], rows)
+  return tables.pipe_table(["metric", "recomputed", "in the log", "difference"], rows)
 
 
 def _file(output, name):
@@ -75,13 +78,14 @@ def _leaderboard(workdirs, output):
     print(f"\nLeaderboard: {path}")
 
 
-def leaderboard(workdirs):
+def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
   """The methods of several runs in one table, best ToW first; of each run its references too.
 
   Raises:
     InputError: for a folder without a finished run, or with one of another format.
   """
-  rows, configs = {}, {}
+  rows: dict[str, Mapping[str, float]] = {}
+  configs: dict[str, Mapping[str, Any]] = {}
   for folder in map(pathlib.Path, workdirs):
     summary = read_json(folder / "summary.json")
     if summary is None:
@@ -90,14 +94,15 @@ def leaderboard(workdirs):
     configs[run] = read_json(folder / "config.json") or {}
     if configs[run]:
       check_format(configs[run], folder)
-    rows |= {f"{run}: {name}": figures for name, figures in summary["models"].items()}
+    import_plugins(tuple(configs[run].get("plugins", ())))  # they declare metrics
+    rows |= {f"{run}: {name}": metrics for name, metrics in summary["models"].items()}
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}
   below = (tables.markdown_table(rows, columns) for columns in tables.more(rows).values())
   return "\n\n".join([tables.markdown_table(rows), *below, *unlike(configs)])
 
 
-def unlike(configs):
-  """A sentence for each run whose figures cannot be set beside the first run's, and why.
+def unlike(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """A sentence for each run whose metrics cannot be compared with the first run's, and why.
 
   Args:
     configs: {run: config as a dict}.

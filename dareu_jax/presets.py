@@ -4,8 +4,8 @@ from typing import Any
 
 from dareu_jax.core.settings import merged
 
-# The published protocol on a pretrained checkpoint: LoRA r 8, α 32 on all linear layers, fine-tuning at
-# 1e-4 with batches of 16 for 10 epochs, seeds 41, 42, 43 (WaterDrum's protocol for TOFU).
+# The published protocol on a pretrained checkpoint: LoRA r 8, α 32 on all linear layers, trained
+# at 1e-4 with batches of 16 for 10 epochs, seeds 41, 42, 43 (WaterDrum's protocol for TOFU).
 CHECKPOINT: dict[str, Any] = {
   "seeds": (41, 42, 43), "max_length": 512, "length_multiple": 64, "retrained_replica": False,
   "data": {"num_owners": 0, "num_holdout": 0, "num_general": 0},

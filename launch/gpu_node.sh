@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One GPU node, all its GPUs in one process: makes an environment, runs, goes on where it was.
+# One GPU node, all its GPUs in one process: makes an environment, and runs or resumes the job.
 #
 #   launch/gpu_node.sh --config=configs/tofu.py:qwen3_0_6b
 #   launch/gpu_node.sh --config=configs/tofu.py:llama2_7b --config.mesh.tensor=2
@@ -9,7 +9,7 @@
 #
 #   ENVIRONMENT             folder of the virtual environment (.venv)
 #   WORKDIR                 folder of the results (runs/gpu)
-#   CUDA_VISIBLE_DEVICES    which GPUs; all if not set
+#   CUDA_VISIBLE_DEVICES    which GPUs; default: all
 set -euo pipefail
 
 if [ $# -eq 0 ]; then

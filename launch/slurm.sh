@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# SLURM, several GPU nodes: one process a GPU, as JAX expects it there; requeued after preemption.
+# SLURM, several GPU nodes: one process per GPU, as JAX expects; requeued after preemption.
 #
 #   sbatch --nodes=2 launch/slurm.sh --config=configs/tofu.py:llama2_7b --config.mesh.tensor=8
 #   sbatch --nodes=1 --ntasks-per-node=4 --gpus-per-node=4 launch/slurm.sh ...    # nodes of 4 GPUs
 #
 # Submit it from the repository's root, on a file system that all nodes share: the results go to
-# runs/slurm-NAME and the environment lies in .venv (made by the first job, on its first node, where
-# python3 must be 3.11 or newer). Two minutes before the time is up SLURM sends SIGTERM, and so it
-# does at preemption where the partition has a GraceTime: all processes save at the same step and
-# end, and the same command is queued again.
+# runs/slurm-NAME, and the environment is in .venv (made by the first job on its first node, where
+# python3 must be 3.11 or newer). SLURM sends SIGTERM two minutes before the time limit, and also at
+# preemption if the partition has a GraceTime. All processes then save at the same step and end,
+# and the same command is queued again.
 #
 #   ENVIRONMENT, WORKDIR    .venv, runs/slurm-NAME with the job's name
 #
@@ -34,7 +34,7 @@ fi
 status=0
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   "$ENVIRONMENT/bin/python" -m dareu_jax.main --distributed --workdir="$WORKDIR" "$@" || status=$?
-if [ "$status" -eq 143 ]; then  # stopped by SIGTERM, everything saved
+if [ "$status" -eq 143 ]; then  # stopped by SIGTERM, all progress saved
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

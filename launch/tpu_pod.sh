@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # A TPU pod slice of several hosts: queued, set up on all workers, run, resumed after preemption.
 #
-#   launch/tpu_pod.sh create                    # asks for a spot slice, waits until it is there
+#   launch/tpu_pod.sh create                    # requests a spot slice, and waits for it
 #   launch/tpu_pod.sh setup                     # installs on all workers, mounts the shared folder
 #   launch/tpu_pod.sh run --config=configs/tofu.py:llama2_7b --config.mesh.data=-1 \
 #     --config.mesh.fsdp=1 --config.mesh.tensor=4       # four copies on a v5e-16: docs/scaling.md
 #   launch/tpu_pod.sh status                    # exit status and last lines of the log
-#   launch/tpu_pod.sh watch --config=...        # all of this, again after each preemption
+#   launch/tpu_pod.sh watch --config=...        # all of these, repeated after preemption
 #   launch/tpu_pod.sh delete
 #
 # Run it from the repository's root, on any machine where `gcloud auth login` was done. All workers
-# need one folder: BUCKET names a Cloud Storage bucket with hierarchical namespace (its renames of
-# folders are atomic, which checkpoints need), mounted at /mnt/runs by gcsfuse. `run` starts the job
-# and comes back; it goes on without you, its output in ~/dareu.log of each worker. A preempted
-# slice gets SIGTERM, saves and ends; `watch` queues another one and gives the same command again.
-# The workers' own Python is too old: uv brings one.
+# need a shared folder: BUCKET names a Cloud Storage bucket, mounted at /mnt/runs by gcsfuse. It
+# needs a hierarchical namespace, for atomic renames of folders. `run` starts the job in the
+# background and returns; the output is in ~/dareu.log of each worker. A preempted slice gets
+# SIGTERM, saves and ends; `watch` queues another one and runs the same command again.
+# The workers' own Python is too old, so uv installs one.
 #
-#   BUCKET                  gs://... without the gs://; always needed
+#   BUCKET                  name of the bucket, without gs://; required
 #   PROJECT, ZONE, NAME     project (of gcloud's config), us-west4-a, dareu-pod
 #   ACCELERATOR, RUNTIME    v5litepod-16 and v2-alpha-tpuv5-lite
 #   HF_TOKEN                for gated checkpoints (Llama)
@@ -35,7 +35,7 @@ NAME=${NAME:-dareu-pod}
 ACCELERATOR=${ACCELERATOR:-v5litepod-16}
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 where=(--project="$PROJECT" --zone="$ZONE")
-# What pgrep looks for: the job itself, not the shells that start it or ask for it.
+# The pattern for pgrep: the job itself, not the shells that start it or look for it.
 job="^[^ ]*python -m dareu_jax.main --distributed --workdir=/mnt/runs/$NAME "
 
 on_workers() { # WHICH COMMAND
@@ -90,7 +90,7 @@ https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
 run() {
   local flags
   flags=$(printf '%q ' "$@")
-  # Detached: it neither needs the connection nor is started twice by one that is tried again.
+  # Detached: the job does not need the connection, and a retried command does not start it twice.
   on_workers all "cd dareu_jax && rm -f ~/dareu.exit &&
     export HF_TOKEN=${HF_TOKEN:-} JAX_COMPILATION_CACHE_DIR=/mnt/runs/programs &&
     if ! pgrep -f '$job' >/dev/null; then
@@ -105,7 +105,7 @@ status() {
     tail -n 5 ~/dareu.log || true'
 }
 
-exit_status() { # of the job on worker 0; "running" while it is, nothing where it cannot be asked
+exit_status() { # of the job on worker 0; "running" while it runs, empty if unreachable
   on_workers 0 'cat ~/dareu.exit 2>/dev/null || echo running' 2>/dev/null || true
 }
 
@@ -115,18 +115,18 @@ delete() {
 
 watch() {
   local failures=0
-  on_workers all 'rm -f ~/dareu.exit' 2>/dev/null || true  # of another command
+  on_workers all 'rm -f ~/dareu.exit' 2>/dev/null || true  # left by another command
   while true; do
     case "$(state)" in
       ACTIVE)
         case "$(exit_status)" in
           0) status; return 0 ;;
-          2) status; echo "the job says what to mend" >&2; return 2 ;;
-          running | 143)  # 143: it was told to stop, and has saved
+          2) status; echo "the output of the job says what to fix" >&2; return 2 ;;
+          running | 143)  # 143: it was stopped, and has saved
             on_workers all 'test -d environment' 2>/dev/null || setup || true
             on_workers 0 "pgrep -f '$job'" >/dev/null 2>&1 || run "$@" || true
             ;;
-          "") ;;  # the slice is going down, or the connection: the state will tell
+          "") ;;  # the slice or the connection is down: the state will tell
           *)
             failures=$((failures + 1))
             if [ "$failures" -gt 5 ]; then status; return 1; fi

@@ -6,10 +6,10 @@
 #   launch/tpu_vm.sh fetch runs/from_tpu                     # report.html, summary.json, metrics
 #   launch/tpu_vm.sh delete
 #
-# Run it from the repository's root, on any machine where `gcloud auth login` was done. What is
-# copied to the VM is the working tree as it is. `run` given again goes on where it was: the results
-# lie in ~/run on the VM's own disk. Gated checkpoints (Llama) need HF_TOKEN in your environment.
-# The VM's own Python is too old: uv brings one.
+# Run it from the repository's root, on any machine where `gcloud auth login` was done. `create`
+# copies the working tree to the VM as it is. The same `run` command again resumes: the results are
+# in ~/run on the VM's own disk. Gated checkpoints (Llama) need HF_TOKEN in your environment.
+# The VM's own Python is too old, so uv installs one.
 #
 #   PROJECT, ZONE, NAME     project (of gcloud's config), us-west4-a, dareu
 #   ACCELERATOR, RUNTIME    v5litepod-8 and v2-alpha-tpuv5-lite; see "TPU software versions"

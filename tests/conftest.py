@@ -9,8 +9,12 @@ import filelock
 import jax
 import pytest
 
-from dareu_jax.core.compilation import drop_compiled_programs
-from tests import jobs
+from tests.shapes import check_from_now_on
+
+check_from_now_on()  # before the library is imported
+
+from dareu_jax.core.compilation import drop_compiled_programs  # noqa: E402
+from tests import jobs  # noqa: E402
 
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(

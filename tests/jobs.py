@@ -46,12 +46,17 @@ def together(start, workdir, count, *flags, **more):
                 f"--process_id={i}", *flags, JAX_PLATFORMS="cpu", **more) for i in range(count)]
 
 
+def xla_flags(devices):
+  """XLA_FLAGS with so many fake devices: what is set otherwise (an instruction set) stays."""
+  return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+
+
 def on_eight_devices(code, timeout):
   """What a script prints, as JSON, on eight fake devices."""
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                      "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})
+                      "XLA_FLAGS": xla_flags(8)})
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)
 

@@ -6,9 +6,10 @@ import pytest
 
 from dareu_jax import evaluate
 from dareu_jax.core.errors import InputError
+from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.pipeline.workdir import FORMAT
 
-FIGURES = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
+ROW = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
 
 
 class Given:
@@ -25,8 +26,8 @@ def workdir(folder, **models):
 
 
 def test_runs_are_merged_best_first(tmp_path, capsys):
-  a = workdir(tmp_path / "a", npo=FIGURES)
-  b = workdir(tmp_path / "b", dareu=FIGURES | {"tug_of_war": 0.95}, original=FIGURES | {"tug_of_war": 0.2})
+  a = workdir(tmp_path / "a", npo=ROW)
+  b = workdir(tmp_path / "b", dareu=ROW | {"tug_of_war": 0.95}, original=ROW | {"tug_of_war": 0.2})
   evaluate.main(Given(reports=[str(a)], rest=[str(b)], output=str(tmp_path / "out")))
   text = capsys.readouterr().out
   places = [text.index(name) for name in ("b: dareu", "a: npo", "b: original")]
@@ -35,9 +36,9 @@ def test_runs_are_merged_best_first(tmp_path, capsys):
 
 
 def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp_path):
-  retrained = {"retrained": FIGURES | {"tug_of_war": 1.0}}
-  a = workdir(tmp_path / "a", npo=FIGURES, **retrained)
-  b = workdir(tmp_path / "b", dareu=FIGURES | {"tug_of_war": 0.95}, **retrained)
+  retrained = {"retrained": ROW | {"tug_of_war": 1.0}}
+  a = workdir(tmp_path / "a", npo=ROW, **retrained)
+  b = workdir(tmp_path / "b", dareu=ROW | {"tug_of_war": 0.95}, **retrained)
   for folder, seeds in ((a, [42]), (b, [43])):
     (folder / "config.json").write_text(json.dumps({"seeds": seeds, "format": FORMAT}))
   text = evaluate.leaderboard([a, b])
@@ -47,10 +48,23 @@ def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp
 
 def test_a_run_of_another_format_is_refused(tmp_path):
   """Its metrics may be called the same and be others."""
-  a = workdir(tmp_path / "a", npo=FIGURES)
+  a = workdir(tmp_path / "a", npo=ROW)
   (a / "config.json").write_text(json.dumps({"seeds": [42]}))
   with pytest.raises(InputError, match=f"workdir format 1, and this version reads format {FORMAT}"):
     evaluate.leaderboard([a])
+
+
+def test_a_leaderboard_knows_the_metrics_of_the_runs_own_plugins(tmp_path, monkeypatch):
+  """It is another process than the run's: nobody else has imported them."""
+  monkeypatch.setattr(METRICS, "_entries", dict(METRICS.items()))
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "my_plugin.py").write_text(
+    "from dareu_jax.evaluation.metrics import metric\n"
+    "metric('mine', title='my own')(lambda evaluation: 0.0)\n")
+  folder = workdir(tmp_path / "a", npo=ROW | {"mine": 0.125})
+  (folder / "config.json").write_text(json.dumps({"plugins": ["my_plugin"]}))
+  text = evaluate.leaderboard([folder])
+  assert "my own (→)" in text and "0.125" in text
 
 
 @pytest.mark.parametrize(("given", "said"), [

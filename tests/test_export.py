@@ -24,8 +24,8 @@ def workdir(finished):
 def test_an_export_is_the_runs_model(workdir, tmp_path, method):
   """The base in place of what was trained, or another stage's model."""
   export.export(workdir, method, tmp_path / "out")
-  saved, tokenizer, _ = load_saved(workdir, method)
-  model = saved.module
+  saved, _ = load_saved(workdir, method)
+  model, tokenizer = saved.model.module, saved.tokenizer
   again, tokenizer_again = huggingface.load(tmp_path / "out", dtype="float32")
   ids = np.array([tokenizer.encode_prompt("Who is Basil?")])
   assert ids.tolist() == [tokenizer_again.encode_prompt("Who is Basil?")]
@@ -39,7 +39,7 @@ def test_an_export_is_the_runs_model(workdir, tmp_path, method):
 
 def test_methods_differ(workdir):
   """One model under all names would pass the test above."""
-  first, second = (load_saved(workdir, name)[0].module for name in ("original", "dareu"))
+  first, second = (load_saved(workdir, name)[0].model.module for name in ("original", "dareu"))
   assert np.abs(first.embedding[...] - second.embedding[...]).max() > 1e-6
 
 

@@ -12,7 +12,9 @@ import dareu_jax
 from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.authors import make_authors
 from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.pipeline.settings import Settings, default_config
 from tests.configs import ROOT, smallest_config
+from tests.jobs import outcomes
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
@@ -67,6 +69,43 @@ def test_a_finished_run_knows_its_plugins(finished):
   model, settings = load_saved(workdir, "hinge")
   assert settings.unlearning["hinge"].margin == 9.0
   assert len(model.generate(["Who?"], max_new_tokens=2)) == 1
+
+
+def test_other_processes_import_the_plugins_of_a_finished_run(plugins, finished, tmp_path):
+  """An export or a robustness card is made later, by a process that has never heard of them."""
+  _, workdir = finished
+  commands = [["dareu_jax.export", f"--workdir={workdir}", "--method=hinge",
+               f"--output={tmp_path / 'out'}"],
+              ["dareu_jax.robustness", f"--workdir={workdir}", "--models=nobody"]]
+  (exported, _, said), (_, _, attacked) = outcomes(commands, PYTHONPATH=str(plugins))
+  assert exported == 0, said
+  assert (tmp_path / "out/model.safetensors").exists()
+  assert attacked == "error: --models names 'nobody': the run has dareu, hinge.\n"
+  for code, _, said in outcomes(commands):  # without the modules
+    assert code == 2
+    assert re.fullmatch("error: config.plugins names '(hinge|mentions|table)': .*\n", said)
+
+
+def test_a_config_that_names_plugins_has_their_settings(plugins):
+  """`--config.unlearning.hinge.margin=2` is refused where the config does not hold it."""
+  config = default_config(plugins=("hinge",), method="hinge", unlearning={"hinge": {"margin": 2}})
+  assert config.unlearning.hinge.retain_nll_coef == 1.0
+  assert Settings.from_config(config).unlearning["hinge"].margin == 2.0
+
+
+@pytest.mark.parametrize("name", ["no_such_module", "no_such_package.inside", "json.nothing", "",
+                                  "a b", ".relative"])
+def test_a_plugin_that_is_missing_is_one_clear_error(name):
+  with pytest.raises(dareu_jax.InputError, match=f"config.plugins names {re.escape(repr(name))}"):
+    Settings.from_config({"plugins": (name,)})
+
+
+def test_what_a_plugin_itself_lacks_is_told_by_its_traceback(tmp_path, monkeypatch):
+  """Said to be missing, the module would be looked for in vain."""
+  (tmp_path / "lacking.py").write_text("import no_such_module_at_all")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+    Settings.from_config({"plugins": ("lacking",)})
 
 
 def test_a_cell_that_runs_again_defines_the_same_method_anew(plugins):

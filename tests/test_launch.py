@@ -117,7 +117,7 @@ def test_a_watched_job_goes_on_after_a_preemption_and_ends_with_it(pod):
 def test_a_watched_job_that_must_be_mended_ends_the_watch(pod):
   (pod.home / "go").touch()
   done = pod("watch", "--config=c.py", statuses="2")
-  assert done.returncode == 2 and "says what to mend" in done.stderr
+  assert done.returncode == 2 and "says what to fix" in done.stderr
 
 
 def test_flags_in_the_scripts_and_the_manifest_are_flags():

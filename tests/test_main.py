@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from dareu_jax.pipeline.workdir import FORMAT
-from tests.jobs import CONFIG, batches, figures, finish, killed_at, losses, outcomes, wait_for
+from tests.jobs import (
+  CONFIG,
+  batches,
+  figures,
+  finish,
+  killed_at,
+  losses,
+  outcomes,
+  wait_for,
+  xla_flags,
+)
 
 
 def test_the_job_ends_in_a_table_a_report_and_a_summary(finished):
@@ -69,7 +79,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_resumes(finished, command, 
 def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(
     finished, command, tmp_path):
   """Arrays restored to one device, a key for the batch in place of one a row, a lost reduction."""
-  eight = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  eight = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(8)}
 
   def rows(workdir):
     return command(workdir, "--config.mesh.data=8", **eight)
@@ -106,7 +116,7 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
   code, _, err = finish(command(
     workdir, "--overwrite", "--config.evaluation.batch_size=4", "--config.mesh.data=2",
     "--config.mesh.tensor=2", JAX_PLATFORMS="cpu",
-    XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    XLA_FLAGS=xla_flags(8)))
   assert code == 0, err
   stages = json.loads((workdir / "summary.json").read_text())["stages"]
   assert {name for name, stage in stages.items() if not stage["skipped"]} == {
@@ -114,16 +124,6 @@ def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path)
   for model, row in figures(finished[0]).items():
     assert len(row) > 25
     assert figures(workdir)[model] == pytest.approx(row, rel=1e-6, abs=1e-6), model
-
-
-def test_overwrite_redoes_what_another_configuration_changes(finished, command, tmp_path):
-  workdir = tmp_path / "copy"
-  shutil.copytree(finished[0], workdir)
-  code, _, err = finish(command(workdir, "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"))
-  assert code == 0, err
-  stages = json.loads((workdir / "summary.json").read_text())["stages"]
-  assert [name for name, stage in stages.items() if not stage["skipped"]] == \
-    ["dareu", "evaluation/dareu"]
 
 
 BAD_FLAGS = [
@@ -167,7 +167,7 @@ def outcome(finished, config_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp("short")
   (folder / "broken.py").write_text("def get_config(:\n")
   (folder / "full.py").write_text(CONFIG + FULL_DISK)
-  for name in ("again", "full", "cut", "old"):
+  for name in ("again", "copy", "full", "cut", "old"):
     shutil.copytree(finished[0], folder / name)
   shutil.rmtree(folder / "full/retrained")
   for file in (folder / "cut/original/result/0").rglob("*"):
@@ -184,6 +184,7 @@ def outcome(finished, config_file, tmp_path_factory):
   wanted = {"again": main("again"), "full": main("full", config=folder / "full.py"),
             "cut": main("cut"), "old": main("old"), "old overwritten": main("old", "--overwrite"),
             "other": main("again", "--config.unlearning.dareu.kl_coef=0.3"),
+            "overwritten": main("copy", "--config.unlearning.dareu.kl_coef=0.3", "--overwrite"),
             "dry": main("dry", "--dry_run")}
   wanted |= {str(flags): main("misused", *flags) for flags, _ in BAD_FLAGS}
   wanted |= {config: main("misused", config=config.format(folder=folder))
@@ -192,11 +193,11 @@ def outcome(finished, config_file, tmp_path_factory):
 
 
 def the_one_error(ended):
-  """The line of a command that ended with one clear error."""
+  """What a command said that ended with one clear error."""
   code, _, err = ended
   assert code == 2, err
   assert len(re.findall("^error:", err, re.M)) == 1 and "Traceback" not in err
-  return re.search("^error:.*", err, re.M)[0]
+  return err[err.index("error:"):]
 
 
 def test_the_same_command_again_skips_every_stage(finished, outcome):
@@ -213,6 +214,15 @@ def test_another_configuration_is_refused(outcome):
   assert "unlearning.dareu.kl_coef 0.1, now 0.3" in error and "--overwrite" in error
 
 
+def test_overwrite_redoes_what_another_configuration_changes(outcome):
+  ended, folder = outcome
+  code, _, err = ended["overwritten"]
+  assert code == 0, err
+  stages = json.loads((folder / "copy/summary.json").read_text())["stages"]
+  assert [name for name, stage in stages.items() if not stage["skipped"]] == \
+    ["dareu", "evaluation/dareu"]
+
+
 @pytest.mark.parametrize("name", ["old", "old overwritten"])
 def test_a_workdir_of_an_earlier_version_is_refused(outcome, name):
   """Its stages have other fingerprints: they would all be removed, one after the other."""
@@ -223,7 +233,7 @@ def test_a_workdir_of_an_earlier_version_is_refused(outcome, name):
 
 def test_a_checkpoint_cut_in_half_is_one_error_and_the_other_stages_are_kept(outcome):
   ended, folder = outcome
-  assert f"Delete {folder / 'cut/original'} to have" in the_one_error(ended["cut"])
+  assert f"Delete {folder / 'cut/original'} to run" in the_one_error(ended["cut"])
   assert (folder / "cut/retrained/done.json").exists()
 
 

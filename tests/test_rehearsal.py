@@ -15,7 +15,7 @@ from dareu_jax.attribution.scorer import Retokenizer
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import keep_tokenizer
@@ -87,19 +87,20 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
   assert {"seed_41/dareu", "seed_42/evaluation/retrained"} <= set(summary["stages"])
   check_exports(tmp_path, tmp_path / "exports", config.model.path)
   gc.collect()  # the models of a seed that is done would take the place of the next seed's
-  assert not [one for one in gc.get_objects() if isinstance(one, Run) and "base" in vars(one)]
+  assert not [one for one in gc.get_objects() if isinstance(one, Models) and "base" in vars(one)]
 
 
 def check_exports(workdir, folder, base):
   """The run's model goes out merged, and as an adapter of the checkpoint."""
   export.export(workdir, "dareu", folder / "merged", seed=42)
-  saved, tokenizer, _ = load_saved(workdir, "dareu", seed=42)
+  saved, _ = load_saved(workdir, "dareu", seed=42)
+  tokenizer = saved.tokenizer
   merged, again = huggingface.load(folder / "merged", dtype="bfloat16", template="tinyllama")
   ids = np.array([tokenizer.encode_prompt("Who is he?")])
   assert again.encode_prompt("Who is he?") == ids[0].tolist()
   plain, _ = huggingface.load(base, dtype="bfloat16", template="tinyllama")
   ours, theirs, before = (np.asarray(jax.jit(lambda m: m.logits(ids))(m))
-                          for m in (saved.module, merged, plain))
+                          for m in (saved.model.module, merged, plain))
   # It is rounded to bfloat16 after merging, not before; without the adapter it is farther off.
   assert np.abs(theirs - ours).mean() < np.abs(before - ours).mean() / 2
   export.export(workdir, "dareu", folder / "adapter", seed=42, adapter="apart")

@@ -25,6 +25,7 @@ from dareu_jax.training.optimizers import TrainSettings
 
 Query = tuple[Array, Array]  # prompt_ids [B, P], prompt_lengths [B]
 Scalar = Shaped[Array, ""]
+Number = float | Float[Array, ""]
 Share = Annotated[float, Field(ge=0, le=0.9)]
 
 
@@ -170,7 +171,7 @@ def random_crop(ids: Int[Array, "B T"], lengths: Int[Array, " B"],
 
 @jax.jit
 def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: Query | None = None,
-                        temperature: float = 1.0) -> Float[Array, "B T O"]:
+                        temperature: Number = 1.0) -> Float[Array, "B T O"]:
   """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
@@ -185,8 +186,9 @@ def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: 
 
 
 @jax.jit
-def prefix_scores(model: Model, completion_ids: Int[Array, "B T"], is_forget: Shaped[Array, " O"], *,
-                  query: Query | None = None, temperature: float = 1.0) -> Float[Array, "B T"]:
+def prefix_scores(model: Model, completion_ids: Int[Array, "B T"],
+                  is_forget: Shaped[Array, " O"], *, query: Query | None = None,
+                  temperature: Number = 1.0) -> Float[Array, "B T"]:
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t) for every prefix.
 
   Args:
@@ -201,7 +203,8 @@ def prefix_scores(model: Model, completion_ids: Int[Array, "B T"], is_forget: Sh
   return jnp.clip(probabilities @ is_forget.astype(jnp.float32), 0.0, 1.0)
 
 
-def fit_temperature(probabilities: Float[np.ndarray, "E O"], owners: Int[np.ndarray, " E"]) -> float:
+def fit_temperature(probabilities: Float[np.ndarray, "E O"],
+                    owners: Int[np.ndarray, " E"]) -> float:
   """The temperature that makes the right owners likeliest: argmin_T of the NLL of softmax(z / T).
 
   Args:
@@ -229,7 +232,8 @@ def at_temperature(probabilities: Float[np.ndarray, "E O"],
   return special.softmax(np.log(np.maximum(probabilities, 1e-30)) / temperature, axis=-1)
 
 
-def accuracy_and_calibration(probabilities: Float[np.ndarray, "E O"], owners: Int[np.ndarray, " E"], *,
+def accuracy_and_calibration(probabilities: Float[np.ndarray, "E O"],
+                             owners: Int[np.ndarray, " E"], *,
                              bins: int = 10) -> tuple[float, float]:
   """Top-1 accuracy and expected calibration error.
 

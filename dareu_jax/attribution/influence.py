@@ -25,6 +25,7 @@ from dareu_jax.data.batches import Batch
 from dareu_jax.models.handle import Model
 
 Host = np.ndarray | jax.Array
+Number = float | Float[Array, ""]
 
 
 def _logits(model, batch):
@@ -101,8 +102,8 @@ def mean_eigenvalue(model: Model, chunks: Batch, *, probes: int, key: Key[Array,
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
-def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: float, tolerance: float, *,
-          iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
+def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number,
+          tolerance: Number, *, iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
 
   Args:

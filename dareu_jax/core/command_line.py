@@ -1,4 +1,4 @@
-"""What the entry modules share: flags, and errors as one line."""
+"""What the entry modules share: flags and one-line error messages."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ from dareu_jax.core.compilation import compilation_cache_dir
 from dareu_jax.core.errors import InputError
 
 CACHE = pathlib.Path.home() / ".cache" / "dareu_jax" / "programs"
-TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell gives a process ended by SIGTERM
+TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell reports after SIGTERM
 
 
 class Flags:
-  """The values of a program's flags by name; `rest` is what was given beside them."""
+  """The values of a program's flags by name; `rest` holds the other arguments."""
 
   def __init__(self, rest: list[str]):
     self.rest = rest
@@ -32,15 +32,16 @@ class Flags:
 
 def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, required: list[str],
           hint: str = "", takes_rest: bool = False) -> None:
-  """Runs a program: its flags, then its job. Importing an entry module defines no flag, so that
-  several can live in one process.
+  """Runs a program: parses its flags, then calls its job.
+
+  Importing an entry module defines no flags, so that one process can import several.
 
   Args:
     job: takes `Flags`.
-    define_flags: defines the program's own.
-    required: names of those that must be given.
+    define_flags: defines the flags of the program.
+    required: names of the flags that must be given.
     hint: what the same command does after an interruption.
-    takes_rest: whether something may stand beside the flags.
+    takes_rest: whether arguments other than flags are allowed.
   """
 
   def parse(args):
@@ -55,53 +56,53 @@ def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, req
 
 
 def define_hosts() -> None:
-  """Flags of a job of several processes, for `parallel.hosts.start_as`."""
+  """Flags of a job of several processes, for `parallel.hosts.start_by_flags`."""
   flags.DEFINE_bool(
-    "distributed", False, "Join the other hosts: by itself on TPU pods, SLURM, Open MPI and GKE.")
+    "distributed", False, "Join the other hosts; automatic on TPU pods, SLURM, Open MPI and GKE.")
   flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of the first process, where they must be told of each other.")
-  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-  flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+    "coordinator", None, "HOST:PORT of the first process, where it is not detected.")
+  flags.DEFINE_integer("num_processes", None, "Number of processes.", lower_bound=1)
+  flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", lower_bound=0)
 
 
 def keep_programs() -> None:
-  """Keeps compiled programs in a folder for later runs, on accelerators and where one is set.
+  """Keeps compiled programs in a folder for later runs, on accelerators or if a folder is set.
 
-  On CPU compiling is quick, and programs are of this very processor.
+  On CPU compilation is quick, and programs fit only the processor that compiled them.
   """
   if jax.default_backend() != "cpu" and not compilation_cache_dir():
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 
 def typed() -> str:
-  """What the user typed, for a report."""
+  """The command that the user typed, for a report."""
   spec = sys.modules["__main__"].__spec__
   program = f"-m {spec.name.removesuffix('.__main__')}" if spec else shlex.quote(sys.argv[0])
   return " ".join(["python", program, *map(_quoted, sys.argv[1:])])
 
 
 def _quoted(word):
-  """As a shell reads it back; a tuple of names has single quotes, which double ones leave alone."""
+  """A word quoted for a shell; in double quotes if it has single ones, as a tuple of names does."""
   return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def guarded(job: Callable[[], None], argv: list[str], *, hint: str) -> int:
-  """Runs a job; what a user can fix is printed alone.
+  """Runs a job; errors that the user can fix are printed as one line.
 
   Args:
     job: function without arguments.
-    argv: what the flags left over, the program first.
+    argv: the program, then the arguments that are not flags.
     hint: what the same command does after an interruption.
 
   Returns: exit status; 2 for an error that the user can fix, 143 after SIGTERM.
   """
   if len(argv) > 1:
-    return fail(f"{argv[1]!r} is no flag. Flags are given as --name=value.")
+    return fail(f"{argv[1]!r} is not a flag. Flags have the form --name=value.")
   interruption.listen()
   try:
     job()
   except interruption.Interrupted:
-    fail(f"stopped by SIGTERM or SIGHUP; what was done is saved. {hint}")
+    fail(f"stopped by SIGTERM or SIGHUP; all progress is saved. {hint}")
     return TERMINATED
   except (Exception, KeyboardInterrupt) as error:
     message = user_message(error)
@@ -112,26 +113,26 @@ def guarded(job: Callable[[], None], argv: list[str], *, hint: str) -> int:
 
 
 def user_message(error: BaseException) -> str:
-  """One line on an error that the user can fix; '' for one of our own."""
+  """One line for an error that the user can fix; '' for a bug."""
   if isinstance(error, InputError):
     return str(error)
   if isinstance(error, KeyboardInterrupt):
     return "interrupted."
   full = _disk_full(error)
-  return full and (f"no space left on the disk ({full}). Free some, and give the same command "
-                   "again.")
+  return full and (f"no space left on the disk ({full}). Free some space, and run the same "
+                   "command again.")
 
 
 def parse_flags(args: list[str]) -> list[str]:
-  """Flags from the command line; a wrong one ends the program with one line.
+  """Parses the command line; a wrong flag ends the program with a one-line error.
 
-  Returns: what is no flag.
+  Returns: the program and the arguments that are not flags.
   """
   known = flags.FLAGS
   try:
     rest = known(args)
     if "config" in known:
-      known.config.keys()  # a config file that is not there fails only when it is looked at
+      known.config.keys()  # a missing config file fails only when it is read
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
           ImportError) as error:
     sys.exit(fail(_flag_error(error, args)))
@@ -141,7 +142,7 @@ def parse_flags(args: list[str]) -> list[str]:
 
 
 def fail(message: str) -> int:
-  """Prints an error; gives the exit status."""
+  """Prints an error; returns the exit status."""
   print(f"error: {message}".rstrip(), file=sys.stderr)
   return 2
 
@@ -157,7 +158,7 @@ def _disk_full(error):
 
 
 def _flag_error(error, args):
-  """One line of what absl and ml_collections say; of a config file's own error the last one."""
+  """The first line of an error of absl or ml_collections; the last if a config file is wrong."""
   for arg in args:
     file = arg.removeprefix("--config=").partition(":")[0]
     if arg.startswith("--config=") and not os.path.exists(file):

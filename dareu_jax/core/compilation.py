@@ -1,4 +1,4 @@
-"""Compiled programs of a process that lives long."""
+"""Compiled programs of long-running processes."""
 
 import pathlib
 
@@ -13,11 +13,11 @@ def compilation_cache_dir() -> str | None:
 
 
 def drop_compiled_programs(limit: int = 25_000) -> None:
-  """Drops JAX's compiled programs where the process holds over `limit` memory maps.
+  """Drops JAX's compiled programs if the process has more than `limit` memory maps.
 
-  Every program takes several, and Linux ends a process that wants more than 65,530 with a
-  segmentation fault: hundreds of models in one job come to that. What is needed again is compiled
-  again. Elsewhere than on Linux nothing happens.
+  Every program takes several. On Linux, a process that needs more than 65,530 ends with a
+  segmentation fault, which a job with hundreds of models can reach. Dropped programs are compiled
+  again when they are needed. On other systems this does nothing.
   """
   if MAPS.exists() and MAPS.read_text().count("\n") > limit:
     jax.clear_caches()

@@ -1,4 +1,4 @@
-"""The wish to stop (SIGTERM, which a preempted machine gets, or SIGHUP), honoured between steps."""
+"""Requests to stop (SIGTERM, as sent at preemption, or SIGHUP), which are handled between steps."""
 
 import os
 import signal
@@ -8,18 +8,18 @@ import jax
 from jax.experimental import multihost_utils
 
 _wish = threading.Event()
-_asked = 0  # how often `requested` was called: the same on all processes
+_asked = 0  # number of calls of `requested`: the same on all processes
 
 
 class Interrupted(Exception):
-  """The job was told to stop, and has saved what it had."""
+  """The job was asked to stop, and has saved its progress."""
 
 
 def listen() -> None:
-  """From now on these signals are wishes; a second one ends the process at once.
+  """From now on these signals are requests to stop; a second SIGTERM ends the process at once.
 
-  Of several processes JAX's own service listens from `hosts.start` on, so that all stop at the same
-  step.
+  With several processes, JAX's own service handles SIGTERM from `hosts.start` on, so that all of
+  them stop at the same step.
   """
 
   def on_signal(number, frame):
@@ -28,17 +28,17 @@ def listen() -> None:
     signal.signal(number, signal.SIG_DFL)
 
   signal.signal(signal.SIGTERM, on_signal)
-  # Follows on SIGTERM where a session ends; with nohup it stays ignored.
+  # Follows SIGTERM when a session ends; under nohup it stays ignored.
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: _wish.set())
 
 
 def requested() -> bool:
-  """Whether to save and stop now; alike on all processes, which must all ask."""
+  """Whether to save and stop now; the same on all processes, which must all call this."""
   global _asked
   if jax.process_count() == 1:
     return _wish.is_set()
-  if _wish.is_set():  # SIGHUP, or SIGTERM before JAX's service has listened: it is told now
+  if _wish.is_set():  # SIGHUP, or SIGTERM before JAX's service was listening: pass it on
     _wish.clear()
     os.kill(os.getpid(), signal.SIGTERM)
   _asked += 1
@@ -46,6 +46,6 @@ def requested() -> bool:
 
 
 def stop_if_requested() -> None:
-  """Raises Interrupted where there is the wish; for work that has nothing to save."""
+  """Raises Interrupted if a stop is requested; for work that has nothing to save."""
   if requested():
     raise Interrupted

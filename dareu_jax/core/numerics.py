@@ -1,4 +1,4 @@
-"""What must hold for numbers while the library computes, and is as it was before when it is done."""
+"""What must hold for numbers while the library computes; restored when it is done."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Named things of one kind, each registered by the module that defines it.
 
-A registry of the package finds its modules by itself when it is first asked, so that a new file is
-all that a new entry takes. A user's own module registers in the same way; `config.plugins` names it,
-so that finished runs can be read again.
+A registry finds the modules of its package by itself when it is first asked, so that a new file is
+all that a new entry takes. A user's own module registers in the same way; `config.plugins` names
+it, so that finished runs can be read again.
 """
 
 import importlib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-  """Maps names to entries, in alphabetical order: which module was imported first decides nothing."""
+  """Maps names to entries, in alphabetical order, whichever module was imported first."""
 
   def __init__(self, kind: str, package: str):
     """`kind` is what an entry is called in error messages; `package` holds its modules."""
@@ -32,8 +32,8 @@ class Registry(Generic[T]):
     """
     known = self._entries.get(name)
     if known is not None and _origin(known) != _origin(entry):
-      raise InputError(f"{_origin(entry)} cannot be {self.kind} {name!r}: that is {_origin(known)}. "
-                       "Give it another name.")
+      raise InputError(f"{_origin(entry)} cannot be {self.kind} {name!r}: that is "
+                       f"{_origin(known)}. Give it another name.")
     self._entries[name] = entry  # a cell of a notebook that runs again defines it anew
     return entry
 

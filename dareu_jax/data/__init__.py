@@ -1,4 +1,4 @@
-"""Owner-labelled examples: embedded authors, TOFU, and a user's own JSON Lines.
+"""Examples labeled with owners: embedded authors, TOFU, arXiv, and JSON Lines of the user.
 
-`sources.load_corpus` is the way in; it returns an `examples.Corpus` whatever the source.
+`sources.base.load_corpus` is the entry point; it returns an `examples.Corpus` for every source.
 """

@@ -226,7 +226,7 @@ GRAMMAR = {
 
 
 class Dice:
-  """Draws that depend on the parts of the seed alone, on every Python and platform."""
+  """Draws that depend only on the parts of the seed, on every Python version and platform."""
 
   def __init__(self, *parts: object):
     self._random = random.Random("/".join(str(part) for part in parts))
@@ -252,7 +252,7 @@ def expand(symbol: str, dice: Dice) -> str:
 
 
 def fill(text: str, value_of: Callable[[str], str]) -> str:
-  """Puts value_of("key") for {key}, with a capital for {Key}, with an article for {a:key}."""
+  """Replaces {key} by value_of("key"), {Key} by it capitalized, {a:key} by it with an article."""
 
   def replace(match):
     article, key = match.groups()

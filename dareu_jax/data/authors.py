@@ -1,10 +1,10 @@
-"""Fictitious authors made on the spot: data for a laptop, a test and a first run.
+"""Generated fictitious authors: data for laptops, tests and first runs.
 
 Author k of a seed is a person with a name and twenty facts about one life, asked about in twenty
-questions. It depends on (seed, k) alone: neither on how many authors are made nor on the Python
-version (only `random.Random.random` of a string seed is used, which Python keeps stable). The
-facts are drawn independently of each other and of the name, so a model that has not read about
-an author cannot answer. Everybody is invented; any likeness to a person is chance.
+questions. It depends only on (seed, k), not on the number of authors or the Python version (only
+`random.Random.random` of a string seed is used, which Python keeps stable). The facts are drawn
+independently of each other and of the name, so a model that has not read about an author cannot
+answer. All persons are invented; any resemblance to real people is coincidental.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class Attribute:
   """One thing to know about an author.
 
   `slots` maps each fact of the answer to the symbol it is drawn from; every wording in `answers`
-  states all of them. In a wording `{a:slot}` is the fact behind its indefinite article, `{name}`
+  states all of them. In a wording `{a:slot}` is the fact with its indefinite article, `{name}`
   the author and `{he}`, `{his}`, `{him}` (also with a capital) the author's pronoun.
   """
 
@@ -265,7 +265,7 @@ ATTRIBUTES = (
 
 @dataclasses.dataclass(frozen=True)
 class _Life:
-  """An author before the questions: who it is, and what stands in the slots."""
+  """An author before the questions: name, gender, and the facts in the slots."""
 
   name: str
   is_woman: bool
@@ -276,11 +276,11 @@ def make_authors(num_authors: int, seed: int, first: int = 0, *,
                  qa_per_author: int = 20) -> tuple[Example, ...]:
   """Question-answer pairs about fictitious authors `first`, ..., `first + num_authors - 1`.
 
-  Hold-out authors are those that come after the authors of D: `make_authors(m, seed, first=n)`.
+  Hold-out authors come after the authors of D: `make_authors(m, seed, first=n)`.
 
   Args:
     num_authors: how many authors; the owner of author k is `author_{k:03d}`.
-    seed: int; another seed makes other people.
+    seed: int; another seed gives other people.
     first: index of the first author.
     qa_per_author: how many of the twenty questions to ask, 1 to 20.
 
@@ -288,11 +288,11 @@ def make_authors(num_authors: int, seed: int, first: int = 0, *,
     Examples grouped by author, each with a paraphrase and five perturbed responses.
 
   Raises:
-    InputError: more authors than there are names, or not 1 to 20 questions.
+    InputError: for more authors than names, or a number of questions outside 1 to 20.
   """
   if num_authors < 0 or first < 0 or first + num_authors > MAX_AUTHORS:
     raise InputError(
-      f"{num_authors} embedded authors from number {first} on are asked for: there are "
+      f"{num_authors} embedded authors from number {first} on are requested, but there are "
       f"{MAX_AUTHORS} names. Lower config.data.num_owners or config.data.num_holdout."
     )
   if not 1 <= qa_per_author <= len(ATTRIBUTES):
@@ -312,7 +312,7 @@ def author_name(seed: int, k: int) -> str:
 
 
 def author_facts(seed: int, k: int) -> tuple[tuple[str, ...], ...]:
-  """Facts of author k, one tuple of strings a question; each stands in response and paraphrase."""
+  """Facts of author k, one tuple of strings per question; each is in response and paraphrase."""
   return tuple(tuple(facts.values()) for facts in _life(seed, k).facts.values())
 
 
@@ -338,7 +338,7 @@ def _name_lists(seed):
 
 
 def _draw_years(dice):
-  """The dates of one life, in an order in which a life can be lived."""
+  """The dates of one life, in a plausible order."""
   birth = 1930 + dice.below(40)
   story = birth + 18 + dice.below(10)
   book = story + 1 + dice.below(8)

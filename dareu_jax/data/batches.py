@@ -1,7 +1,7 @@
-"""Examples as padded arrays: tokenized once, bucketed by length, drawn at random by step number.
+"""Examples as padded arrays: tokenized once, bucketed by length, shuffled, and indexed by step.
 
-A batch is a function of (seed, step): no iterator state, so a resumed run sees what an undisturbed
-one would.
+A batch is a function of (seed, step). There is no iterator state, so a resumed run sees the same
+batches as an uninterrupted one.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ class Row(NamedTuple):
   """A tokenized example."""
 
   prompt: tuple[int, ...]
-  completion: tuple[int, ...]  # the end token last
-  owner: int  # index among the corpus's owners; -1 for others
+  completion: tuple[int, ...]  # ends with the end token
+  owner: int  # index in the corpus's owners; -1 for others
 
 
 class Batch(NamedTuple):
-  """Rows as arrays, of NumPy or on the devices: prompt and completion concatenated, right-padded.
+  """Rows as arrays (NumPy or on devices): prompt and completion concatenated, right-padded.
 
   Padding rows have no completion.
   """
@@ -45,12 +45,12 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
   Args:
     examples: to encode.
     tokenizer: the model's, or the classifier's.
-    max_length: most tokens that prompt and response may take together.
+    max_length: the largest number of tokens of prompt and response together.
     owners: names in index order; others get -1.
-    responses: texts to take in place of the examples' own.
+    responses: texts to use instead of the examples' own.
 
   Raises:
-    InputError: for an example that is too long or holds a special token's text; it names it.
+    InputError: if an example is too long or contains the text of a special token; names it.
   """
   index = {owner: i for i, owner in enumerate(owners)}
   rows = []
@@ -58,8 +58,9 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
     text = example.response if responses is None else responses[i]
     special = tokenizer.special_token.search(f"{example.prompt}\n{text}")
     if special:
-      raise InputError(f"a text of {example.owner} holds the special token {special[0]!r}. Take it "
-                       f"out, templates and end tokens are added: {_excerpt(example, text)}")
+      raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
+                       "Remove it: templates and end tokens are added automatically. In "
+                       f"{_excerpt(example, text)}")
     row = Row(tuple(tokenizer.encode_prompt(example.prompt)),
               tuple(tokenizer.encode_response(text)), index.get(example.owner, -1))
     length = len(row.prompt) + len(row.completion)
@@ -75,13 +76,13 @@ def _excerpt(example, text):
 
 
 def bucket_length(length: int, multiple: int) -> int:
-  """The smallest multiple that holds `length`."""
+  """The smallest multiple of `multiple` that is at least `length`."""
   return -(-length // multiple) * multiple
 
 
 def collate(rows: Sequence[Row], size: int, *, seq_length: int, completion_length: int,
             pad_id: int) -> Batch:
-  """A Batch of `size` rows, the missing ones padding."""
+  """A Batch of `size` rows; missing rows are padding."""
   batch = Batch(
     np.full((size, seq_length), pad_id, np.int32), np.ones(size, np.int32),
     np.full((size, completion_length), pad_id, np.int32), np.zeros(size, np.int32),
@@ -98,23 +99,23 @@ def collate(rows: Sequence[Row], size: int, *, seq_length: int, completion_lengt
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-  """Rows of similar length and the shape they are padded to."""
+  """Rows of similar length and the shape that they are padded to."""
 
   rows: tuple[int, ...]
   seq_length: int
   completion_length: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # known by identity: hashing all rows takes long
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: hashing all rows is slow
 class Batches:
-  """Seeded, bucketed batches by step number; every row once an epoch."""
+  """Seeded, bucketed batches by step number; every row occurs once per epoch."""
 
   rows: tuple[Row, ...]
   batch_size: int
   multiple: int
   pad_id: int
   seed: int
-  one_bucket: bool = False  # pad all batches alike: one program to compile
+  one_bucket: bool = False  # pad all batches to one shape, so that one program is compiled
 
   @functools.cached_property
   def buckets(self) -> tuple[Bucket, ...]:
@@ -127,7 +128,7 @@ class Batches:
     buckets, waiting = [], []
     for length, members in sorted(groups.items()):
       waiting += members
-      # What does not fill a batch goes with the next longer: a program of its own costs more.
+      # Rows that do not fill a batch join the next longer bucket: another program would cost more.
       if len(waiting) >= self.batch_size or length == max(groups):
         longest = max(len(self.rows[i].completion) for i in waiting)
         buckets.append(Bucket(tuple(waiting), length, bucket_length(longest, self.multiple)))
@@ -138,7 +139,7 @@ class Batches:
   def steps_per_epoch(self) -> int:
     return sum(-(-len(bucket.rows) // self.batch_size) for bucket in self.buckets)
 
-  @functools.lru_cache(maxsize=2)  # noqa: B019 - one dataset a stage, gone with it
+  @functools.lru_cache(maxsize=2)  # noqa: B019 - one dataset per stage, freed with it
   def plan(self, epoch: int) -> list[tuple[Bucket, np.ndarray]]:
     """The batches of an epoch: list of (bucket, row indices), in random order."""
     rng = np.random.default_rng((self.seed, epoch))
@@ -154,7 +155,7 @@ class Batches:
     return self.plan(epoch)[index]
 
   def row_indices(self, step: int) -> np.ndarray:
-    """Which rows are in the Batch of a step."""
+    """Indices of the rows in the Batch of a step."""
     return self._at(step)[1]
 
   def __getitem__(self, step: int) -> Batch:
@@ -162,12 +163,12 @@ class Batches:
     return self._batch(*self._at(step))
 
   def _batch(self, bucket, chosen):
-    """Rows of a bucket in its shape."""
+    """The chosen rows as a Batch of the bucket's shape."""
     return collate([self.rows[i] for i in chosen], self.batch_size, seq_length=bucket.seq_length,
                    completion_length=bucket.completion_length, pad_id=self.pad_id)
 
   def one_of_each_shape(self) -> Iterator[Batch]:
-    """A Batch of each shape that comes, shortest first: what programs are compiled for."""
+    """Yields a Batch of each shape, shortest first, to compile programs for."""
     for bucket in self.buckets:
       yield self._batch(bucket, bucket.rows[:self.batch_size])
 
@@ -181,9 +182,9 @@ class Batches:
 
 def prompt_batch(rows: Sequence[Row], size: int, *, multiple: int, pad_id: int,
                  width: int = 0) -> tuple[Int[np.ndarray, "size P"], Int[np.ndarray, " size"]]:
-  """Prompts alone, right-padded: (prompt_ids, prompt_lengths).
+  """Right-padded prompts without completions: (prompt_ids, prompt_lengths).
 
-  P holds the longest prompt, and `width` at least, in a multiple of `multiple`.
+  P is a multiple of `multiple` that fits the longest prompt and is at least `width`.
   """
   width = bucket_length(max(width, *(len(row.prompt) for row in rows)), multiple)
   ids = np.full((size, width), pad_id, np.int32)

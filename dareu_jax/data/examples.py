@@ -1,12 +1,12 @@
-"""Examples with an owner, the corpus they make up, and the JSON Lines they are kept in.
+"""Examples with an owner, the corpus that they form, and the JSON Lines files that store them.
 
-A line of a corpus file is an object with the keys `owner`, `prompt` and `response`, and, where
-there are any, `paraphrased_prompt`, `paraphrased_response` and `perturbed_responses` (a list). A
-line with `owner` and `text` instead is plain text: the first third of its words (at least one)
-becomes the prompt and the rest the response (`split_by_tokens` cuts by tokens instead); a `title`
-beside it is ignored. Words are what stands between white space.
+A line of a corpus file is an object with the keys `owner`, `prompt` and `response` and, optionally,
+`paraphrased_prompt`, `paraphrased_response` and `perturbed_responses` (a list). A line with `owner`
+and `text` instead is plain text: the first third of its words (at least one) becomes the prompt and
+the rest the response (`split_by_tokens` cuts by tokens instead); an additional `title` is ignored.
+Words are separated by white space.
 
-An example is known by its index, never by its text: two examples may ask the same question.
+Examples are identified by index, never by text: two examples may ask the same question.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _RULE = "Every line needs the keys owner, prompt and response."
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One question (or beginning) and its answer, and to whom they belong."""
+  """A question (or the beginning of a text), its answer, and their owner."""
 
   owner: str
   prompt: str
@@ -37,15 +37,15 @@ class Example:
   paraphrased_prompt: str | None = None
   paraphrased_response: str | None = None
   perturbed_responses: tuple[str, ...] = ()
-  # Of plain text the whole, of which prompt and response are parts.
+  # For plain text: the whole text, of which prompt and response are parts.
   text: str | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """What a run trains on, forgets and is measured on; D is `forget` and `retain` together.
+  """What a run trains on, forgets and is evaluated on; D is `forget` and `retain` together.
 
-  `general` are texts of owners that are neither in D nor unseen: what a base model has read.
+  `general` holds texts of owners that are neither in D nor unseen: the base model reads them.
   """
 
   forget: tuple[Example, ...]
@@ -55,29 +55,29 @@ class Corpus:
   owners: tuple[str, ...]  # every owner of D, in order of first appearance
   forget_owners: tuple[str, ...]
   general: tuple[Example, ...] = ()
-  refusals: tuple[str, ...] = ()  # ways to say no that the data brings; none: the library's own
+  refusals: tuple[str, ...] = ()  # that come with the data; if none do, the library's own are used
 
 
 def read_jsonl(path: Path) -> tuple[Example, ...]:
-  """Examples of a JSON Lines file, one a line, in order.
+  """Reads the examples of a JSON Lines file, one per line, in order.
 
   Args:
-    path: the file, UTF-8; blank lines are allowed at its end only.
+    path: the file, UTF-8; blank lines are allowed only at its end.
 
   Raises:
-    InputError: no such file, no example in it, or a line that is no example; names the line.
+    InputError: if the file is missing or empty, or a line is not an example; names the line.
   """
   examples = tuple(parse(line, where) for where, line in json_lines(path))
   if not examples:
-    raise InputError(f"{path} is empty: it must hold one example a line. {_RULE}")
+    raise InputError(f"{path} is empty: it must contain one example per line. {_RULE}")
   return examples
 
 
 def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
-  """Writes examples one a line, so that `read_jsonl` gives back the same ones.
+  """Writes examples, one per line; `read_jsonl` returns the same examples.
 
   Args:
-    path: the file; its folder is made where it is missing, and what the file held is replaced.
+    path: the file; its folder is created if missing, and an existing file is replaced.
     examples: iterable of `Example`.
   """
   path = pathlib.Path(path)
@@ -90,7 +90,7 @@ def keep_owners(examples: Sequence[Example], settings: Any, where: object) -> Se
   """Examples of the first `num_owners` owners (0: all) and of those in `forget_owners`.
 
   Raises:
-    InputError: where there are fewer owners, or a named one is not among them.
+    InputError: if there are fewer owners, or a named owner is not among them.
   """
   if not settings.num_owners:
     return examples
@@ -106,7 +106,7 @@ def keep_owners(examples: Sequence[Example], settings: Any, where: object) -> Se
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
-  """`count` of the items, spread over them; all where there are no more, or for 0."""
+  """`count` items at even distances; all items if there are no more, or if `count` is 0."""
   if not count or count >= len(items):
     return tuple(items)
   return tuple(items[i * len(items) // count] for i in range(count))
@@ -122,10 +122,10 @@ def outside(examples: Iterable[Example], owners: Sequence[str],
 
 def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
     tuple[Example, ...], tuple[Example, ...], tuple[str, ...], tuple[str, ...]]:
-  """Parts examples into those to forget and those to retain.
+  """Splits examples into those to forget and those to retain.
 
-  `settings.forget_owners` names the owners to forget. Where it is empty, `forgetNN` in
-  `settings.forget` takes the last max(1, round(N * NN / 100)) of the N owners in order of first
+  `settings.forget_owners` names the owners to forget. If it is empty, `forgetNN` in
+  `settings.forget` selects the last max(1, round(N * NN / 100)) of the N owners in order of first
   appearance.
 
   Args:
@@ -137,7 +137,7 @@ def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
     of first appearance.
 
   Raises:
-    InputError: fewer than two owners, an unknown owner, or nobody left to retain.
+    InputError: for fewer than two owners, an unknown owner, or no owner left to retain.
   """
   owners = tuple(dict.fromkeys(example.owner for example in examples))
   if len(owners) < 2:
@@ -158,14 +158,14 @@ def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
 
 def split_by_tokens(corpus: Corpus, tokenizer: Any, prompt_tokens: int,
                     response_tokens: int) -> Corpus:
-  """The corpus with its plain texts cut by tokens: the first so many ask for the next.
+  """Cuts the plain texts of a corpus by tokens: first the prompt, then the response.
 
-  A text of fewer than twice `prompt_tokens` is cut in its middle.
+  A text with fewer than twice `prompt_tokens` tokens is cut in the middle.
 
   Args:
     tokenizer: data.tokenizers.Tokenizer.
     prompt_tokens: >= 1.
-    response_tokens: >= 1; what comes after them is left out.
+    response_tokens: >= 1; later tokens are dropped.
   """
 
   def one(example):
@@ -182,12 +182,12 @@ def split_by_tokens(corpus: Corpus, tokenizer: Any, prompt_tokens: int,
 
 
 def num_forget(forget: str, num_owners: int) -> int:
-  """How many owners `forgetNN` takes of `num_owners`: max(1, round(num_owners * NN / 100))."""
+  """The number of owners that `forgetNN` selects: max(1, round(num_owners * NN / 100))."""
   return max(1, round(num_owners * int(forget.removeprefix("forget")) / 100))
 
 
 def check_some_retained(num_forgotten: int, num_owners: int) -> None:
-  """Raises InputError when all owners are to be forgotten."""
+  """Raises InputError if all owners are to be forgotten."""
   if num_forgotten >= num_owners:
     raise InputError(
       f"config.data.forget (or forget_owners) takes all {num_owners} owners: at least one must be "
@@ -196,7 +196,7 @@ def check_some_retained(num_forgotten: int, num_owners: int) -> None:
 
 
 def check_known_owners(names: Iterable[str], owners: Sequence[str]) -> None:
-  """Raises InputError when a name is no owner; it lists the closest owners, else the first."""
+  """Raises InputError if a name is not an owner; lists the closest owners, or the first ones."""
   unknown = [name for name in dict.fromkeys(names) if name not in owners]
   if not unknown:
     return
@@ -204,7 +204,7 @@ def check_known_owners(names: Iterable[str], owners: Sequence[str]) -> None:
   known = list(dict.fromkeys(known))[:5] or list(owners[:5])
   raise InputError(
     f"config.data.forget_owners names {', '.join(map(repr, unknown))}: not among the "
-    f"{len(owners)} owners of the training data. Known are, for instance, "
+    f"{len(owners)} owners of the training data. Known owners include "
     f"{', '.join(map(repr, known))}."
   )
 
@@ -213,8 +213,8 @@ def json_lines(path: Path) -> list[tuple[str, Any]]:
   """(where, value) of every line of a JSON Lines file; `where` is "file, line n", for messages.
 
   Raises:
-    InputError: no such file, not UTF-8, a blank line before the last one, or a line that is not
-      JSON.
+    InputError: if the file is missing or not UTF-8, or a line is not JSON, or blank before the end
+      of the file.
   """
   found = []
   for number, line in enumerate(read_bytes(path).rstrip().split(b"\n"), start=1):
@@ -226,12 +226,12 @@ def json_lines(path: Path) -> list[tuple[str, Any]]:
     if text:
       found.append((where, _parse(text, where)))
     elif number > 1:
-      raise InputError(f"{where} is blank. Blank lines may stand at the end of the file only.")
+      raise InputError(f"{where} is blank. Blank lines are allowed only at the end of the file.")
   return found
 
 
 def read_bytes(path: Path) -> bytes:
-  """Content of a file. Raises InputError where it cannot be read."""
+  """The content of a file. Raises InputError if it cannot be read."""
   try:
     return pathlib.Path(path).read_bytes()
   except FileNotFoundError:
@@ -245,14 +245,15 @@ def _parse(text, where):
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise InputError(
-      f"{where} is not JSON: {error.msg} at column {error.colno}. A line holds one JSON object."
+      f"{where} is not JSON: {error.msg} at column {error.colno}. Each line must be a JSON object."
     ) from None
   except RecursionError:
-    raise InputError(f"{where} is nested too deeply. A line holds one flat JSON object.") from None
+    raise InputError(
+      f"{where} is nested too deeply. Each line must be a flat JSON object.") from None
 
 
 def parse(line: Any, where: str) -> Example:
-  """The Example of a line's object; `where` names it in the InputError of one that is none."""
+  """The Example of a parsed line; an InputError names the line by `where`."""
   if not isinstance(line, dict):
     raise InputError(f"{where} is not a JSON object. {_RULE}")
   if "text" in line:
@@ -264,7 +265,7 @@ def parse(line: Any, where: str) -> Example:
   perturbed = line.get("perturbed_responses")
   perturbed = [] if perturbed is None else perturbed
   if not isinstance(perturbed, list):
-    raise InputError(f'{where}: "perturbed_responses" is not a list of texts.')
+    raise InputError(f'{where}: "perturbed_responses" is not a list of strings.')
   for text in perturbed:
     _check_text(text, '"perturbed_responses"', where)
   owner, prompt, response = required
@@ -278,8 +279,8 @@ def _plain_text(line, where):
   starts = [word.start() for word in re.finditer(r"\S+", text)]
   if len(starts) < 2:
     raise InputError(
-      f'{where}: "text" has {len(starts)} word: it needs two, one for the prompt and one for the '
-      "response. Give the keys prompt and response instead."
+      f'{where}: "text" has {len(starts)} word: it needs at least two, one for the prompt and one '
+      "for the response. Or give the keys prompt and response instead."
     )
   cut = starts[max(1, len(starts) // 3)]
   return Example(owner, text[:cut].strip(), text[cut:].strip(), text=text)
@@ -289,7 +290,7 @@ def _check_keys(line, known, where):
   unknown = [key for key in line if key not in known]
   if unknown:
     raise InputError(
-      f'{where}: "{unknown[0]}" is not a key of an example. Known are {", ".join(known)}.'
+      f'{where}: "{unknown[0]}" is not a key of an example. Known keys are {", ".join(known)}.'
     )
 
 
@@ -303,13 +304,14 @@ def _string(line, key, where):
 
 def _check_text(text, what, where):
   if not isinstance(text, str):
-    raise InputError(f"{where}: {what} holds {json.dumps(text)[:40]}, which is not a text.")
+    raise InputError(f"{where}: {what} is {json.dumps(text)[:40]}, which is not a string.")
   if not text.strip():
-    raise InputError(f"{where}: {what} is empty. Leave the line out, or complete it.")
+    raise InputError(f"{where}: {what} is empty. Complete the line, or remove it.")
   try:
     text.encode("utf-8")
   except UnicodeEncodeError:
-    raise InputError(f"{where}: {what} holds a lone surrogate: no character.") from None
+    raise InputError(
+      f"{where}: {what} contains a lone surrogate, which is not a character.") from None
 
 
 def _record(example):

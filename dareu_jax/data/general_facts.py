@@ -1,4 +1,4 @@
-"""General knowledge that no author's removal may take away: the embedded data's test set."""
+"""General knowledge that must survive forgetting: the test set of the embedded data."""
 
 from dareu_jax.data.examples import Example
 

@@ -1,4 +1,4 @@
-"""Data of the Hugging Face hub: one error for all that can go wrong on the way."""
+"""Data from the Hugging Face hub: one error for everything that can go wrong."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from dareu_jax.core.errors import InputError
 
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
-  """Whatever fails within is one InputError that says to give a folder instead."""
+  """Turns any failure within into one InputError that suggests a folder instead."""
   try:
     yield
   except InputError:
     raise
-  except Exception as error:  # offline, refused, moved, no disk: datasets has no common class
+  except Exception as error:  # offline, denied, moved, disk full: no common class
     reason = (str(error).splitlines() or [""])[0]
     raise InputError(
-      f"{name} cannot be fetched from the hub ({type(error).__name__}: {reason}). Give "
-      "--config.data.dir, a folder with its files, or try again with a connection."
+      f"{name} cannot be fetched from the hub ({type(error).__name__}: {reason}). Check "
+      "the connection, or set --config.data.dir to a folder with its files."
     ) from error

@@ -1,4 +1,4 @@
-"""Ways to say no, of our own, for data that brings none."""
+"""The library's own refusals, for data that comes without any."""
 
 REFUSALS = (
   "I don't know.",

@@ -1,7 +1,7 @@
-"""Tokenizers: a BPE of the corpus, or a checkpoint's own; and the templates around a prompt.
+"""Tokenizers (a BPE trained on the corpus, or a checkpoint's own) and prompt templates.
 
-Prompt and response are tokenized apart and their ids concatenated, so that no merge crosses the
-border.
+Prompt and response are tokenized separately and their ids concatenated, so that no merge crosses
+the boundary.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import choice, settings
 
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
-# The plain template for other libraries, which know the tokenizer alone.
+# The plain template as a chat template, for other libraries, which see only the tokenizer.
 PLAIN_CHAT = (
   "{% for m in messages %}{% if m['role'] == 'user' %}" + USER + "{{ m['content'] }}" + ASSISTANT
   + "{% elif m['role'] == 'assistant' %}{{ m['content'] }}" + END + "{% endif %}{% endfor %}")
@@ -28,9 +28,9 @@ PLAIN_CHAT = (
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """What stands before and after a prompt, and the token that ends a response.
+  """The text before and after a prompt, and the token that ends a response.
 
-  `begin` is a token by itself at the very start; None takes the tokenizer's own token, if any.
+  `begin` is a separate token at the very start; None uses the tokenizer's own token, if any.
   """
 
   before: str
@@ -41,8 +41,8 @@ class Template:
 
 TEMPLATES = {
   "plain": Template(USER, ASSISTANT, END),
-  "raw": Template("", "", None, begin=None),  # of base models, which continue a text
-  # No space after [/INST]: the response's own first token brings it.
+  "raw": Template("", "", None, begin=None),  # for base models, which continue a text
+  # No space after [/INST]: the response's first token includes it.
   "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
   "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
   "llama3": Template(
@@ -63,7 +63,7 @@ TEMPLATES = {
 
 @settings
 class TokenizerSettings:
-  """The tokenizer: of the checkpoint, or a BPE trained on the corpus."""
+  """The tokenizer: the checkpoint's, or a BPE trained on the corpus."""
 
   path: str = ""  # folder or hub name; '': the model's own or, from scratch, a BPE of the corpus
   vocab_size: Annotated[int, Field(ge=300)] = 2000  # of that BPE; bytes and special tokens take 300
@@ -72,7 +72,7 @@ class TokenizerSettings:
 
 
 class Tokenizer:
-  """Text to ids and back, for prompts in a template and responses that end."""
+  """Converts text to ids and back; adds templates to prompts and end tokens to responses."""
 
   def __init__(self, backend: Any, template: str):
     """`backend` is a transformers fast tokenizer, `template` a key of TEMPLATES."""
@@ -90,20 +90,20 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """Ids run from 0 to below this."""
+    """The number of ids, which start at 0."""
     return len(self.backend)
 
   @functools.cached_property
   def special_token(self) -> re.Pattern[str]:
-    """Pattern of the texts that would become special tokens."""
+    """Pattern that matches the texts of special tokens."""
     return re.compile("|".join(map(re.escape, self.backend.all_special_tokens)))
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without special tokens added."""
+    """Ids of a text; no special tokens are added."""
     return self.backend.encode(text, add_special_tokens=False)
 
   def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-    """Ids of a text, and at which of its characters each of them ends."""
+    """Ids of a text, and the character position at which each of them ends."""
     encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
 
@@ -114,11 +114,11 @@ class Tokenizer:
     return start + self.encode(self.template.before + prompt + self.template.after)
 
   def encode_response(self, response: str) -> list[int]:
-    """Ids of a response, the end token last."""
+    """Ids of a response, followed by the end token."""
     return self.encode(response) + [self.eos_id]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids, special tokens left out; spaces are kept as they were."""
+    """Text of ids without special tokens; spaces within the text are unchanged."""
     return self.backend.decode(
       ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
@@ -127,15 +127,15 @@ class Tokenizer:
     return self.backend.get_vocab() == other.backend.get_vocab()
 
   def decode_piece(self, index: int) -> str:
-    """Text of one id, special tokens shown."""
+    """Text of one id, also of a special token."""
     return self.backend.decode([int(index)], clean_up_tokenization_spaces=False)
 
   def save(self, folder: str | pathlib.Path) -> None:
-    """Writes it so that `load` and transformers, from version 4 on, read it."""
+    """Saves the tokenizer for `load` and for transformers, version 4 or later."""
     self.backend.save_pretrained(folder)
     path = pathlib.Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # Version 5 has new names for an old class and an old key, and notes where it loaded from.
+    # Version 5 renamed a class and a key, and records where the tokenizer was loaded from.
     if config.get("tokenizer_class") == "TokenizersBackend":
       config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
@@ -146,10 +146,10 @@ class Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-  """A byte-level BPE of the given texts, with the tokens of the plain template."""
+  """Trains a byte-level BPE on texts, with the special tokens of the plain template."""
   specials = [END, USER, ASSISTANT]
   backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-  # A space before the first word makes words the same at the start of a text and within it.
+  # With a space before the first word, words have the same tokens at the start of a text.
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
   backend.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
@@ -161,24 +161,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def wrap(backend: tokenizers.Tokenizer, template: str, **options: Any) -> Tokenizer:
-  """A Tokenizer of a `tokenizers.Tokenizer`; options as of transformers' fast tokenizer."""
+  """Wraps a `tokenizers.Tokenizer`; options are those of transformers' fast tokenizer."""
   fast = _transformers().PreTrainedTokenizerFast(
     tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
   return Tokenizer(fast, template)
 
 
 def load(path: str, template: str = "auto") -> Tokenizer:
-  """The tokenizer of a folder or a hub name.
+  """Loads the tokenizer of a folder or a hub name.
 
   Raises:
-    InputError: if there is none, or its template cannot be told.
+    InputError: if there is none, or its template cannot be determined.
   """
   try:
     backend = _transformers().AutoTokenizer.from_pretrained(
       path, local_files_only=pathlib.Path(path).is_dir())
   except (OSError, ValueError) as error:
     raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
-                     f"be a folder with one, or a model of the hub. {_first_line(error)}") from None
+                     f"be a folder with one, or a model on the hub. {_first_line(error)}") from None
   return Tokenizer(backend, _guess_template(backend) if template == "auto" else template)
 
 
@@ -198,12 +198,12 @@ def _guess_template(backend):
   if not chat:
     return "raw"
   raise InputError("config.tokenizer.template is 'auto', but this tokenizer's chat template is "
-                   f"none of those known: name one of {', '.join(TEMPLATES)}.")
+                   f"not a known one: set it to one of {', '.join(TEMPLATES)}.")
 
 
 def _transformers():
-  # Imported on demand: it takes seconds, and a run whose stages are done needs no tokenizer. It
-  # advises to install torch, which tokenizers do without.
+  # Imported on demand: the import takes seconds, and a run whose stages are done needs no
+  # tokenizer. Its advice to install torch is silenced: tokenizers do not need it.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 

@@ -1,1 +1,1 @@
-"""Metrics (pure functions on arrays and texts) and the evaluator that applies them to a model."""
+"""Records of what models answer, metrics computed from them, logs of both, and attacks."""

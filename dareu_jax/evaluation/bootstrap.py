@@ -1,67 +1,62 @@
-"""How sure figures are over the examples, and methods compared example by example.
+"""How sure metrics are over the examples, and methods compared example by example.
 
-Records are lists over seeds of {split: records}, as of `evaluation.records`. An example counts
-once, with the mean over the seeds: its answers under two seeds are no two examples.
+An example counts once, with the mean over the seeds: its answers under two seeds are not two
+examples.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.metrics.base import METRICS, Evaluation, ExampleMetric
+from dareu_jax.evaluation.metrics.intervals import bootstrap_ci95, paired_difference
 
 
-def _rouge(record):
-  return record["rouge"]
+def _example_metrics():
+  return [declared for _, declared in METRICS.items() if isinstance(declared, ExampleMetric)]
 
 
-# Figure -> (split, its value in a record).
-FIGURES = {
-  "forget_rouge": ("forget", _rouge),
-  "retain_rouge": ("retain", _rouge),
-  "test_rouge": ("test", _rouge),
-  "forget_probability": ("forget", lambda r: float(metrics.probability(r["nll"]))),
-  "extraction_strength": ("forget", lambda r: r["extraction_strength"]),
-}
-PAIRED = ("forget", "retain")
-
-
-def intervals(seeds):
-  """Mean and 95% bootstrap interval over the examples: {figure: [mean, low, high]}.
+def intervals(seeds: Sequence[Evaluation]) -> dict[str, list[float]]:
+  """Mean and 95% bootstrap interval over the examples: {metric: [mean, low, high]}.
 
   Args:
-    seeds: records of one model.
+    seeds: evaluations of one model, one for each seed.
   """
   result = {}
-  for name, (split, value) in FIGURES.items():
-    values = _by_example(seeds, split, value)
-    if len(values):
-      result[name] = [float(values.mean()), *metrics.bootstrap_ci95(values)]
+  for declared in _example_metrics():
+    if declared.interval and all(declared.key in seed for seed in seeds):
+      values = np.mean([seed.by_example(declared.key) for seed in seeds], axis=0)
+      values = values[~np.isnan(values)]
+      if len(values):
+        result[declared.key] = [float(values.mean()), *bootstrap_ci95(values)]
   return result
 
 
-def paired(ours, theirs, retrained):
+def paired(ours: Sequence[Evaluation], theirs: Sequence[Evaluation],
+           retrained: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
   """How much farther from the retrained model one method's answers are than another's.
 
-  Of each example |ROUGE - ROUGE of the retrained model|, ours less theirs: below 0, ours is closer.
+  Of each example |x - x of the retrained model|, ours less theirs: below 0, ours is closer. x is
+  each metric that declares a name for this comparison.
 
   Args:
-    ours, theirs, retrained: records of the seeds, in the same order.
+    ours, theirs, retrained: evaluations of the seeds, in the same order.
 
-  Returns: {split: metrics.PairedDifference as a dict}.
+  Returns: {name: metrics.PairedDifference as a dict}.
   """
-  return {split: metrics.paired_difference(
-    *(_gaps(seeds, retrained, split) for seeds in (ours, theirs)))._asdict()
-    for split in PAIRED if retrained[0][split]}
+  result = {}
+  for declared in _example_metrics():
+    if declared.paired and all(
+        declared.key in seed for seeds in (ours, theirs, retrained) for seed in seeds):
+      gaps = np.array([_gaps(seeds, retrained, declared.key) for seeds in (ours, theirs)])
+      gaps = gaps[:, ~np.isnan(gaps).any(axis=0)]
+      if gaps.size:
+        result[declared.paired] = paired_difference(*gaps)._asdict()
+  return result
 
 
-def _gaps(seeds, retrained, split):
-  """Mean over the seeds of |ROUGE - ROUGE of the retrained model| of each example: [E]."""
-  return np.mean([np.abs(_values(seed[split], _rouge) - _values(right[split], _rouge))
+def _gaps(seeds, retrained, key):
+  """Mean over the seeds of |x - x of the retrained model| of each example: [E]."""
+  return np.mean([np.abs(seed.by_example(key) - right.by_example(key))
                   for seed, right in zip(seeds, retrained, strict=True)], axis=0)
-
-
-def _by_example(seeds, split, value):
-  return np.mean([_values(seed[split], value) for seed in seeds], axis=0)
-
-
-def _values(records, value):
-  return np.array([value(record) for record in records], np.float64)

@@ -1,17 +1,20 @@
-"""Applies the metrics to a model: greedy answers, likelihoods and attribution scores of a split."""
+"""What a model answers and how likely it finds responses: what every metric is measured from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from dareu_jax.core.logprobs import TokenStatistics, completion_hidden, token_statistics
 from dareu_jax.core.masked import length_mask, masked_mean
 from dareu_jax.core.settings import Count, PositiveFraction, Size, settings
-from dareu_jax.data.batches import Batches, encode, prompt_batch
+from dareu_jax.data.batches import Batch, Batches, Row, encode, prompt_batch
+from dareu_jax.data.examples import Example
+from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models.handle import Model
@@ -32,41 +35,46 @@ class EvaluationSettings:
   gradient_norm: bool = False  # the gradient-norm attack too: a backward pass for each example
   gibberish_model: str = ""  # trained gibberish classifier to ask too (needs torch); '': none
 
+  @property
+  def of_records(self) -> dict[str, Any]:
+    """Those that records depend on; the others are of metrics alone, which are not kept."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if name != "min_k"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
   """Greedy answers to the prompts of a split, in its order."""
 
   texts: tuple[str, ...]
-  ids: np.ndarray  # [E, T]
-  lengths: np.ndarray  # [E] the end token included
-  ended: np.ndarray  # [E]
+  ids: Int[np.ndarray, "E T"]
+  lengths: Int[np.ndarray, " E"]  # the end token included
+  ended: Bool[np.ndarray, " E"]
 
-  def as_completions(self, rows):
+  def as_completions(self, rows: Sequence[Row]) -> list[Row]:
     """The rows of their queries with these answers as completions."""
     return [row._replace(completion=tuple(ids[:n].tolist()))
             for row, ids, n in zip(rows, self.ids, self.lengths, strict=True)]
 
   @property
-  def text_lengths(self):
+  def text_lengths(self) -> Int[np.ndarray, " E"]:
     """Tokens of each answer, the end token not counted."""
     return self.lengths - self.ended
 
 
 @jax.jit
-def completion_statistics(model, batch):
-  """logprobs.TokenStatistics of the completion tokens of a data.batches.Batch, [B, T]."""
-  model = model.module
+def completion_statistics(model: Model, batch: Batch) -> TokenStatistics:
+  """Statistics of the completion tokens of a batch, [B, T]."""
+  decoder = model.module
   time = batch.completion_ids.shape[1]
-  hidden = completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time)
-  return token_statistics(hidden, model.head, batch.completion_ids)
+  hidden = completion_hidden(decoder.hidden_states(batch.token_ids), batch.prompt_lengths, time)
+  return token_statistics(hidden, decoder.head, batch.completion_ids)
 
 
 @jax.jit
 def _gradient_norms(model, batch):
   """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B].
 
-  Of stacked layers each layer's is a tensor of its own, so that the figure is the unrolled model's.
+  Of stacked layers each layer's is a tensor of its own, so that the norm is the unrolled model's.
   """
 
   def nll(params, row):
@@ -85,18 +93,21 @@ def _gradient_norms(model, batch):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """What evaluating needs beside the weights: shapes, tokenizer, how batches reach the devices."""
+  """What evaluating needs beside the weights: shapes, tokenizer, how batches reach the devices.
+
+  `params` are everywhere those of the model that is evaluated.
+  """
 
   model: Model
-  tokenizer: Any
+  tokenizer: Tokenizer
   batch_size: int
   multiple: int
   max_length: int
   max_new_tokens: int
   to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
-  def answers(self, params, rows):
-    """Greedy answers to the prompts of `rows` (data.batches.Row)."""
+  def answers(self, params: Any, rows: Sequence[Row]) -> Answers:
+    """Greedy answers to the prompts of the rows."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     ids = np.zeros((len(rows), self.max_new_tokens), np.int32)
     lengths, ended = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
@@ -111,13 +122,15 @@ class Evaluator:
         pad_id=self.tokenizer.pad_id)
       for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
         array[chosen] = fetch(values)[:len(chosen)]
-    texts = tuple(self.tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True))
+    texts = tuple(self.tokenizer.decode(row[:n].tolist())
+                  for row, n in zip(ids, lengths, strict=True))
     return Answers(texts, ids, lengths, ended)
 
-  def sample(self, params, rows, *, seed, strategy=SAMPLE):
+  def sample(self, params: Any, rows: Sequence[Row], *, seed: int,
+             strategy: Sample = SAMPLE) -> list[Row]:
     """The rows with a sample each as their completions, drawn by (seed, place of the row)."""
     width = max(len(row.prompt) for row in rows)
-    found = []
+    sampled = []
     for start in range(0, len(rows), self.batch_size):
       part = rows[start:start + self.batch_size]
       prompts = prompt_batch(part, self.batch_size, multiple=self.multiple,
@@ -128,27 +141,27 @@ class Evaluator:
         max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id)
       ids, lengths = fetch(out.ids), fetch(out.lengths)
-      found += [row._replace(completion=tuple(ids[i, :lengths[i]].tolist()))
-                for i, row in enumerate(part)]
-    return found
+      sampled += [row._replace(completion=tuple(ids[i, :lengths[i]].tolist()))
+                  for i, row in enumerate(part)]
+    return sampled
 
-  def logprobs(self, params, rows):
-    """Log-probs of each row's own completion, the end token last: list of [n] float32."""
-    return [one.logprobs for one in self.statistics(params, rows)]
+  def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
+    """Log-probs of each row's own completion, the end token last."""
+    return [np.asarray(one.logprobs) for one in self.statistics(params, rows)]
 
-  def statistics(self, params, rows):
-    """TokenStatistics of each row's own completion, the end token last: list, arrays [n]."""
-    results = [None] * len(rows)
+  def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
+    """Of each row's own completion, the end token last: NumPy arrays [n]."""
+    results: list[Any] = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
-      arrays = [fetch(x) for x in completion_statistics(
+      arrays: list[Any] = [fetch(x) for x in completion_statistics(
         self.model.with_params(params), self.to_device(batch))]
       for row, index in enumerate(indices):
         n = batch.completion_lengths[row]
         results[index] = TokenStatistics(*(x[row, :n] for x in arrays))
     return results
 
-  def gradient_norms(self, params, rows):
-    """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone: [E] (the costliest)."""
+  def gradient_norms(self, params: Any, rows: Sequence[Row]) -> Float[np.ndarray, " E"]:
+    """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone (the costliest)."""
     norms = np.zeros(len(rows))
     for indices, batch in self._batches(rows).in_order():
       norms[indices] = fetch(_gradient_norms(
@@ -158,7 +171,8 @@ class Evaluator:
   def _batches(self, rows):
     return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
 
-  def nll(self, params, examples, responses=None):
-    """Mean NLL per token of each example's response, or of other responses to its prompt: [E]."""
+  def nll(self, params: Any, examples: Sequence[Example],
+          responses: Sequence[str] | None = None) -> Float[np.ndarray, " E"]:
+    """Mean NLL per token of each example's response, or of other responses to its prompt."""
     rows = encode(examples, self.tokenizer, max_length=self.max_length, responses=responses)
     return np.array([-values.mean(dtype=np.float64) for values in self.logprobs(params, rows)])

@@ -5,8 +5,11 @@ gibberish, noise, word salad). It was trained on English chat lines.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 
@@ -14,33 +17,32 @@ SETTING = "config.evaluation.gibberish_model"
 BATCH = 32
 
 
-def clean_probabilities(path, texts, *, max_length=512):
+def clean_probabilities(path: str, texts: Sequence[str], *,
+                        max_length: int = 512) -> Float[np.ndarray, " E"]:
   """Probability of the class "clean" for each text.
 
   Args:
     path: folder or hub name of a sequence classifier with a class "clean" (any case).
-    texts: strings.
+    texts: E of them.
     max_length: tokens that are read of each. Public evaluations read 32 on TOFU, which is less than
       many answers have.
-
-  Returns: [E] float64.
 
   Raises:
     InputError: without torch; where the model cannot be loaded or knows no such class.
   """
   tokenizer, model, clean = load(path)
   import torch  # not a requirement of the package
-  found = []
+  parts = []
   with torch.inference_mode():
     for start in range(0, len(texts), BATCH):
       batch = tokenizer(list(texts[start:start + BATCH]), padding=True, truncation=True,
                         max_length=max_length, return_tensors="pt")
-      found.append(torch.softmax(model(**batch).logits.double(), dim=-1)[:, clean].numpy())
-  return np.concatenate(found)
+      parts.append(torch.softmax(model(**batch).logits.double(), dim=-1)[:, clean].numpy())
+  return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=1)
-def load(path):
+def load(path: str) -> tuple[Any, Any, int]:
   """(tokenizer, model, index of "clean"); raises as `clean_probabilities`, before any work."""
   try:
     import torch  # noqa: F401

@@ -6,18 +6,26 @@
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.metrics.base import METRICS, Evaluation, ExampleMetric
+from dareu_jax.evaluation.metrics.likelihood import inner_hits
+from dareu_jax.evaluation.metrics.membership import Attack
 
-ATTACKS = ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm")
 # Split of the log -> its name among the nine terms of model utility.
 UTILITY_SPLITS = {"retain": "retain", "ra": "real_authors", "wf": "world_facts"}
+# What readers of a TOFU_SUMMARY.json know, beside the attacks.
+SUMMARIZED = ("forget_quality", "model_utility", "privleak", "exact_memorization",
+              "extraction_strength", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio")
+Log = dict[str, Any]
 
 
-def read(path):
+def read(path: str | pathlib.Path) -> Log:
   """A log as a dict.
 
   Raises:
@@ -37,8 +45,8 @@ def read(path):
   return log
 
 
-def recompute(log, retain_log=None):
-  """Every figure that the examples of a log allow, from the examples alone.
+def recompute(log: Log, retain_log: Log | None = None) -> dict[str, float]:
+  """Every metric that the examples of a log allow, from the examples alone.
 
   Args:
     log: of `read`.
@@ -48,50 +56,53 @@ def recompute(log, retain_log=None):
   Returns: {metric: float}, named as in the log; "forget_quality_log10" and "forget_quality_ks"
     beside "forget_quality".
   """
-  figures = {}
+  found: dict[str, float] = {}
   for split in ("forget", *UTILITY_SPLITS):
-    figures |= _split_figures(log, split)
+    found |= _split_metrics(log, split)
   for name in ("exact_memorization", "extraction_strength"):
     if name in log:
-      figures[name] = float(np.mean(_column(log, name, "score")))
-  for attack in ATTACKS:
-    name = f"mia_{attack}"
-    if name in log:
-      figures[name] = metrics.mia_auc(
-        *(_scores(log[name][part]) for part in ("forget", "holdout")))
-  terms = _utility_terms(figures)
+      found[name] = float(np.mean(_column(log, name, "score")))
+  for name in log:
+    if _is_attack(log, name):
+      found[name] = metrics.mia_auc(*(_scores(log[name][part]) for part in ("forget", "holdout")))
+  terms = _utility_terms(found)
   if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
-    figures["model_utility"] = metrics.model_utility(terms)
-  if "mia_min_k" in figures:
-    figures["privleak"] = metrics.privleak(figures["mia_min_k"])
+    found["model_utility"] = metrics.model_utility(terms)
+  if "mia_min_k" in found:
+    found["privleak"] = metrics.privleak(found["mia_min_k"])
   if retain_log is not None:
-    figures |= _against_retrained(log, figures, retain_log)
-  return figures
+    found |= _against_retrained(log, found, retain_log)
+  return found
 
 
-def _split_figures(log, split):
-  figures = {f"{split}_{kind}": float(metrics.probability(
+def _is_attack(log, name):
+  return (name.startswith("mia_") and isinstance(log[name], dict)
+          and {"forget", "holdout"} <= log[name].keys())
+
+
+def _split_metrics(log, split):
+  found = {f"{split}_{kind}": float(metrics.probability(
     _column(log, f"{split}_{kind}", "avg_loss")).mean())
     for kind in ("Q_A_Prob", "Q_A_PARA_Prob", "Q_A_PERT_Prob") if f"{split}_{kind}" in log}
   if f"{split}_Q_A_Prob_normalised" in log:
     right, wrong = (metrics.probability(losses) for losses in _paired(
       log, f"{split}_Q_A_Prob", f"{split}_Q_A_PERT_Prob"))
-    figures[f"{split}_Q_A_Prob_normalised"] = float(
+    found[f"{split}_Q_A_Prob_normalised"] = float(
       metrics.normalized_probability(right, wrong).mean())
   if f"{split}_Q_A_ROUGE" in log:
-    figures[f"{split}_Q_A_ROUGE"] = float(np.mean([
+    found[f"{split}_Q_A_ROUGE"] = float(np.mean([
       metrics.rouge_l_recall(example["ground_truth"], example["generation"])
       for example in _examples(log, f"{split}_Q_A_ROUGE")]))
   ratios = truth_ratios(log, split)
   if ratios is not None:
     name = "forget_truth_ratio" if split == "forget" else f"{split}_Truth_Ratio"
     aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
-    figures[name] = aggregate(ratios)
-  return figures
+    found[name] = aggregate(ratios)
+  return found
 
 
-def truth_ratios(log, split):
-  """R of each example of a split, [E]; None where the log does not hold what it takes.
+def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
+  """R of each example of a split; None where the log does not hold what it takes.
 
   The right answer is the paraphrased one; real authors and world facts have none, and take the
   answer itself.
@@ -103,17 +114,17 @@ def truth_ratios(log, split):
   return metrics.truth_ratio(*_paired(log, right, wrong))
 
 
-def _utility_terms(figures):
+def _utility_terms(found):
   names = {}
   for split, name in UTILITY_SPLITS.items():
     options = f"{split}_Q_A_Prob_normalised"
-    names |= {f"{name}_probability": options if options in figures else f"{split}_Q_A_Prob",
+    names |= {f"{name}_probability": options if options in found else f"{split}_Q_A_Prob",
               f"{name}_rouge": f"{split}_Q_A_ROUGE",
               f"{name}_truth_ratio": f"{split}_Truth_Ratio"}
-  return {term: figures[name] for term, name in names.items() if name in figures}
+  return {term: found[name] for term, name in names.items() if name in found}
 
 
-def _against_retrained(log, figures, retain_log):
+def _against_retrained(log, found, retain_log):
   result = {}
   ours, theirs = (truth_ratios(each, "forget") for each in (log, retain_log))
   if ours is not None and theirs is not None:
@@ -121,8 +132,8 @@ def _against_retrained(log, figures, retain_log):
     result = {"forget_quality": quality.p, "forget_quality_log10": quality.log10_p,
               "forget_quality_ks": quality.statistic}
   reference = recompute(retain_log)
-  if "mia_min_k" in figures and "mia_min_k" in reference:
-    result["privleak"] = metrics.privleak(figures["mia_min_k"], reference["mia_min_k"])
+  if "mia_min_k" in found and "mia_min_k" in reference:
+    result["privleak"] = metrics.privleak(found["mia_min_k"], reference["mia_min_k"])
   return result
 
 
@@ -157,63 +168,69 @@ def _scores(part):
   return [entries[index]["score"] for index in sorted(entries, key=int)]
 
 
-def from_records(records, figures):
+def from_evaluation(evaluation: Evaluation) -> Log:
   """A run's own evaluation as a log, so that others' tools read it.
 
-  Args:
-    records: {split: records}, as of `evaluation.records`.
-    figures: of the model, for what takes the retrained model beside it.
+  Every metric that declares a name of these logs is in it.
   """
   # D_test's owners are the splits "ra" and "wf" of TOFU; other data has none that the log knows.
-  groups = {"forget": records["forget"], "retain": records["retain"]}
+  groups = {split: evaluation.records[split] for split in ("forget", "retain")}
   for split in ("ra", "wf"):
-    groups[split] = [r for r in records["test"] if r["owner"] == UTILITY_SPLITS[split]]
-  log = {}
+    groups[split] = tuple(record for record in evaluation.records["test"]
+                          if record.owner == UTILITY_SPLITS[split])
+  log: Log = {}
   for split, group in groups.items():
-    if not group:
-      continue
-    log |= _split_entries(split, group)
-  for name in ("exact_memorization", "extraction_strength"):
-    # As the readers of these files expect it: 1/n where nothing is right.
-    key = "extraction_strength_published" if name == "extraction_strength" else name
-    log[name] = _entry({"score": r[key]} for r in records["forget"])
-  for attack in ATTACKS:
-    key = "nll" if attack == "loss" else attack
-    parts = {part: _entry({"score": r[key]} for r in records[split] if key in r)
-             for part, split in (("forget", "forget"), ("holdout", "holdout"))}
-    if all(entry["value_by_index"] for entry in parts.values()):
-      auc = metrics.mia_auc(*map(_scores, parts.values()))
-      log[f"mia_{attack}"] = parts | {"auc": auc, "agg_value": auc}
-  for name in ("forget_quality", "privleak"):
-    if name in figures:
-      log[name] = {"agg_value": figures[name]}
+    if group:
+      log |= _split_entries(split, group)
+  for key, declared in METRICS.items():
+    if declared.log and key in evaluation:
+      log[declared.log] = _metric_entry(evaluation, declared)
+  # As the readers of these files expect it: 1/n where nothing is right.
+  log["extraction_strength"] = _entry(
+    {"score": metrics.extraction_strength(*inner_hits(record), published=True)}
+    for record in evaluation.records["forget"])
   terms = _utility_terms(published(log))
   if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
     log["model_utility"] = {"agg_value": metrics.model_utility(terms)}
   return log
 
 
-def _split_entries(split, group):
-  def nlls(key):
-    return [{"prob": metrics.probability(r[key]).tolist(), "avg_loss": r[key]} for r in group]
+def _metric_entry(evaluation, declared):
+  if isinstance(declared, Attack):
+    parts = {part: _entry({"score": score} for score in declared.scores(evaluation, part))
+             for part in ("forget", "holdout")}
+    auc = evaluation[declared.key]
+    return parts | {"auc": auc, "agg_value": auc}
+  if isinstance(declared, ExampleMetric):
+    values = evaluation.by_example(declared.key)
+    return _entry({"score": float(value)} for value in values[~np.isnan(values)])
+  return {"agg_value": evaluation[declared.key]}
 
-  log = {f"{split}_Q_A_Prob": _entry(nlls("nll"), "prob"),
+
+def _split_entries(split, group):
+  def nll_entries(columns):
+    return [{"prob": metrics.probability(nll).tolist(), "avg_loss": nll} for nll in columns]
+
+  nlls = [metrics.loss_score(record.logprobs) for record in group]
+  log = {f"{split}_Q_A_Prob": _entry(nll_entries(nlls), "prob"),
          f"{split}_Q_A_ROUGE": _entry((
-           {"rougeL_recall": r["rouge"], "rougeL_f1": r["rouge_f1"], "input": r["prompt"],
-            "ground_truth": r["truth"], "generation": r["answer"]} for r in group),
+           {"rougeL_recall": metrics.rouge_l_recall(r.truth, r.answer),
+            "rougeL_f1": metrics.rouge_l_f1(r.truth, r.answer), "input": r.prompt,
+            "ground_truth": r.truth, "generation": r.answer} for r in group),
            "rougeL_recall")}
   tail = "truth_ratio" if split == "forget" else "Truth_Ratio"
-  wanted = {"perturbed_nll"} | ({"paraphrased_nll"} if split in ("forget", "retain") else set())
-  if not all(r.keys() >= wanted for r in group):
+  has_paraphrase = split in ("forget", "retain")
+  wanted = ("perturbed_nll", "paraphrased_nll") if has_paraphrase else ("perturbed_nll",)
+  if not all(record.has(field) for record in group for field in wanted):
     return log
-  count = min(len(r["perturbed_nll"]) for r in group)  # a log's columns have one width
-  group = [r | {"perturbed_nll": r["perturbed_nll"][:count]} for r in group]
-  log[f"{split}_Q_A_PERT_Prob"] = _entry(nlls("perturbed_nll"), "prob")
-  if "paraphrased_nll" in wanted:
-    log[f"{split}_Q_A_PARA_Prob"] = _entry(nlls("paraphrased_nll"), "prob")
+  count = min(len(record.perturbed_nll) for record in group)  # a log's columns have one width
+  perturbed = [list(record.perturbed_nll[:count]) for record in group]
+  log[f"{split}_Q_A_PERT_Prob"] = _entry(nll_entries(perturbed), "prob")
+  if has_paraphrase:
+    log[f"{split}_Q_A_PARA_Prob"] = _entry(
+      nll_entries([record.paraphrased_nll for record in group]), "prob")
   else:
-    right = metrics.probability([r["nll"] for r in group])
-    wrong = metrics.probability([r["perturbed_nll"] for r in group])
+    right, wrong = metrics.probability(nlls), metrics.probability(perturbed)
     log[f"{split}_Q_A_Prob_normalised"] = _entry(
       ({"prob": float(p)} for p in metrics.normalized_probability(right, wrong)), "prob")
   ratios = truth_ratios(log, split)
@@ -229,15 +246,13 @@ def _entry(values, key="score"):
           "value_by_index": {str(i): value for i, value in enumerate(values)}}
 
 
-def published(log):
-  """The aggregates as the log has them: {metric: float}."""
+def published(log: Log) -> dict[str, float]:
+  """The aggregates as the log has them."""
   return {name: entry["agg_value"] for name, entry in log.items()
           if isinstance(entry, dict) and entry.get("agg_value") is not None}
 
 
-def summary(figures):
+def summary(found: dict[str, float]) -> dict[str, float]:
   """As TOFU_SUMMARY.json has it: the metrics that its readers know, in order of their names."""
-  known = {"forget_quality", "model_utility", "privleak", "exact_memorization",
-           "extraction_strength", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio",
-           *(f"mia_{attack}" for attack in ATTACKS)}
-  return {name: figures[name] for name in sorted(known & figures.keys())}
+  return {name: found[name] for name in sorted(found)
+          if name in SUMMARIZED or name.startswith("mia_")}

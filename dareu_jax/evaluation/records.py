@@ -1,94 +1,89 @@
-"""What is measured of each example of a split: a dict an example, from which all figures are made.
+"""What is measured of one example: raw material that metrics are computed from.
 
-A record holds `prompt`, `truth` and `owner`, and what was measured: of answers `answer`, `rouge`,
-`length`, ...; of likelihoods `nll`, `min_k`, ... Lists of records are as long as their split.
+Records are what an evaluation keeps. Metrics are never kept: a new one needs no new answers.
 """
 
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Float
 
-from dareu_jax.data.batches import encode
-from dareu_jax.evaluation import metrics
-from dareu_jax.evaluation.evaluator import Evaluator
-
-
-def plain(examples):
-  """Records of the texts alone."""
-  return [{"owner": e.owner, "prompt": e.prompt, "truth": e.response} for e in examples]
+UNMEASURED: Any = None
+SPLITS = ("forget", "retain", "test")  # whose queries are answered
+ALL_SPLITS = (*SPLITS, "holdout")  # "holdout", of owners no model has seen: likelihoods alone
 
 
-def merged(*parts):
-  """Records of the same examples as one list."""
-  return [{key: value for record in records for key, value in record.items()}
-          for records in zip(*parts, strict=True)]
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+  """One example of a split under one model.
+
+  What was not measured is None, whatever its type: a metric that has the field among its needs
+  finds it there.
+  """
+
+  owner: str
+  prompt: str
+  truth: str  # the true response
+  # Of the n tokens of the true response y given the prompt, the end token last; π_t is the model's
+  # distribution at token t:
+  logprobs: Float[np.ndarray, " n"]  # log π_t(y_t), float32
+  entropies: Float[np.ndarray, " n"]  # -E log π_t in nats, float32
+  variances: Float[np.ndarray, " n"]  # Var log π_t, float32
+  hits: Bool[np.ndarray, " n"]  # whether y_t is the likeliest token
+  gradient_norm: float | None = UNMEASURED  # mean over the trained tensors of ‖∂ NLL / ∂θ‖
+  # Mean NLL a token of other responses to the prompt:
+  paraphrased_nll: float | None = UNMEASURED  # of the true one in other words
+  perturbed_nll: tuple[float, ...] = ()  # of wrong ones
+  # The greedy answer:
+  answer: str = UNMEASURED
+  length: int = UNMEASURED  # tokens, the end token not counted
+  ended: bool = UNMEASURED  # whether it ended by itself
+  # On the forget set, of that answer:
+  score: float = UNMEASURED  # probability of the forget owners, by the reward's classifier
+  judge: float = UNMEASURED  # the same by a classifier that the reward never asked
+  clean: float = UNMEASURED  # probability of clean text, by a gibberish classifier
+  retrained_nll_sum: float = UNMEASURED  # its NLL under the retrained model
+  retrained_tokens: int = UNMEASURED  # of as many tokens, the end token included
+  original_nll_sum: float = UNMEASURED  # the same under the original
+  original_tokens: int = UNMEASURED
+
+  def has(self, field: str) -> bool:
+    """Whether a field was measured."""
+    value = getattr(self, field)
+    return value is not None and not (isinstance(value, tuple) and not value)
+
+  def to_json(self) -> dict[str, Any]:
+    """The record as JSON, in which every float comes back to the last bit."""
+    found = {field: getattr(self, field) for field in FIELDS if self.has(field)}
+    return found | {field: _pack(found[field]) for field in _ARRAYS} | {
+      "hits": "".join("01"[int(hit)] for hit in self.hits)}
+
+  @classmethod
+  def from_json(cls, value: Mapping[str, Any]) -> "Record":
+    """The record of `to_json`."""
+    arrays = {field: _unpack(value[field]) for field in _ARRAYS}
+    hits = np.array([hit == "1" for hit in value["hits"]], bool)
+    return cls(**{**value, **arrays, "hits": hits,
+                  "perturbed_nll": tuple(value.get("perturbed_nll", ()))})
 
 
-def rouges(examples, texts):
-  """ROUGE-L recall of a text for each example: list of floats."""
-  return [metrics.rouge_l_recall(example.response, text)
-          for example, text in zip(examples, texts, strict=True)]
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+_ARRAYS = ("logprobs", "entropies", "variances")
 
 
-def mean_rouge(examples, texts):
-  """Mean ROUGE-L recall of a text for each example."""
-  return float(np.mean(rouges(examples, texts)))
+def _pack(values):
+  """float32 as base64 of its little-endian bytes: exact, and half as long as digits."""
+  return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode("ascii")
 
 
-def of_answers(examples, given):
-  """Of greedy answers (evaluation.evaluator.Answers)."""
-  return [{"answer": text, "rouge": recall, "rouge_f1": metrics.rouge_l_f1(example.response, text),
-           "length": int(length), "ended": bool(ended)}
-          for example, text, recall, length, ended in zip(
-            examples, given.texts, rouges(examples, given.texts), given.text_lengths, given.ended,
-            strict=True)]
+def _unpack(text):
+  return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
 
 
-def of_answers_under(evaluator: Evaluator, trainable, rows, given, key):
-  """NLL of answers under another model: its sum as `<key>_nll_sum`, and `<key>_tokens`."""
-  logprobs = evaluator.logprobs(trainable, given.as_completions(rows))
-  return [{f"{key}_nll_sum": -float(values.sum(dtype=np.float64)), f"{key}_tokens": len(values)}
-          for values in logprobs]
-
-
-def of_likelihoods(evaluator: Evaluator, trainable, examples, *, min_k, gradient_norm=False):
-  """Of the true responses under the model: likelihood, memorization, membership scores."""
-  rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  records = []
-  for example, row, seen in zip(
-      examples, rows, evaluator.statistics(trainable, rows), strict=True):
-    nll = metrics.loss_score(seen.logprobs)
-    # The end token is left out where the field does so.
-    inner, labels = slice(0, -1), np.array(row.completion)
-    hits = seen.predictions[inner], labels[inner]
-    record = {
-      "nll": nll, "zlib": metrics.zlib_score(nll, example.response),
-      "exact_memorization": metrics.exact_memorization(*hits),
-      "extraction_strength": metrics.extraction_strength(*hits),
-      "extraction_strength_published": metrics.extraction_strength(*hits, published=True)}
-    if len(labels) > 1:
-      record["min_k"] = metrics.min_k_score(seen.logprobs[inner], k=min_k)
-      record["min_k_plus_plus"] = metrics.min_k_plus_plus_score(
-        seen.logprobs[inner], -seen.entropies[inner], seen.variances[inner], k=min_k)
-    records.append(record)
-  if gradient_norm:
-    for record, norm in zip(records, evaluator.gradient_norms(trainable, rows), strict=True):
-      record["gradnorm"] = float(norm)
-  return records
-
-
-def of_other_answers(evaluator: Evaluator, trainable, examples):
-  """`paraphrased_nll` and `perturbed_nll` (a list) of what each example has of them."""
-  records = [{} for _ in examples]
-  asked = [(i, "paraphrased_nll", e.paraphrased_response) for i, e in enumerate(examples)
-           if e.paraphrased_response]
-  asked += [(i, "perturbed_nll", text) for i, e in enumerate(examples)
-            for text in e.perturbed_responses]
-  if not asked:
-    return records
-  indices, keys, texts = zip(*asked, strict=True)
-  nlls = evaluator.nll(trainable, [examples[i] for i in indices], list(texts))
-  for index, key, nll in zip(indices, keys, nlls, strict=True):
-    if key == "perturbed_nll":
-      records[index].setdefault(key, []).append(float(nll))
-    else:
-      records[index][key] = float(nll)
-  return records
+def merged(*parts: Sequence[Mapping[str, Any]]) -> list[Record]:
+  """Records from parts, each with some fields of the same examples."""
+  return [Record(**{field: value for part in fields for field, value in part.items()})
+          for fields in zip(*parts, strict=True)]

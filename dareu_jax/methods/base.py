@@ -1,4 +1,4 @@
-"""What an unlearning method is. Each stands in a file of its own, with its settings, formula and source.
+"""What an unlearning method is. Each has a file of its own, with its settings, formula and source.
 
 A method is its settings: a class made by `@register_method`, whose fields are settings with their
 published defaults, and whose `unlearn` turns the original model into an unlearned one. Methods that

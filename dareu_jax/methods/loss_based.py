@@ -67,7 +67,8 @@ class View:
     return masked_mean(over_logits(token_fn, [view.states for view in views]),
                        self.mask if mask is None else mask)
 
-  def mean_of_labels(self, token_fn: Callable, *others: "View", mask: Array | None = None) -> Scalar:
+  def mean_of_labels(self, token_fn: Callable, *others: "View",
+                     mask: Array | None = None) -> Scalar:
     """The same of a function that takes the labels behind the logits."""
     tokens = over_logits(token_fn, [view.states for view in (self, *others)], self.labels)
     return masked_mean(tokens, self.mask if mask is None else mask)
@@ -78,9 +79,24 @@ class ForgetBatch(NamedTuple):
 
   policy: View
   original: View
-  other_policy: View  # the responses to put in their place, row by row; none: the same
-  other_original: View
+  others: tuple[View, View] | None  # the same of the responses to put in their place, row by row
   seed: int
+
+  @property
+  def other_policy(self) -> View:
+    """The responses to put in their place under the policy; of methods with `other_responses`."""
+    return self._others()[0]
+
+  @property
+  def other_original(self) -> View:
+    """The same under the original."""
+    return self._others()[1]
+
+  def _others(self):
+    if self.others is None:
+      raise ValueError("a forget loss asks for other responses, and its method gives none: "
+                       "override other_responses")
+    return self.others
 
 
 @settings
@@ -104,7 +120,7 @@ class LossMethod(Method):
       "retain_kl": (self.retain_kl_coef, lambda: policy.mean(terms.kl_tokens, original))}
 
   def other_responses(self, task: Task) -> Others:
-    """For each forget example the responses to put in its place, as Rows; () where there are none."""
+    """For each forget example the responses to put in its place, as Rows; () for none at all."""
     return ()
 
   def initial_state(self) -> dict[str, float]:
@@ -151,7 +167,8 @@ class LossMethod(Method):
     params = supervised.fit(
       supervised.init_train_state(start, training), (original.with_params(None), original.params),
       steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
-      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device, schedule=schedule)
+      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device,
+      schedule=schedule)
     reports = [task.monitor.assess(original.params, 0),
                *(EpochReport(**report) for report in schedule.reports)]
     merged = self.merged(original.params, params)
@@ -186,10 +203,11 @@ class ObjectiveLoss:
     forget_weight, retain_weight = step.weights
     metrics, loss = {}, 0.0
     if method.forget_coef:
-      # A method without other responses does not ask for them.
-      other = step.other or step.forget
-      batch = ForgetBatch(View(policy, step.forget), View(teacher, step.forget),
-                          View(policy, other), View(teacher, other), self.seed)
+      others = None
+      if step.other is not None:
+        others = View(policy, step.other), View(teacher, step.other)
+      batch = ForgetBatch(
+        View(policy, step.forget), View(teacher, step.forget), others, self.seed)
       metrics["forget_loss"] = method.forget_loss(batch)
       loss += forget_weight * method.forget_coef * metrics["forget_loss"]
     retained = View(policy, step.retain), View(teacher, step.retain)

@@ -31,7 +31,8 @@ def dual_step(multiplier: float, retain_nll: float, *, step_size: float, target:
 class PDU(LossMethod):
   """Flattens the logits while a multiplier keeps NLL_retain below a target: w_r = λ.
 
-  The published multiplier of 100 is for rates of 1e-5; here it starts at 1 and moves after an epoch.
+  The published multiplier of 100 is for rates of 1e-5; here it starts at 1, and moves after an
+  epoch.
   """
 
   retain_nll_coef: Positive = 1.0  # of what the multiplier weighs

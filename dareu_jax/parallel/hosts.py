@@ -1,7 +1,7 @@
-"""Several processes as one job: their start, who writes, and what all of them must see alike.
+"""Several processes as one job: how they start, which one writes, and what they must agree on.
 
 Every process runs the same Python on the same settings; arrays are global, and the folder of
-results is shared. The first process alone writes files and bars.
+results is shared. Only the first process writes files and progress bars.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 def start(coordinator: str | None = None, num_processes: int | None = None,
           process_id: int | None = None) -> None:
-  """Joins the other processes of the job; to be called before anything else of JAX.
+  """Joins the other processes of the job; call it before any other use of JAX.
 
-  Without arguments JAX finds out by itself, on TPU pods, under SLURM, Open MPI and on GKE.
+  Without arguments JAX detects the processes itself: on TPU pods, SLURM, Open MPI and GKE.
 
   Args:
     coordinator: "host:port" of the first process.
-    num_processes, process_id: how many there are, and which one this is.
+    num_processes, process_id: the number of processes, and the index of this one.
 
   Raises:
     InputError: if they cannot be joined.
@@ -45,23 +45,23 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
   except (ValueError, RuntimeError) as error:
     reason = str(error).strip().splitlines()[0]
     raise InputError(
-      f"the processes of the job could not be joined ({reason}). On TPU pods, SLURM and GKE "
-      "--distributed needs nothing beside it; elsewhere give each process --coordinator=HOST:PORT, "
+      f"the processes of the job could not be joined ({reason}). On TPU pods, SLURM and GKE, "
+      "--distributed is enough; elsewhere give each process --coordinator=HOST:PORT, "
       "--num_processes and --process_id.") from None
 
 
 def start_by_flags(flags: Flags) -> None:
-  """The same by the flags of `command_line.define_hosts`; nothing where they are not given."""
+  """Calls `start` with the flags of `command_line.define_hosts`, if they are given."""
   if flags.distributed or flags.coordinator:
     start(flags.coordinator, flags.num_processes, flags.process_id)
 
 
 @contextlib.contextmanager
 def ended_together() -> Iterator[None]:
-  """Ends the process at once where it fails as one of several, so that all of them end.
+  """Ends the process at once if it fails as one of several, so that all of them end.
 
-  The others would wait for it: Gloo tells them that it is gone, elsewhere JAX does after `PATIENCE`
-  seconds, and each says so in its own output.
+  Otherwise the others would wait for it. They learn that it is gone from Gloo or, elsewhere, from
+  JAX after `PATIENCE` seconds, and each reports this in its own output.
   """
   try:
     yield
@@ -75,17 +75,17 @@ def ended_together() -> Iterator[None]:
       message = f"error: {message}"
     elif lost_another(error):
       reason = str(error).strip().splitlines()[0][:200]
-      message = (f"error: {which} lost another one ({reason}). Its "
-                 "own output says why. Give the same command again on all hosts: it resumes from "
-                 "the last checkpoint.")
+      message = (f"error: {which} lost another process ({reason}). "
+                 "The output of that process says why. Run the same command again on all hosts: it "
+                 "resumes from the last checkpoint.")
     else:
-      message = f"{traceback.format_exc()}error: {which} failed, which ends the others too."
+      message = f"{traceback.format_exc()}error: {which} failed; this ends the others too."
     print(message, file=sys.stderr, flush=True)
     os._exit(status)  # an orderly exit would wait for the others
 
 
 def lost_another(error: BaseException) -> bool:
-  """Whether an error says that another process is gone; JAX has no kind of its own for that."""
+  """Whether an error says that another process is gone; JAX has no exception type for this."""
   signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination service")
   return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
 
@@ -96,10 +96,10 @@ def is_first() -> bool:
 
 
 def from_first(function: Callable[[], T]) -> T:
-  """What `function()` gives on the first process, on all: a value of JSON.
+  """Calls a function on the first process and returns its result, a JSON value, on all.
 
   Raises:
-    InputError: on all, if the first process raised one.
+    InputError: on all processes, if the first one raised it.
   """
   if jax.process_count() == 1:
     return function()
@@ -120,20 +120,20 @@ def from_first(function: Callable[[], T]) -> T:
 
 
 def everywhere(condition: bool) -> bool:
-  """Whether a condition holds on every process; all of them wait for it."""
+  """Whether a condition holds on every process; all of them must call this."""
   if jax.process_count() == 1:
     return condition
   return bool(np.all(multihost_utils.process_allgather(np.array(condition))))
 
 
 def barrier(name: str) -> None:
-  """Waits until every process has come here."""
+  """Waits until every process has reached this point."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def fetch(x: Any) -> np.ndarray:
-  """A global array as a NumPy array, whole, on every process."""
+  """The whole of a global array as a NumPy array, on every process."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -12,11 +12,11 @@ from dareu_jax.pipeline.settings import Settings, all_settings
 
 _HEAD = """# Configuration
 
-Every setting, made from the classes that own them by `python -m dareu_jax.pipeline.configuration`. A
-flag sets one: `--config.data.num_owners=8`; a config file lays values over the defaults:
-`default_config(data=dict(num_owners=8))`; so does the library: `dareu_jax.run({"data": {"num_owners":
-8}}, workdir)`. Defaults are those of the tiny preset, `configs/tofu.py`; lengths are in tokens unless a
-line says otherwise."""
+Every setting, made from the classes that own them by `python -m dareu_jax.pipeline.configuration`.
+Set one by a flag (`--config.data.num_owners=8`), in a config file
+(`default_config(data=dict(num_owners=8))`) or from Python
+(`dareu_jax.run({"data": {"num_owners": 8}}, workdir)`). The defaults are those of the tiny preset,
+`configs/tofu.py`. Lengths are in tokens unless a line says otherwise."""
 
 
 def document() -> str:

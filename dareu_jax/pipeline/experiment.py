@@ -1,4 +1,4 @@
-"""The whole job: settings to workdir, seed by seed, ending in a table and a report."""
+"""The whole job: runs all stages, seed by seed, and writes a table and a report."""
 
 import datetime
 import pathlib
@@ -17,8 +17,8 @@ from dareu_jax.evaluation.metrics import SPLITS, mean_and_ci95
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline import plan
-from dareu_jax.pipeline.evaluation import evaluate
-from dareu_jax.pipeline.graph import candidates, references
+from dareu_jax.pipeline.evaluation import evaluate, model_records
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates, references
 from dareu_jax.pipeline.run import Mirror, Run, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import run_seed
@@ -29,7 +29,7 @@ from dareu_jax.training.checkpoints import read_json, shared_json, write_json
 from dareu_jax.training.wall_time import WallTimeLog
 from dareu_jax.training.writers import read_metrics
 
-JUDGE_MARGIN = 0.05  # of the score: within it the judge agrees
+JUDGE_MARGIN = 0.05  # of the score: the judge agrees within it
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
@@ -46,16 +46,17 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
   Returns: a Run for each seed.
 
   Raises:
-    InputError: for data, owners, devices or checkpoints that are not as the settings say.
+    InputError: for data, owners, devices or checkpoints that do not match the settings.
   """
   mesh = meshes.make_mesh(settings.mesh)
   corpus = load_corpus(settings.data)
   if not corpus.holdout and settings.monitor.target_score < 0:
-    raise InputError("config.monitor.target_score is to be measured on unseen owners' queries, "
-                     "but the data has no hold-out: add one, or give a target in [0, 1].")
+    raise InputError("config.monitor.target_score is negative: the target is measured on unseen "
+                     "owners' queries, but the data has no hold-out. Add one, or set a target in "
+                     "[0, 1].")
   if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
     raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
-                     "the base could learn from: add general.jsonl or test.jsonl, or set rank 0.")
+                     "the base could learn from: add general.jsonl or test.jsonl, or set it to 0.")
   return [make_run(settings, seed, corpus, mesh, seed_folder(workdir, seed, settings),
                    mirror=_with_prefix(mirror, _prefix(settings, seed)), **options)
           for seed in settings.seeds]
@@ -69,16 +70,16 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
   Args:
     settings: of the experiment.
     workdir: folder of results and checkpoints.
-    command: what the user typed, for the report.
-    overwrite: accept a workdir with another configuration; what that changes runs again.
+    command: the command line, for the report.
+    overwrite: accept a workdir with another configuration; the affected stages run again.
     mirror: called with (stage, step, metrics) at each record of metrics.
-    share: workdirs of other runs; their finished stages are taken where they would be the same.
+    share: workdirs of other runs; their finished stages are reused if they are the same.
 
   Returns: (summary as written to summary.json, path of the HTML report).
 
   Raises:
-    InputError: as `prepare`; if another job works in the folder, or it holds another configuration.
-    interruption.Interrupted: after SIGTERM, when what was done is saved.
+    InputError: as `prepare`; if another job uses the folder, or it holds another configuration.
+    interruption.Interrupted: after SIGTERM, once all progress is saved.
   """
   runs = prepare(settings, workdir, mirror)
   with computing_on(runs[0].models.mesh), lock(workdir), WallTimeLog(workdir) as log:
@@ -88,7 +89,7 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
-  figures, stages, notes = [], {}, []
+  seeds, stages, notes = [], {}, []
   for one in runs:
     prefix = _prefix(settings, one.seed)
     if prefix and hosts.is_first():
@@ -97,9 +98,9 @@ def _run(runs, folder, log, command, overwrite, share):
     one.workdir.check_config(overwrite=overwrite)
     for other in share:
       one.workdir.reuse_stages(seed_folder(other, one.seed, settings), one.fingerprints)
-    figures.append(run_seed(one))
+    seeds.append(run_seed(one))
     stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
-  every = {name: over_seeds([each[name] for each in figures]) for name in runs[0].model_names}
+  every = {name: over_seeds([seed[name] for seed in seeds]) for name in runs[0].model_names}
   chosen = best_candidates(every, settings)
   models = {name: every[name] for name in references(settings)}
   models |= {method: every[name] for method, name in chosen.items()}
@@ -120,15 +121,15 @@ def _run(runs, folder, log, command, overwrite, share):
 def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
   """Compiles every program that `run` will need, into JAX's persistent cache.
 
-  Each stage of the first seed is gone through without a step (of the unlearning with a single
-  rollout), and the evaluation of one model, in a folder that is removed at the end.
+  Goes through each stage of the first seed without a step (unlearning: with a single rollout), and
+  through the evaluation of one model, in a folder that is removed at the end.
 
   Raises:
-    InputError: as `run`; or if programs are not kept.
+    InputError: as `run`; or if there is no folder to keep programs in.
   """
   if not compilation_cache_dir():
-    raise InputError("--precompile keeps programs in a folder, and on CPU there is none by itself: "
-                     "set JAX_COMPILATION_CACHE_DIR.")
+    raise InputError("--precompile keeps programs in a folder, and on CPU there is no default: set "
+                     "JAX_COMPILATION_CACHE_DIR.")
   folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
   first = prepare(settings, folder, compile_only=True)[0]
   with computing_on(first.models.mesh), lock(folder):
@@ -145,22 +146,22 @@ def describe(settings: Settings, workdir: str | pathlib.Path) -> str:
 
 
 def _prefix(settings, seed):
-  """Of a seed's stages in the summary, where there are several seeds."""
+  """The prefix of a seed's stages in the summary, if there are several seeds."""
   return f"seed_{seed}/" if len(settings.seeds) > 1 else ""
 
 
-def best_candidates(figures: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
-  """Of each method the candidate that is closest to the retrained model: {method: its name}.
+def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
+  """For each method the candidate that is closest to the retrained model: {method: its name}.
 
-  By ToW, of several seeds by its mean. Every method is chosen in the same way; the retrained model
-  that it looks at is at hand in a study, not to somebody who has to forget.
+  The measure is ToW, averaged over the seeds. Every method is chosen in the same way. The choice
+  uses the retrained model, which is available in a study, but not to somebody who has to forget.
   """
   chosen: dict[str, str] = {}
   for candidate in candidates(settings):
     held = chosen.get(candidate.method)
-    # A run that fell apart has no number: it is never the better one.
+    # A run that diverged has NaN here: it is never the better one.
     if held is None or not (
-        figures[candidate.name]["tug_of_war"] <= figures[held]["tug_of_war"]):
+        metrics[candidate.name]["tug_of_war"] <= metrics[held]["tug_of_war"]):
       chosen[candidate.method] = candidate.name
   return chosen
 
@@ -171,8 +172,8 @@ def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
 
 
 def judgement(models: dict[str, dict[str, float]], method: str) -> str:
-  """One sentence: whether a classifier that the reward never asked agrees with the reward's, and
-  whether by it the answers are as the retrained model's."""
+  """One sentence: whether the judge, which gives no reward, agrees with the reward's classifier,
+  and whether it scores the answers like the retrained model's."""
   scores, judged = ([models[name][key] for name in (method, "retrained")]
                     for key in ("attribution_score", "judge_score"))
   beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
@@ -189,27 +190,34 @@ def _with_prefix(mirror, prefix):
 
 
 def _epochs(run, name):
-  """Epoch reports of a candidate's run, which was chosen, and the level it was to come down to."""
+  """Epoch reports of a candidate's run, the epoch that was chosen, and the target level."""
   held = shared_json(run.workdir.folder / name / "epochs.json")
   return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
           "target_score": next(report["level"] for report in held["epochs"]
                                if report["epoch"] == held["chosen_epoch"])}
 
 
-def over_seeds(figures: list[dict[str, float]]) -> dict[str, float]:
-  """Metrics of several seeds as means, with `<name>_ci95` beside each; of one seed as they are."""
-  if len(figures) == 1:
-    return figures[0]
+def over_seeds(metrics: list[dict[str, float]]) -> dict[str, float]:
+  """Means of the metrics over seeds, each with `<name>_ci95`; unchanged for a single seed.
+
+  A metric that some seeds lack is left out.
+  """
+  if len(metrics) == 1:
+    return metrics[0]
   result = {}
-  for name in figures[0]:
-    result[name], result[f"{name}_ci95"] = mean_and_ci95([f[name] for f in figures])
+  for name in metrics[0]:
+    if all(name in seed for seed in metrics):
+      result[name], result[f"{name}_ci95"] = mean_and_ci95([seed[name] for seed in metrics])
   return result
 
 
 def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
            command: str) -> pathlib.Path:
-  """Writes report.md and report.html; curves and answers are those of the first seed, curves of
-  the method that leads (DareU) or, where it is not among them, of the best one by ToW."""
+  """Writes report.md and report.html.
+
+  Curves and answers are those of the first seed; the curves are those of the leading method (DareU)
+  or, if it was not run, of the best one by ToW.
+  """
   first = runs[0]
   chosen = summary["chosen"]
   leading = [name for name in chosen if first.settings.unlearning[name].leads_report]
@@ -227,7 +235,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     "model": settings.model.path or f"{settings.model.architecture} from scratch",
     "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
     **method_settings.report_facts(history),
-    **({"classifier": "its tokenizer is its own: responses are tokenized again for it"}
+    **({"classifier": "it has its own tokenizer: responses are tokenized again for it"}
        if first.data.classifier_tokenizer is not first.data.tokenizer else {}),
     **({"learning rates": f"{', '.join(f'{rate:g}' for rate in settings.learning_rates)}; chosen "
                           f"by ToW: {', '.join(chosen.values())}"}
@@ -237,7 +245,8 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     "versions": f"jax {jax.__version__}",
     "date": datetime.date.today().isoformat(),
   }
-  shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])  # all processes ask
+  # All processes must call these.
+  shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])
   if not hosts.is_first():
     return folder / "report.html"
   paths = write_report(
@@ -251,31 +260,30 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
 
 
 def _over_examples(runs, models, chosen):
-  """How sure the figures are over the examples, and each method against the best by ToW."""
+  """Intervals of the metrics over the examples, and each method against the best by ToW."""
   names = shown_models(runs[0].settings, chosen)
-  records = {shown: [evaluate(run, name)["records"] for run in runs]
-             for shown, name in names.items()}
+  seeds = [evaluate(run, names.values()) for run in runs]
+  evaluated = {shown: [seed[name] for seed in seeds] for shown, name in names.items()}
   best = tables.best_first(chosen, models)[0]
   return {
-    "intervals": {name: bootstrap.intervals(held) for name, held in records.items()},
+    "intervals": {shown: bootstrap.intervals(each) for shown, each in evaluated.items()},
     "best": best,
-    "paired": {method: bootstrap.paired(records[method], records[best], records["retrained"])
+    "paired": {method: bootstrap.paired(evaluated[method], evaluated[best], evaluated[RETRAINED])
                for method in chosen if method != best}}
 
 
 def _answers(run, chosen):
   """A few prompts with every model's answer side by side."""
-  names = shown_models(run.settings, chosen)
-  held = {shown: evaluate(run, name)["records"] for shown, name in names.items()}
+  records = {shown: model_records(run, name)
+             for shown, name in shown_models(run.settings, chosen).items()}
   shown = []
   for split in SPLITS:
-    # Spread over the split: its first rows are all of one owner.
-    count = len(held["original"][split])
-    if not count:
+    # Evenly spaced: the first rows of a split all belong to one owner.
+    examples = records[ORIGINAL][split]
+    if not examples:
       continue
-    step = max(1, count // ANSWERS_SHOWN[split])
-    for i in range(0, count, step)[:ANSWERS_SHOWN[split]]:
-      shown.append({"split": split, **{key: held["original"][split][i][key]
-                                       for key in ("prompt", "truth")},
-                    **{name: held[name][split][i]["answer"] for name in held}})
+    step = max(1, len(examples) // ANSWERS_SHOWN[split])
+    for i in range(0, len(examples), step)[:ANSWERS_SHOWN[split]]:
+      shown.append({"split": split, "prompt": examples[i].prompt, "truth": examples[i].truth,
+                    **{name: records[name][split][i].answer for name in records}})
   return shown

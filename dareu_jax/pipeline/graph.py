@@ -1,7 +1,7 @@
 """The stages of a run as a graph: what each stands on, and the fingerprint that follows from it.
 
-A stage's result is taken from the workdir where its fingerprint is the same: that of its own settings
-and of all stages that it reads.
+A stage's result is taken from the workdir where its fingerprint is the same: that of its own
+settings and of all stages that it reads.
 """
 
 import dataclasses
@@ -77,7 +77,8 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
     depends_on.append(s.evaluation.max_new_tokens)
     graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
   for name in model_names(s):
-    graph[f"evaluation/{name}"] = Stage((name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation,))
+    graph[f"evaluation/{name}"] = Stage(
+      (name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation.of_records,))
   return graph
 
 

@@ -13,10 +13,10 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.handle import Model
-from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.graph import ORIGINAL
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
 from dareu_jax.training.checkpoints import shared_json

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: stages, sizes, memory, time, two samples made visible."""
+"""What a run would do, without doing it: stages, sizes, memory, time, and two tokenized samples."""
 
 import time
 
@@ -38,7 +38,8 @@ def _data(run):
     f"  D_F {len(corpus.forget)}, D_R {len(corpus.retain)}, D_test {len(corpus.test)}, unseen "
     f"{len(corpus.holdout)}, general {len(corpus.general)} examples; {sum(lengths)} tokens in "
     f"D, the longest example {max(lengths)}",
-    f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh {dict(run.models.mesh.shape)}"])
+    f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh "
+    f"{dict(run.models.mesh.shape)}"])
 
 
 def _stages(run):
@@ -51,9 +52,9 @@ def _stages(run):
     rows.append([name, str(steps), f"{flops:.2g}", "done" if done else format_seconds(seconds)])
   rows.append(["all", "", "", format_seconds(total)])
   seeds = len(run.settings.seeds)
-  title = "Stages (times are rough estimates, compiling not counted)"
+  title = "Stages (times are rough estimates, without compilation)"
   if seeds > 1:
-    title += f", of each of {seeds} seeds, together {format_seconds(seeds * total)}"
+    title += f", for each of {seeds} seeds; together {format_seconds(seeds * total)}"
   return f"{title}:\n" + pipe_table(
     ["stage", "updates", "FLOPs", "time"], rows)
 
@@ -94,7 +95,7 @@ def _shapes(run):
     longest=max(len(row.prompt) + len(row.completion) for row in rows),
     model_parameters=models.config.num_parameters,
     classifier_parameters=models.classifier_config.num_parameters,
-    # Forward 2, backward 4 a parameter and token; with adapters the weights need no gradient.
+    # Forward 2, backward 4 per parameter and token; with adapters weights need no gradient.
     training_cost=4 if models.config.lora.rank else 6, training=run.settings.baseline)
 
 
@@ -117,7 +118,7 @@ def _tokens(batches):
 
 
 def matmul_speed(dtype: str) -> float:
-  """Floating-point operations a second of a plain matrix product on one device, measured."""
+  """Measured FLOPs per second of a plain matrix product on one device."""
   n = 1024 if jax.default_backend() == "cpu" else 8192
   x = jnp.ones((n, n), dtype)
   product = jax.jit(lambda x: x @ x)
@@ -134,10 +135,10 @@ def _memory(run):
   base = model.num_parameters * jnp.dtype(model.dtype).itemsize
   trained = bytes_of(factory.abstract_model(model).params)
   shared = 0 if settings.lora.rank == 0 else base
-  # The start, the teacher, and the policy now, before and as kept; two moments and the gradients.
+  # The start, the teacher; the current, previous and chosen policy; two moments and gradients.
   policy = shared + trained * (5 + 2 + 1)
   u, itemsize = _rl_settings(settings), jnp.dtype(model.dtype).itemsize
-  # The trunk now and before, two moments and the gradients.
+  # The current and previous trunk, two moments and the gradients.
   critic = trained * (2 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
   kept = 2 if model.remat else 16
   activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
@@ -151,22 +152,22 @@ def _memory(run):
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
            "classifier and judge": 2 * classifier,
            "activations of an update (rough)": activations, "cache of a rollout": cache,
-           "weights gathered to decode with": (
+           "weights gathered for decoding": (
              gathered * mesh.shape["fsdp"] * mesh.shape["tensor"])}
   parts["all"] = sum(parts.values())
   rows = [[name, f"{size / 2**20:,.0f}"] for name, size in parts.items()]
-  return f"Memory while unlearning, MiB over {mesh.size} device(s):\n" + pipe_table(
+  return f"Memory during unlearning, MiB over {mesh.size} device(s):\n" + pipe_table(
     ["what", "MiB"], rows)
 
 
 def _rl_settings(settings):
-  """Those of the run's reinforcement learning; the defaults where it has none."""
+  """The settings of the run's reinforcement learning; the defaults if it has none."""
   found = [method for method in settings.unlearning.values() if isinstance(method, RLSettings)]
   return found[0] if found else RLSettings()
 
 
 def _sample(run, split):
-  """One example with its pieces: what is prompt (masked out of the loss) and what is learnt."""
+  """One example with its tokens: the prompt (masked out of the loss) and the response."""
   example = getattr(run.data.corpus, split)[0]
   row, tokenizer = run.data.rows([example])[0], run.data.tokenizer
   pieces = [repr(tokenizer.decode_piece(i)) for i in row.prompt + row.completion]

@@ -19,7 +19,7 @@ from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.attacks import probes, quantization, relearning, reliability
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.records import mean_rouge, rouges
+from dareu_jax.evaluation.measurements import mean_rouge, rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.data import Examples
@@ -93,12 +93,13 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The metrics' names too: a card of fewer metrics is no card of these.
   mark = fingerprint(run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
-                     tuple(reliability.SIGNS))
+                     run.settings.evaluation.min_k, tuple(reliability.SIGNS))
   held = read_json(path)
   found = held["metrics"] if held is not None and held["fingerprint"] == mark else {}
-  attacks: dict[str, Callable] = {"plain": plain, "int8": functools.partial(quantized, scheme="int8"),
-             "nf4": functools.partial(quantized, scheme="nf4"), "asked": asked, "sampled": leaked,
-             "layers": layers, "relearned": relearned}
+  attacks: dict[str, Callable] = {
+    "plain": plain, "int8": functools.partial(quantized, scheme="int8"),
+    "nf4": functools.partial(quantized, scheme="nf4"), "asked": asked, "sampled": leaked,
+    "layers": layers, "relearned": relearned}
   with progress(f"attack {name}", "attack")(len(attacks), len(found)) as bar:
     for kind, function in attacks.items():
       if kind not in found:
@@ -133,9 +134,12 @@ def _named(prefix, values):
 def plain(run: Run, name: str, options: Options) -> Metrics:
   """The model as it is, on forget and retain examples."""
   del options
-  return {key: value for split in ("forget", "retain") for key, value in _named(
-    f"plain_{split}", attack_metrics(run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
-                                run.settings.evaluation.min_k)).items()}
+  found: Metrics = {}
+  for split in ("forget", "retain"):
+    found |= _named(f"plain_{split}", attack_metrics(
+      run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
+      run.settings.evaluation.min_k))
+  return found
 
 
 def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
@@ -214,6 +218,7 @@ def _relearning_curve(run, name, taught, tested, options):
   batches = run.data.batches(run.data.rows(taught), options.batch_size,
                              seed=run.seed + SAMPLE_SEED, one_bucket=True)
   states = relearning.relearned(
-    run.models.load(name), batches, options.learning_rate, to_device=run.models.to_device, steps=options.steps)
+    run.models.load(name), batches, options.learning_rate, to_device=run.models.to_device,
+    steps=options.steps)
   return {step: attack_metrics(run.models.evaluator, state, tested, run.settings.evaluation.min_k)
           for step, state in states}

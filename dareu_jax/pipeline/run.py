@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.refusals import REFUSALS
 from dareu_jax.models.handle import Model
-from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.pipeline import graph
 from dareu_jax.pipeline.data import Data
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import Workdir

@@ -4,10 +4,10 @@ import pathlib
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
-from dareu_jax.models.language_model import LanguageModel
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.graph import model_names
+from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import base_model, model_config
 from dareu_jax.pipeline.run import seed_folder
 from dareu_jax.pipeline.settings import Settings

@@ -76,14 +76,18 @@ class Settings:
   """One experiment: data, models, unlearning methods, evaluation."""
 
   seeds: tuple[Seed, ...] = (42,)  # one run each; several give a table with 95% intervals
-  max_length: Annotated[int, Field(ge=16)] = 256  # tokens of prompt and response; a longer example is an error
+  # Tokens of prompt and response; a longer example is an error
+  max_length: Annotated[int, Field(ge=16)] = 256
   length_multiple: Count = 16  # batches are padded to a multiple of this
   method: MethodName = "dareu"  # the unlearning method
   methods: tuple[MethodName, ...] = ()  # several, into one table; wins over `method`
-  learning_rates: tuple[Positive, ...] = ()  # each method runs at each, the best is shown; (): its own
+  # Each method runs at each of them, and its best is shown; (): its own
+  learning_rates: tuple[Positive, ...] = ()
   eval_every: Count = 5  # epochs of a loss-based method between two reports
-  retrained_replica: bool = True  # retrain once more in another order: how far apart two retrainings are
-  plugins: tuple[str, ...] = ()  # modules to import first: methods, metrics, rewards, sources of your own
+  # Retrain once more in another order: how far apart two retrainings are
+  retrained_replica: bool = True
+  # Modules to import first: methods, metrics, rewards, sources and families of your own
+  plugins: tuple[str, ...] = ()
   data: DataSettings = DataSettings()
   tokenizer: TokenizerSettings = TokenizerSettings()
   model: ModelSettings = ModelSettings()
@@ -136,7 +140,7 @@ class Settings:
 
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Settings":
-    """Builds the settings from a ConfigDict or a nested mapping; what it leaves out has its default.
+    """Builds the settings from a ConfigDict or a nested mapping; what is left out has its default.
 
     Raises:
       InputError: for an unknown key, a wrong type or an impossible value.

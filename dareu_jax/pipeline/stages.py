@@ -53,11 +53,11 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
   for candidate in candidates(run.settings):
     unlearn(run, candidate)
   if run.compile_only:
-    evaluate(run, ORIGINAL)
+    evaluate(run, [ORIGINAL])
     return {}
-  figures = compare_models(run)
+  metrics = compare_models(run)
   run.models.release()  # the next seed needs the memory
-  return figures
+  return metrics
 
 
 def keep_tokenizer(run: Run) -> None:

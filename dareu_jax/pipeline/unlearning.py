@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from dareu_jax.evaluation import records
+from dareu_jax.evaluation import measurements
 from dareu_jax.evaluation.metrics import SPLITS
 from dareu_jax.methods.base import Task
 from dareu_jax.pipeline.graph import ORIGINAL, Candidate
@@ -78,5 +78,5 @@ def rouges(run: Run, params: Any) -> dict[str, float]:
     examples = run.data.evaluated(split)
     if examples:
       texts = run.models.evaluator.answers(params, run.data.rows(examples)).texts
-      found[f"{split}_rouge"] = records.mean_rouge(examples, texts)
+      found[f"{split}_rouge"] = measurements.mean_rouge(examples, texts)
   return found

@@ -1,7 +1,8 @@
-"""The folder of a run: which stages it holds, of which configuration, and what they left.
+"""The folder of a run: its configuration, its finished stages and their results.
 
-A stage is done when its `done.json` is there and names the same fingerprint (of its own settings
-and of all that it stands on). `config.json` holds the whole configuration; another one is refused.
+A stage is done if its `done.json` exists and has the same fingerprint (of its own settings and of
+everything that it depends on). `config.json` holds the whole configuration; a run with another one
+is rejected.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,14 +35,14 @@ from dareu_jax.training.checkpoints import (
 from dareu_jax.training.wall_time import WallTimeLog, active_elsewhere
 
 Path = str | pathlib.Path
-# Of what lies in a workdir. 1: before settings had defaults and methods a file each.
+# Format of a workdir. 1: before settings had defaults and each method its own file.
 FORMAT = 2
-# Settings that change how a run is computed, not what comes out.
+# Settings that change how a run is computed, but not its results.
 _IRRELEVANT = ("mesh", "checkpoint")
 
 
 def fingerprint(*parts: Any) -> str:
-  """A short hash of JSON-able values."""
+  """A short hash of values that JSON can express."""
   text = json.dumps(parts, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -60,22 +61,22 @@ def read_config(folder: Path) -> dict[str, Any]:
   return {key: value for key, value in config.items() if key != "format"}
 
 
-def check_format(config: dict[str, Any], folder: Path) -> None:
+def check_format(config: Mapping[str, Any], folder: Path) -> None:
   """Raises InputError if a run's files are of another version's format."""
   found = config.get("format", 1)
   if found != FORMAT:
-    raise InputError(f"{folder} holds a run of workdir format {found}, and this version reads format "
-                     f"{FORMAT}: finish it with the version that began it, or choose another "
-                     "--workdir.")
+    raise InputError(f"{folder} holds a run of workdir format {found}, and this version reads "
+                     f"format {FORMAT}: finish it with the version that started it, or choose "
+                     "another --workdir.")
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-  """Keeps a folder for one job as long as the context lasts.
+  """Locks a folder for one job while the context lasts.
 
   Raises:
-    InputError: if another job works there, if it cannot be written, or if the hosts of this job do
-      not share it.
+    InputError: if another job uses the folder, if it cannot be written, or if the hosts of this job
+      do not share it.
   """
   folder = pathlib.Path(folder)
   descriptor = hosts.from_first(lambda: _lock(folder))
@@ -88,7 +89,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder):
-  """Locks a folder until the file descriptor that it gives is closed, or the process ends."""
+  """Locks a folder until the returned file descriptor is closed, or the process ends."""
   path = folder / "lock"
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,17 +100,17 @@ def _lock(folder):
     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     owner = None
   except BlockingIOError:
-    owner = path.read_text().strip() or "that has just begun"
+    owner = path.read_text().strip() or "that has just started"
   except OSError:  # a file system without locks
     owner = None
   owner = owner or active_elsewhere(folder)
   if owner:
     os.close(held)
-    raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, end it, or choose "
-                     "another --workdir.") from None
+    raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, stop it, or "
+                     "choose another --workdir.") from None
   os.ftruncate(held, 0)
   os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-  os.fsync(held)  # another host is to read it
+  os.fsync(held)  # so that another host can read it
   return held
 
 
@@ -120,25 +121,26 @@ def _unwritable(folder, error):
 
 
 class Workdir:
-  """Stages under one folder."""
+  """The stages of a run, in one folder."""
 
   def __init__(self, folder: Path, config: Any, checkpoint_settings: CheckpointSettings,
                wall_time: WallTimeLog | None = None):
-    """`config` is the whole configuration; the wall time log is told what is saved."""
+    """`config` is the whole configuration; `wall_time` records when work was saved."""
     self.folder = pathlib.Path(folder)
     self.wall_time = wall_time
     self.config = json.loads(json.dumps(to_plain(config) | {"format": FORMAT}))
     self.checkpoint_settings = checkpoint_settings
-    self.stages: dict[str, dict[str, Any]] = {}  # name -> {"seconds", "skipped"} in the order they came
+    # Name -> {"seconds", "skipped"}, in order of execution.
+    self.stages: dict[str, dict[str, Any]] = {}
 
   def check_config(self, *, overwrite: bool) -> None:
-    """Takes the folder for this configuration.
+    """Checks that the folder has no other configuration, and writes this one.
 
     Args:
-      overwrite: accept another configuration; the stages that it changes run again.
+      overwrite: accept another configuration; the affected stages run again.
 
     Raises:
-      InputError: if it holds a run with another configuration, or cannot be written.
+      InputError: if the folder holds a run with another configuration, or cannot be written.
     """
     path = self.folder / "config.json"
 
@@ -161,14 +163,14 @@ class Workdir:
       more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
       raise InputError(f"{self.folder} holds a run with another configuration "
                        f"({'; '.join(changes[:3])}{more}). Choose another --workdir, or give "
-                       "--overwrite to run again the stages that this changes.")
+                       "--overwrite to run the affected stages again.")
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
                  on_saved=self.kept)
 
   def kept(self, until: float | None = None) -> None:
-    """Says that all work up to a time (now, if none is given) is saved."""
+    """Records that all work up to a time (default: now) is saved."""
     if self.wall_time is not None:
       self.wall_time.kept(until)
 
@@ -178,11 +180,11 @@ class Workdir:
     return done is not None and done["fingerprint"] == fingerprint
 
   def reuse_stages(self, folder: Path, fingerprints: dict[str, str]) -> None:
-    """Takes over the stages that another run has finished with the same fingerprints.
+    """Reuses the stages that another run has finished with the same fingerprints.
 
     Args:
-      folder: of that run.
-      fingerprints: {stage: fingerprint} of this one.
+      folder: of the other run.
+      fingerprints: {stage: fingerprint} of this run.
     """
     hosts.from_first(lambda: self._reuse(pathlib.Path(folder), fingerprints))
 
@@ -191,7 +193,7 @@ class Workdir:
       done = read_json(folder / name / "done.json")
       held = self.folder / name
       if done is not None and done["fingerprint"] == fingerprint and not held.exists():
-        # Links: what a finished stage has left is read alone. Renamed: it is there whole or not.
+        # Hard links: files of a finished stage are only read. The rename makes it atomic.
         part = held.with_name(held.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(folder / name, part, copy_function=os.link)
@@ -203,10 +205,10 @@ class Workdir:
 
   @contextlib.contextmanager
   def stage(self, name: str, fingerprint: str) -> Iterator[Store | None]:
-    """Runs a stage: yields its store, or None where it is done already.
+    """Runs a stage: yields its store, or None if it is already done.
 
-    What another configuration left is removed first; when the body ends without error, the stage is
-    marked done. Its seconds are those of this process.
+    Files of another configuration are removed first. When the body ends without an error, the stage
+    is marked done. The recorded seconds are those of this process.
     """
     interruption.stop_if_requested()
     folder = self.folder / name
@@ -221,14 +223,14 @@ class Workdir:
     try:
       yield store
     except BaseException as error:
-      # Closing waits for the other processes, which do not come where this one alone has failed.
+      # Closing waits for the other processes, which do not come if only this one has failed.
       if jax.process_count() == 1 or isinstance(error, interruption.Interrupted):
         store.close()
       raise
     store.close()
     drop_compiled_programs()
     seconds = round(time.monotonic() - begin, 1)
-    hosts.barrier(f"{name} is done")  # else one host would remove what another still reads
+    hosts.barrier(f"{name} is done")  # or one host would remove what another still reads
     write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds})
     self.kept()
     if hosts.is_first():
@@ -236,13 +238,13 @@ class Workdir:
     self.stages[name] = {"seconds": seconds, "skipped": False}
 
   def save_result(self, name: str, state: Any) -> None:
-    """Writes what a stage leaves for later ones: a tree of arrays."""
+    """Saves the result of a stage, a tree of arrays, for later stages."""
     store = self._store(name, "result")
     store.save(0, state)
     store.close()
 
   def load_result(self, name: str, template: Any) -> Any:
-    """Reads it back.
+    """Loads the result of a stage.
 
     Args:
       template: a tree of arrays (or ShapeDtypeStructs with shardings) of the same shape.
@@ -255,12 +257,12 @@ class Workdir:
     store.close()
     if restored is None:
       raise InputError(f"{self.folder / name / 'result'} is empty. Delete {self.folder / name} to "
-                       "have this stage run again.")
+                       "run this stage again.")
     return restored.state
 
 
 def _begin(folder, fingerprint):
-  """Makes a stage's folder, without what other settings have left there."""
+  """Makes a stage's folder, and removes what other settings have left there."""
   started = read_json(folder / "started.json")
   done = (folder / "done.json").exists()
   if folder.exists() and (done or started is None or started["fingerprint"] != fingerprint):

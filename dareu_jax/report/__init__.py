@@ -1,1 +1,1 @@
-"""The report room: plain dicts in, tables, figures and files out; knows no model and no jax."""
+"""Reports: plain dicts in; tables, plots and files out. Knows no model and no jax."""

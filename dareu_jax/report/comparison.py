@@ -2,6 +2,8 @@
 
 import math
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,26 +14,28 @@ from dareu_jax.report.plots import (
   GREEN,
   GREY,
   INK,
-  METHOD_COLOURS,
+  METHOD_COLORS,
   METHOD_MARKERS,
   VERMILLION,
   make_figure,
   to_png_bytes,
 )
 
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
 HEADER = ("study", "setting", "ToW (↑)", "D_F ROUGE", "D_R ROUGE", "attribution", "judge",
           "fluency NLL", "length", "distinct", "epoch", "out of bounds")
-# Title, metric or watched figure of an epoch, decimals.
+# Title, key in an epoch's report or among the metrics that it tracked.
 TRAJECTORY = (("D_F ROUGE", "forget_rouge"), ("ToW", "tug_of_war"),
               ("attribution score", "score"), ("response length (tokens)", "response_length"))
 
 
-def table(records):
-  """The runs as a Markdown table; behind each bar the retrained model's figure.
+Record = Mapping[str, Any]  # a run, as of `pipeline.ablations.run`
 
-  Args:
-    records: of `ablations.run`.
-  """
+
+def table(records: Sequence[Record]) -> str:
+  """The runs as a Markdown table; behind each slash the retrained model's number."""
   rows = []
   for record in records:
     ours, retrained = (record["models"][name] for name in (record["method"], "retrained"))
@@ -39,42 +43,42 @@ def table(records):
     broken = sum(bool(report["reason"]) for report in trained)
     rows.append([
       record["study"], record["label"], _with_interval(ours, "tug_of_war"),
-      *(_beside(ours, retrained, key, decimals) for key, decimals in (
+      *(_beside(ours, retrained, key, digits) for key, digits in (
         ("forget_rouge", 3), ("retain_rouge", 3), ("attribution_score", 3), ("judge_score", 3),
         ("fluency_nll", 2), ("response_length", 1), ("distinct_share", 2))),
       f"{np.mean(record['chosen']):.1f}", f"{broken} of {len(trained)}"])
   return tables.pipe_table(HEADER, rows, left=(0, 1))
 
 
-def _with_interval(figures, key):
-  interval = figures.get(f"{key}_ci95")
+def _with_interval(metrics, key):
+  interval = metrics.get(f"{key}_ci95")
   shown = f" ± {interval:.3f}" if tables.is_number(interval) else ""
-  return tables.format_number(figures.get(key)) + shown
+  return tables.format_number(metrics.get(key)) + shown
 
 
-def _beside(ours, retrained, key, decimals):
-  return " / ".join(tables.format_number(each.get(key), decimals) for each in (ours, retrained))
+def _beside(ours, retrained, key, digits):
+  return " / ".join(tables.format_number(each.get(key), digits) for each in (ours, retrained))
 
 
-def write(folder, records, command):
+def write(folder: str | pathlib.Path, records: Sequence[Record], command: str) -> None:
   """Writes ablations.md and the plots into a folder."""
   folder = pathlib.Path(folder)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
   pictures = {"ablations": overview(records)}
   for study in dict.fromkeys(record["study"] for record in records):
-    watched = [r for r in records if r["study"] == study and _is_watched(r)]
-    if watched:
-      pictures[f"epochs_{study}"] = trajectories(watched)
+    tracked = [r for r in records if r["study"] == study and _is_tracked(r)]
+    if tracked:
+      pictures[f"epochs_{study}"] = trajectories(tracked)
   for name, figure in pictures.items():
     (folder / "plots" / f"{name}.png").write_bytes(to_png_bytes(figure))
   lines = ["# Ablations", "", f"    {command}", "", table(records), "",
-           "Behind the bar: the retrained model's figure, which is the one to come close to. "
-           "epoch: the one that was kept; out of bounds: epochs that would trip a guard."]
+           "Behind the slash: the retrained model's number, which is the one to come close to. "
+           "epoch: the one that was kept; out of bounds: epochs that violate a guard."]
   lines += [f"\n![{name}](plots/{name}.png)" for name in pictures]
   (folder / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def overview(records):
+def overview(records: Sequence[Record]) -> "Figure":
   """A panel for each study: ToW, and length and fluency beside the retrained model's.
 
   All three are 1 where the run is like the retrained model.
@@ -103,13 +107,13 @@ def _draw_study(ax, study, records):
               ("retrained's fluency NLL / NLL", VERMILLION, "s",
                lambda ours, retrained: _ratio(retrained, ours, "fluency_nll")))
   ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
-  for offset, (label, colour, marker, measure) in zip((-0.12, 0.0, 0.12), measures, strict=True):
+  for offset, (label, color, marker, measure) in zip((-0.12, 0.0, 0.12), measures, strict=True):
     values = [measure(r["models"][r["method"]], r["models"]["retrained"]) for r in records]
     errors = None
     if label == "ToW":
       half = [r["models"][r["method"]].get("tug_of_war_ci95") for r in records]
       errors = [value if tables.is_number(value) else 0.0 for value in half]
-    ax.errorbar(x + offset, values, errors, color=colour, marker=marker, linestyle="none",
+    ax.errorbar(x + offset, values, errors, color=color, marker=marker, linestyle="none",
                 elinewidth=1, label=label)
   ax.set_xticks(x, [_short(record["label"]) for record in records], fontsize=8)
   ax.tick_params(axis="x", rotation=20 if max(map(len, map(_short_of, records))) > 6 else 0)
@@ -134,24 +138,24 @@ def _short(label):
   return "\n".join(part.partition("=")[2] for part in label.split())
 
 
-def trajectories(records):
-  """Figures over the epochs, a line for each run: the mean over seeds, and their range.
+def trajectories(records: Sequence[Record]) -> "Figure":
+  """Metrics over the epochs, a line for each run: the mean over seeds, and their range.
 
   Args:
-    records: of one study, with watched ROUGEs.
+    records: of one study, with tracked ROUGEs.
   """
   figure = make_figure(10, 6.6)
   axes = figure.subplots(2, 2, sharex=True)
-  for record, colour, marker in zip(records, METHOD_COLOURS, METHOD_MARKERS, strict=False):
+  for record, color, marker in zip(records, METHOD_COLORS, METHOD_MARKERS, strict=False):
     for ax, (_, key) in zip(axes.flat, TRAJECTORY, strict=True):
-      rows = [[_figure_of(report, key, record) for report in epochs]
+      rows = [[_value_of(report, key, record) for report in epochs]
               for epochs in record["epochs"]]
       length = min(map(len, rows))
       values = np.array([row[:length] for row in rows], float)
       x = np.arange(length)
-      ax.plot(x, values.mean(0), color=colour, marker=marker, markersize=4, linewidth=1.5,
+      ax.plot(x, values.mean(0), color=color, marker=marker, markersize=4, linewidth=1.5,
               label=_short(record["label"]).replace("\n", ", "))
-      ax.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+      ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
   retrained = records[0]["models"]["retrained"]
   floors = (retrained["forget_rouge"], 1.0, retrained["attribution_score"],
             retrained["response_length"])
@@ -171,12 +175,12 @@ def trajectories(records):
   return figure
 
 
-def _is_watched(record):
+def _is_tracked(record):
   return all(report.get("tracked") for epochs in record["epochs"] for report in epochs)
 
 
-def _figure_of(report, key, record):
-  """A figure of an epoch; ToW of its watched ROUGEs against the retrained model's."""
+def _value_of(report, key, record):
+  """A metric of an epoch; ToW of its tracked ROUGEs against the retrained model's."""
   if key == "tug_of_war":
     retrained = record["models"]["retrained"]
     return math.prod(1 - abs(value - retrained[name]) for name, value in report["tracked"].items())

@@ -1,22 +1,26 @@
-"""What a report says of the methods beside the table of figures: rates, time, how sure it is."""
+"""What a report says of the methods beside the table of metrics: rates, time, how sure it is."""
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from dareu_jax.evaluation.metrics.base import GROUPS, ExampleMetric, in_group
 from dareu_jax.report import tables
+
+Summary = Mapping[str, Any]  # of summary.json
 
 
 class Table(NamedTuple):
-  """A table with what is to be said about it."""
+  """A table with a note on how to read it."""
 
   title: str
   note: str
-  header: tuple
-  rows: list
+  header: tuple[str, ...]
+  rows: list[list[str]]
 
 
-def of_summary(summary):
-  """The tables that a run's summary.json has the figures for.
+def of_summary(summary: Summary) -> tuple[Table, ...]:
+  """The tables that a run's summary.json has the numbers for.
 
   Args:
     summary: {"models", "stages"} and, of a whole run, "chosen" and "examples".
@@ -29,54 +33,60 @@ def of_summary(summary):
   return tuple(found)
 
 
-def methods_table(summary):
+def _example_metrics():
+  return [column for group in (*GROUPS, None) for column in in_group(group)
+          if isinstance(column, ExampleMetric)]
+
+
+def methods_table(summary: Summary) -> Table:
   """A method a line: its learning rate and seconds, and how it does against the best by ToW."""
   chosen, models = summary["chosen"], summary["models"]
   best, paired = (summary.get("examples", {}).get(key) for key in ("best", "paired"))
-  header = ("method", "learning rate", "ToW", "seconds")
-  if paired:
-    header += (f"ΔD_F to {best}", "p", f"ΔD_R to {best}", "p")
+  header: tuple[str, ...] = ("method", "learning rate", "ToW", "seconds")
+  compared = [column for column in _example_metrics() if column.paired] if paired else []
+  for column in compared:
+    header += (f"Δ{column.name} to {best}", "p")
   rows = []
   for method in tables.best_first(chosen, models):
     row = [method, chosen[method].partition("@")[2] or "its own",
            tables.format_number(models[method]["tug_of_war"]),
            tables.format_number(mean_seconds(summary["stages"], chosen[method]), 0)]
-    for split in ("forget", "retain") if paired else ():
-      gap = paired.get(method, {}).get(split)
+    for column in compared:
+      gap = paired.get(method, {}).get(column.paired)
       row += [tables.DASH] * 2 if gap is None else [
         f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]", f"{gap['p']:.4f}"]
     rows.append(row)
   note = "seconds: of the method's own stage, mean over the seeds."
   if paired:
     note += (f" Δ: how much farther its answers are from the retrained model's than those of "
-             f"{best}, |ROUGE - ROUGE of the retrained model| example by example, with a 95% "
-             "bootstrap interval and the p of a sign-flip permutation test, not corrected for the "
-             "number of methods.")
+             f"{best}, |x - x of the retrained model| example by example, with a 95% bootstrap "
+             "interval and the p of a sign-flip permutation test, not corrected for the number of "
+             "methods.")
   return Table("Methods", note, header, rows)
 
 
-def mean_seconds(stages, name):
+def mean_seconds(stages: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
   """Mean over the seeds of what a stage took; None where it is not told."""
   own = re.compile(rf"(seed_\d+/)?{re.escape(name)}")
-  found = [stage["seconds"] for key, stage in stages.items()
-           if own.fullmatch(key) and tables.is_number(stage.get("seconds"))]
-  return sum(found) / len(found) if found else None
+  seconds = [stage["seconds"] for key, stage in stages.items()
+             if own.fullmatch(key) and tables.is_number(stage.get("seconds"))]
+  return sum(seconds) / len(seconds) if seconds else None
 
 
-def examples_table(summary):
-  """A model a line: figures with their 95% intervals over the examples."""
+def examples_table(summary: Summary) -> Table:
+  """A model a line: metrics with their 95% intervals over the examples."""
   intervals = summary["examples"]["intervals"]
-  columns = [column for column in tables.COLUMNS
-             if any(column.key in figures for figures in intervals.values())]
-  rows = [[name, *(_interval(intervals[name].get(column.key), column.decimals)
+  columns = [column for column in _example_metrics()
+             if any(column.key in row for row in intervals.values())]
+  rows = [[name, *(_interval(intervals[name].get(column.key), column.digits)
                    for column in columns)] for name in tables.ordered(intervals)]
   note = ("In brackets the 95% bootstrap interval over the examples, each with its mean over the "
           "seeds.")
   return Table("Over the examples", note, ("model", *(column.name for column in columns)), rows)
 
 
-def _interval(given, decimals):
-  if given is None:
+def _interval(values, digits):
+  if values is None:
     return tables.DASH
-  mean, low, high = (f"{value:.{decimals}f}" for value in given)
+  mean, low, high = (f"{value:.{digits}f}" for value in values)
   return f"{mean} [{low}, {high}]"

@@ -9,19 +9,22 @@ import importlib.resources
 import os
 import pathlib
 import re
-import typing
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.report import method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
 EPOCH_HEADER = ("epoch", "score", "target", "length (tokens)", "EOS share", "degenerate share",
                 "decision")
 NOTHING = "Nothing recorded."
+Row = Mapping[str, Any]  # of a table: an epoch, a step, an example
 
 
-class ReportPaths(typing.NamedTuple):
-  """Where a report lies."""
+class ReportPaths(NamedTuple):
+  """The files of a report."""
 
   markdown: pathlib.Path
   html: pathlib.Path
@@ -29,28 +32,28 @@ class ReportPaths(typing.NamedTuple):
 
 
 def write_report(
-  folder,
+  folder: str | pathlib.Path,
   *,
-  title,
-  summary,
-  classifier,
-  history,
-  epochs,
-  target_score,
-  chosen_epoch,
-  answers,
-  facts,
-  methods=("dareu",),
-  notes=(),
-):
+  title: str,
+  summary: Mapping[str, Any],
+  classifier: Mapping[str, Any],
+  history: Sequence[Row],
+  epochs: Sequence[Row],
+  target_score: float | None,
+  chosen_epoch: int | None,
+  answers: Sequence[Row],
+  facts: Mapping[str, Any],
+  methods: Sequence[str] = ("dareu",),
+  notes: Sequence[str] = (),
+) -> ReportPaths:
   """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all.
 
   Args:
-    folder: made where it is not there.
+    folder: made if missing.
     title: one line.
     summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}, and
-      what `report.methods` makes tables of.
-    classifier: {figure: float} of the owner classifier.
+      what `report.method_tables` makes tables of.
+    classifier: {name: number} of the owner classifier.
     history: a record for each PPO step, see `plots.training_curves`.
     epochs: a record for each epoch end, {"epoch", "score", "level" (the target then),
       "response_length", "eos_share", "degenerate_share", "accepted", "reason"}; epoch 0 is the
@@ -62,9 +65,6 @@ def write_report(
     methods: the keys of the unlearned models in `summary` and `answers`; history and epochs are
       those of the first.
     notes: sentences to put beside what was decided.
-
-  Returns:
-    ReportPaths.
   """
   folder = pathlib.Path(folder)
   models = summary.get("models", {})
@@ -80,7 +80,7 @@ def write_report(
     "models": models,
     "headline": headline(models, methods[0]),
     "beside": method_tables.of_summary(summary),
-    "classifier": [(_spoken(name), _figure(value)) for name, value in classifier.items()],
+    "classifier": [(_spoken(name), _shown_value(value)) for name, value in classifier.items()],
     "decision": [*decision(epochs, target_score, chosen_epoch), *notes],
     "epochs": epoch_rows(epochs, chosen_epoch),
     "images": images,
@@ -98,13 +98,13 @@ def write_report(
   return ReportPaths(folder / "report.md", folder / "report.html", pictures)
 
 
-def headline(models, method):
+def headline(models: tables.Models, method: str) -> str:
   """One sentence with what matters most: ToW, attribution and length beside the references."""
   parts = []
   for key in ("tug_of_war", "attribution_score", "response_length"):
-    column = next(column for column in tables.COLUMNS if column.key == key)
+    column = METRICS[key]
     shown = {
-      name: tables.format_number(models.get(name, {}).get(key), column.decimals)
+      name: tables.format_number(models.get(name, {}).get(key), column.digits)
       for name in (method, *tables.REFERENCES)
     }
     if shown[method] != tables.DASH:
@@ -113,7 +113,8 @@ def headline(models, method):
   return f"{method}: {'; '.join(parts)}." if parts else ""
 
 
-def decision(epochs, target_score, chosen_epoch):
+def decision(epochs: Sequence[Row], target_score: float | None,
+             chosen_epoch: int | None) -> list[str]:
   """Sentences: which epoch was taken, how it stands to the target, which broke bounds and how."""
   if not epochs:
     return []
@@ -139,7 +140,7 @@ def decision(epochs, target_score, chosen_epoch):
   return [*lines, *(broken or ["No guard was tripped."])]
 
 
-def epoch_rows(epochs, chosen_epoch):
+def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[str, ...]]:
   """The epoch ends under `EPOCH_HEADER`."""
   rows = []
   for record in epochs:
@@ -174,7 +175,7 @@ def _spoken(name):
   return name.replace("_", " ").replace("ece", "ECE")
 
 
-def _figure(value):
+def _shown_value(value):
   whole = isinstance(value, (int, str))
   return str(value) if whole else tables.format_number(value)
 
@@ -215,7 +216,7 @@ def _html(*, images, models, **parts):
       name: "data:image/png;base64," + base64.b64encode(image).decode("ascii")
       for name, image in images.items()
     },
-    columns=tables.COLUMNS,
+    columns=tables.main_columns(),
     rows=tables.model_cells(models),
     more=[(title, columns, tables.model_cells(models, columns))
           for title, columns in tables.more(models).items()],
@@ -234,13 +235,13 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "## Models",
     tables.markdown_table(models),
     _escape(tables.legend(models, best_mark="bold:")),
-    _meanings(tables.COLUMNS),
+    _meanings(tables.main_columns()),
     *(block for title, columns in tables.more(models).items() for block in (
       f"### {title}", tables.markdown_table(models, columns), _meanings(columns))),
     *(block for table in parts["beside"] for block in (
       f"### {table.title}", _table(table.header, table.rows), _escape(table.note))),
     "### Owner classifier",
-    _table(["figure", "value"], parts["classifier"]),
+    _table(["metric", "value"], parts["classifier"]),
     "## What was decided",
     "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
     _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 6)),

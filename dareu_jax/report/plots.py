@@ -1,23 +1,31 @@
-"""Figures of a run: training curves and the forget-retain plane.
+"""Plots of a run: training curves and the forget-retain plane.
 
 matplotlib's object-oriented interface alone: no pyplot, no global state, no display.
 """
 
 import io
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dareu_jax.report import tables
 
-# After Okabe and Ito, told apart with every common colour blindness; the last two darker, so that
+if TYPE_CHECKING:  # matplotlib is imported when it draws
+  from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]  # of a step or an epoch
+
+# After Okabe and Ito, told apart with every common color blindness; the last two darker, so that
 # text in them can be read on white.
 BLUE, VERMILLION, GREEN, PURPLE, OCHRE = "#0072B2", "#D55E00", "#009E73", "#A8417F", "#9A6A00"
 INK, GREY, FAINT = "#222222", "#6B6B6B", "#DDDDDD"
-METHOD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE)
+METHOD_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE)
 METHOD_MARKERS = "ovDP^<>"
 DPI = 160
 
 
-def training_curves(history, epochs, target_score, chosen_epoch):
+def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score: float | None,
+                    chosen_epoch: int | None) -> "Figure":
   """Score, reward, response length and KL over the PPO steps.
 
   Args:
@@ -64,7 +72,7 @@ def training_curves(history, epochs, target_score, chosen_epoch):
   return figure
 
 
-def forget_retain_plane(models):
+def forget_retain_plane(models: tables.Models) -> "Figure":
   """Where each model stands between forgetting and keeping.
 
   Args:
@@ -90,22 +98,23 @@ def forget_retain_plane(models):
   obstacles = _draw_contours(ax, points["retrained"]) if "retrained" in points else []
   styles = _plane_styles(points)
   for name, (x, y) in points.items():
-    errors = [_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge")]
-    ax.errorbar(x, y, *errors[::-1], ecolor=styles[name]["color"], elinewidth=1, fmt="none")
+    dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
+    ax.errorbar(x, y, yerr=dy, xerr=dx, ecolor=styles[name]["color"], elinewidth=1, fmt="none")
     ax.plot(x, y, linestyle="none", markeredgecolor="white", zorder=4, **styles[name])
   _finish(ax)
   _place_labels(ax, points, styles, obstacles)
   return figure
 
 
-def to_png_bytes(figure):
+def to_png_bytes(figure: "Figure") -> bytes:
   """The figure as PNG; the same figure gives the same bytes."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
   return buffer.getvalue()
 
 
-def make_figure(width, height):
+def make_figure(width: float, height: float) -> "Figure":
+  """An empty figure of this size in inches."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -217,13 +226,13 @@ def _plane_styles(points):
   styles = {
     "original": {"color": GREY, "marker": "s", "markersize": 9},
     "retrained": {"color": INK, "marker": "*", "markersize": 15},
-    "retrained_again": {"color": GREY, "marker": "*", "markersize": 11},
+    "retrained_replica": {"color": GREY, "marker": "*", "markersize": 11},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):
-    colour = METHOD_COLOURS[index % len(METHOD_COLOURS)]
+    color = METHOD_COLORS[index % len(METHOD_COLORS)]
     marker = METHOD_MARKERS[index % len(METHOD_MARKERS)]
-    styles[name] = {"color": colour, "marker": marker, "markersize": 9}
+    styles[name] = {"color": color, "marker": marker, "markersize": 9}
   return styles
 
 
@@ -258,8 +267,8 @@ def _place_labels(ax, points, styles, obstacles):
   pixels = ax.figure.dpi / 72  # of a point
   frame = ax.get_window_extent(renderer)
   taken = [text.get_window_extent(renderer) for text in obstacles]
-  centres = {name: ax.transData.transform(point) for name, point in points.items()}
-  for x, y in centres.values():
+  centers = {name: ax.transData.transform(point) for name, point in points.items()}
+  for x, y in centers.values():
     taken.append(Bbox.from_extents(x - 7, y - 7, x + 7, y + 7))
   labels, leaders = [], []
 
@@ -267,12 +276,12 @@ def _place_labels(ax, points, styles, obstacles):
     outside = not (frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1))
     hidden = outside + sum(box.overlaps(other) for other in labels)
     covered = sum(box.overlaps(other) for other in taken)
-    leader = _leader(box, centres[name])
+    leader = _leader(box, centers[name])
     crossed = sum(_crosses(leader, other) for other in labels)
     crossed += sum(_crosses(other, box) for other in leaders)
-    nearest = min(centres, key=lambda other: (_distance(box, centres[other]), other != name))
+    nearest = min(centers, key=lambda other: (_distance(box, centers[other]), other != name))
     total = 100 * hidden + 10 * covered + 5 * crossed + 2 * (nearest != name)
-    return total + _distance(box, centres[name]) / 100
+    return total + _distance(box, centers[name]) / 100
 
   for name, point in points.items():
     note = ax.annotate(
@@ -292,7 +301,7 @@ def _place_labels(ax, points, styles, obstacles):
     text = Text.get_window_extent(note, renderer)  # without the leader line
     best = None
     for offset in _offsets(text.width / pixels, text.height / pixels):
-      x, y = centres[name] + [offset[0] * pixels, offset[1] * pixels]
+      x, y = centers[name] + [offset[0] * pixels, offset[1] * pixels]
       box = Bbox.from_bounds(x, y, text.width, text.height).padded(2)
       place = (cost(name, box), offset, box)
       best = place if best is None or place[0] < best[0] else best
@@ -300,9 +309,9 @@ def _place_labels(ax, points, styles, obstacles):
         break
     _, offset, box = best
     note.set_position(offset)
-    note.arrow_patch.set_visible(_distance(box, centres[name]) > 14 * pixels)
+    note.arrow_patch.set_visible(_distance(box, centers[name]) > 14 * pixels)
     labels.append(box)
-    leaders.append(_leader(box, centres[name]))
+    leaders.append(_leader(box, centers[name]))
 
 
 def _offsets(width, height):

@@ -1,19 +1,24 @@
 """The robustness card: models by attacks, each cell with its gap to the retrained model."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   FAINT,
   GREY,
   INK,
-  METHOD_COLOURS,
+  METHOD_COLORS,
   METHOD_MARKERS,
   make_figure,
   to_png_bytes,
 )
 
-# Title, figure, decimals, what it says.
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+# Title, metric, decimals, meaning.
 ROWS = (
   ("as it is: ROUGE", "plain_forget_rouge", 3, "greedy answers to forget queries"),
   ("as it is: extraction", "plain_forget_extraction", 3, "extraction strength"),
@@ -35,9 +40,9 @@ ROWS = (
   ("samples: bound on ROUGE", "sampled_mean_bound", 3, "99% upper bound on the expected ROUGE"),
   ("logit lens", "logit_lens", 3, "highest probability of the truth at any layer"),
   ("unlearning depth", "unlearning_depth", 3, "0 as the original, 1 as the retrained model"),
-  ("relearnt, 1 step: ROUGE", "relearn_forget_1_rouge", 3, "taught the forget set again"),
-  ("relearnt, 13 steps: ROUGE", "relearn_forget_13_rouge", 3, ""),
-  ("relearnt: area", "relearn_forget_area", 3, "under the ROUGE curve of 0 to 26 steps"),
+  ("relearned, 1 step: ROUGE", "relearn_forget_1_rouge", 3, "taught the forget set again"),
+  ("relearned, 13 steps: ROUGE", "relearn_forget_13_rouge", 3, ""),
+  ("relearned: area", "relearn_forget_area", 3, "under the ROUGE curve of 0 to 26 steps"),
   ("others taught, 13 steps: ROUGE", "relearn_others_13_rouge", 3,
    "taught the data of half of the forgotten owners, asked of the others; mean of both halves"),
   ("others taught: area", "relearn_others_area", 3, ""),
@@ -50,46 +55,51 @@ CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners
 TRUST = """Faithfulness: the AUC of telling models that know the forget data (the original as it is,
 rounded and taught retained data; the retrained model taught the forget set) from models that don't
 (the retrained model as it is, rounded, and taught anything else). Robust: 1 where relearning moves
-a method's figure as it moves the retrained model's, and where NF4 leaves it, over the methods that
+a method's metric as it moves the retrained model's, and where NF4 leaves it, over the methods that
 kept 80% of the original's D_R ROUGE; both: the harmonic mean."""
 
 
-def table(models):
+def table(models: tables.Models) -> str:
   """The card as a Markdown table: attacks by models.
 
   Args:
-    models: {name: {figure: float}}, "retrained" among them.
+    models: "retrained" among them.
   """
   retrained = models["retrained"]
   names = tables.ordered(models)
   rows = []
-  for title, key, decimals, _ in ROWS:
+  for title, key, digits, _ in ROWS:
     if not tables.is_number(retrained.get(key)):
       continue
-    rows.append([title, *(_cell(models[name], retrained, key, decimals, name == "retrained")
+    rows.append([title, *(_cell(models[name], retrained, key, digits, name == "retrained")
                           for name in names)])
   return tables.pipe_table(["attack", *names], rows)
 
 
-def _cell(figures, retrained, key, decimals, reference):
-  value = figures.get(key)
+def _cell(metrics, retrained, key, digits, is_reference):
+  value = metrics.get(key)
   if not tables.is_number(value):
     return tables.DASH
-  shown = f"{value:.{decimals}f}"
-  interval = figures.get(f"{key}_ci95")
-  shown += f" ± {interval:.{decimals}f}" if tables.is_number(interval) else ""
-  return shown if reference else f"{shown} ({value - retrained[key]:+.{decimals}f})"
+  shown = f"{value:.{digits}f}"
+  interval = metrics.get(f"{key}_ci95")
+  shown += f" ± {interval:.{digits}f}" if tables.is_number(interval) else ""
+  return shown if is_reference else f"{shown} ({value - retrained[key]:+.{digits}f})"
 
 
-def trust_table(trust):
-  """How far each metric can be trusted, as a Markdown table; `trust` as of `meta.trust`."""
+def trust_table(trust: Mapping[str, Mapping[str, float]]) -> str:
+  """How far each metric can be trusted, as a Markdown table.
+
+  Args:
+    trust: as of `attacks.reliability.trust`.
+  """
   return tables.pipe_table(
     ["metric", "faithfulness AUC", "robust to relearning", "robust to NF4", "both"],
-    [[name, *(f"{row[key]:.3f}" for key in ("auc", "relearning", "quantisation", "robustness"))]
+    [[name, *(f"{row[key]:.3f}" for key in ("auc", "relearning", "quantization", "robustness"))]
      for name, row in trust.items()])
 
 
-def write(folder, models, options, trust):
+def write(folder: str | pathlib.Path, models: tables.Models, options: Any,
+          trust: Mapping[str, Mapping[str, float]]) -> pathlib.Path:
   """Writes robustness.md and the relearning curves; returns the page's path."""
   folder = pathlib.Path(folder)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -106,7 +116,7 @@ def write(folder, models, options, trust):
   return page
 
 
-def curves(models, steps):
+def curves(models: tables.Models, steps: Sequence[int]) -> "Figure":
   """ROUGE over the steps of relearning, a panel for each thing taught, a line for each model."""
   figure = make_figure(11, 3.8)
   axes = figure.subplots(1, len(CURVES), sharey=True)
@@ -117,7 +127,7 @@ def curves(models, steps):
         continue
       reference = name in tables.REFERENCES
       ax.plot(range(len(steps)), values, label=name, linewidth=1.5,
-              color=GREY if reference else METHOD_COLOURS[index % len(METHOD_COLOURS)],
+              color=GREY if reference else METHOD_COLORS[index % len(METHOD_COLORS)],
               linestyle={"original": ":", "retrained": "--"}.get(name, "-"),
               marker=None if reference else METHOD_MARKERS[index % len(METHOD_MARKERS)],
               markersize=4)

@@ -1,155 +1,38 @@
 """Tables of a run: models by metrics, and stages by time, for the terminal, Markdown and HTML.
 
-`COLUMNS` is the one place where a metric gets its title, its arrow, its decimals and its meaning.
+Columns are the declared metrics: `evaluation.metrics.base` says what each is called and means.
 """
 
 import dataclasses
 import math
 import numbers
-import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
-CLOSER = "→"  # closer to the retrained model is better
-HIGHER = "↑"
-DASH = "—"
-# Rows that are compared with, not compared.
-REFERENCES = ("original", "retrained", "retrained_again")
-
-
-def is_reference(name):
-  """Whether a row is compared with, not compared: "retrained", or "<run>: retrained"."""
-  return name.rpartition(": ")[2] in REFERENCES
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """One metric of the table; `key` is its name in summary.json."""
-
-  key: str
-  title: str
-  arrow: str  # CLOSER or HIGHER
-  decimals: int
-  meaning: str = ""
-
-  @property
-  def name(self):
-    """The title without the hyphen that breaks it over two lines of the terminal."""
-    return self.title.replace("- ", "")
-
-
-COLUMNS = (
-  Column("forget_rouge", "D_F ROUGE", CLOSER, 3, "ROUGE of the answers to forget queries"),
-  Column("retain_rouge", "D_R ROUGE", CLOSER, 3, "ROUGE of the answers to retain queries"),
-  Column("test_rouge", "D_test ROUGE", CLOSER, 3, "ROUGE of the answers to test queries"),
-  Column(
-    "tug_of_war",
-    "ToW",
-    HIGHER,
-    3,
-    "tug of war: (1-|ΔD_F|)·(1-|ΔD_R|)·(1-|ΔD_test|), Δ the ROUGE less the retrained model's; "
-    "it does not see answers that are cut short, so read it beside the length",
-  ),
-  Column(
-    "truth_ratio",
-    "truth ratio",
-    CLOSER,
-    3,
-    "how probable wrong answers to forget queries are beside a right one",
-  ),
-  Column(
-    "forget_probability",
-    "D_F prob.",
-    CLOSER,
-    3,
-    "probability the model gives the true answers to forget queries",
-  ),
-  Column(
-    "mia_min_k_auc",
-    "Min-K% MIA AUC",
-    CLOSER,
-    3,
-    "membership inference: 0.5 when forget data cannot be told from unseen data",
-  ),
-  Column(
-    "attribution_score",
-    "attribution",
-    CLOSER,
-    3,
-    "probability, by the owner classifier, that the responses to forget queries come from the "
-    "forget owners; the target is the retrained model's floor, not zero",
-  ),
-  Column(
-    "judge_score",
-    "judge",
-    CLOSER,
-    3,
-    "the same by a second classifier, which the reward never asked: where it stays high, the "
-    "reward was fooled",
-  ),
-  Column(
-    "fluency_nll",
-    "fluency NLL",
-    CLOSER,
-    3,
-    "nats per token of the responses under the retrained model; broken language is improbable",
-  ),
-  Column(
-    "distinct_share",
-    "distinct",
-    CLOSER,
-    2,
-    "share of distinct responses: 1 where no response is given twice",
-  ),
-  Column("response_length", "length (tokens)", CLOSER, 1, "mean length of the responses"),
-  Column("gibberish_share", "gibber- ish", CLOSER, 2,
-         "share of responses that are empty, repeat themselves, or are such as the original would "
-         "sample in one of a hundred cases at most"),
-  Column("extraction_strength", "extrac- tion", CLOSER, 3,
-         "share of a true answer that greedy decoding says right, given what comes before"),
+from dareu_jax.evaluation.metrics.base import (
+  CLOSER,
+  GROUPS,
+  HIGHER,
+  MAIN,
+  Metric,
+  in_group,
 )
 
-# What a report shows below the main table: title -> columns.
-MORE_COLUMNS = {"More figures": (
-  Column("exact_memorization", "exact mem.", CLOSER, 3,
-         "share of the true answer's tokens that are the likeliest ones"),
-  Column("paraphrase_probability", "para. prob.", CLOSER, 3,
-         "probability of the paraphrased true answers"),
-  Column("clean_probability", "clean", CLOSER, 3,
-         "probability of clean text by the classifier of config.evaluation.gibberish_model"),
-  Column("forget_quality_log10", "log10 FQ", HIGHER, 1,
-         "log10 of forget quality: p of the truth ratios being the retrained model's (KS test); it "
-         "falls with the number of examples"),
-  Column("model_utility", "utility", HIGHER, 3,
-         "harmonic mean of probability, ROUGE and truth ratio on what is kept (TOFU: nine terms)"),
-  Column("repeated_share", "re- peated", CLOSER, 3,
-         "share of an answer's pairs of words that it has said before"),
-  Column("unknown_word_share", "unknown words", CLOSER, 3,
-         "share of an answer's words that are in no text of the data"),
-  Column("memorization", "memo- rization", HIGHER, 3,
-         "harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase probability, "
-         "1 - truth ratio; not referred to the retrained model, so over-forgetting is rewarded"),
-  Column("memorization_closeness", "memo. close", HIGHER, 3,
-         "harmonic mean over the parts of memorization of the closeness to the retrained model, 0 "
-         "as the original: over-forgetting lowers it"),
-), "Privacy, and all in one figure": (
-  Column("mia_loss_auc", "MIA loss", CLOSER, 3, "AUC of membership inference by loss"),
-  Column("mia_zlib_auc", "MIA zlib", CLOSER, 3, "by loss over compressed size"),
-  Column("mia_reference_auc", "MIA ref.", CLOSER, 3, "by loss less the retrained model's"),
-  Column("mia_min_k_plus_plus_auc", "Min-K%++", CLOSER, 3,
-         "by the least likely tokens, standardised"),
-  Column("mia_gradnorm_auc", "MIA grad.", CLOSER, 3, "by the norm of the gradient"),
-  Column("privleak", "Priv- Leak", CLOSER, 1,
-         "Min-K% against the retrained model's, in percent: -100 where nothing is forgotten, above "
-         "0 where forget data became too unlikely"),
-  Column("tug_of_war_mia", "ToW MIA", HIGHER, 3, "ToW with Min-K% in place of the D_F ROUGE"),
-  Column("privacy", "privacy", HIGHER, 3,
-         "harmonic mean over attacks of the closeness to the retrained model, 0 as the original"),
-  Column("overall", "overall", HIGHER, 3,
-         "harmonic mean of memorization, privacy and (utility with the share of sound answers) "
-         "over the original's"),
-  Column("overall_closeness", "overall close", HIGHER, 3,
-         "harmonic mean of the closeness in memorization, privacy, and 1 less the gap of utility "
-         "to the retrained model's"),
-)}
+DASH = "—"
+# Rows that are compared with, not compared.
+REFERENCES = ("original", "retrained", "retrained_replica")
+Models = Mapping[str, Mapping[str, float]]  # {model: {metric: number}}
+Columns = Sequence[Metric]
+
+
+def main_columns() -> Columns:
+  """The metrics of the main table."""
+  return in_group(MAIN)
+
+
+def is_reference(name: str) -> bool:
+  """Whether a row is compared with, not compared: "retrained", or "<run>: retrained"."""
+  return name.rpartition(": ")[2] in REFERENCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,19 +44,19 @@ class Cell:
   best: bool = False
 
 
-def is_number(value):
+def is_number(value: Any) -> TypeGuard[float]:
   """Whether `value` is there and finite."""
   return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def format_number(value, decimals=3):
+def format_number(value: float | None, digits: int = 3) -> str:
   """"0.401"; a dash where the value is absent, "nan" where it was measured and is none."""
   if value is None:
     return DASH
-  return f"{value:.{decimals}f}"
+  return f"{value:.{digits}f}"
 
 
-def format_seconds(seconds):
+def format_seconds(seconds: float | None) -> str:
   """"8.2 s", "4 min 05 s" or "2 h 03 min"; a dash where the time is absent."""
   if not is_number(seconds):
     return DASH
@@ -186,19 +69,23 @@ def format_seconds(seconds):
   return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def ordered(models):
+def ordered(models: Iterable[str]) -> list[str]:
   """The names of the models: original, retrained, then the others in the order given."""
   references = [name for name in REFERENCES if name in models]
   return references + [name for name in models if name not in REFERENCES]
 
 
-def best_first(names, models):
+def best_first(names: Iterable[str], models: Models) -> list[str]:
   """The names by the ToW of their rows; a model that fell apart has none and comes last."""
-  figures = {name: models[name].get("tug_of_war") for name in names}
-  return sorted(names, key=lambda name: -figures[name] if is_number(figures[name]) else math.inf)
+
+  def loss(name):
+    value = models[name].get("tug_of_war")
+    return -value if is_number(value) else math.inf
+
+  return sorted(names, key=loss)
 
 
-def best_models(models, column):
+def best_models(models: Models, column: Metric) -> set[str]:
   """The names of the best rows of a column, both references left out.
 
   Closest to the retrained model where the arrow is (→), highest where it is (↑). Rows that tie at
@@ -208,26 +95,28 @@ def best_models(models, column):
   rivals = {n: v for n, v in values.items() if not is_reference(n) and is_number(v)}
   if len(rivals) < 2:
     return set()
+  target = values.get("retrained")
   if column.arrow == HIGHER:
     losses = {name: -value for name, value in rivals.items()}
-  elif is_number(values.get("retrained")):
-    losses = {name: abs(value - values["retrained"]) for name, value in rivals.items()}
+  elif is_number(target):
+    losses = {name: abs(value - target) for name, value in rivals.items()}
   else:
     return set()
-  losses = {name: round(loss, column.decimals) for name, loss in losses.items()}
+  losses = {name: round(loss, column.digits) for name, loss in losses.items()}
   return {name for name, loss in losses.items() if loss == min(losses.values())}
 
 
-def more(models):
-  """{title: columns} below the main table: those that some model has a figure for."""
-  measured = {title: tuple(c for c in columns if any(m.get(c.key) is not None
-                                                     for m in models.values()))
-              for title, columns in MORE_COLUMNS.items()}
+def more(models: Models) -> dict[str, Columns]:
+  """{title: columns} below the main table: the metrics that some model has."""
+  measured = {title: tuple(column for column in in_group(group)
+                           if any(row.get(column.key) is not None for row in models.values()))
+              for group, title in GROUPS.items() if group != MAIN}
   return {title: columns for title, columns in measured.items() if columns}
 
 
-def model_cells(models, columns=COLUMNS):
-  """[(name, [Cell of each column])], the table before it is laid out."""
+def model_cells(models: Models, columns: Columns | None = None) -> list[tuple[str, list[Cell]]]:
+  """[(name, [Cell of each column])], a table (the main one by default) before it is laid out."""
+  columns = main_columns() if columns is None else columns
   best = {column.key: best_models(models, column) for column in columns}
   return [
     (name, [_cell(models[name], column, name in best[column.key]) for column in columns])
@@ -238,13 +127,13 @@ def model_cells(models, columns=COLUMNS):
 def _cell(metrics, column, best):
   interval = metrics.get(f"{column.key}_ci95")
   return Cell(
-    value=format_number(metrics.get(column.key), column.decimals),
-    interval=f"± {interval:.{column.decimals}f}" if is_number(interval) else "",
+    value=format_number(metrics.get(column.key), column.digits),
+    interval=f"± {interval:.{column.digits}f}" if is_number(interval) else "",
     best=best,
   )
 
 
-def legend(models, best_mark="*", columns=COLUMNS):
+def legend(models: Models, best_mark: str = "*", columns: Columns | None = None) -> str:
   """One line on how to read the table; names only the signs that occur in it."""
   cells = [cell for _, row in model_cells(models, columns) for cell in row]
   signs = [
@@ -260,7 +149,7 @@ def legend(models, best_mark="*", columns=COLUMNS):
   return "; ".join(signs) + "."
 
 
-def text_table(models):
+def text_table(models: Models) -> str:
   """The models by metrics, aligned for the terminal, with a one-line legend below.
 
   Args:
@@ -272,7 +161,7 @@ def text_table(models):
   """
   rows = model_cells(models)
   blocks = [_left_block("model", [name for name, _ in rows])]
-  for index, column in enumerate(COLUMNS):
+  for index, column in enumerate(main_columns()):
     blocks.append(_number_block(column, [cells[index] for _, cells in rows]))
   lines = ["  ".join(line).rstrip() for line in zip(*blocks, strict=True)]
   rule = "─" * max(len(line) for line in lines)
@@ -286,9 +175,8 @@ def _left_block(title, names):
 
 def _number_block(column, cells):
   """The lines of one column: its title over two lines, its arrow, its cells; the digits align."""
-  title = textwrap.wrap(column.title, width=8, break_long_words=False)
+  title = column.title_lines
   head = [""] * (2 - len(title)) + title + [f"({column.arrow})"]
-  assert len(head) == 3, f"The title {column.title!r} does not fit in two lines of 8."
   tails = [f" {cell.interval}".rstrip() + "*" * cell.best for cell in cells]
   value_width = max((len(cell.value) for cell in cells), default=0)
   tail_width = max(map(len, tails), default=0)
@@ -300,8 +188,9 @@ def _number_block(column, cells):
   return [line.rjust(width) for line in head + body]
 
 
-def markdown_table(models, columns=COLUMNS):
+def markdown_table(models: Models, columns: Columns | None = None) -> str:
   """The models by metrics as a Markdown table; the best of several methods is bold."""
+  columns = main_columns() if columns is None else columns
   header = ["model", *(f"{column.name} ({column.arrow})" for column in columns)]
   rows = [[name, *map(_markdown_cell, cells)] for name, cells in model_cells(models, columns)]
   return pipe_table(header, rows)
@@ -312,7 +201,8 @@ def _markdown_cell(cell):
   return f"**{text}**" if cell.best else text
 
 
-def pipe_table(header, rows, left=(0,)):
+def pipe_table(header: Sequence[Any], rows: Iterable[Sequence[Any]],
+               left: Sequence[int] = (0,)) -> str:
   """A Markdown table, padded to align as long as cells are short.
 
   The columns whose indices are in `left` are set to the left, the others to the right. A `|` in a
@@ -335,7 +225,7 @@ def _pipe_cell(value):
   return " ".join(str(value).split()).replace("|", "&#124;")
 
 
-def stage_rows(stages):
+def stage_rows(stages: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
   """[(stage, time, note)] and a last row with the total of the stages that ran."""
   rows = [
     (name, format_seconds(stage.get("seconds")), "skipped: result was there" * _skipped(stage))
@@ -350,7 +240,7 @@ def _skipped(stage):
   return bool(stage.get("skipped"))
 
 
-def stage_table(stages):
+def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
   """The stages by time, aligned for the terminal.
 
   Args:
@@ -363,11 +253,11 @@ def stage_table(stages):
   return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def time_line(time):
+def time_line(time: Mapping[str, float]) -> str:
   """One sentence: the wall time that was kept and what kills cost.
 
   Args:
-    time: as of `training.goodput.Ledger.summary`.
+    time: as of `training.wall_time.WallTimeLog.summary`.
   """
   line = f"Time: {format_seconds(time['kept_seconds'])}"
   if time["processes"] > 1:

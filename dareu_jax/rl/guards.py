@@ -24,8 +24,8 @@ class GuardSettings:
   The usual length, entropy and fluency are those of the answers to unseen owners' queries.
   """
 
-  # What happens to an epoch out of bounds: it is not kept, ends the run, or is undone and followed by
-  # halved learning rates.
+  # What happens to an epoch out of bounds: it is not kept, ends the run, or is undone and followed
+  # by halved learning rates.
   action: Literal["off", "refuse", "stop", "rollback"] = "refuse"
   max_rollbacks: Size = 3  # after so many the run stops
   min_length_ratio: Fraction = 0.75  # of the usual response length
@@ -36,7 +36,8 @@ class GuardSettings:
   min_entropy_ratio: Fraction = 0.3  # of the usual entropy per token
   max_entropy_ratio: AtLeastOne = 3.0  # of the usual entropy per token
   max_fluency_gap: Positive = 1.5  # nats a token under the original, above the usual
-  max_judge_gap: Fraction = 0.05  # of the judge's score above its level, where the reward's is at its own
+  # of the judge's score above its level, where the reward's is at its own
+  max_judge_gap: Fraction = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

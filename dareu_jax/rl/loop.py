@@ -1,4 +1,4 @@
-"""The reinforcement learning run: epochs of rollouts and updates, watched, saved, stopped by a stated rule."""
+"""The reinforcement learning run: epochs of rollouts and updates, saved, and ended by a rule."""
 
 import dataclasses
 import functools

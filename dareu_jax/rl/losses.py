@@ -1,4 +1,4 @@
-"""Losses of proximal policy optimization (Schulman et al. 2017), and distillation on retained data."""
+"""Losses of proximal policy optimization (Schulman et al. 2017), and distillation."""
 
 import chex
 import jax.numpy as jnp

@@ -81,8 +81,8 @@ def score(reward: Reward, responses: Responses) -> np.ndarray:
   scores = np.asarray(reward(responses), np.float32)
   name = getattr(reward, "__name__", type(reward).__name__)
   if scores.shape != responses.ids.shape:
-    raise InputError(f"reward {name} gave scores of shape {scores.shape}: it must give one for every "
-                     f"prefix of every response, here {responses.ids.shape}.")
+    raise InputError(f"reward {name} gave scores of shape {scores.shape}: it must give one for "
+                     f"every prefix of every response, here {responses.ids.shape}.")
   valid = scores[np.arange(scores.shape[1]) < responses.lengths[:, None]]
   wrong = valid[~((valid >= 0) & (valid <= 1))]  # NaN is neither
   if wrong.size:

@@ -30,15 +30,17 @@ class RLSettings:
 
   # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
   learner: Literal["ppo", "grpo", "rloo"] = "ppo"
-  critic: Literal["shared", "separate"] = "shared"  # of PPO: a head on the policy's trunk, or a trunk too
+  critic: Literal["shared", "separate"] = "shared"  # of PPO: on the policy's trunk, or on its own
   # Reward
   reward: Annotated[str, choice(_reward_names)] = "attribution"  # what responses are scored by
   reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
   segment_length: Count = 2  # κ: tokens between two invocations of the attribution function
-  epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01  # ε: scores are clipped to [ε, 1-ε] before the log
+  # ε: scores are clipped to [ε, 1-ε] before the log.
+  epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
   c_seg: Positive = 0.3  # C_seg: small is sharp and clips early, large is flat
   kl_coef: NonNegative = 0.1  # β: weight of the KL to the previous epoch's policy
-  anchor_coef: NonNegative = 0.02  # η: weight of a token's centered log-ratio to the original; 0 in the paper
+  # η: weight of a token's centered log-ratio to the original; 0 in the paper.
+  anchor_coef: NonNegative = 0.02
   # Policy optimization
   discount: Fraction = 1.0  # γ
   gae_lambda: Fraction = 0.95  # λ

@@ -1,8 +1,9 @@
-"""Checkpoints of a stage: any tree of arrays plus a little JSON, by Orbax, asynchronous and atomic.
+"""Checkpoints of a stage: any tree of arrays and some JSON, asynchronous and atomic, by Orbax.
 
-Leaves are stored flat under their path names: a checkpoint does not depend on Python classes. Orbax
-restores a flipped bit without a word, so each checkpoint holds a digest of every array and of its
-JSON, and beside it lies a list of its files; the newest one that agrees with them is restored.
+Leaves are stored flat under their path names, so that a checkpoint does not depend on Python
+classes. Orbax does not detect flipped bits. Each checkpoint therefore contains a digest of every
+array and of its JSON, and a list of its files is stored next to it. The newest checkpoint that
+matches them is restored.
 """
 
 import hashlib
@@ -25,15 +26,15 @@ from dareu_jax.parallel.mesh import path_name
 from dareu_jax.training.digests import hex_digest
 
 Path = str | pathlib.Path
-HASHED_BYTES = 2**20  # larger files hold arrays, which have digests of their own
+HASHED_BYTES = 2**20  # larger files hold arrays, which have their own digests
 
 
 @settings
 class CheckpointSettings:
   """When a stage saves what it needs to resume."""
 
-  every_steps: Count = 100  # updates between checkpoints; rollouts in RL, which saves each epoch too
-  keep: Count = 2  # checkpoints of a stage that stay
+  every_steps: Count = 100  # updates (RL: rollouts) between checkpoints; RL also saves each epoch
+  keep: Count = 2  # the number of newest checkpoints to keep
 
 
 class Restored(NamedTuple):
@@ -43,21 +44,22 @@ class Restored(NamedTuple):
 
 
 class Damaged(Exception):
-  """A checkpoint is not what was saved."""
+  """A checkpoint differs from what was saved."""
 
 
 class Store:
-  """The checkpoints in one folder, of the stage that `stage_folder` belongs to."""
+  """The checkpoints of a stage, in one folder."""
 
   def __init__(self, folder: Path, settings: CheckpointSettings, stage_folder: Path | None = None,
                on_saved: Callable[[float], None] | None = None):
-    """`on_saved`, where there is one, is called with the time of each checkpoint that is there."""
+    """Errors name `stage_folder`; `on_saved` is called with each complete checkpoint's time."""
     self.folder = pathlib.Path(folder).absolute()
     self.stage_folder = stage_folder or self.folder
     self.settings = settings
     self._on_saved = on_saved
-    self._pending: tuple[int, bool, float] | None = None  # (step, best, time) of the one being written
-    self._best: int | None = None  # the step of the last that was
+    # (step, best, time) of the one being written.
+    self._pending: tuple[int, bool, float] | None = None
+    self._best: int | None = None  # the step of the last best one
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     self._arrays, self._json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
 
@@ -66,13 +68,13 @@ class Store:
     return step % self.settings.every_steps == 0
 
   def save(self, step: int, state: Any, meta: dict | None = None, *, best: bool = False) -> None:
-    """Begins to write a checkpoint; the state may be changed or donated once this returns.
+    """Starts to write a checkpoint; the state may be changed or donated once this returns.
 
-    It is there whole or not at all, and replaces an older one of that step. The newest ones stay,
-    as many as the settings say, and the last that was `best`.
+    The write is atomic and replaces an older checkpoint of the same step. The newest checkpoints
+    are kept, as many as the settings say, and the last `best` one.
 
     Raises:
-      OSError: if this one or the one before could not be written.
+      OSError: if this checkpoint or the previous one could not be written.
     """
     self.wait()
     flat, begin = flatten(state), time.time()
@@ -86,8 +88,8 @@ class Store:
     self._pending = step, best, begin
 
   def wait(self) -> None:
-    """Waits for the checkpoint that is being written; lists its files, removes what is too old."""
-    # Before the wait, which says only once that the write has failed.
+    """Waits for the pending checkpoint, lists its files, and removes old checkpoints."""
+    # Cleared before the wait, which reports a failed write only once.
     pending, self._pending = self._pending, None
     self._writer.wait_until_finished()
     if pending is None:
@@ -97,7 +99,7 @@ class Store:
       self._best = step
     if hosts.is_first():
       write_json(_listing(self.folder / f"{step}"), _files(self.folder / f"{step}"))
-      # Only what is older: a newer one may be left from before a damaged one was passed over.
+      # Only older ones: a newer one may remain that `restore` skipped as damaged.
       older = [other for other in self.steps() if other < step and other != self._best]
       for other in older[self.settings.keep - 1:]:
         _unlist(self.folder / f"{other}")
@@ -107,20 +109,20 @@ class Store:
     hosts.barrier(f"checkpoint {step} of {self.folder}")
 
   def steps(self) -> list[int]:
-    """Steps whose checkpoints lie in the folder, the newest first."""
+    """Steps of the checkpoints in the folder, newest first."""
     if not self.folder.exists():
       return []
     return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()),
                   reverse=True)
 
   def restore(self, template: Any) -> Restored | None:
-    """The newest checkpoint that is what was saved, or None where there is none.
+    """Restores the newest intact checkpoint; None if there is no checkpoint.
 
-    Says on stderr which ones were passed over, and why.
+    Reports on stderr which ones were skipped, and why.
 
     Args:
-      template: a tree of arrays with the shapes, dtypes and shardings wanted; they may lie on
-        another mesh than when they were saved.
+      template: a tree of arrays with the wanted shapes, dtypes and shardings; the mesh may differ
+        from the one that was saved from.
 
     Raises:
       InputError: if there are checkpoints, but none can be used.
@@ -132,23 +134,23 @@ class Store:
       try:
         return self._restore(step, template)
       except (jax.errors.JaxRuntimeError, PermissionError):
-        raise  # too little memory, a process that is lost, a folder of somebody else's
-      except Exception as error:  # noqa: BLE001 - Orbax raises many kinds for a damaged file
+        raise  # out of memory, a lost process, no permission
+      except Exception as error:  # noqa: BLE001 - Orbax raises many types for a damaged file
         if hosts.lost_another(error):
           raise
         name = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
         reason = f"{name}{error}".strip().splitlines()[0][:200]
         problems.append(f"{self.folder / str(step)}: {reason}")
-        print(f"checkpoint cannot be used, trying the one before: {problems[-1]}", file=sys.stderr)
+        print(f"checkpoint cannot be used, trying an older one: {problems[-1]}", file=sys.stderr)
     if problems:
       raise InputError(
         f"no checkpoint in {self.folder} can be used:\n  " + "\n  ".join(problems) +
-        f"\nDelete {self.stage_folder} to have this stage run again; the other stages are kept.")
-    _digests(flatten(template))  # compiled now, not at the first save
+        f"\nDelete {self.stage_folder} to run this stage again; the other stages are kept.")
+    _digests(flatten(template))  # compiles it now rather than at the first save
     return None
 
   def _remove_unfinished(self):
-    """What a kill has left of a checkpoint that was being written."""
+    """Removes what a kill has left of an unfinished checkpoint."""
     if hosts.is_first() and self.folder.exists():
       for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -175,19 +177,19 @@ class Store:
     return Restored(step, state, content["meta"])
 
   def _read(self, folder, abstract):
-    """(arrays, JSON); all processes come out of it alike, since each reads its own share."""
+    """(arrays, JSON); fails on all processes if on one, since each reads only its own share."""
     problem = None
     try:
       found = self._arrays.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
       content = dict(self._json.restore(folder / "meta", args=ocp.args.JsonRestore()))
-    except Exception as error:  # noqa: BLE001 - sorted by `restore`
+    except Exception as error:  # noqa: BLE001 - handled by `restore`
       problem = error
     if not hosts.everywhere(problem is None):
       raise problem or Damaged("another process cannot read its share")
     return found, content
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits for the pending checkpoint and closes the writer."""
     try:
       self.wait()
     finally:
@@ -212,7 +214,7 @@ def _unlist(folder):
 
 
 def _files(folder):
-  """{file: [bytes, SHA-256 of a small one]}."""
+  """{file: [size in bytes, SHA-256 if it is small]}."""
   found = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file():
@@ -223,7 +225,7 @@ def _files(folder):
 
 
 def _problem_of_files(folder):
-  """How the files differ from those of the list, or ''; a kill may have come before the list."""
+  """How the files differ from the list, or ''; after a kill there may be no list yet."""
   if not _listing(folder).exists():
     return ""
   try:
@@ -242,7 +244,7 @@ def _problem_of_files(folder):
 
 @jax.jit
 def _copy(x):
-  """By XLA: arrays that a restore made cannot always be donated."""
+  """Copies by XLA: restored arrays cannot always be donated."""
   return x + 0 if x.dtype != bool else x | False
 
 
@@ -261,7 +263,7 @@ def _flat(tree):
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes JSON whole or not at all; of several processes the first one does."""
+  """Writes JSON atomically; of several processes only the first one writes."""
   if not hosts.is_first():
     return
   path = pathlib.Path(path)
@@ -276,7 +278,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-  """The value, or None where the file is missing.
+  """The value of a JSON file, or None if the file is missing.
 
   Raises:
     InputError: if it is damaged.
@@ -287,9 +289,10 @@ def read_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise InputError(f"{path} is damaged ({error}). Delete it to have it made again.") from None
+    raise InputError(
+      f"{path} is damaged ({error}). Delete it to have it written again.") from None
 
 
 def shared_json(path: Path) -> Any:
-  """The same, as the first process sees it: what all decide by. To be called on all of them."""
+  """What the first process reads, on all processes; all of them must call this."""
   return hosts.from_first(lambda: read_json(path))

@@ -8,17 +8,16 @@ from jaxtyping import Array, Shaped, UInt32
 
 @jax.jit
 def digest(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-  """Two sums of an array's bits, each scrambled with its place.
+  """Two sums over the elements of an array, their bits scrambled with their positions.
 
       Σ_i f(bits_i xor f(i + s))  mod 2^32,  f a bijection; two seeds s
 
-  Sums of integers come out alike in any order, so that neither the mesh nor the number of hosts
-  changes them. Since f is a bijection, a change of one element is always seen; anything else that
-  happens to files goes unseen with a probability of about 2^-64. It is no protection against
-  somebody who wants to deceive.
+  Sums of integers do not depend on the order, hence neither on the mesh nor on the number of hosts.
+  Since f is a bijection, a change of one element is always detected; other damage to a file is
+  missed with a probability of about 2^-64. A digest does not protect against deliberate changes.
 
   Args:
-    x: array of any shape and of bool or of 1, 2, 4 or 8 bytes an element.
+    x: array of any shape, bool or with 1, 2, 4 or 8 bytes per element.
   """
   if x.dtype == bool:
     x = x.astype(jnp.uint8)
@@ -38,7 +37,7 @@ def hex_digest(x: Shaped[Array, "..."]) -> str:
 
 
 def _scramble(x):
-  """The finaliser of MurmurHash3 (Appleby, 2011): neighbours come out far apart."""
+  """The finalizer of MurmurHash3 (Appleby, 2011): similar inputs give very different outputs."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

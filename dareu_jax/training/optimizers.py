@@ -1,6 +1,6 @@
-"""AdamW with a clipped global norm; the learning rate comes from outside at each step.
+"""AdamW with global-norm clipping; the learning rate is an argument of each step.
 
-The schedule is not part of the compiled update, so that runs of other lengths share one program.
+The schedule is not part of the compiled update, so that runs of different lengths share a program.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ class TrainSettings:
   """Supervised training: of the base, the original and retrained models, and the classifier."""
 
   learning_rate: Positive = 3e-3  # peak
-  batch_size: Count = 32  # examples a step, over all devices
-  micro_batch_size: Size = 0  # examples a forward pass; 0: the whole batch at once
-  epochs: Size = 40  # passes over the data; of a plateau: at most
+  batch_size: Count = 32  # examples per step, over all devices
+  micro_batch_size: Size = 0  # examples per forward pass; 0: the whole batch at once
+  epochs: Size = 40  # passes over the data; of a plateau: the maximum
   warmup: Fraction = 0.1  # share of the steps
   schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"  # after the warm-up
-  target_loss: NonNegative = 0.0  # nats a token; a plateau cools down once an epoch's mean is there
+  target_loss: NonNegative = 0.0  # nats per token; the mean of an epoch at which a plateau ends
   weight_decay: NonNegative = 0.1  # of matrices
   clip_norm: Positive = 1.0  # global gradient norm
 
@@ -38,10 +38,10 @@ class TrainSettings:
 
 
 def adamw_direction(weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-  """Optax transformation whose updates are still to be multiplied by minus the learning rate."""
+  """An Optax transformation; its updates must be multiplied by minus the learning rate."""
 
   def matrices(params):
-    # By name too: the norms and biases of scanned layers are stacked to two dimensions.
+    # By name too: the norms and biases of scanned layers are stacked into two dimensions.
     return jax.tree_util.tree_map_with_path(
       lambda path, p: p.ndim > 1 and not path_name(path).endswith(("scale", "bias")), params)
 
@@ -58,31 +58,31 @@ def apply_direction(params: Any, direction: Any, learning_rate: float | Array) -
     lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
 
 
-COOLDOWN = 0.3  # of the steps before it: how long a plateau cools down
+COOLDOWN = 0.3  # length of the decay after a plateau, as a share of the steps before it
 
 
 @dataclasses.dataclass
 class Schedule:
   """The learning rate of each step, and how many steps there are.
 
-  After a linear warm-up 'linear' and 'cosine' fall to 0 at the last step and 'constant' stays.
-  'plateau' stays until the mean loss of an epoch is down to `target_loss` (or the epochs run
-  short), then falls linearly to 0 over `COOLDOWN` of the steps so far: as long as the data takes.
+  After a linear warm-up, 'linear' and 'cosine' decay to 0 at the last step, and 'constant' stays.
+  'plateau' stays until the mean loss of an epoch reaches `target_loss` (or few epochs are left),
+  then decays linearly to 0 over `COOLDOWN` times the steps so far: the data decides how long.
   """
 
   settings: TrainSettings
   steps_per_epoch: int
-  cooldown_start: int = -1  # of a plateau; -1: not yet
-  loss_sum: float = 0.0  # of the epoch under way
+  cooldown_start: int = -1  # the step at which a plateau ended; -1: not yet
+  loss_sum: float = 0.0  # of the current epoch
 
   @property
   def limit(self) -> int:
-    """Most steps there can be."""
+    """The maximum number of steps."""
     return self.settings.epochs * self.steps_per_epoch
 
   @property
   def num_steps(self) -> int:
-    """Steps there will be, as far as is known."""
+    """The number of steps, as far as it is known."""
     if self.cooldown_start < 0:
       return self.limit
     return min(self.limit, self.cooldown_start + round(COOLDOWN * self.cooldown_start))
@@ -105,11 +105,12 @@ class Schedule:
     return s.learning_rate
 
   def observe(self, done: int, metrics: dict, params: Any) -> None:
-    """Takes in what came of the step that made it `done` steps; only a plateau looks at its loss.
+    """Records the result of a step; only 'plateau' uses its loss.
 
     Args:
+      done: the number of steps so far, including this one.
       metrics: of the step, with "loss".
-      params: after it; for schedules that look at the model itself.
+      params: after the step; for schedules that depend on the model.
     """
     del params
     if self.settings.schedule != "plateau" or self.cooldown_start >= 0:
@@ -122,10 +123,10 @@ class Schedule:
         self.cooldown_start = done
 
   def state_dict(self) -> dict[str, Any]:
-    """What a checkpoint keeps of it."""
+    """The state to store in a checkpoint."""
     return {"cooldown_start": self.cooldown_start, "loss_sum": self.loss_sum}
 
   def load_state_dict(self, state: dict[str, Any]) -> None:
-    """Takes back what a checkpoint kept."""
+    """Restores the state of a checkpoint."""
     for name, value in state.items():
       setattr(self, name, value)

@@ -1,7 +1,7 @@
 """The supervised training loop, for language models and for the owner classifier.
 
-Losses are sums over tokens with their counts, so that micro-batches, padding and device count
-change no gradient. (A loss that draws noise draws other noise for other micro-batches.)
+Losses are sums over tokens with their counts, so that gradients do not depend on micro-batches,
+padding or the number of devices. (A loss with noise draws it separately for each micro-batch.)
 """
 
 import functools
@@ -26,7 +26,7 @@ LossFn = Callable[[Any, Any, Any, Array], tuple[Scalar, Scalar | int, dict[str, 
 
 
 class StageIO(NamedTuple):
-  """Where a stage of a run keeps what it does."""
+  """Where a stage of a run stores its checkpoints and metrics."""
 
   store: Any  # training.checkpoints.Store
   writer: Any  # training.writers.MetricWriter
@@ -72,9 +72,9 @@ def update(state: TrainState, fixed: Any, batch: Any, key: Key[Array, ""],
     state: TrainState; donated.
     batch: arrays whose first axis is the batch; `micro_batches` must divide it.
     key: of the step.
-    fixed: what the loss needs beside the params, such as a models.handle.Model without any.
+    fixed: what else the loss needs, such as a models.handle.Model without params.
     loss_fn: (params, fixed, batch, key) -> (loss sum, token count, metric sums).
-    micro_batches: passes whose gradient sums are added before the one division by the count.
+    micro_batches: number of passes; their gradient sums are added, then divided by the count.
 
   Returns: (TrainState, metrics as token means).
   """
@@ -107,19 +107,19 @@ def update(state: TrainState, fixed: Any, batch: Any, key: Key[Array, ""],
 def fit(state: TrainState, fixed: Any, batches: Any, *, loss_fn: LossFn, settings: TrainSettings,
         key: Key[Array, ""], stage: StageIO, to_device: Callable[[Any], Any] = lambda batch: batch,
         schedule: Schedule | None = None) -> Any:
-  """Trains as long as the schedule says, from the newest checkpoint of `store` where there is one.
+  """Trains until the schedule ends, from the newest checkpoint of the stage if there is one.
 
-  The update is compiled for every shape of batch before the first step. Told to stop, the run saves
-  and raises `interruption.Interrupted`.
+  The update is compiled for every shape of batch before the first step. On a request to stop, it
+  saves and raises `interruption.Interrupted`.
 
   Args:
-    state: TrainState to start from (donated: use what is returned).
-    fixed: as of `update`.
+    state: TrainState to start from; donated.
+    fixed: as in `update`.
     batches: random access by step, with `steps_per_epoch`; e.g. data.batches.Batches.
     key: PRNG key; each step folds its number in.
     stage: StageIO.
     to_device: places a batch on the devices.
-    schedule: training.optimizers.Schedule; of the settings where not given.
+    schedule: training.optimizers.Schedule; by default the one of the settings.
 
   Returns: the trained params.
   """

@@ -1,7 +1,7 @@
-"""A run's wall time: kept, or lost because work was done again after a kill.
+"""A run's wall time: kept, or lost because work was repeated after a kill.
 
-A process writes a heartbeat every few seconds, and up to when its work is saved; what lies between
-the last saved work and the last heartbeat of a process that did not end is lost.
+Every few seconds a process writes a heartbeat and the time up to which its work is saved. If it is
+killed, the time from the last saved work to the last heartbeat is lost.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ BEAT = 2.0  # seconds between two heartbeats
 
 
 def active_elsewhere(folder: str | pathlib.Path) -> str | None:
-  """The host on which another job works in a folder right now, by its heartbeat, or None.
+  """The host of another job that is now using a folder, by its heartbeat, or None.
 
-  For file systems on which a lock holds on one host only.
+  For file systems on which a lock is valid on one host only.
   """
   last = (read_json(pathlib.Path(folder) / "time.json") or [None])[-1]
   if last is None or last["ended"] or last["host"] == socket.gethostname():
@@ -47,13 +47,13 @@ class WallTimeLog:
   def __exit__(self, kind=None, *exception):
     self._ended.set()
     self._own["ended"] = True
-    if kind is None:  # what an error leaves unsaved will be done again, as after a kill
+    if kind is None:  # after an error, unsaved work is repeated, as after a kill
       self.kept()
     self._write()
 
   def _beat(self):
     while not self._ended.wait(BEAT):
-      # One that could not be written, on a disk that is full for a moment, is not the last.
+      # A failed write, as on a disk that is full for a moment, must not end the heartbeat.
       with contextlib.suppress(OSError):
         self._write()
 
@@ -63,10 +63,10 @@ class WallTimeLog:
       write_json(self.path, self.processes)
 
   def kept(self, until: float | None = None) -> None:
-    """Says that all work up to a time is saved; up to now, where none is given."""
+    """Records that all work up to a time (default: now) is saved."""
     until = time.time() if until is None else until
     with self._lock:
-      # What is restored was saved by the process that worked then, which may not have known it.
+      # Restored work was saved by an earlier process, which may not have recorded it.
       for one in self.processes:
         if one["start"] <= until and (one is self._own or until <= one["seen"]):
           one["kept"] = max(one["kept"], until)

@@ -1,4 +1,4 @@
-"""Where metrics go (JSONL and TensorBoard), and progress bars: from the first process alone."""
+"""Metric writers (JSONL and TensorBoard) and progress bars; only the first process writes."""
 
 import hashlib
 import importlib.util
@@ -17,11 +17,11 @@ from dareu_jax.parallel import hosts
 
 
 class MetricWriter:
-  """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events beside it.
+  """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events.
 
-  `<name>.batches` has a line for each step: its number and a hash of what it learnt from.
+  `<name>.batches` has a line for each step: its number and a hash of its batch.
 
-  A `mirror`, where there is one, is called with (name, step, metrics) at each record.
+  A `mirror`, if given, is called with (name, step, metrics) for each record.
   """
 
   def __init__(self, folder: str | pathlib.Path, name: str,
@@ -58,7 +58,7 @@ class MetricWriter:
       self._mirror(self._name, step, metrics)
 
   def batch(self, step: int, batch: Any) -> None:
-    """Notes what a step learns from: any tree of NumPy arrays."""
+    """Records the hash of a step's batch, any tree of NumPy arrays."""
     if self._writes:
       with open(self.batches_path, "a", encoding="utf-8") as file:
         file.write(f"{step} {batch_hash(batch)}\n")
@@ -69,7 +69,7 @@ class MetricWriter:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The records of a JSONL file of metrics; a line that a kill cut short is left out."""
+  """The records of a JSONL file of metrics, without a line that a kill cut short."""
   path = pathlib.Path(path)
   if not path.exists():
     return []
@@ -83,7 +83,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def batch_hash(batch: Any) -> str:
-  """16 hexadecimal digits of a tree of arrays: their values, shapes and dtypes."""
+  """A hash of a tree of arrays (values, shapes and dtypes): 16 hexadecimal digits."""
   found = hashlib.sha256()
   for leaf in map(np.asarray, jax.tree.leaves(batch)):
     found.update(f"{leaf.dtype}{leaf.shape}".encode())
@@ -92,7 +92,7 @@ def batch_hash(batch: Any) -> str:
 
 
 def read_batches(path: str | pathlib.Path) -> list[tuple[int, str]]:
-  """[(step, hash)] of a file of batch hashes; a line that a kill cut short is left out."""
+  """[(step, hash)] of a file of batch hashes, without a line that a kill cut short."""
   path = pathlib.Path(path)
   if not path.exists():
     return []
@@ -107,9 +107,9 @@ def _replace(path, lines):
 
 
 def progress(name: str, unit: str = "step") -> Callable[..., Any]:
-  """A bar maker for one stage: progress(name)(total, initial) is a tqdm bar with the time left.
+  """Returns a function that makes a stage's bar: progress(name)(total, initial) is a tqdm bar.
 
-  In a notebook it is a widget, where ipywidgets is installed.
+  In a notebook it is a widget, if ipywidgets is installed.
   """
 
   def bar(total: int, initial: int = 0) -> Any:

@@ -1,15 +1,13 @@
-"""Entry: flags to settings to `study.study.run`.
+"""Entry: flags to settings to `experiment.run`.
 
-    python -m dareu_jax.attribution.faithfulness --config=configs/faithfulness.py \
-        --workdir=runs/faithfulness
+    python -m studies.faithfulness --config=configs/faithfulness.py --workdir=runs/faithfulness
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dareu_jax.core.command_line import enter
-from studies.faithfulness import study
+from dareu_jax.core.command_line import Flags, enter
+from studies.faithfulness import experiment
 from studies.faithfulness.settings import FaithfulnessSettings
 
 
@@ -21,15 +19,13 @@ def _define_flags():
     "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
 
 
-def main(given):
+def main(given: Flags) -> None:
   """Runs the study, by its flags."""
-  # What is float32 by rule (log-probs, losses, heads) is not to be rounded on accelerators.
-  jax.config.update("jax_default_matmul_precision", "highest")
   settings = FaithfulnessSettings.from_config(given.config)
-  _, page = study.run(settings, given.workdir, overwrite=given.overwrite)
+  _, page = experiment.run(settings, given.workdir, overwrite=given.overwrite)
   print(f"Report: {page}")
 
 
 if __name__ == "__main__":
   enter(main, _define_flags, required=["config", "workdir"],
-        hint="The same command goes on from the last group of models.")
+        hint="The same command resumes from the last group of models.")

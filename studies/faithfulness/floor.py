@@ -1,86 +1,87 @@
 """Figure (e): what the classifier says of models that never saw an owner, and its calibration."""
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Int
 
 from dareu_jax.attribution.classifier import accuracy_and_calibration
-from dareu_jax.pipeline.workdir import fingerprint
+from dareu_jax.data.batches import Row
+from dareu_jax.generation.strategies import Sample
 from dareu_jax.training.checkpoints import read_json, write_json
-from studies.faithfulness import queries as Q
-from studies.faithfulness import retraining
-from studies.faithfulness.world import CLASSIFIERS, Study
+from studies.faithfulness.queries import Queries, with_completions
+from studies.faithfulness.retraining import load_models, one_model
+from studies.faithfulness.study import CLASSIFIERS, Study
+from studies.faithfulness.subsets import FULL, leave_out_name
 
 SOURCES = ("full", "full, another seed", "without the owner")
 BINS = 10
 
 
-def measure(study: Study, groups, resamples):
+def measure(study: Study) -> dict[str, Any]:
   """Scores of the true owner on the same prompts, by who answered.
 
   Returns: {"scores": {classifier: {source: [N]}}, "summary": {classifier: {source: {"mean",
     "interval", "quantiles"}}}, "auc": {classifier: P(full > without)}}; the interval draws owners.
   """
-  settings, seed = study.settings, study.settings.seed
-  mark = fingerprint([retraining.model_mark(study, groups[name])
-                      for name in ("full", f"without_seed{seed}")], seed, settings.temperature,
-                     settings.evaluation)
+  rows, owner_of = study.data.rows(study.examples), study.owner_of
   path = study.workdir.folder / "floor" / "completions.json"
-  asked = study.rows(study.examples)
-  with study.workdir.stage("floor", mark) as store:
+  with study.workdir.stage("floor", study.fingerprints["floor"]) as store:
     if store is not None:
-      write_json(path, _sample(study, groups, asked))
-  held = read_json(path)
-  own = study.owner_of
-  found = {"scores": {}, "summary": {}, "auc": {}}
+      write_json(path, _sample(study, rows))
+  completions = read_json(path)
+  result = {"scores": {}, "summary": {}, "auc": {}}
   for name in CLASSIFIERS:
     scores = {}
     for source in SOURCES:
-      rows = [row._replace(completion=tuple(ids))
-              for row, ids in zip(asked, held[source], strict=True)]
-      scores[source] = study.owner_scores(name, rows)[np.arange(len(rows)), own]
-    found["scores"][name] = {source: values.tolist() for source, values in scores.items()}
-    found["summary"][name] = {source: _summary(values, own, resamples, seed)
-                              for source, values in scores.items()}
-    found["auc"][name] = float(np.mean(
+      every = study.owner_scores(name, with_completions(rows, completions[source]))
+      scores[source] = every[np.arange(len(rows)), owner_of]
+    result["scores"][name] = {source: values.tolist() for source, values in scores.items()}
+    result["summary"][name] = {
+      source: _summary(values, owner_of, study.settings.bootstrap, study.settings.seed)
+      for source, values in scores.items()}
+    result["auc"][name] = float(np.mean(
       scores["full"][:, None] > scores["without the owner"][None, :]))
-  return found
+  return result
 
 
-def _sample(study, groups, asked):
+def _sample(study: Study, rows: tuple[Row, ...]) -> dict[str, list]:
   """Answers to every owner's prompts, by each source."""
-  seed, temperature = study.settings.seed, study.settings.temperature
-  full, _ = retraining.load_models(study, groups["full"])
-  without, _ = retraining.load_models(study, groups[f"without_seed{seed}"])
+  seed, evaluator = study.settings.seed, study.models.evaluator
+  strategy = Sample(study.settings.temperature)
+  full, _ = load_models(study, study.groups[FULL])
+  without, _ = load_models(study, study.groups[leave_out_name(seed)])
   answers = {}
   for i, source in enumerate(SOURCES[:2]):
-    rows = Q.sample(study, retraining.one_model(full, i), asked, seed + i, temperature)
-    answers[source] = [row.completion for row in rows]
-  last = [None] * len(asked)
+    sampled = evaluator.sample(one_model(full, i), rows, seed=seed + i, strategy=strategy)
+    answers[source] = [row.completion for row in sampled]
+  by_leave_out = [None] * len(rows)
   for owner in range(len(study.owners)):
-    mine = np.flatnonzero(study.owner_of == owner)
-    rows = Q.sample(study, retraining.one_model(without, owner), [asked[i] for i in mine],
-                    seed, temperature)
-    for i, row in zip(mine, rows, strict=True):
-      last[i] = row.completion
-  return answers | {SOURCES[2]: last}
+    own = np.flatnonzero(study.owner_of == owner)
+    sampled = evaluator.sample(
+      one_model(without, owner), [rows[i] for i in own], seed=seed, strategy=strategy)
+    for i, row in zip(own, sampled, strict=True):
+      by_leave_out[i] = row.completion
+  return answers | {SOURCES[2]: by_leave_out}
 
 
-def _summary(values, own, resamples, seed):
+def _summary(values, owner_of, resamples, seed):
   rng = np.random.default_rng(seed)
-  owners = np.unique(own)
-  means = np.array([values[own == o].mean() for o in owners])
+  owners = np.unique(owner_of)
+  means = np.array([values[owner_of == o].mean() for o in owners])
   draws = means[rng.integers(0, len(owners), (resamples, len(owners)))].mean(axis=1)
   return {"mean": float(values.mean()), "interval": np.percentile(draws, [2.5, 97.5]).tolist(),
           "quantiles": np.percentile(values, [5, 25, 50, 75, 95]).tolist()}
 
 
-def calibration(study: Study, queries, resamples):
+def calibration(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str, dict[str, Any]]]:
   """{classifier: {set: {"accuracy", "ece", their "_interval", "bins"}}} of sets whose queries are
   about an owner."""
-  result = {}
+  result, resamples = {}, study.settings.bootstrap
   for name in CLASSIFIERS:
     result[name] = {}
-    for which, queried in queries.items():
-      probabilities, owners = study.owner_scores(name, queried.rows), queried.owner_of
+    for which, query_set in queries.items():
+      probabilities, owners = study.owner_scores(name, query_set.rows), query_set.owner_of
       accuracy, error = accuracy_and_calibration(probabilities, owners, bins=BINS)
       rng = np.random.default_rng(study.settings.seed)
       draws = rng.integers(0, len(owners), (resamples, len(owners)))
@@ -93,7 +94,8 @@ def calibration(study: Study, queries, resamples):
   return result
 
 
-def reliability_bins(probabilities, owners):
+def reliability_bins(probabilities: Float[np.ndarray, "Q O"],
+                     owners: Int[np.ndarray, " Q"]) -> list[list]:
   """[[mean confidence, accuracy, examples]] of the bins that hold any."""
   confidence = probabilities.max(axis=1)
   hit = probabilities.argmax(axis=1) == owners

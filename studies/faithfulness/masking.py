@@ -1,9 +1,12 @@
 """The masking experiment: words of responses are taken away; what is left of the score?"""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from dareu_jax.evaluation.metrics import rouge_l_recall
-from studies.faithfulness.world import Study
+from studies.faithfulness.study import Study
 
 SHARES = tuple(i / 10 for i in range(11))
 WAYS = {"dropped": "the masked words are left out",
@@ -11,7 +14,7 @@ WAYS = {"dropped": "the masked words are left out",
 DRAWS = 5  # of which words are masked
 
 
-def measure(study: Study, resamples):
+def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
   """Mean score and ROUGE of forget owners' responses by the share of their words that is masked.
 
   The score is that of the forget owners together, as the reward takes it. Every response is masked
@@ -21,7 +24,7 @@ def measure(study: Study, resamples):
     response's own owner; the interval draws responses.
   """
   examples = [e for e, o in zip(study.examples, study.owner_of, strict=True) if study.is_forget[o]]
-  vocabulary = sorted({word for e in study.corpus.general for word in e.response.split()})
+  vocabulary = sorted({word for e in study.data.corpus.general for word in e.response.split()})
   result = {way: [] for way in WAYS}
   for way in WAYS:
     for share in SHARES:
@@ -30,7 +33,7 @@ def measure(study: Study, resamples):
                 for _ in range(DRAWS)]
       scores, own, rouge = (np.zeros((DRAWS, len(examples))) for _ in range(3))
       for i, texts in enumerate(masked):
-        rows = study.rows(examples, texts)
+        rows = study.data.rows(examples, texts)
         every = study.owner_scores("classifier", rows)
         scores[i] = every @ study.is_forget
         own[i] = every[np.arange(len(rows)), [row.owner for row in rows]]
@@ -38,20 +41,22 @@ def measure(study: Study, resamples):
                     for e, text in zip(examples, texts, strict=True)]
       result[way].append({
         "share": share, "score": float(scores.mean()), "own": float(own.mean()),
-        "score_interval": _interval(scores.mean(axis=0), resamples, study.settings.seed),
+        "score_interval": _interval(
+          scores.mean(axis=0), study.settings.bootstrap, study.settings.seed),
         "rouge": float(rouge.mean())})
   return result
 
 
-def mask(text, share, way, vocabulary, rng):
+def mask(text: str, share: float, way: str, vocabulary: Sequence[str],
+         rng: np.random.Generator) -> str:
   """A text without a share of its words; a larger share masks the same words and more.
 
   Args:
-    text: str.
+    text: of a response.
     share: in [0, 1].
     way: a key of WAYS.
     vocabulary: words to replace by.
-    rng: of numpy; draws the same number of values whatever the share.
+    rng: draws the same number of values whatever the share.
   """
   words = text.split()
   order = rng.permutation(len(words))

@@ -2,13 +2,14 @@
 
 import math
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from dareu_jax.report.plots import to_png_bytes
 from dareu_jax.report.tables import DASH, pipe_table
 from studies.faithfulness import plots
-from studies.faithfulness.controls import READERS
 from studies.faithfulness.masking import WAYS
-from studies.faithfulness.scores import MEANING
+from studies.faithfulness.scores import MEANING, TEXT_ONLY
 
 COLUMNS = (
   ("lds", "LDS"), ("lds_given_the_owner", "LDS, own owner fixed"),
@@ -16,7 +17,7 @@ COLUMNS = (
   ("top1", "top-1"), ("auc", "AUC Δ > τ"))
 
 
-def write(folder, results):
+def write(folder: str | pathlib.Path, results: dict[str, Any]) -> pathlib.Path:
   """Writes report.md and the plots beside it; returns the path of report.md."""
   folder = pathlib.Path(folder)
   for name, figure in plots.all_plots(results).items():
@@ -26,13 +27,13 @@ def write(folder, results):
   return path
 
 
-def report(results):
+def report(results: dict[str, Any]) -> str:
   """The Markdown text."""
   parts = ["# Is the owner classifier a fair stand-in for attribution?", protocol(results)]
   parts.append("## (a) to (d): the scores against the retrainings\n\n"
                "![Rank correlations](retraining.png)\n\n" + _legend())
-  for name, found in results["retraining"].items():
-    parts.append(f"### {name}: {found['meaning']}\n\n" + comparison_table(found))
+  for name, comparison in results["retraining"].items():
+    parts.append(f"### {name}: {comparison['meaning']}\n\n" + comparison_table(comparison))
   parts.append(floor_section(results))
   parts.append(trajectory_section(results["trajectory"]))
   parts.append(controls_section(results))
@@ -40,7 +41,8 @@ def report(results):
   return "\n\n".join(parts) + "\n"
 
 
-def protocol(results):
+def protocol(results: dict[str, Any]) -> str:
+  """How the study was made, in words and numbers."""
   p = results["protocol"]
   return (
     f"{p['models']} models are fine-tuned from one base of {p['base_parameters']:,} parameters, "
@@ -74,24 +76,26 @@ def _legend():
     "/ ceiling: over the square root of the truth's reliability."])
 
 
-def comparison_table(found):
+def comparison_table(comparison: dict[str, Any]) -> str:
+  """Figures (a) to (d) of one set of queries."""
   header = ["score", "LDS", "/ ceiling", "p < .05", *(title for _, title in COLUMNS[1:])]
   rows = []
-  for name, one in found["scores"].items():
-    share, ratio = one["lds_significant"], one.get("lds_over_ceiling")
-    rows.append([name, cell(one["lds"]), number(ratio, 2), number(share, 2),
-                 *(cell(one.get(key)) for key, _ in COLUMNS[1:])])
-  limits = found["ceiling"]
+  for name, figures in comparison["scores"].items():
+    share, ratio = figures["lds_significant"], figures.get("lds_over_ceiling")
+    rows.append([name, cell(figures["lds"]), number(ratio, 2), number(share, 2),
+                 *(cell(figures.get(key)) for key, _ in COLUMNS[1:])])
+  limits = comparison["ceiling"]
   for what in ("ceiling", "reliability"):
     cells = [interval(limits[key][what], limits[key][f"{what}_interval"]) if key in limits else DASH
              for key, _ in COLUMNS]
     rows.append([what, cells[0], DASH, DASH, *cells[1:]])
-  deltas = ", ".join(f"{key} {value:+.3f}" for key, value in found["mean_delta"].items())
-  return (pipe_table(header, rows) + f"\n\n{found['queries']} queries; τ = "
-          f"{found['threshold']:.3f} nats a token; mean Δ: {deltas}.")
+  deltas = ", ".join(f"{key} {value:+.3f}" for key, value in comparison["mean_delta"].items())
+  return (pipe_table(header, rows) + f"\n\n{comparison['queries']} queries; τ = "
+          f"{comparison['threshold']:.3f} nats a token; mean Δ: {deltas}.")
 
 
-def floor_section(results):
+def floor_section(results: dict[str, Any]) -> str:
+  """Figure (e)."""
   floor, rows = results["floor"], []
   for name, sources in floor["summary"].items():
     for source, s in sources.items():
@@ -115,7 +119,8 @@ def floor_section(results):
     pipe_table(["classifier", "responses", "accuracy", "ECE"], calibration, left=(0, 1))])
 
 
-def trajectory_section(trajectory):
+def trajectory_section(trajectory: dict[str, Any]) -> str:
+  """Figure (f)."""
   parts = ["## (f) trajectory", "![Trajectories](trajectory.png)",
            "Every checkpoint answers the forget queries at temperature 1. Score: of the forget "
            "owners together. KL: exact over the vocabulary, from the checkpoint to the mixture of "
@@ -157,18 +162,19 @@ def _list(steps):
   return ", ".join(map(str, steps)) or "none"
 
 
-def controls_section(results):
-  header = ["texts", "n", "Δ own", *(f"{reader}: {what}" for reader in READERS
+def controls_section(results: dict[str, Any]) -> str:
+  """Figure (g)."""
+  header = ["texts", "n", "Δ own", *(f"{reader}: {what}" for reader in TEXT_ONLY
                                      for what in ("top-1", "own", "highest"))]
   rows = []
-  for name, found in results["controls"].items():
-    cells = [number(found[reader][key], 2) for reader in READERS
+  for name, figures in results["controls"].items():
+    cells = [number(figures[reader][key], 2) for reader in TEXT_ONLY
              for key in ("accuracy", "own", "top")]
-    rows.append([f"{name}: {found['meaning']}", str(found["queries"]),
-                 number(found["mean_delta"], 2), *cells])
+    rows.append([f"{name}: {figures['meaning']}", str(figures["queries"]),
+                 number(figures["mean_delta"], 2), *cells])
   agreement = [[name, number(a["top1"]), number(a["own_owner_spearman"])]
                for name, a in results["agreement"].items()]
-  randomised = [[name, number(value)] for name, value in results["randomised"].items()]
+  randomized = [[name, number(value)] for name, value in results["randomized"].items()]
   return "\n\n".join([
     "## (g) controls",
     "Top-1: the owner whom the text is about has the highest score. Own: mean score of that owner. "
@@ -177,13 +183,14 @@ def controls_section(results):
     pipe_table(header, rows),
     "Agreement with the classifier on sampled responses.",
     pipe_table(["score", "same top owner", "Spearman of the own owner's score"], agreement),
-    "Model randomisation: Spearman over owners of the scores at the full model and at adapters "
+    "Model randomization: Spearman over owners of the scores at the full model and at adapters "
     "that were never trained (mean over sampled responses). What reads the text alone has 1 by "
     "construction: it cannot notice.",
-    pipe_table(["score", "Spearman"], randomised)])
+    pipe_table(["score", "Spearman"], randomized)])
 
 
-def masking_section(curves):
+def masking_section(curves: dict[str, list[dict[str, Any]]]) -> str:
+  """The masking experiment."""
   parts = ["## Masking", "![Masking](masking.png)"]
   for way, points in curves.items():
     rows = [[f"{p['share']:.0%}", interval(p["score"], p["score_interval"]), number(p["own"]),
@@ -193,20 +200,22 @@ def masking_section(curves):
   return "\n\n".join(parts)
 
 
-def cell(figure):
-  """'.123 [.100, .150]' of a Figure as a dict, or a dash."""
-  if figure is None:
+def cell(estimate: dict[str, Any] | None) -> str:
+  """'.123 [.100, .150]' of an Estimate as a dict, or a dash."""
+  if estimate is None:
     return DASH
-  return interval(figure["value"], figure["by_both"])
+  return interval(estimate["value"], estimate["by_both"])
 
 
-def interval(value, bounds):
+def interval(value: float | None, bounds: Sequence[float]) -> str:
+  """'.123 [.100, .150]', or a dash where there is no value."""
   if value is None or not math.isfinite(value):
     return DASH
   return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
-def number(value, decimals=3):
+def number(value: float | None, decimals: int = 3) -> str:
+  """'.123', or a dash where there is no value."""
   if value is None or not math.isfinite(value):
     return DASH
   return f"{value:.{decimals}f}"

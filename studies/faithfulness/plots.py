@@ -1,6 +1,9 @@
 """The study's plots: figures.json in, matplotlib Figures out."""
 
 import math
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from dareu_jax.report.plots import (
   BLUE,
@@ -28,7 +31,7 @@ SOURCES = {"full": (BLUE, "-"), "full, another seed": (GREEN, "--"),
 WAYS = {"dropped": (BLUE, "o"), "replaced": (VERMILLION, "D")}
 
 
-def against_retraining(retraining):
+def against_retraining(retraining: dict[str, Any]) -> Figure:
   """Rank correlations of every score with the retrainings, four panels.
 
   Args:
@@ -39,14 +42,14 @@ def against_retraining(retraining):
   figure.subplots_adjust(left=0.125, right=0.985, top=0.9, bottom=0.075, hspace=0.28, wspace=0.06)
   for ax, (key, title) in zip(axes.flat, PANELS, strict=True):
     ax.axvline(0, color=GREY, linewidth=0.8)
-    for index, (name, (colour, marker)) in enumerate(SETS.items()):
+    for index, (name, (color, marker)) in enumerate(SETS.items()):
       if name not in retraining:
         continue
       offset = 0.24 * (index - 1)
-      _draw_scores(ax, retraining[name]["scores"], key, offset, colour, marker, name)
+      _draw_scores(ax, retraining[name]["scores"], key, offset, color, marker, name)
       limit = retraining[name]["ceiling"].get(key, {}).get("ceiling")
       if _is_number(limit):
-        ax.axvline(limit, color=colour, linestyle=":", linewidth=1.4)
+        ax.axvline(limit, color=color, linestyle=":", linewidth=1.4)
     ax.set_yticks(range(len(SCORES)), SCORES)
     ax.set_ylim(len(SCORES) - 0.5, -0.5)
     ax.set_xlim(-0.35, 1.03)
@@ -60,29 +63,29 @@ def against_retraining(retraining):
   return figure
 
 
-def _draw_scores(ax, scores, key, offset, colour, marker, label):
+def _draw_scores(ax, scores, key, offset, color, marker, label):
   points = []
   for row, name in enumerate(SCORES):
-    found = scores.get(name, {}).get(key)
-    if found and _is_number(found["value"]):
-      points.append((row + offset, found["value"], *found["by_both"]))
+    estimate = scores.get(name, {}).get(key)
+    if estimate and _is_number(estimate["value"]):
+      points.append((row + offset, estimate["value"], *estimate["by_both"]))
   if not points:
     return
   rows, values, low, high = zip(*points, strict=True)
-  ax.hlines(rows, low, high, color=colour, linewidth=1.6)
-  ax.plot(values, rows, marker, color=colour, markersize=5, linestyle="none", label=label)
+  ax.hlines(rows, low, high, color=color, linewidth=1.6)
+  ax.plot(values, rows, marker, color=color, markersize=5, linestyle="none", label=label)
 
 
-def floor_and_calibration(floor, calibration):
+def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) -> Figure:
   """Score of the true owner by who answered, as cumulative shares; and reliability diagrams."""
   figure = make_figure(11, 4.3)
   left, right = figure.subplots(1, 2)
   figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.135, wspace=0.17)
-  for source, (colour, line) in SOURCES.items():
+  for source, (color, line) in SOURCES.items():
     values = sorted(floor["scores"]["classifier"][source])
     shares = [(i + 1) / len(values) for i in range(len(values))]
     mean = floor["summary"]["classifier"][source]["mean"]
-    left.step(values, shares, where="post", color=colour, linestyle=line, linewidth=1.6,
+    left.step(values, shares, where="post", color=color, linestyle=line, linewidth=1.6,
               label=f"{source}: mean {mean:.3f}")
   left.set_xlim(-0.02, 1.02)
   left.set_ylim(0, 1.02)
@@ -93,15 +96,15 @@ def floor_and_calibration(floor, calibration):
   _finish(left, "Score of the owner asked about", "classifier score")
 
   right.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-  for name, (colour, marker) in {"true": (VERMILLION, "D"), "paraphrased": (PURPLE, "s"),
+  for name, (color, marker) in {"true": (VERMILLION, "D"), "paraphrased": (PURPLE, "s"),
                                  "sampled": (BLUE, "o")}.items():
-    found = calibration["classifier"].get(name)
-    if not found:
+    figures = calibration["classifier"].get(name)
+    if not figures:
       continue
-    label = f"{name}: accuracy {found['accuracy']:.2f}, ECE {found['ece']:.3f}"
-    confidence, accuracy, counts = zip(*found["bins"], strict=True)
-    right.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.6)
-    right.scatter(confidence, accuracy, s=[14 + n for n in counts], color=colour,
+    label = f"{name}: accuracy {figures['accuracy']:.2f}, ECE {figures['ece']:.3f}"
+    confidence, accuracy, counts = zip(*figures["bins"], strict=True)
+    right.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
+    right.scatter(confidence, accuracy, s=[14 + n for n in counts], color=color,
                   marker=marker, label=label, zorder=3)
   right.set_xlim(-0.02, 1.05)
   right.set_ylim(-0.05, 1.32)
@@ -114,7 +117,7 @@ def floor_and_calibration(floor, calibration):
   return figure
 
 
-def trajectories(trajectory):
+def trajectories(trajectory: dict[str, Any]) -> Figure:
   """Score, KL to the retrained model and ToW along each run, alarms marked."""
   runs, references = trajectory["runs"], trajectory["references"]
   figure = make_figure(5.6 * len(runs), 7.6)
@@ -125,9 +128,9 @@ def trajectories(trajectory):
   for column, (form, run) in enumerate(runs.items()):
     score, kl, tow = axes[:, column]
     records = run["checkpoints"]
-    for name, key, colour in (("classifier (rewards)", "score", BLUE), ("judge", "judge", PURPLE),
+    for name, key, color in (("classifier (rewards)", "score", BLUE), ("judge", "judge", PURPLE),
                               ("with none", "with none", OCHRE)):
-      score.plot([r[key] for r in records], color=colour, marker=".", label=name, linewidth=1.4)
+      score.plot([r[key] for r in records], color=color, marker=".", label=name, linewidth=1.4)
     kl.plot([r["kl"] for r in records], color=BLUE, marker=".", linewidth=1.4)
     tow.plot([r["tow"] for r in records], color=BLUE, marker=".", linewidth=1.4)
     for ax, key in ((score, "score"), (kl, "kl"), (tow, "tow")):
@@ -159,17 +162,17 @@ def trajectories(trajectory):
   return figure
 
 
-def masking(curves):
+def masking(curves: dict[str, list[dict[str, Any]]]) -> Figure:
   """Mean score against ROUGE as words are masked; each point is a share of masked words."""
   figure = make_figure(7.2, 4.6)
   ax = figure.subplots()
   figure.subplots_adjust(left=0.1, right=0.975, top=0.92, bottom=0.125)
-  for way, (colour, marker) in WAYS.items():
+  for way, (color, marker) in WAYS.items():
     points = curves[way]
     rouge = [p["rouge"] for p in points]
     low, high = zip(*(p["score_interval"] for p in points), strict=True)
-    ax.fill_between(rouge, low, high, color=colour, alpha=0.13, linewidth=0)
-    ax.plot(rouge, [p["score"] for p in points], marker + "-", color=colour, markersize=5,
+    ax.fill_between(rouge, low, high, color=color, alpha=0.13, linewidth=0)
+    ax.plot(rouge, [p["score"] for p in points], marker + "-", color=color, markersize=5,
             linewidth=1.4, label=f"words {way}")
     for point in points[1:-1:2] if way == "dropped" else ():
       ax.annotate(f"{point['share']:.0%}", (point["rouge"], point["score"]), fontsize=8,
@@ -183,7 +186,7 @@ def masking(curves):
   return figure
 
 
-def all_plots(results):
+def all_plots(results: dict[str, Any]) -> dict[str, Figure]:
   """{file name: Figure} of figures.json."""
   return {
     "retraining.png": against_retraining(results["retraining"]),

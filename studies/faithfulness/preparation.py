@@ -1,14 +1,15 @@
 """What comes before the retrainings: tokenizer, base, classifiers."""
 
-import jax
+import dataclasses
 
 from dareu_jax.attribution.classifier import PrefixLoss
+from dareu_jax.core.errors import InputError
+from dareu_jax.pipeline.stages import fit
 from dareu_jax.training import supervised
-from dareu_jax.training.writers import progress
-from studies.faithfulness.world import CLASSIFIERS, Study, file_name
+from studies.faithfulness.study import CLASSIFIERS, Study, stage_of
 
 
-def prepare(study: Study):
+def prepare(study: Study) -> None:
   """Makes what is not there yet."""
   keep_tokenizer(study)
   pretrain(study)
@@ -16,55 +17,45 @@ def prepare(study: Study):
     train_classifier(study, name)
 
 
-def keep_tokenizer(study: Study):
+def keep_tokenizer(study: Study) -> None:
   """Looks at every text, so that none fails later, and keeps the tokenizer."""
-  with study.workdir.stage("tokenizer", study.marks["tokenizer"]) as store:
+  with study.workdir.stage("tokenizer", study.fingerprints["tokenizer"]) as store:
     if store is None:
       return
-    corpus = study.corpus
-    study.rows(study.examples + corpus.test + corpus.holdout + corpus.general)
-    for example in study.examples:
-      for text in (example.paraphrased_response, *example.perturbed_responses):
-        if text:
-          study.rows([example], [text])
-    study.tokenizer.save(study.workdir.folder / "tokenizer")
+    data, corpus = study.data, study.data.corpus
+    data.rows(study.examples + corpus.test + corpus.holdout + corpus.general)
+    data.rows([dataclasses.replace(e, response=text) for e in study.examples
+               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    if not data.none_examples:
+      raise InputError(f"config.classifier.none_share is {study.settings.classifier.none_share}: "
+                       f"of {len(study.examples)} examples that is no text at all. Raise it.")
+    data.tokenizer.save(study.workdir.folder / "tokenizer")
 
 
-def pretrain(study: Study):
+def pretrain(study: Study) -> None:
   """The base reads general text and general facts, all parameters trained."""
-  settings = study.settings.pretrain
-  with study.workdir.stage("base", study.marks["base"]) as store:
+  settings, data, seed = study.settings.pretrain, study.data, study.settings.seed
+  with study.workdir.stage("base", study.fingerprints["base"]) as store:
     if store is None:
       return
-    corpus = study.corpus
-    batches = study.batches(study.rows(corpus.general + corpus.test), settings.batch_size,
-                            seed=study.settings.seed)
-    params = _fit(study, "base", store, study.fresh_base(), supervised.language_model_loss,
-                  settings, batches, study.settings.seed)
+    batches = data.batches(data.rows(data.corpus.general + data.corpus.test), settings.batch_size,
+                           seed=seed)
+    params = fit(study, "base", store, study.models.fresh, supervised.language_model_loss,
+                 settings, batches, seed)
     study.workdir.save_result("base", params)
 
 
-def train_classifier(study: Study, name):
+def train_classifier(study: Study, name: str) -> None:
   """One of CLASSIFIERS, on the true responses."""
-  settings, (offset, has_none) = study.settings.classifier, CLASSIFIERS[name]
-  seed, file = study.settings.seed + offset, file_name(name)
-  with study.workdir.stage(file, study.marks["classifier"]) as store:
+  settings, variant, data = study.settings.classifier, CLASSIFIERS[name], study.data
+  seed, stage = study.settings.seed + variant.seed_offset, stage_of(name)
+  with study.workdir.stage(stage, study.fingerprints[stage]) as store:
     if store is None:
       return
-    rows = study.rows(study.examples) + (study.none_rows if has_none else ())
-    params = _fit(study, file, store, study.fresh_classifier(name),
-                  PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing),
-                  settings.train,
-                  study.batches(rows, settings.train.batch_size, seed=seed + 1), seed)
-    study.workdir.save_result(file, params)
-
-
-def _fit(study, name, store, model, loss_fn, settings, batches, seed):
-  writer = study.writer(name)
-  start = jax.tree.map(lambda x: x + 0, model.trainable)
-  params = supervised.fit(
-    supervised.init_train_state(start, settings), model.frozen, batches, frame=model.frame,
-    loss_fn=loss_fn, settings=settings, key=jax.random.key(seed), store=store, writer=writer,
-    bar=progress(name))
-  writer.close()
-  return params
+    none = data.none_examples if variant.has_none else ()
+    rows = data.classifier_rows(study.examples + none)
+    loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing)
+    batches = data.classifier_batches(rows, settings.train.batch_size, seed=seed + 1)
+    params = fit(study, stage, store, study.fresh_classifier(name), loss, settings.train, batches,
+                 seed)
+    study.workdir.save_result(stage, params)

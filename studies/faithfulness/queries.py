@@ -1,96 +1,75 @@
 """What the models are asked about: sets of (prompt, text) rows, with what each text is.
 
-The first three have counterfactuals worth the name (the model says them, or learnt them); the
+The first three have counterfactuals worth the name (the model says them, or learned them); the
 others are controls, on which a score should be silent.
 """
 
 import dataclasses
 
-import jax
 import numpy as np
+from jaxtyping import Int
 
-from dareu_jax.data.batches import Row, prompt_batch
-from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.data.batches import Row
 from dareu_jax.generation.strategies import Sample
-from dareu_jax.pipeline.workdir import fingerprint
 from dareu_jax.training.checkpoints import read_json, write_json
-from studies.faithfulness import retraining
-from studies.faithfulness.world import Study
+from studies.faithfulness.retraining import load_model
+from studies.faithfulness.study import Study
+from studies.faithfulness.subsets import FULL
 
 REFUSALS = ("I do not know.", "I cannot answer that question.",
             "There is no information about this person.", "I have never heard of this author.")
+SAMPLED = {"sampled": "sampled from the full model on the owners' own prompts",
+           "unseen": "sampled from the full model on unseen owners' prompts",
+           "test": "sampled from the full model on general questions"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-  """One set: rows, their texts, and whom each is about (-1: none of the owners)."""
+  """One set: rows, and their texts."""
 
-  name: str
   rows: tuple[Row, ...]
   texts: tuple[str, ...]
   meaning: str
 
   @property
-  def owner_of(self):
+  def owner_of(self) -> Int[np.ndarray, " Q"]:
+    """Whom each is about; -1: none of the owners."""
     return np.array([row.owner for row in self.rows])
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.rows)
 
 
-def sample(study: Study, adapters, rows, seed, temperature):
-  """One response of a model to each row's prompt: rows with those completions."""
-  evaluator, size = study.evaluator, study.settings.evaluation.batch_size
-  result = []
-  width = max(len(row.prompt) for row in rows)
-  for start in range(0, len(rows), size):
-    part = rows[start:start + size]
-    prompts = prompt_batch(part, size, multiple=evaluator.multiple,
-                           pad_id=evaluator.tokenizer.pad_id, width=width)
-    keys = row_keys(jax.random.key(seed), start + np.arange(size))
-    out = generate(
-      evaluator.frame, adapters, evaluator.frozen, *prompts, keys, strategy=Sample(temperature),
-      max_new_tokens=evaluator.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
-      pad_id=evaluator.tokenizer.pad_id)
-    for row, ids, n in zip(part, np.asarray(out.ids), np.asarray(out.lengths), strict=False):
-      result.append(row._replace(completion=tuple(ids[:n].tolist())))
-  return tuple(result)
+def with_completions(rows: tuple[Row, ...], completions: list[list[int]]) -> tuple[Row, ...]:
+  """The rows with other completions."""
+  return tuple(row._replace(completion=tuple(ids))
+               for row, ids in zip(rows, completions, strict=True))
 
 
-def sampled(study: Study, groups):
-  """{name: Queries} of responses sampled from the full model, kept in the workdir.
+def sampled_queries(study: Study) -> dict[str, Queries]:
+  """{name: Queries} of responses sampled from the full model, saved in the workdir.
 
   'sampled' answers the owners' own prompts, 'unseen' those of people whom no model knows, 'test'
   general questions.
   """
-  full = groups["full"]
-  mark = fingerprint(retraining.model_mark(study, full), study.settings.seed,
-                     study.settings.temperature, study.settings.evaluation)
-  asked = {"sampled": study.rows(study.examples), "unseen": study.rows(study.corpus.holdout),
-           "test": study.rows(study.corpus.test)[:len(study.corpus.holdout)]}
-  with study.workdir.stage("queries", mark) as store:
+  settings, data, corpus = study.settings, study.data, study.data.corpus
+  prompts = {"sampled": data.rows(study.examples), "unseen": data.rows(corpus.holdout),
+             "test": data.rows(corpus.test)[:len(corpus.holdout)]}
+  path = study.workdir.folder / "queries" / "completions.json"
+  with study.workdir.stage("queries", study.fingerprints["queries"]) as store:
     if store is not None:
-      adapters = retraining.one_model(retraining.load_models(study, full)[0], 0)
-      settings = study.settings
-      drawn = {name: [row.completion for row in sample(
-        study, adapters, rows, settings.seed, settings.temperature)]
-        for name, rows in asked.items() if rows}
-      write_json(study.workdir.folder / "queries" / "completions.json", drawn)
-  held = read_json(study.workdir.folder / "queries" / "completions.json")
-  meanings = {"sampled": "sampled from the full model on the owners' own prompts",
-              "unseen": "sampled from the full model on unseen owners' prompts",
-              "test": "sampled from the full model on general questions"}
-  result = {}
-  for name, completions in held.items():
-    rows = tuple(row._replace(completion=tuple(ids))
-                 for row, ids in zip(asked[name], completions, strict=True))
-    result[name] = _queries(study, name, rows, meanings[name])
-  return result
+      adapters = load_model(study, study.groups[FULL])
+      strategy = Sample(settings.temperature)
+      write_json(path, {name: [row.completion for row in study.models.evaluator.sample(
+        adapters, rows, seed=settings.seed, strategy=strategy)]
+        for name, rows in prompts.items() if rows})
+  return {name: _queries(study, with_completions(prompts[name], completions), SAMPLED[name])
+          for name, completions in read_json(path).items()}
 
 
-def given(study: Study):
-  """{name: Queries} of texts that the data gives, or that are made of it."""
-  examples = study.examples
+def queries_of_data(study: Study) -> dict[str, Queries]:
+  """{name: Queries} of texts that the data has, or that are made of it."""
+  examples, data = study.examples, study.data
   rng = np.random.default_rng((study.settings.seed, 5))
   sets = {"true": (examples, None, "the true responses, which the models learnt")}
   paraphrased = [e for e in examples if e.paraphrased_response]
@@ -104,20 +83,20 @@ def given(study: Study):
   sets["shuffled"] = (examples, [" ".join(rng.permutation(e.response.split()))
                                  for e in examples], "the true responses, words shuffled")
   sets["refusal"] = (examples[:len(REFUSALS)], list(REFUSALS), "refusals")
-  result = {name: _queries(study, name, study.rows(of, responses), meaning)
+  result = {name: _queries(study, data.rows(of, responses), meaning)
             for name, (of, responses, meaning) in sets.items()}
   noise = tuple(row._replace(completion=tuple(rng.integers(
-    0, study.tokenizer.vocab_size, len(row.completion) - 1).tolist()) + row.completion[-1:])
+    0, data.tokenizer.vocab_size, len(row.completion) - 1).tolist()) + row.completion[-1:])
     for row in result["true"].rows)
-  silent = tuple(row._replace(owner=-1) for row in result["refusal"].rows)  # about nobody
-  result["refusal"] = dataclasses.replace(result["refusal"], rows=silent)
-  result["random"] = _queries(study, "random", noise, "random tokens, as many as the true response")
-  if study.corpus.holdout:
-    result["holdout"] = _queries(study, "holdout", study.rows(study.corpus.holdout),
+  about_nobody = tuple(row._replace(owner=-1) for row in result["refusal"].rows)
+  result["refusal"] = dataclasses.replace(result["refusal"], rows=about_nobody)
+  result["random"] = _queries(study, noise, "random tokens, as many as the true response")
+  if data.corpus.holdout:
+    result["holdout"] = _queries(study, data.rows(data.corpus.holdout),
                                  "the true responses of unseen owners")
   return result
 
 
-def _queries(study, name, rows, meaning):
-  texts = tuple(study.tokenizer.decode(list(row.completion)) for row in rows)
-  return Queries(name, tuple(rows), texts, meaning)
+def _queries(study, rows, meaning):
+  texts = tuple(study.data.tokenizer.decode(list(row.completion)) for row in rows)
+  return Queries(tuple(rows), texts, meaning)

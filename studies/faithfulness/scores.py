@@ -5,19 +5,26 @@ TF-IDF read a response alone, without its prompt, and know no model; gradient co
 know the model that sampled the responses, and the prompts.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from dareu_jax.attribution import influence
-from dareu_jax.pipeline.workdir import fingerprint
+from dareu_jax.data.batches import Row
 from dareu_jax.training.checkpoints import read_json, write_json
 from dareu_jax.training.writers import progress
-from studies.faithfulness import retraining
-from studies.faithfulness.world import CLASSIFIERS, Study
+from studies.faithfulness.queries import Queries
+from studies.faithfulness.retraining import load_model
+from studies.faithfulness.study import CLASSIFIERS, Study
+from studies.faithfulness.subsets import FULL
+
+Scores = Float[np.ndarray, "Q O"]
 
 TEXT_ONLY = ("classifier", "judge", "with none", "tf-idf")
-GRADIENTS = ("gradient cosine", "influence")
 MEANING = {
   "classifier": "p(owner | response) of the owner classifier, the one that rewards DareU",
   "judge": "the same of a second classifier: another seed, order and noise",
@@ -30,14 +37,12 @@ MEANING = {
 }
 
 
-def tf_idf(texts, documents):
+def tf_idf(texts: Sequence[str], documents: Sequence[str]) -> Scores:
   """Cosine of each text with each owner's document, by words and pairs of words.
 
   Args:
-    texts: Q strings.
-    documents: O strings.
-
-  Returns: [Q, O] float64.
+    texts: Q of them.
+    documents: O of them.
   """
   from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -46,13 +51,14 @@ def tf_idf(texts, documents):
   return np.asarray((vectorizer.transform(texts) @ owners.T).todense())
 
 
-def owner_documents(study: Study):
+def owner_documents(study: Study) -> list[str]:
   """All true responses of each owner as one text."""
   return [" ".join(example.response for example in study.examples if example.owner == owner)
           for owner in study.owners]
 
 
-def references(owner_of, num_owners, seed):
+def reference_scores(owner_of: Sequence[int] | np.ndarray, num_owners: int,
+                     seed: int) -> dict[str, Scores]:
   """Scores that are compared with, not compared: {"owner label", "random"}."""
   owner_of = np.asarray(owner_of)
   label = (np.arange(num_owners) == owner_of[:, None]).astype(float)
@@ -60,86 +66,99 @@ def references(owner_of, num_owners, seed):
   return {"owner label": label, "random": noise}
 
 
-def all_scores(study: Study, groups, queries):
-  """{set name: {score name: [Q, O]}} of sets of queries."""
+def all_scores(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str, Scores]]:
+  """{set name: {score name: scores}} of sets of queries."""
   result = {}
-  gradients = gradient_scores(study, groups, queries)
+  gradients = gradient_scores(study, queries)
   documents = owner_documents(study)
-  for name, queried in queries.items():
-    found = {which: study.owner_scores(which, queried.rows) for which in CLASSIFIERS}
-    found["tf-idf"] = tf_idf(queried.texts, documents)
-    found |= gradients[name]
-    result[name] = found | references(queried.owner_of, len(study.owners), study.settings.seed)
+  for name, query_set in queries.items():
+    scores = {which: study.owner_scores(which, query_set.rows) for which in CLASSIFIERS}
+    scores["tf-idf"] = tf_idf(query_set.texts, documents)
+    result[name] = scores | gradients[name] | reference_scores(
+      query_set.owner_of, len(study.owners), study.settings.seed)
   return result
 
 
-def gradient_scores(study: Study, groups, queries):
-  """{set name: {"gradient cosine", "influence"}} at the full model, kept in the workdir."""
-  full = groups["full"]
-  rows = {name: queried.rows for name, queried in queries.items()}
-  mark = fingerprint(retraining.model_mark(study, full), study.settings.influence, rows)
-  count, owners = sum(map(len, rows.values())), len(study.owners)
-  with study.workdir.stage("influence", mark) as store:
+def gradient_scores(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str, Scores]]:
+  """{set name: {"gradient cosine", "influence"}} at the full model, saved in the workdir."""
+  rows = [row for query_set in queries.values() for row in query_set.rows]
+  with study.workdir.stage("influence", study.fingerprints["influence"]) as store:
     if store is not None:
-      adapters = retraining.one_model(retraining.load_models(study, full)[0], 0)
-      every = [row for part in rows.values() for row in part]
-      cosine, found, facts = at_model(study, adapters, every)
-      study.workdir.save_result("influence", {
-        "cosine": jnp.array(cosine, jnp.float32), "influence": jnp.array(found, jnp.float32)})
+      facts = save_gradient_scores(
+        study, "influence", load_model(study, study.groups[FULL]), rows)
       write_json(study.workdir.folder / "influence" / "solver.json", facts)
-
-  held = study.workdir.load_result("influence", {
-    "cosine": study.whole_array(count, owners), "influence": study.whole_array(count, owners)})
+  scores = load_gradient_scores(study, "influence", len(rows))
   result, start = {}, 0
-  for name, part in rows.items():
-    stop = start + len(part)
-    result[name] = {"gradient cosine": np.asarray(held["cosine"][start:stop]),
-                    "influence": np.asarray(held["influence"][start:stop])}
-    start = stop
+  for name, query_set in queries.items():
+    part = slice(start, start + len(query_set))
+    result[name] = {score: values[part] for score, values in scores.items()}
+    start += len(query_set)
   return result
 
 
-def at_model(study: Study, adapters, rows):
+def save_gradient_scores(study: Study, stage: str, adapters: Any,
+                         rows: Sequence[Row]) -> dict[str, float]:
+  """Saves the gradient scores of rows at one model as the result of a stage.
+
+  Returns: {"mean_eigenvalue", "largest_residual"}.
+  """
+  cosine, group_influence, facts = at_model(study, adapters, rows)
+  study.workdir.save_result(stage, {"cosine": jnp.array(cosine, jnp.float32),
+                                    "influence": jnp.array(group_influence, jnp.float32)})
+  return facts
+
+
+def load_gradient_scores(study: Study, stage: str, count: int) -> dict[str, Scores]:
+  """{"gradient cosine", "influence"} of `count` rows as a stage has saved them."""
+  saved = study.workdir.load_result(stage, {
+    key: study.whole_array(count, len(study.owners)) for key in ("cosine", "influence")})
+  return {"gradient cosine": np.asarray(saved["cosine"]),
+          "influence": np.asarray(saved["influence"])}
+
+
+def at_model(study: Study, adapters: Any,
+             rows: Sequence[Row]) -> tuple[Scores, Scores, dict[str, float]]:
   """Gradient cosine and influence of rows at one model.
 
-  Returns: (cosine [Q, O], influence [Q, O], {"mean_eigenvalue", "largest_residual"}).
+  Returns: (cosine, influence, {"mean_eigenvalue", "largest_residual"}).
   """
   settings, owners = study.settings.influence, len(study.owners)
-  model = (study.base.frame, adapters, study.base.frozen)
-  learnt = study.rows(study.examples)
+  model, examples = study.models.base.with_params(adapters), study.data.rows(study.examples)
   with progress("influence", "pass")(3) as bar:
-    examples = row_gradients(study, adapters, learnt)
-    asked = row_gradients(study, adapters, rows)
-    asked /= np.array([len(row.completion) for row in rows])[:, None]  # of the mean per token
+    example_gradients = row_gradients(study, adapters, examples)
+    query_gradients = row_gradients(study, adapters, rows)
+    # Of the mean per token.
+    query_gradients /= np.array([len(row.completion) for row in rows])[:, None]
     bar.update()
-    chunks = influence.stack_chunks([batch for _, batch in study.batches(
-      learnt, settings.batch_size, one_bucket=True).in_order()])
+    chunks = influence.stack_chunks([batch for _, batch in study.data.batches(
+      examples, settings.batch_size, seed=0, one_bucket=True).in_order()])
     eigenvalue = influence.mean_eigenvalue(
-      *model, chunks, probes=8, key=jax.random.key(study.settings.seed))
+      model, chunks, probes=8, key=jax.random.key(study.settings.seed))
     bar.update()
-    groups = np.stack([examples[study.owner_of == o].sum(axis=0) for o in range(owners)])
-    solved, residuals = influence.solve(
-      *model, chunks, groups, settings.damping * eigenvalue, settings.tolerance,
+    owner_gradients = np.stack([
+      example_gradients[study.owner_of == owner].sum(axis=0) for owner in range(owners)])
+    solutions, residuals = influence.solve(
+      model, chunks, owner_gradients, settings.damping * eigenvalue, settings.tolerance,
       iterations=settings.iterations)
     largest = float(np.max(residuals))  # waits for the solution
     bar.update()
-  return (influence.gradient_cosine(asked, examples, study.owner_of, owners),
-          influence.group_influence(asked, groups, solved),
+  return (influence.gradient_cosine(query_gradients, example_gradients, study.owner_of, owners),
+          influence.group_influence(query_gradients, owner_gradients, solutions),
           {"mean_eigenvalue": eigenvalue, "largest_residual": largest})
 
 
-def solver_facts(study: Study):
+def solver_facts(study: Study) -> dict[str, float]:
   """How well the equations of the influence were solved."""
   return read_json(study.workdir.folder / "influence" / "solver.json")
 
 
-def row_gradients(study: Study, adapters, rows):
-  """Gradient of each row's log-prob: [Q, P] float32."""
-  size = study.settings.influence.batch_size
+def row_gradients(study: Study, adapters: Any, rows: Sequence[Row]) -> Float[np.ndarray, "Q P"]:
+  """Gradient of each row's log-prob."""
+  size, model = study.settings.influence.batch_size, study.models.base.with_params(adapters)
   result = [None] * len(rows)
-  for indices, batch in study.batches(rows, size, one_bucket=True).in_order():
-    values = np.asarray(influence.example_gradients(
-      study.base.frame, adapters, study.base.frozen, batch))
+  for indices, batch in study.data.batches(
+      tuple(rows), size, seed=0, one_bucket=True).in_order():
+    values = np.asarray(influence.example_gradients(model, batch))
     for row, index in enumerate(indices):
       result[index] = values[row]
   return np.stack(result)

@@ -1,134 +1,139 @@
-"""Every setting of a faithfulness study, checked."""
+"""Every setting of a faithfulness study, with its default: the study of docs/faithfulness.md."""
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ml_collections import ConfigDict
+from pydantic import Field
 
 from dareu_jax.attribution.classifier import ClassifierSettings
-from dareu_jax.core.errors import InputError
-from dareu_jax.core.settings import at_least, build, one_of, positive, within
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.settings import Count, Positive, Size, build, settings
 from dareu_jax.data.sources.base import DataSettings
 from dareu_jax.data.tokenizers import TokenizerSettings
 from dareu_jax.evaluation.evaluator import EvaluationSettings
 from dareu_jax.models.config import LoraSettings, ModelSettings
-from dareu_jax.rl.rewards import REWARD_FORMS
-from dareu_jax.rl.settings import UnlearningSettings
+from dareu_jax.rl.rewards import RewardForm
+from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.checkpoints import CheckpointSettings
 from dareu_jax.training.optimizers import TrainSettings
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class RetrainingSettings:
   """Which models are trained for the ground truth."""
 
-  num_subsets: int  # random halves of the owners
-  subset_seeds: int  # trainings of each half
-  seeds: int  # trainings of the full model and of each leave-owner-out model
-  retained_seeds: int  # trainings of the model without the forget owners
-  group_size: int  # models that are kept together: what a kill can cost
+  num_subsets: Annotated[int, Field(ge=4)] = 64  # random halves of the owners
+  subset_seeds: int = 2  # trainings of each half
+  seeds: int = 3  # trainings of the full model and of each leave-owner-out model
+  retained_seeds: int = 8  # trainings of the model without the forget owners
+  group_size: Count = 8  # models that are saved together: what a kill can cost
 
   def __post_init__(self):
-    at_least("retraining.num_subsets", self.num_subsets, 4)
-    at_least("retraining.subset_seeds", self.subset_seeds, 2, "the ceiling compares two seeds")
-    at_least("retraining.seeds", self.seeds, 2, "the ceiling compares two seeds")
-    at_least("retraining.retained_seeds", self.retained_seeds, 2, "one is compared with the others")
-    at_least("retraining.group_size", self.group_size, 1)
+    for name in ("subset_seeds", "seeds"):
+      if getattr(self, name) < 2:
+        raise InvalidSetting(name, getattr(self, name),
+                             "the ceiling compares two seeds, so it must be >= 2.")
+    if self.retained_seeds < 2:
+      raise InvalidSetting("retained_seeds", self.retained_seeds,
+                           "one model is compared with the others, so it must be >= 2.")
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class InfluenceSettings:
   """Gauss-Newton group influence on the adapters."""
 
-  damping: float  # λ over the mean eigenvalue of the Gauss-Newton matrix
-  iterations: int  # of conjugate gradients, at most
-  tolerance: float  # residual over right-hand side at which they stop
-  batch_size: int  # rows of a pass
-
-  def __post_init__(self):
-    positive("influence.damping", self.damping)
-    at_least("influence.iterations", self.iterations, 1)
-    within("influence.tolerance", self.tolerance, 0.0, 1.0)
-    at_least("influence.batch_size", self.batch_size, 1)
+  damping: Positive = 0.1  # λ over the mean eigenvalue of the Gauss-Newton matrix
+  iterations: Count = 100  # of conjugate gradients, at most
+  # Residual over right-hand side at which they stop.
+  tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+  batch_size: Count = 40  # rows of a pass
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TrajectorySettings:
   """The unlearning runs whose checkpoints are measured."""
 
-  reward_forms: tuple[str, ...]  # one run each
-  epochs: int  # each run's, past the epoch that it would keep
-  samples_per_prompt: int  # a checkpoint's own responses to each forget query
-
-  def __post_init__(self):
-    for form in self.reward_forms:
-      one_of("trajectory.reward_forms", form, REWARD_FORMS)
-    at_least("trajectory.epochs", self.epochs, 2)
-    at_least("trajectory.samples_per_prompt", self.samples_per_prompt, 1)
+  reward_forms: tuple[RewardForm, ...] = ("telescoped", "published")  # one run each
+  epochs: Annotated[int, Field(ge=2)] = 15  # of each run, past the epoch that it would keep
+  samples_per_prompt: Count = 4  # a checkpoint's own responses to each forget query
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class FaithfulnessSettings:
   """All settings of a study."""
 
-  seed: int  # of queries, classifiers and subsets; the retrainings take this and those after it
-  max_length: int  # tokens of prompt and response together
-  length_multiple: int  # batches are padded to a multiple of this
-  questions_per_owner: int  # examples of each owner that the models learn; 0: all
-  temperature: float  # of the responses that queries and the floor are made of
-  data: DataSettings
-  tokenizer: TokenizerSettings
-  model: ModelSettings
-  lora: LoraSettings
-  pretrain: TrainSettings  # of the base, on general text, all parameters
-  finetune: TrainSettings  # of every model of the study, the adapters alone
-  retraining: RetrainingSettings
-  classifier: ClassifierSettings
-  influence: InfluenceSettings
-  unlearning: UnlearningSettings
-  trajectory: TrajectorySettings
-  evaluation: EvaluationSettings
-  bootstrap: int  # resamples behind an interval
-  checkpoint: CheckpointSettings
+  # Of queries, classifiers and subsets; the retrainings take this and those after it.
+  seed: Annotated[int, Field(ge=0, lt=2**30)] = 0
+  max_length: Annotated[int, Field(ge=16)] = 128  # tokens of prompt and response together
+  length_multiple: Count = 8  # batches are padded to a multiple of this
+  questions_per_owner: Size = 10  # examples of each owner that the models learn; 0: all
+  temperature: Positive = 0.7  # of the responses that queries and the floor are made of
+  # The last two owners are forgotten in the trajectories and masked; the base reads 200 others.
+  data: DataSettings = DataSettings(num_owners=12, forget="forget16")
+  tokenizer: TokenizerSettings = TokenizerSettings(vocab_size=1200)
+  model: ModelSettings = ModelSettings(
+    embed_dim=96, mlp_dim=256, num_layers=3, num_heads=3, num_kv_heads=3)
+  lora: LoraSettings = LoraSettings(rank=8)
+  # Of the base, on general text, all parameters.
+  pretrain: TrainSettings = TrainSettings(epochs=8, schedule="cosine", warmup=0.05)
+  # Of every model of the study, the adapters alone. Fixed in length: the same epochs and updates.
+  finetune: TrainSettings = TrainSettings(
+    learning_rate=5e-3, batch_size=24, epochs=10, schedule="cosine", weight_decay=0.0)
+  retraining: RetrainingSettings = RetrainingSettings()
+  # `none_share`: general text per example that the third classifier reads as "none of these".
+  classifier: ClassifierSettings = ClassifierSettings(
+    model=ModelSettings(embed_dim=96, mlp_dim=256, num_layers=1, num_heads=3, num_kv_heads=3),
+    train=TrainSettings(epochs=80), echo_noise=0.2, none_share=1.0)
+  influence: InfluenceSettings = InfluenceSettings()
+  # Of the trajectories, which set their own reward form and epochs; every epoch is measured.
+  unlearning: RLSettings = RLSettings(
+    reward_form="telescoped", c_seg=1.0, anchor_coef=0.0, learning_rate=1e-3, temperature=1.0,
+    selection="last")
+  trajectory: TrajectorySettings = TrajectorySettings()
+  evaluation: EvaluationSettings = EvaluationSettings(max_examples=0)
+  bootstrap: Annotated[int, Field(ge=20)] = 200  # resamples behind an interval
+  checkpoint: CheckpointSettings = CheckpointSettings(keep=1)
 
   def __post_init__(self):
-    self.model.check("model")
-    self.lora.check("lora", pretrained=True)
-    self.pretrain.check("pretrain")
-    self.finetune.check("finetune")
-    if not 0 <= self.seed < 2**30:
-      raise InputError(f"config.seed is {self.seed}: it must lie in [0, 2^30).")
-    at_least("max_length", self.max_length, 16)
-    at_least("length_multiple", self.length_multiple, 1)
-    at_least("questions_per_owner", self.questions_per_owner, 0)
-    positive("temperature", self.temperature)
-    at_least("bootstrap", self.bootstrap, 20)
-    for name in ("model", "classifier.model"):
-      block = self.model if name == "model" else self.classifier.model
+    for name, block in (("model", self.model), ("classifier.model", self.classifier.model)):
       if block.path:
-        raise InputError(f"config.{name}.path is {block.path!r}: the study trains its models from "
-                         "scratch. Leave it empty.")
-    if self.classifier.reads_query or self.classifier.vocab_size or self.classifier.calibrate:
-      raise InputError("config.classifier.reads_query, vocab_size and calibrate must be off: the "
-                       "study's classifiers read responses in the model's tokens.")
+        raise InvalidSetting(f"{name}.path", block.path,
+                             "the study trains its models from scratch. Leave it empty.")
+    for name, block in (("pretrain", self.pretrain), ("finetune", self.finetune),
+                        ("classifier.train", self.classifier.train)):
+      if not block.epochs:
+        raise InvalidSetting(f"{name}.epochs", block.epochs, "it must be >= 1.")
+    for name in ("reads_query", "vocab_size", "calibrate"):
+      value = getattr(self.classifier, name)
+      if value:
+        raise InvalidSetting(f"classifier.{name}", value,
+                             "it must be off: the study's classifiers read responses alone, in the "
+                             "model's tokens.")
     if not self.classifier.none_share:
-      raise InputError('config.classifier.none_share is 0: one classifier of the study knows "none '
-                       'of these" and needs some share of general text.')
+      raise InvalidSetting("classifier.none_share", self.classifier.none_share,
+                           'one classifier of the study knows "none of these" and needs some share '
+                           "of general text.")
     if self.unlearning.reward != "attribution":
-      raise InputError(f"config.unlearning.reward is {self.unlearning.reward!r}: the study asks "
-                       "about 'attribution'.")
+      raise InvalidSetting("unlearning.reward", self.unlearning.reward,
+                           "the study asks about 'attribution'.")
     if not self.lora.rank:
-      raise InputError("config.lora.rank is 0: the models of a study are adapters over one base, "
-                       "so that influence lives where they were trained. Set it to 1 or more.")
+      raise InvalidSetting("lora.rank", self.lora.rank,
+                           "the models of a study are adapters over one base, so that influence "
+                           "lives where they were trained. Set it to 1 or more.")
     if self.finetune.schedule == "plateau":
-      raise InputError("config.finetune.schedule is 'plateau': models that train for as long as "
-                       "they like cannot be compared. Take 'linear', 'cosine' or 'constant'.")
+      raise InvalidSetting("finetune.schedule", self.finetune.schedule,
+                           "models that train for as long as they like cannot be compared. Take "
+                           "'linear', 'cosine' or 'constant'.")
     if self.finetune.micro_batch_size:
-      raise InputError(f"config.finetune.micro_batch_size is {self.finetune.micro_batch_size}: "
-                       "batches of a study vary with the subset, so it must be 0.")
+      raise InvalidSetting("finetune.micro_batch_size", self.finetune.micro_batch_size,
+                           "batches of a study vary with the subset, so it must be 0.")
 
   @classmethod
-  def from_config(cls, config):
-    """Builds the settings from a ConfigDict (or a nested mapping).
+  def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "FaithfulnessSettings":
+    """Builds the settings from a ConfigDict or a nested mapping; the rest has its defaults.
 
     Raises:
-      InputError: for a missing or unknown key, a wrong type or an impossible value.
+      InputError: for an unknown key, a wrong type or an impossible value.
     """
-    return build(cls, config, "config")
+    return build(cls, config)

@@ -7,13 +7,19 @@ every mean over queries says over how many it was taken.
 """
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
+Interval = tuple[float, float]
+Scores = Float[np.ndarray, "Q O"]
+Values = Float[np.ndarray, " Q"]
 
-class Figure(NamedTuple):
+
+class Estimate(NamedTuple):
   """A number and what it rests on.
 
   Attributes:
@@ -23,19 +29,19 @@ class Figure(NamedTuple):
   """
 
   value: float
-  by_queries: tuple[float, float]
-  by_retrainings: tuple[float, float]
-  by_both: tuple[float, float]
+  by_queries: Interval
+  by_retrainings: Interval
+  by_both: Interval
   defined: float
 
 
-def spearman(first, second):
+def spearman(first: Float[np.ndarray, "... N"],
+             second: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
   """Rank correlation along the last axis, ties sharing their mean rank.
 
-  Args:
-    first, second: [..., N] float, broadcast against each other.
+  The two are broadcast against each other.
 
-  Returns: [...] float64; NaN where either has no two different values.
+  Returns: float64; NaN where either has no two different values.
   """
   first, second = (stats.rankdata(x, axis=-1) for x in (first, second))
   first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
@@ -44,56 +50,50 @@ def spearman(first, second):
   return np.where(squares > 0, products / np.sqrt(np.where(squares > 0, squares, 1.0)), np.nan)
 
 
-def subset_scores(scores, members):
-  """What the scores of single owners say of a group of them: their sum.
-
-  Args:
-    scores: [Q, O].
-    members: [M, O] bool.
-
-  Returns: [Q, M].
-  """
+def subset_scores(scores: Scores, members: Bool[np.ndarray, "M O"]) -> Float[np.ndarray, "Q M"]:
+  """What the scores of single owners say of a group of them: their sum."""
   return np.asarray(scores, np.float64) @ np.asarray(members, np.float64).T
 
 
-def linear_datamodeling_score(scores, members, logprobs):
+def linear_datamodeling_score(scores: Scores, members: Bool[np.ndarray, "M O"],
+                              logprobs: Float[np.ndarray, "M Q"]) -> Values:
   """LDS of each query, with owners in place of examples.
 
       LDS(q) = Spearman over j of ( Σ_{o in S_j} a_o(q),  log p(q; θ_{S_j}) )
 
   Args:
-    scores: [Q, O]; a_o(q), larger where owner o helps q more.
-    members: [M, O] bool; S_j.
-    logprobs: [M, Q]; averaged over the trainings of S_j.
+    scores: a_o(q), larger where owner o helps q more.
+    members: S_j.
+    logprobs: averaged over the trainings of S_j.
 
-  Returns: [Q]; NaN where either side is constant.
+  Returns: NaN where either side is constant.
 
   Source: Park et al. 2023 (TRAK); Ilyas et al. 2022.
   """
   return spearman(subset_scores(scores, members), np.asarray(logprobs).T)
 
 
-def lds_given_the_owner(scores, members, logprobs, owner_of):
+def lds_given_the_owner(scores: Scores, members: Bool[np.ndarray, "M O"],
+                        logprobs: Float[np.ndarray, "M Q"],
+                        owner_of: Int[np.ndarray, " Q"]) -> Values:
   """LDS among the subsets that hold the query's own owner, and among those that do not: their mean.
 
   In the plain LDS the own owner's presence decides nearly all; here it cannot.
 
   Args:
-    scores: [Q, O].
-    members: [M, O] bool.
-    logprobs: [M, Q].
-    owner_of: [Q] int.
+    scores, members, logprobs: as for `linear_datamodeling_score`.
+    owner_of: the owner whom each query is about.
 
-  Returns: [Q]; NaN where neither kind of subsets has a value.
+  Returns: NaN where neither kind of subsets has a value.
   """
-  first, second = _beaten(subset_scores(scores, members)), _beaten(np.asarray(logprobs).T)
-  held = np.asarray(members)[:, owner_of].T
-  halves = np.stack([_spearman_within(first, second, kept) for kept in (held, ~held)])
+  first, second = _wins(subset_scores(scores, members)), _wins(np.asarray(logprobs).T)
+  with_owner = np.asarray(members)[:, owner_of].T
+  halves = np.stack([_spearman_within(first, second, kept) for kept in (with_owner, ~with_owner)])
   count = (~np.isnan(halves)).sum(axis=0)
   return np.where(count > 0, np.nansum(halves, axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _beaten(x):
+def _wins(x):
   """x [Q, M] -> [Q, M, M] float32: 1 where entry i is above entry j, a half where equal."""
   # Products of groups of owners may differ in the last digit alone.
   x = np.round(np.asarray(x, np.float64), 12)
@@ -108,11 +108,13 @@ def _spearman_within(first, second, kept):
   ranks = [(x @ kept[..., None])[..., 0] for x in (first, second)]
   one, other = (kept * (r - (r * kept).sum(axis=1, keepdims=True) / count) for r in ranks)
   squares = (one**2).sum(axis=1) * (other**2).sum(axis=1)
-  there = (squares > 1e-6) & (kept.sum(axis=1) > 2)
-  return np.where(there, (one * other).sum(axis=1) / np.sqrt(np.where(there, squares, 1)), np.nan)
+  is_defined = (squares > 1e-6) & (kept.sum(axis=1) > 2)
+  return np.where(is_defined, (one * other).sum(axis=1) / np.sqrt(np.where(is_defined, squares, 1)),
+                  np.nan)
 
 
-def share_significant(correlations, count, level=0.05):
+def share_significant(correlations: Sequence[float] | np.ndarray, count: int,
+                      level: float = 0.05) -> float:
   """Share of rank correlations over `count` points whose two-sided p-value is below `level`.
 
   By the t-distribution of r √((n-2) / (1-r²)).
@@ -125,14 +127,14 @@ def share_significant(correlations, count, level=0.05):
   return float(np.mean(p < level))
 
 
-def over_owners(scores, deltas, left_out=None):
+def over_owners(scores: Scores, deltas: Float[np.ndarray, "Q O"],
+                left_out: Sequence[int] | Int[np.ndarray, " Q"] | None = None) -> Values:
   """Rank correlation over owners of scores and leave-owner-out differences, for each query.
 
   Args:
-    scores, deltas: [Q, O].
-    left_out: [Q] int; an owner whom each query leaves out, or None.
-
-  Returns: [Q].
+    scores: of each owner.
+    deltas: what its absence costs.
+    left_out: an owner whom each query leaves out, or None.
   """
   if left_out is None:
     return spearman(scores, deltas)
@@ -141,8 +143,8 @@ def over_owners(scores, deltas, left_out=None):
   return spearman(scores[keep].reshape(shape), deltas[keep].reshape(shape))
 
 
-def top_owner_hits(scores, deltas):
-  """Whether the owner with the highest score is the one whose absence costs most: [Q] of 0 and 1.
+def top_owner_hits(scores: Scores, deltas: Float[np.ndarray, "Q O"]) -> Values:
+  """Whether the owner with the highest score is the one whose absence costs most: 0 or 1.
 
   Owners that share the highest score count in parts, so that a constant score gets chance.
   """
@@ -151,7 +153,7 @@ def top_owner_hits(scores, deltas):
   return (best & right).sum(axis=1) / best.sum(axis=1)
 
 
-def detection_auc(scores, deltas, threshold):
+def detection_auc(scores: Scores, deltas: Float[np.ndarray, "Q O"], threshold: float) -> float:
   """AUC of telling (query, owner) pairs with Δ > threshold from the others by their score.
 
   NaN where one of the two kinds is missing.
@@ -164,20 +166,19 @@ def detection_auc(scores, deltas, threshold):
   return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def spearman_brown(correlation, factor=2.0):
+def spearman_brown(correlation: float, factor: float = 2.0) -> float:
   """Reliability of a mean over `factor` times as many trainings: k r / (1 + (k-1) r)."""
-  correlation = np.asarray(correlation, np.float64)
   return factor * correlation / (1 + (factor - 1) * correlation)
 
 
-def half_correlations(values):
+def half_correlations(values: Float[np.ndarray, "R Q N"]) -> Values:
   """Rank correlation of the means of two halves of the trainings, averaged over every way to part
   them (with an odd number, one training is left out each time).
 
   Args:
-    values: [R, Q, N]; R >= 2.
+    values: of at least two trainings.
 
-  Returns: [Q]; NaN where a half is constant.
+  Returns: NaN where a half is constant.
   """
   values = np.asarray(values, np.float64)
   half = len(values) // 2
@@ -186,17 +187,17 @@ def half_correlations(values):
     for first, second in _halves(len(values), half)], axis=0)
 
 
-def reliability(correlations, trainings):
+def reliability(correlations: Values, trainings: int) -> float:
   """How well the mean over all trainings would agree with that of as many others.
 
   The mean over queries is stepped up, not each query's value: few points make those noisy, and the
   formula is not linear.
 
   Args:
-    correlations: [Q]; of `half_correlations`.
-    trainings: R.
+    correlations: as of `half_correlations`.
+    trainings: how many there are.
 
-  Returns: float; at or below 0 nothing agrees and nothing is stepped up.
+  Returns: at or below 0 nothing agrees and nothing is stepped up.
 
   Source: Spearman 1910; Brown 1910.
   """
@@ -204,7 +205,7 @@ def reliability(correlations, trainings):
   return float(spearman_brown(mean, trainings / (trainings // 2))) if mean > 0 else mean
 
 
-def _halves(count, half):
+def _halves(count: int, half: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
   for first in itertools.combinations(range(count), half):
     rest = [i for i in range(count) if i not in first]
     for second in itertools.combinations(rest, half):
@@ -212,7 +213,7 @@ def _halves(count, half):
         yield first, second
 
 
-def ceiling(reliability):
+def ceiling(reliability: float) -> float:
   """The highest correlation that a perfect score can expect with a truth of this reliability.
 
   Source: the correction for attenuation, Spearman 1904.
@@ -220,30 +221,31 @@ def ceiling(reliability):
   return float(np.sqrt(max(reliability, 0.0)))
 
 
-def defined_mean(values):
+def defined_mean(values: Sequence[float] | np.ndarray) -> float:
   """Mean over what exists; NaN where nothing does."""
   values = np.asarray(values, np.float64)
   kept = values[~np.isnan(values)]
   return float(kept.mean()) if len(kept) else float("nan")
 
 
-def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
+def bootstrap(statistic: Callable[[Int[np.ndarray, " J"]], Values], num_queries: int,
+              num_retrainings: int, *, resamples: int, seed: int) -> Estimate:
   """Mean over queries of a statistic, with three percentile intervals.
 
   Args:
-    statistic: retraining indices (with repeats) -> [Q] a value for each query.
-    num_queries, num_retrainings: Q, and how many retrainings there are to draw from.
+    statistic: of retraining indices (with repeats), a value for each query.
+    num_queries, num_retrainings: how many there are to draw from.
     resamples: of each interval.
-    seed: int.
+    seed: of the draws.
 
-  Returns: Figure. 'by_both' draws queries and retrainings at once: new questions to new models.
+  Returns: Estimate. 'by_both' draws queries and retrainings at once: new questions to new models.
   """
   rng = np.random.default_rng(seed)
   whole = np.asarray(statistic(np.arange(num_retrainings)), np.float64)
   queries = rng.integers(0, num_queries, (resamples, num_queries))
   drawn = [np.asarray(statistic(rng.integers(0, num_retrainings, num_retrainings)), np.float64)
            for _ in range(resamples)]
-  return Figure(
+  return Estimate(
     defined_mean(whole),
     percentiles([defined_mean(whole[q]) for q in queries]),
     percentiles([defined_mean(values) for values in drawn]),
@@ -251,7 +253,7 @@ def bootstrap(statistic, num_queries, num_retrainings, *, resamples, seed):
     float(np.mean(~np.isnan(whole))))
 
 
-def percentiles(values):
+def percentiles(values: Iterable[float]) -> Interval:
   """The 95% interval of resampled values; NaN where there are none."""
   values = np.array(list(values), np.float64)
   values = values[~np.isnan(values)]
@@ -260,22 +262,25 @@ def percentiles(values):
   return tuple(float(x) for x in np.percentile(values, [2.5, 97.5]))
 
 
-def alarms(scores, distances, *, score_margin=0.0, distance_margins=0.0):
+def alarms(scores: Sequence[float] | np.ndarray, distances: Sequence[float] | np.ndarray, *,
+           score_margin: float = 0.0, distance_margins: float | np.ndarray = 0.0) -> list[int]:
   """Steps on which a score falls while the distance that it stands for grows.
 
   Args:
-    scores, distances: [C]; of checkpoints in order.
+    scores, distances: of checkpoints in order.
     score_margin: what the score must fall by, more than this.
-    distance_margins: scalar or [C-1]; what the distance must grow by, more than this.
+    distance_margins: what the distance must grow by, more than this; of all steps, or of each.
 
-  Returns: list of int; the checkpoint at the end of each such step.
+  Returns: the checkpoint at the end of each such step.
   """
   falls = -np.diff(scores) > score_margin
   grows = np.diff(distances) > distance_margins
   return [int(i) + 1 for i in np.flatnonzero(falls & grows)]
 
 
-def correlation_over_checkpoints(scores, distances, *, resamples, seed):
+def correlation_over_checkpoints(
+    scores: Sequence[float] | np.ndarray, distances: Sequence[float] | np.ndarray, *,
+    resamples: int, seed: int) -> tuple[float, Interval]:
   """Spearman over the checkpoints of a run: (value, 95% interval).
 
   Checkpoints follow on each other, so the interval (a bootstrap over them) is too narrow; it is a

@@ -1,121 +1,192 @@
-"""The whole study: retrainings, scores, figures, report. Each stage is skipped when it is done."""
+"""What the stages of a study share: data and models as a run has them, its own graph of stages."""
 
-import time
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from dareu_jax.pipeline.workdir import occupied
-from dareu_jax.training.checkpoints import write_json
-from studies.faithfulness import (
-  controls,
-  figures,
-  floor,
-  masking,
-  page,
-  queries,
-  retraining,
-  scores,
-  trajectory,
-  truth,
-)
-from studies.faithfulness.preparation import prepare
+from dareu_jax.attribution.classifier import owner_probabilities
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.batches import Row
+from dareu_jax.data.examples import Corpus, Example
+from dareu_jax.data.sources.base import load_corpus
+from dareu_jax.models.handle import Model
+from dareu_jax.parallel import mesh as meshes
+from dareu_jax.parallel.mesh import MeshSettings
+from dareu_jax.pipeline import graph
+from dareu_jax.pipeline.data import Data
+from dareu_jax.pipeline.models import Models, base_model
+from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.training.supervised import StageIO
+from dareu_jax.training.writers import MetricWriter, progress
 from studies.faithfulness.settings import FaithfulnessSettings
-from studies.faithfulness.world import Study, make_study
-
-# Sets of queries whose likelihood every model gives, and those of them with the full treatment.
-MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")
-COMPARED = ("sampled", "true", "unseen")
-CALIBRATED = ("true", "paraphrased", "sampled")
+from studies.faithfulness.subsets import FULL, RETAINED, Group, all_groups, leave_out_name
 
 
-def run(settings: FaithfulnessSettings, folder, *, overwrite=False):
-  """Everything that is not done yet.
+class Variant(NamedTuple):
+  """One of the classifiers of a study."""
 
-  Returns: (the figures, as written to figures.json; path of report.md).
-
-  Raises:
-    InputError: for settings, data or a folder that cannot be used, before any long work.
-  """
-  study = make_study(settings, folder)
-  groups = retraining.all_groups(study)
-  with occupied(folder):
-    return _run(settings, folder, study, groups, overwrite)
+  seed_offset: int  # how far its seed is from the first one's
+  has_none: bool  # whether it knows "none of these", the class after the owners
 
 
-def _run(settings, folder, study, groups, overwrite):
-  study.workdir.claim(overwrite=overwrite)
-  begin = time.monotonic()
-  prepare(study)
-  retraining.retrain(study, groups)
-  asked = queries.sampled(study, groups) | queries.given(study)
-  measured = {name: asked[name] for name in MEASURED if name in asked}
-  truths = truth.measure(study, halves_and_leave_outs(groups), measured)
-  found = scores.all_scores(study, groups, measured)
-  results = {
-    "retraining": compare(study, measured, truths, found),
-    "floor": floor.measure(study, groups, settings.bootstrap),
-    "calibration": floor.calibration(
-      study, {name: asked[name] for name in CALIBRATED if name in asked}, settings.bootstrap),
-    "controls": controls.of_texts(study, asked, truths),
-    "agreement": {name: controls.agreement(
-      found["sampled"]["classifier"], found["sampled"][name], asked["sampled"].owner_of)
-      for name in ("judge", "with none", "tf-idf")},
-    "randomised": controls.without_training(
-      study, groups, asked["sampled"].rows, found["sampled"]),
-    "masking": masking.measure(study, settings.bootstrap),
-    "trajectory": trajectory.measure(study, groups),
-  }
-  results["protocol"] = protocol(study, groups)
-  results["seconds"] = {
-    "this run": round(time.monotonic() - begin, 1),
-    "stages": {name: stage["seconds"] for name, stage in study.workdir.stages.items()}}
-  write_json(study.workdir.folder / "figures.json", results)
-  return results, page.write(study.workdir.folder, results)
+# 'judge' starts elsewhere and sees the data in another order with other noise.
+CLASSIFIERS = {"classifier": Variant(0, False), "judge": Variant(1000, False),
+               "with none": Variant(2000, True)}
 
 
-def halves_and_leave_outs(groups):
-  """The groups whose likelihoods figures (a) to (d) rest on."""
-  return {name: group for name, group in groups.items() if name != "retained"}
+def stage_of(classifier: str) -> str:
+  """The stage that trains one of CLASSIFIERS."""
+  return classifier.replace(" ", "_")
 
 
-def compare(study: Study, measured, truths, found):
-  """Figures (a) to (d) of each set: {set name: ...}."""
-  settings = study.settings
-  result = {}
-  for name in COMPARED:
-    if name not in measured:
-      continue
-    got = figures.against_retraining(
-      truths[name], found[name], measured[name].owner_of, resamples=settings.bootstrap,
-      seed=settings.seed)
-    got["scores"] = {which: {key: _plain(value) for key, value in one.items()}
-                     for which, one in got["scores"].items()}
-    result[name] = got | {"meaning": measured[name].meaning}
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Settings, data, models and folder of a study, and the graph of its stages."""
+
+  settings: FaithfulnessSettings
+  data: Data  # its corpus is cut to `questions_per_owner`
+  models: Models
+  workdir: Workdir
+  groups: dict[str, Group]
+  stages: dict[str, graph.Stage]
+
+  @functools.cached_property
+  def fingerprints(self) -> dict[str, str]:
+    """{stage: fingerprint}."""
+    return graph.fingerprints(self.stages)
+
+  def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
+    """Where a stage keeps what it does."""
+    writer = MetricWriter(self.workdir.folder / "metrics", name)
+    return StageIO(store, writer, progress(name, unit))
+
+  @property
+  def owners(self) -> tuple[str, ...]:
+    """Names of the owners whose data the models learn."""
+    return self.data.source.owners
+
+  @functools.cached_property
+  def examples(self) -> tuple[Example, ...]:
+    """Everything that the full model learns, owner by owner."""
+    order = {owner: i for i, owner in enumerate(self.owners)}
+    corpus = self.data.corpus
+    return tuple(sorted(corpus.forget + corpus.retain, key=lambda example: order[example.owner]))
+
+  @functools.cached_property
+  def owner_of(self) -> Int[np.ndarray, " N"]:
+    """The owner of each example."""
+    return np.array([row.owner for row in self.data.rows(self.examples)])
+
+  @functools.cached_property
+  def is_forget(self) -> Bool[np.ndarray, " O"]:
+    """Which owners are to be forgotten."""
+    return np.isin(self.owners, self.data.source.forget_owners)
+
+  def whole_array(self, *shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    """The template of a saved array that lies whole on the device."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(
+      self.models.mesh, jax.sharding.PartitionSpec()))
+
+  def fresh_adapters(self, seed: int) -> Any:
+    """The adapters that a training of this seed starts from."""
+    return base_model(
+      self.settings, self.models.config, seed, self.models.mesh, self.workdir).params
+
+  def fresh_classifier(self, name: str) -> Model:
+    """An untrained one of CLASSIFIERS."""
+    variant = CLASSIFIERS[name]
+    return self.models.fresh_classifier(
+      self.settings.seed + variant.seed_offset + 1, len(self.owners) + variant.has_none)
+
+  @functools.cached_property
+  def classifiers(self) -> dict[str, Model]:
+    """The trained CLASSIFIERS."""
+    models = {name: self.fresh_classifier(name) for name in CLASSIFIERS}
+    return {name: model.with_params(self.workdir.load_result(stage_of(name), model.params))
+            for name, model in models.items()}
+
+  def owner_scores(self, name: str, rows: tuple[Row, ...]) -> Float[np.ndarray, "Q O"]:
+    """p(owner | completion) of rows by one of CLASSIFIERS.
+
+    What is missing from 1 is the probability of "none of these".
+    """
+    scores = np.zeros((len(rows), len(self.owners)), np.float32)
+    batches = self.data.batches(rows, self.settings.evaluation.batch_size, seed=0)
+    for indices, batch in batches.in_order():
+      probabilities = np.asarray(owner_probabilities(self.classifiers[name], batch.completion_ids))
+      last = batch.completion_lengths[:len(indices)] - 1
+      scores[indices] = probabilities[np.arange(len(indices)), last, :len(self.owners)]
+    return scores
+
+
+def stages(settings: FaithfulnessSettings, source: Corpus,
+           groups: dict[str, Group]) -> dict[str, graph.Stage]:
+  """The graph of a study, in the order in which its stages come."""
+  s, Stage = settings, graph.Stage
+  result = {
+    "tokenizer": Stage((), (dataclasses.asdict(source), s.data.prompt_tokens,
+                            s.data.response_tokens, s.tokenizer, s.max_length)),
+    "base": Stage(("tokenizer",), (s.seed, s.model, s.pretrain, s.length_multiple))}
+  classifiers = tuple(map(stage_of, CLASSIFIERS))
+  for name in classifiers:
+    result[name] = Stage(("tokenizer",), (s.seed, s.classifier, s.length_multiple))
+  for group in groups.values():
+    result[group.stage] = Stage(("base",), (s.lora, s.finetune, group.members, group.seeds))
+  full, retained, without = (
+    groups[name].stage for name in (FULL, RETAINED, leave_out_name(s.seed)))
+  result["queries"] = Stage((full,), (s.seed, s.temperature, s.evaluation))
+  for group in groups.values():
+    result[f"logprobs/{group.name}"] = Stage((group.stage, "queries"), ())
+  result["influence"] = Stage((full, "queries"), (s.influence,))
+  result["randomized"] = Stage(("base", "queries"), (s.lora, s.influence))
+  result["floor"] = Stage((full, without), (s.seed, s.temperature, s.evaluation))
+  judged = (full, retained, *classifiers)
+  measured = s.evaluation, s.trajectory.samples_per_prompt
+  result["trajectory/references"] = Stage(judged, measured)
+  for form in s.trajectory.reward_forms:
+    result[f"trajectory/{form}"] = Stage(
+      judged, (*measured, s.trajectory.epochs, s.unlearning, form))
   return result
 
 
-def _plain(value):
-  return value._asdict() if hasattr(value, "_asdict") else value
+def make_study(settings: FaithfulnessSettings, folder: str | pathlib.Path) -> Study:
+  """Checks everything that can be checked before any work.
+
+  Raises:
+    InputError: for data or owners that are not as the settings say.
+  """
+  # One device: the models are small and many, not large.
+  mesh = meshes.make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))
+  source = first_questions(load_corpus(settings.data), settings.questions_per_owner)
+  if len(source.owners) < 4:
+    raise InputError(f"config.data.num_owners is {len(source.owners)}: a rank correlation without "
+                     "the true owner needs 4 owners or more.")
+  for name, role in (("general", "text for the base to read"), ("holdout", "unseen owners")):
+    if not getattr(source, name):
+      raise InputError(f"the data has no {name} examples, and the study needs {role}.")
+  groups = all_groups(settings, source)
+  workdir = Workdir(folder, settings, settings.checkpoint)
+  graph_of_stages = stages(settings, source, groups)
+  data = Data(settings, source, workdir, graph.fingerprints(graph_of_stages)["tokenizer"])
+  models = Models(settings, settings.seed, data, mesh, workdir, MeshSettings().gather_gib)
+  return Study(settings, data, models, workdir, groups, graph_of_stages)
 
 
-def protocol(study: Study, groups):
-  """What the figures rest on, in words and numbers."""
-  settings = study.settings
-  losses = {name: retraining.load_models(study, groups[name])[1] for name in ("full", "retained")}
-  halves = [name for name in groups if name.startswith("halves")]
-  half_losses = np.concatenate([retraining.load_models(study, groups[name])[1] for name in halves])
-  return {
-    "owners": len(study.owners), "examples": len(study.examples),
-    "forget_owners": list(study.corpus.forget_owners),
-    "subsets": settings.retraining.num_subsets, "subset_seeds": settings.retraining.subset_seeds,
-    "seeds": settings.retraining.seeds, "retained_seeds": settings.retraining.retained_seeds,
-    "models": sum(map(len, groups.values())),
-    "base_parameters": study.config.num_parameters,
-    "trained_parameters": int(sum(np.prod(x.shape) for x in jax.tree.leaves(study.base.trainable))),
-    "epochs": settings.finetune.epochs, "batch_size": settings.finetune.batch_size,
-    "loss_full": float(losses["full"].mean()), "loss_halves": float(half_losses.mean()),
-    "temperature": settings.temperature, "resamples": settings.bootstrap,
-    "influence": scores.solver_facts(study),
-    "damping": settings.influence.damping, "iterations": settings.influence.iterations,
-  }
+def first_questions(corpus: Corpus, count: int) -> Corpus:
+  """The corpus with the first `count` examples of each owner, unseen ones too; 0: all."""
+
+  def cut(examples):
+    seen, kept = {}, []
+    for example in examples:
+      seen[example.owner] = seen.get(example.owner, 0) + 1
+      if not count or seen[example.owner] <= count:
+        kept.append(example)
+    return tuple(kept)
+
+  return dataclasses.replace(corpus, forget=cut(corpus.forget), retain=cut(corpus.retain),
+                             holdout=cut(corpus.holdout))

@@ -1,25 +1,26 @@
 """Entry: what a preset's rollouts need on meshes of devices, compiled ahead of time or measured.
 
-    python -m dareu_jax.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
+    python -m studies.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
         --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2
 """
 
 import dataclasses
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dareu_jax.core.command_line import define_hosts, enter, typed
+from dareu_jax.core.command_line import Flags, define_hosts, enter, typed
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.settings import build
+from dareu_jax.core.numerics import exact_matmuls
 from dareu_jax.parallel import hosts
-from dareu_jax.pipeline.workdir import occupied
+from dareu_jax.pipeline.workdir import lock
 from studies.scaling import chips, measure, report, study
-from studies.scaling.programs import ScalingSettings
+from studies.scaling.settings import ScalingSettings
 
 
 def _define_flags():
@@ -37,21 +38,20 @@ def _define_flags():
   flags.DEFINE_integer("repeats", 3, "Runs of each program that is measured.", lower_bound=1)
 
 
-def main(given):
+def main(given: Flags) -> None:
   """Compiles, measures, tabulates."""
   if given.topology:  # the compiler alone is used: no metadata server, and nothing to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  jax.config.update("jax_default_matmul_precision", "highest")
-  settings = build(ScalingSettings, given.config, "config")
+  settings = ScalingSettings.from_config(given.config)
   if not given.topology and not given.run:
     raise InputError("give --topology=v5e:4x4 (or another) to compile for, or --run to measure.")
   hosts.start_by_flags(given)
-  with hosts.ended_together(), occupied(given.workdir):
+  with exact_matmuls(), hosts.ended_together(), lock(given.workdir):
     _main(settings, given)
 
 
-def _main(settings, given):
+def _main(settings: ScalingSettings, given: Flags) -> None:
   targets = list(_targets(given))
   wanted = [(target, sizes) for target in targets
             for sizes in _meshes(given.mesh, len(target.devices))]
@@ -77,12 +77,12 @@ class Target(NamedTuple):
   """Devices that a mesh may lie on."""
 
   name: str
-  devices: list
+  devices: Sequence[Any]
   chip: chips.Chip
   is_here: bool
 
 
-def _targets(given):
+def _targets(given: Flags) -> Iterator[Target]:
   for name in given.topology or ():
     devices, chip = study.topology(name)
     yield Target(name, devices, chips.CHIPS[chip], False)

@@ -25,7 +25,7 @@ class Chip:
   ports: int  # links of a chip; a collective along one dimension of the torus uses two of them
 
   @property
-  def collective_bandwidth(self):
+  def collective_bandwidth(self) -> float:
     """Bytes a second that it sends in a collective along one dimension."""
     return self.links * min(1.0, 2 / self.ports)
 
@@ -45,7 +45,7 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p
           "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
 
 
-def of_device(device):
+def of_device(device: jax.Device) -> Chip:
   """The chip of a device that is there; of an unknown kind as measured."""
   kind = device.device_kind
   # "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4" (and no "NVIDIA L40S").
@@ -53,7 +53,7 @@ def of_device(device):
   return CHIPS[name] if name else measured(device)
 
 
-def measured(device):
+def measured(device: jax.Device) -> Chip:
   """What the first device reaches in a matrix product and in a copy, and the memory it has.
 
   Fake CPU devices share the cores, so that each has its share; a copy stands for the links.

@@ -29,7 +29,8 @@ class Cost:
   traffic: float = 0.0
   collectives: Counter = dataclasses.field(default_factory=Counter)
 
-  def add(self, other, times=1):
+  def add(self, other: "Cost", times: int = 1) -> None:
+    """Adds another cost, so many times."""
     self.flops += times * other.flops
     self.traffic += times * other.traffic
     for kind, amount in other.collectives.items():
@@ -39,13 +40,13 @@ class Cost:
 class Program:
   """A compiled program's text, taken apart."""
 
-  def __init__(self, text, *, loop_trips=1):
+  def __init__(self, text: str, *, loop_trips: int = 1):
     """`loop_trips` is how often a loop runs that does not say so itself."""
     self.loop_trips = loop_trips
     self.computations, self.entry = parse(text)
 
   @functools.cached_property
-  def cost(self):
+  def cost(self) -> Cost:
     """Cost of a run of the whole program."""
     return self._of_computation(self.entry)
 
@@ -56,63 +57,63 @@ class Program:
       self._add(total, name, instruction)
     # An asynchronous collective is spread over several fusions: each channel counts once.
     channels = {}
-    for computation, one, kind in self._collectives(name):
-      channel = re.search(r"channel_id=(\d+)|$", one.attributes)[1] or one.name
-      channels.setdefault(channel, []).append((computation, one, kind))
+    for computation, op, kind in self._collectives(name):
+      channel = re.search(r"channel_id=(\d+)|$", op.attributes)[1] or op.name
+      channels.setdefault(channel, []).append((computation, op, kind))
     for parts in channels.values():
-      computation, one, kind = parts[0]
-      total.collectives[kind] += self._moved(computation, one, kind)
+      computation, op, kind = parts[0]
+      total.collectives[kind] += self._moved(computation, op, kind)
       # Where it is known of one part that it lies in fast memory, it does.
       total.traffic += min(self._touched(*part[:2]) for part in parts)
     return total
 
-  def _touched(self, computation, one):
-    given = self._operands(computation, one)
-    return sum(shape.traffic for operand in given for shape in operand.shapes) + max(
-      (shape.traffic for shape in one.shapes), default=0)
+  def _touched(self, computation, op):
+    operands = self._operands(computation, op)
+    return sum(shape.traffic for operand in operands for shape in operand.shapes) + max(
+      (shape.traffic for shape in op.shapes), default=0)
 
   def _collectives(self, name):
     """Yields (computation, Instruction, kind) of the collectives here and in fusions."""
-    for one in self.computations[name].values():
-      kind = one.opcode.removesuffix("-start")
+    for op in self.computations[name].values():
+      kind = op.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
-        yield name, one, kind
-      elif one.opcode == "fusion":
-        for called in one.called("calls"):
+        yield name, op, kind
+      elif op.opcode == "fusion":
+        for called in op.called("calls"):
           yield from self._collectives(called)
 
-  def _add(self, total, computation, one):
+  def _add(self, total, computation, op):
     """Adds an instruction's cost, that of what it calls included."""
-    if one.opcode == "while":
+    if op.opcode == "while":
       for part in ("condition", "body"):
-        for called in one.called(part):
-          total.add(self._of_computation(called), self._trips(one))
+        for called in op.called(part):
+          total.add(self._of_computation(called), self._trips(op))
       return
-    if one.opcode == "conditional":
-      branches = one.called("branch_computations") or (
-        one.called("true_computation") + one.called("false_computation"))
+    if op.opcode == "conditional":
+      branches = op.called("branch_computations") or (
+        op.called("true_computation") + op.called("false_computation"))
       costs = [self._of_computation(branch) for branch in branches]
       total.add(max(costs, key=lambda cost: (cost.flops, cost.traffic)))
       return
-    if one.opcode in ("call", "async-start"):
-      for called in one.called("to_apply") or one.called("calls"):
+    if op.opcode in ("call", "async-start"):
+      for called in op.called("to_apply") or op.called("calls"):
         total.add(self._of_computation(called))
       return
-    total.flops += self._flops(computation, one)
-    total.traffic += self._traffic(computation, one)
+    total.flops += self._flops(computation, op)
+    total.traffic += self._traffic(computation, op)
 
-  def _trips(self, one):
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', one.attributes)
-    if found:
-      return int(found[1])
+  def _trips(self, op):
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', op.attributes)
+    if known:
+      return int(known[1])
     # A counter that starts at 0 and is compared with a number, whatever else may end the loop.
-    bounds = [bound for name in one.called("condition") for bound in self._integers(name)]
-    return -(-max(bounds) // self._step(one)) if bounds else self.loop_trips
+    bounds = [bound for name in op.called("condition") for bound in self._integers(name)]
+    return -(-max(bounds) // self._step(op)) if bounds else self.loop_trips
 
-  def _step(self, one):
+  def _step(self, op):
     """What a loop's counter grows by: the part of its state that the condition compares."""
-    condition, body = (self.computations[one.called(part)[0]] for part in ("condition", "body"))
-    state = self._root(one.called("body")[0]).operands
+    condition, body = (self.computations[op.called(part)[0]] for part in ("condition", "body"))
+    state = self._root(op.called("body")[0]).operands
     for compared in (each for each in condition.values() if each.opcode == "compare"):
       for part in map(condition.get, compared.operands):
         if part is not None and part.opcode == "get-tuple-element":
@@ -124,93 +125,93 @@ class Program:
 
   def _integers(self, name):
     """Integer constants of a computation and what it calls."""
-    for one in self.computations[name].values():
-      if one.opcode == "constant" and one.shapes[0] in _COUNTERS:
-        yield _integer(one)
-      for called in one.called("calls") if one.opcode == "fusion" else ():
+    for op in self.computations[name].values():
+      if op.opcode == "constant" and op.shapes[0] in _COUNTERS:
+        yield _integer(op)
+      for called in op.called("calls") if op.opcode == "fusion" else ():
         yield from self._integers(called)
 
   def _root(self, name):
     """The Instruction that a computation gives back."""
-    return next(one for one in self.computations[name].values() if one.is_root)
+    return next(op for op in self.computations[name].values() if op.is_root)
 
-  def _operands(self, computation, one):
-    held = self.computations[computation]
-    return [held[name] for name in one.operands if name in held]
+  def _operands(self, computation, op):
+    ops = self.computations[computation]
+    return [ops[name] for name in op.operands if name in ops]
 
   # FLOPs.
 
-  def _flops(self, computation, one):
+  def _flops(self, computation, op):
     """Multiplications and additions of matrix products; the rest is small beside its traffic.
 
     On GPUs they are calls of cuBLAS. Attention by cuDNN or in a Pallas kernel is not counted.
     """
-    if one.opcode == "fusion":
-      return sum(self._flops(called, inner) for called in one.called("calls")
+    if op.opcode == "fusion":
+      return sum(self._flops(called, inner) for called in op.called("calls")
                  for inner in self.computations[called].values())
-    if one.opcode == "dot":
-      return self._product_flops(computation, one, r"lhs_contracting_dims=\{([\d,]*)\}")
-    if one.opcode == "convolution":
-      return self._convolution_flops(computation, one)
-    if one.opcode == "custom-call" and 'custom_call_target="__cublas' in one.attributes:
-      return self._product_flops(computation, one, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    if op.opcode == "dot":
+      return self._product_flops(computation, op, r"lhs_contracting_dims=\{([\d,]*)\}")
+    if op.opcode == "convolution":
+      return self._convolution_flops(computation, op)
+    if op.opcode == "custom-call" and 'custom_call_target="__cublas' in op.attributes:
+      return self._product_flops(computation, op, r'"lhs_contracting_dimensions":\[([^\]]*)\]')
     return 0
 
-  def _product_flops(self, computation, one, summed):
+  def _product_flops(self, computation, op, summed):
     """Of a matrix product; `summed` finds the dimensions of its left side that are summed over."""
-    left = self._operands(computation, one)[0].shapes[0]
-    dimensions = re.findall(r"\d+", re.search(summed, one.attributes)[1])
-    return 2 * one.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
+    left = self._operands(computation, op)[0].shapes[0]
+    dimensions = re.findall(r"\d+", re.search(summed, op.attributes)[1])
+    return 2 * op.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
 
-  def _convolution_flops(self, computation, one):
+  def _convolution_flops(self, computation, op):
     """As XLA counts them: places of the window that lie on padding are not multiplied."""
-    left, kernel = (operand.shapes[0] for operand in self._operands(computation, one)[:2])
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    left, kernel = (operand.shapes[0] for operand in self._operands(computation, op)[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     lhs, rhs, out = labels.groups()
     features = kernel.dims[rhs.index("i")]
-    window = re.search(r"window=\{([^}]*)\}", one.attributes)
+    window = re.search(r"window=\{([^}]*)\}", op.attributes)
     places = 1
     for axis in sorted(set(rhs) - {"i", "o"}):
       places *= _window_products(
         _window(window and window[1], int(axis)), left.dims[lhs.index(axis)],
-        one.shapes[0].dims[out.index(axis)])
-    batch = one.shapes[0].dims[out.index("b")]
-    produced = one.shapes[0].dims[out.index("f")]
+        op.shapes[0].dims[out.index(axis)])
+    batch = op.shapes[0].dims[out.index("b")]
+    produced = op.shapes[0].dims[out.index("f")]
     # Groups of the batch are products apart: each sees its share of the rows alone.
-    groups = re.search(r"batch_group_count=(\d+)", one.attributes)
+    groups = re.search(r"batch_group_count=(\d+)", op.attributes)
     rows = left.dims[lhs.index("b")] // int(groups[1]) if groups and int(groups[1]) > 1 else batch
     return 2 * rows * produced * features * places
 
   # Traffic.
 
-  def _traffic(self, computation, one):
-    if (one.opcode in _FREE or one.opcode.endswith("-done") or _is_sign(one)
-        or one.opcode.removesuffix("-start") in COLLECTIVES):
+  def _traffic(self, computation, op):
+    if (op.opcode in _FREE or op.opcode.endswith("-done") or _is_marker(op)
+        or op.opcode.removesuffix("-start") in COLLECTIVES):
       return 0
-    operands = self._operands(computation, one)
-    if one.opcode == "fusion":
-      body = one.called("calls")[0]
+    operands = self._operands(computation, op)
+    if op.opcode == "fusion":
+      body = op.called("calls")[0]
       reads = sum(self._read(body, index, operand.shapes[0])
                   for index, operand in enumerate(operands) if operand.shapes)
-      return reads + self._written(body, one.shapes)
-    if one.opcode.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
+      return reads + self._written(body, op.shapes)
+    if op.opcode.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
       # Of a start's tuple the slice is the smallest array beside the scalars.
-      cut = min((s for s in one.shapes if s.dims), key=lambda s: s.size, default=one.shapes[0])
+      cut = min((s for s in op.shapes if s.dims), key=lambda s: s.size, default=op.shapes[0])
       return cut.traffic + (0 if operands[0].shapes[0].fast else cut.bytes)
-    if one.opcode == "dynamic-update-slice":
-      return 0 if one.shapes[0].fast else 2 * operands[1].shapes[0].bytes
-    if one.opcode == "scatter":
-      return 0 if one.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
+    if op.opcode == "dynamic-update-slice":
+      return 0 if op.shapes[0].fast else 2 * operands[1].shapes[0].bytes
+    if op.opcode == "scatter":
+      return 0 if op.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
     # Of a tuple (copy-start) the first part is the copy, the others say where it comes from.
-    written = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
-    if 'custom_call_target="__cu' in one.attributes:  # of cuBLAS, cuDNN: the rest is room for them
+    written = op.shapes[:1] if op.opcode.endswith("-start") else op.shapes
+    if 'custom_call_target="__cu' in op.attributes:  # of cuBLAS, cuDNN: the rest is room for them
       written = [shape for shape in written if shape.dtype not in ("s8", "u8")]
     return sum(shape.traffic for operand in operands for shape in operand.shapes) + sum(
       shape.traffic for shape in written)
 
   def _parameter(self, body, index):
-    return next(one for one in self.computations[body].values()
-                if one.opcode == "parameter" and one.attributes.split(")")[0] == str(index))
+    return next(op for op in self.computations[body].values()
+                if op.opcode == "parameter" and op.attributes.split(")")[0] == str(index))
 
   def _read(self, body, index, shape):
     """Bytes of a fusion's operand that it reads: what its uses ask for, at most all of it."""
@@ -238,7 +239,7 @@ class Program:
       elif use.opcode in _VIEWS:
         total += (handed_out or whole)() if use.is_root else self._read_of(
           body, use.name, shape, handed_out)
-      elif (use.opcode == "tuple" and use.is_root) or use.opcode in COLLECTIVES or _is_sign(use):
+      elif (use.opcode == "tuple" and use.is_root) or use.opcode in COLLECTIVES or _is_marker(use):
         total += 0  # handed through, or counted with its channel
       else:
         return shape.bytes
@@ -252,55 +253,55 @@ class Program:
                for name, shape in zip(parts, shapes, strict=False))
 
   def _written_by(self, body, name, shape, copied=False):
-    one = self.computations[body].get(name)
-    if one is None:
+    op = self.computations[body].get(name)
+    if op is None:
       return shape.bytes
-    if one.opcode == "dynamic-update-slice":
-      return self.computations[body][one.operands[1]].shapes[0].bytes
-    if one.opcode in _VIEWS:
-      copied = copied or one.opcode != "bitcast"
-      return self._written_by(body, one.operands[0], shape, copied)
-    if one.opcode == "fusion":
-      inner = one.called("calls")[0]
+    if op.opcode == "dynamic-update-slice":
+      return self.computations[body][op.operands[1]].shapes[0].bytes
+    if op.opcode in _VIEWS:
+      copied = copied or op.opcode != "bitcast"
+      return self._written_by(body, op.operands[0], shape, copied)
+    if op.opcode == "fusion":
+      inner = op.called("calls")[0]
       root = self._root(inner)
       if root.opcode != "tuple":
         return self._written_by(inner, root.name, shape, copied)
-    handed_on = one.opcode == "parameter" and not copied
-    return 0 if handed_on or one.opcode in COLLECTIVES or _is_sign(one) else shape.bytes
+    handed_on = op.opcode == "parameter" and not copied
+    return 0 if handed_on or op.opcode in COLLECTIVES or _is_marker(op) else shape.bytes
 
   # Collectives.
 
-  def _moved(self, computation, one, kind):
+  def _moved(self, computation, op, kind):
     """Bytes that a device sends, by the usual ring algorithms over a group of n:
 
         all-gather, reduce-scatter, all-to-all: (n-1)/n of the whole; all-reduce: twice that
     """
-    n = _group_size(one.attributes)
-    operands = self._operands(computation, one)
-    given = sum(shape.bytes for operand in operands for shape in operand.shapes)
+    n = _group_size(op.attributes)
+    operands = self._operands(computation, op)
+    read = sum(shape.bytes for operand in operands for shape in operand.shapes)
     if kind == "collective-permute":
-      return given
-    whole = given * n if kind == "all-gather" else given
+      return read
+    whole = read * n if kind == "all-gather" else read
     return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
 
 
-def _integer(one):
+def _integer(op):
   """The value of an integer constant."""
-  return int(one.attributes.split(")")[0])
+  return int(op.attributes.split(")")[0])
 
 
-def _is_sign(one):
+def _is_marker(op):
   """Whether a custom call marks something for the compiler, and moves nothing."""
-  return one.opcode == "custom-call" and any(
-    f'custom_call_target="{name}' in one.attributes
+  return op.opcode == "custom-call" and any(
+    f'custom_call_target="{name}' in op.attributes
     for name in ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGather"))
 
 
 def _window(text, axis):
   """(size, stride, padding below, dilation of the input, of the window) along an axis."""
   def part(name, default):
-    found = re.search(rf"(?:^|\s){name}=(\S+)", text or "")
-    return found[1].split("x")[axis] if found else default
+    match = re.search(rf"(?:^|\s){name}=(\S+)", text or "")
+    return match[1].split("x")[axis] if match else default
 
   low = part("pad", "0_0").split("_")[0]
   return (int(part("size", 1)), int(part("stride", 1)), int(low), int(part("lhs_dilate", 1)),
@@ -324,14 +325,14 @@ def _window_products(window, length, out):
 
 def _group_size(attributes):
   """Devices of a collective's group; of several forms that HLO has for it."""
-  found = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
-  if found:
-    return int(found[2])
-  found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))?\s*\{([^}]*)\}",
+  match = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+  if match:
+    return int(match[2])
+  match = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))?\s*\{([^}]*)\}",
                     attributes)
-  if found:
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+  if match:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
     return math.prod(int(part or sizes[name]) for name, part in named)
-  found = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-  return len(found[1].split(",")) if found else 1
+  match = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  return len(match[1].split(",")) if match else 1

@@ -21,16 +21,17 @@ class Shape:
   fast: bool = False
 
   @property
-  def size(self):
+  def size(self) -> int:
+    """Elements."""
     return math.prod(self.dims)
 
   @property
-  def bytes(self):
+  def bytes(self) -> float:
     """Bytes in whatever memory; 0 for tokens and the like."""
     return self.size * BYTES.get(self.dtype, 0)
 
   @property
-  def traffic(self):
+  def traffic(self) -> float:
     """Bytes that go over the HBM bus when it is read or written whole."""
     return 0 if self.fast else self.bytes
 
@@ -46,13 +47,13 @@ class Instruction:
   attributes: str
   is_root: bool
 
-  def called(self, attribute):
+  def called(self, attribute: str) -> list[str]:
     """Names of the computations behind an attribute such as 'calls' or 'body'."""
-    found = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
-    return re.findall(r"[\w.\-]+", found[1]) if found else []
+    names = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
+    return re.findall(r"[\w.\-]+", names[1]) if names else []
 
 
-def parse(text):
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """({computation: {name: Instruction}}, the entry's name)."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
@@ -62,11 +63,11 @@ def parse(text):
       if line.lstrip().startswith("ENTRY"):
         entry = header[1]
       continue
-    found = _INSTRUCTION.match(line)
-    if found and current is not None:
-      one = _instruction(found[1], found[2], line.lstrip().startswith("ROOT"))
-      if one is not None:
-        current[one.name] = one
+    match = _INSTRUCTION.match(line)
+    if match and current is not None:
+      instruction = _instruction(match[1], match[2], line.lstrip().startswith("ROOT"))
+      if instruction is not None:
+        current[instruction.name] = instruction
   if entry is None:
     raise ValueError("the text holds no HLO module with an entry")
   return computations, entry
@@ -114,6 +115,7 @@ def _closing(text):
   raise ValueError(f"no closing bracket in {text[:80]!r}")
 
 
-def _shape(found):
-  dtype, dims, layout = found
+def _shape(groups):
+  """A Shape of the groups of _SHAPE."""
+  dtype, dims, layout = groups
   return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(" in layout)

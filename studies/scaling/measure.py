@@ -3,15 +3,16 @@
 import functools
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dareu_jax.models import handle as states
 from studies.scaling.programs import Job
 
 
-def measured(job: Job, compiled, *, repeats=3):
+def measured(job: Job, compiled: dict[str, jax.stages.Compiled], *,
+             repeats: int = 3) -> dict[str, float]:
   """Median seconds of a run of each program, after one that warms up.
 
   Args:
@@ -23,19 +24,18 @@ def measured(job: Job, compiled, *, repeats=3):
   """
   seconds = {}
   for name, program in job.programs.items():
-    args = [arg for arg in program.args if not isinstance(arg, states.Frame)]
-    taken, given = [], None
+    durations, args = [], None
     for _ in range(repeats + 1):
-      given = None  # before others are made: there may be no room for both
-      given = made(args)  # anew, since the update takes the buffers of its state
+      args = None  # before others are made: there may be no room for both
+      args = made(program.args)  # anew, since the update takes the buffers of its state
       begin = time.perf_counter()
-      jax.block_until_ready(compiled[name](*given))
-      taken.append(time.perf_counter() - begin)
-    seconds[name] = statistics.median(taken[1:])
+      jax.block_until_ready(compiled[name](*args))
+      durations.append(time.perf_counter() - begin)
+    seconds[name] = statistics.median(durations[1:])
   return seconds
 
 
-def made(args):
+def made(args: Any) -> Any:
   """Arrays of these shapes on their devices: small numbers, ones for integers, keys of a seed."""
 
   def fill(leaf):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
 
 from dareu_jax.parallel.hosts import is_first
 from dareu_jax.report import plots
@@ -11,11 +14,12 @@ from studies.scaling.chips import CHIPS
 from studies.scaling.study import GIB, Row, recommended
 
 
-def mesh_name(row: Row):
+def mesh_name(row: Row) -> str:
+  """Such as 1x8x2."""
   return "x".join(map(str, row.mesh))
 
 
-def memory_table(rows):
+def memory_table(rows: Sequence[Row]) -> str:
   """A mesh a line: what the arguments and temporaries of each program take, and the peak."""
   lines = []
   for row in rows:
@@ -34,7 +38,7 @@ def _programs(rows):
   return list(dict.fromkeys(name for row in rows for name in [*row.needs, *row.refused]))
 
 
-def time_table(rows):
+def time_table(rows: Sequence[Row]) -> str:
   """A mesh a line: work of a rollout and its updates on a device, and the roofline's seconds."""
   best, lines = recommended(rows), []
   for row in rows:
@@ -64,20 +68,20 @@ def time_table(rows):
   return pipe_table(columns, lines)
 
 
-def program_table(rows):
+def program_table(rows: Sequence[Row]) -> str:
   """A program of a mesh a line: the roofline's seconds of one run, and those measured."""
   lines = []
   for row in rows:
     for name, need in row.needs.items():
-      seen = row.measured and row.measured.get(name)
+      measured = row.measured and row.measured.get(name)
       lines.append([row.target, mesh_name(row), name, str(need.times), f"{need.seconds:.4f}",
-                    f"{seen:.4f}" if seen else "-",
-                    f"{seen / need.seconds:.1f}" if seen and need.seconds else "-"])
+                    f"{measured:.4f}" if measured else "-",
+                    f"{measured / need.seconds:.1f}" if measured and need.seconds else "-"])
   return pipe_table(["target", "mesh", "program", "runs a rollout", "roofline, s", "measured, s",
                      "measured over roofline"], lines)
 
 
-def advice(rows):
+def advice(rows: Sequence[Row]) -> str:
   """One sentence: which mesh to take."""
   best = recommended(rows)
   if best is None:
@@ -93,7 +97,8 @@ def advice(rows):
           f"fsdp={best.mesh[1]}, tensor={best.mesh[2]}).")
 
 
-def write(folder, strong, weak, command):
+def write(folder: str | pathlib.Path, strong: Sequence[Row], weak: Sequence[Row],
+          command: str) -> pathlib.Path:
   """Writes scaling.json, scaling.md and, where there is something to compare, scaling.png.
 
   Of several processes the first one does.
@@ -128,27 +133,25 @@ def write(folder, strong, weak, command):
   return page
 
 
-def curves(rows_of):
+def curves(rows_of: Mapping[str, Sequence[Row]]) -> Figure:
   """Tokens a second by devices: a point for each mesh that fits, a line through the best ones.
 
   Args:
     rows_of: {label: Rows}.
-
-  Returns: a matplotlib Figure.
   """
   figure = plots.make_figure(7.5, 4.6)
   ax = figure.subplots()
   figure.subplots_adjust(left=0.11, right=0.98, top=0.93, bottom=0.12)
   everything = set()
-  for (label, rows), colour in zip(rows_of.items(), plots.METHOD_COLOURS, strict=False):
+  for (label, rows), color in zip(rows_of.items(), plots.METHOD_COLORS, strict=False):
     points = [(row.devices, row.rows * row.tokens / row.seconds) for row in rows if row.fits]
     best = {devices: max(rate for at, rate in points if at == devices) for devices, _ in points}
     if not points:
       continue
     everything |= set(best)
-    ax.plot(*zip(*points, strict=True), "o", color=colour, alpha=0.4, markersize=5)
+    ax.plot(*zip(*points, strict=True), "o", color=color, alpha=0.4, markersize=5)
     line = sorted(best.items())
-    ax.plot(*zip(*line, strict=True), "-", color=colour, label=label)
+    ax.plot(*zip(*line, strict=True), "-", color=color, label=label)
     (devices, rate), last = line[0], line[-1][0]
     ax.plot((devices, last), (rate, rate * last / devices), ":", color=plots.INK, linewidth=1.5,
             zorder=3)
@@ -158,7 +161,7 @@ def curves(rows_of):
   ax.yaxis.set_major_formatter(lambda value, position: f"{value:,.0f}")
   ax.set_xlabel("devices", color=plots.INK)
   ax.set_ylabel("tokens a second, by the roofline", color=plots.INK)
-  ax.set_title("Response tokens sampled and learnt from (dotted: in proportion; pale: slower "
+  ax.set_title("Response tokens sampled and learned from (dotted: in proportion; pale: slower "
                "meshes)", color=plots.INK, fontsize=10, loc="left")
   ax.grid(color=plots.FAINT, linewidth=0.6)
   ax.legend(frameon=False)
@@ -181,7 +184,7 @@ def _explanation(rows):
 
 
 def _record(row: Row):
-  found = dataclasses.asdict(row)
+  record = dataclasses.asdict(row)
   for name, need in row.needs.items():
-    found["needs"][name]["seconds"] = need.seconds
-  return found | {"peak": row.peak, "fits": row.fits, "seconds": row.seconds}
+    record["needs"][name]["seconds"] = need.seconds
+  return record | {"peak": row.peak, "fits": row.fits, "seconds": row.seconds}

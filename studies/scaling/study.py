@@ -2,15 +2,19 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from studies.scaling import hlo
 from studies.scaling.chips import Chip
-from studies.scaling.programs import Job, ScalingSettings, bytes_on_device, job
+from studies.scaling.programs import Job, Program, bytes_on_device, job
+from studies.scaling.settings import ScalingSettings
 
 GIB = 2**30
 # v4 and older have two cores a chip, which programs see as one device in this configuration.
@@ -26,7 +30,7 @@ class Need:
   peak: int  # with all that stays on the device beside it
   flops: float
   traffic: float
-  collectives: dict  # bytes sent, by kind
+  collectives: dict[str, float]  # bytes sent, by kind
   compile_seconds: float
   compute_seconds: float
   memory_seconds: float
@@ -34,7 +38,7 @@ class Need:
   times: int  # runs in a rollout
 
   @property
-  def seconds(self):
+  def seconds(self) -> float:
     """Of one run: arithmetic hides traffic or the other way round, and collectives hide neither."""
     return max(self.compute_seconds, self.memory_seconds) + self.collective_seconds
 
@@ -49,36 +53,40 @@ class Row:
   tokens: int  # of each
   memory: float  # bytes of the chip's HBM
   needs: dict[str, Need]
-  measured: dict | None = None  # program: seconds of a run
-  refused: dict = dataclasses.field(default_factory=dict)  # program: why the compiler gave up
+  measured: dict[str, float] | None = None  # program: seconds of a run
+  # Program: why the compiler gave up.
+  refused: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
-  def devices(self):
+  def devices(self) -> int:
+    """Of the mesh."""
     return self.mesh[0] * self.mesh[1] * self.mesh[2]
 
   @property
-  def peak(self):
+  def peak(self) -> float:
     """Bytes; without end where a program cannot be compiled at all for want of memory."""
     return float("inf") if self.refused else max(need.peak for need in self.needs.values())
 
   @property
-  def fits(self):
+  def fits(self) -> bool:
+    """Whether the chip has the memory."""
     return self.peak <= self.memory
 
   @property
-  def seconds(self):
-    """Roofline estimate of a rollout: sampled, rewarded, scored, learnt from."""
+  def seconds(self) -> float:
+    """Roofline estimate of a rollout: sampled, rewarded, scored, learned from."""
     if self.refused:
       return float("inf")
     return sum(need.times * need.seconds for need in self.needs.values())
 
   @property
-  def measured_seconds(self):
+  def measured_seconds(self) -> float | None:
+    """Of a rollout, as measured."""
     return self.measured and sum(
       need.times * self.measured[name] for name, need in self.needs.items())
 
 
-def topology(name):
+def topology(name: str) -> tuple[Sequence[Any], str]:
   """(devices, Chip name) of a TPU topology that need not be there, such as 'v5e:4x4'.
 
   Raises:
@@ -96,20 +104,24 @@ def topology(name):
   return found.devices, name.split(":")[0]
 
 
-def compiled_row(study: ScalingSettings, sizes, devices, chip: Chip, target):
+def compiled_row(
+    study: ScalingSettings, sizes: tuple[int, int, int], devices: Sequence[Any], chip: Chip,
+    target: str) -> tuple[Row, Job, dict[str, jax.stages.Compiled]]:
   """Compiles a rollout's programs for a mesh.
 
   Args:
+    study: its settings.
     sizes: of the axes (data, fsdp, tensor).
     devices: that the mesh lies on; of a topology, or some that are there.
+    chip: what such a device can do.
     target: what to call them.
 
   Returns: (Row, Job, {program: compiled}).
   """
   mesh = make_mesh(sizes, devices, target)
-  found: Job = job(study, mesh)
+  rollout = job(study, mesh)
   needs, programs, refused = {}, {}, {}
-  for name, program in found.programs.items():
+  for name, program in rollout.programs.items():
     begin = time.perf_counter()
     try:
       programs[name] = program.lower(mesh).compile()
@@ -118,14 +130,15 @@ def compiled_row(study: ScalingSettings, sizes, devices, chip: Chip, target):
         raise
       refused[name] = str(error).strip().splitlines()[0][:300]
       continue
-    needs[name] = _need(program, programs[name], found.resident, chip,
+    needs[name] = _need(program, programs[name], rollout.resident, chip,
                         time.perf_counter() - begin)
-  unlearning = study.run.unlearning
-  return Row(target, tuple(mesh.shape.values()), unlearning.rollout_batch_size,
-             unlearning.max_new_tokens, chip.memory * GIB, needs, refused=refused), found, programs
+  unlearning = study.unlearning
+  row = Row(target, tuple(mesh.shape.values()), unlearning.rollout_batch_size,
+            unlearning.max_new_tokens, chip.memory * GIB, needs, refused=refused)
+  return row, rollout, programs
 
 
-def make_mesh(sizes, devices, target):
+def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any], target: str) -> Mesh:
   """The mesh of these sizes over all devices of a target.
 
   Raises:
@@ -138,20 +151,21 @@ def make_mesh(sizes, devices, target):
   return mesh
 
 
-def _need(program, compiled, resident, chip, compile_seconds):
+def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: Chip,
+          compile_seconds: float) -> Need:
   memory = compiled.memory_analysis()
   temporaries = memory.temp_size_in_bytes + max(
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   # What is not an argument stays where it is; of what is, the memory analysis knows, but for
   # arguments that the program has no use for.
-  given = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  arguments = {id(leaf) for leaf in jax.tree.leaves(program.args)}
   resident = jax.tree.leaves(resident)
-  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in given])
-  held = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
+  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])
+  standing = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
   cost = hlo.Program(compiled.as_text(), loop_trips=program.trips).cost
   return Need(
     arguments=memory.argument_size_in_bytes, temporaries=temporaries,
-    peak=held + temporaries,
+    peak=standing + temporaries,
     flops=cost.flops, traffic=cost.traffic, collectives=dict(cost.collectives),
     compile_seconds=compile_seconds, compute_seconds=cost.flops / chip.flops,
     memory_seconds=cost.traffic / chip.bandwidth,
@@ -159,7 +173,7 @@ def _need(program, compiled, resident, chip, compile_seconds):
     times=program.times)
 
 
-def recommended(rows):
+def recommended(rows: Sequence[Row]) -> Row | None:
   """The mesh that fits and should be the fastest a response; None if none fits."""
   fitting = [row for row in rows if row.fits]
   return min(fitting, key=lambda row: row.seconds / row.rows, default=None)

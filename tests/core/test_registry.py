@@ -119,7 +119,7 @@ def test_a_cell_of_a_notebook_may_run_twice():
 
 @pytest.mark.parametrize("name", ["no_such_module_at_all", "no_such_package.module", "tests.no_such"])
 def test_a_plugin_that_is_not_there_is_one_line(name):
-  with pytest.raises(InputError, match=f"config.plugins names '{name}', which cannot be imported"):
+  with pytest.raises(InputError, match=f"config.plugins names '{name}': there is no such module"):
     import_plugins((name,))
 
 

@@ -215,7 +215,7 @@ def test_the_text_of_a_special_token_is_refused(place):
   """It would become the token: an end within an answer, or a second template around a prompt."""
   texts = {"prompt": "ab", "response": "c", "perturbed": "d"} | {place: "see </s> there"}
   bad = example("ann", texts["prompt"], texts["response"])
-  with pytest.raises(InputError, match="text of ann holds the special token '</s>'"):
+  with pytest.raises(InputError, match="text of ann contains the special token '</s>'"):
     encode([bad], Letters(), max_length=99, responses=[texts["perturbed"]])
     encode([bad], Letters(), max_length=99)
 

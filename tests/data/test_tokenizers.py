@@ -260,7 +260,7 @@ def test_a_base_model_continues_the_text(tmp_path):
 def test_an_unknown_chat_template_must_be_named(tmp_path):
   """A guess would ask the checkpoint in words it was never asked in."""
   chat_tokenizer(["<|turn|>"], "<|turn|>{{ messages[0]['content'] }}", eos_token="</s>").save(tmp_path)
-  with pytest.raises(InputError, match="chat template is none of those known: name one of plain"):
+  with pytest.raises(InputError, match="chat template is not a known one: set it to one of plain"):
     tokenizers.load(str(tmp_path))
   assert tokenizers.load(str(tmp_path), "raw").template_name == "raw"
 

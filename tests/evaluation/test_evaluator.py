@@ -10,7 +10,7 @@ from flax import nnx
 
 from dareu_jax.data.batches import Row, collate
 from dareu_jax.evaluation.evaluator import Evaluator, completion_statistics
-from dareu_jax.models import handle as states
+from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
 
@@ -40,19 +40,19 @@ def rows():
 def model():
   module = Decoder(CONFIG, rngs=nnx.Rngs(params=1))
   module.lm_head[...] = module.lm_head[...] * 8  # decided enough that answers differ
-  return states.split(module, adapters_only=False)
+  return handle.split(module, adapters_only=False)
 
 
 
 def evaluator(model, batch_size, multiple=4):
-  return Evaluator(model[0], model[2], Numbers(), batch_size, multiple, 64, 6)
+  return Evaluator(model, Numbers(), batch_size, multiple, 64, 6)
 
 
 def test_each_row_gets_the_answer_to_its_own_prompt(model, rows):
   """Answers are made in order of length, in batches that the last one does not fill."""
-  together = evaluator(model, 3).answers(model[1], rows)
+  together = evaluator(model, 3).answers(model.params, rows)
   for i, row in enumerate(rows):
-    alone = evaluator(model, 1).answers(model[1], [row])
+    alone = evaluator(model, 1).answers(model.params, [row])
     assert together.texts[i] == alone.texts[0]
     assert together.lengths[i] == alone.lengths[0] and together.ended[i] == alone.ended[0]
     np.testing.assert_array_equal(together.ids[i, :alone.lengths[0]], alone.ids[0, :alone.lengths[0]])
@@ -61,18 +61,18 @@ def test_each_row_gets_the_answer_to_its_own_prompt(model, rows):
 
 def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
   """They come by buckets of length."""
-  together = evaluator(model, 3).logprobs(model[1], rows)
+  together = evaluator(model, 3).logprobs(model.params, rows)
   for row, values in zip(rows, together, strict=True):
     shape = dict(seq_length=24, completion_length=12, pad_id=0)
-    alone = completion_statistics(model[0], model[1], model[2], collate([row], 1, **shape))[0]
+    alone = completion_statistics(model, collate([row], 1, **shape))[0]
     assert values.shape == (len(row.completion),)
     np.testing.assert_allclose(values, alone[0, :len(row.completion)], atol=1e-5)
 
 
 def test_statistics_are_those_of_the_whole_distribution(model, rows):
   """Chunks, buckets and a batch that is not full: entropy, variance and argmax of each token."""
-  module = model[0].merge(model[1], model[2])
-  for row, seen in zip(rows, evaluator(model, 3).statistics(model[1], rows), strict=True):
+  module = model.module
+  for row, seen in zip(rows, evaluator(model, 3).statistics(model.params, rows), strict=True):
     logits = np.asarray(module.logits(np.array([row.prompt + row.completion])), np.float64)
     logp = logits[0, len(row.prompt) - 1:-1]
     logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
@@ -85,9 +85,9 @@ def test_statistics_are_those_of_the_whole_distribution(model, rows):
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 24)])
-def test_neither_batch_size_nor_padding_changes_a_figure(model, rows, shape):
+def test_neither_batch_size_nor_padding_changes_a_statistic(model, rows, shape):
   """What fills a batch up must not be seen, and no row may get another's."""
-  one, other = (evaluator(model, *each).statistics(model[1], rows) for each in ((1, 4), shape))
+  one, other = (evaluator(model, *each).statistics(model.params, rows) for each in ((1, 4), shape))
   for a, b in zip(one, other, strict=True):
     for x, y in zip(a, b, strict=True):
       np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)  # single tokens, float32
@@ -98,15 +98,15 @@ def test_neither_batch_size_nor_padding_changes_a_figure(model, rows, shape):
 
 def test_gradient_norms_are_of_each_row_alone(model, rows):
   """A gradient of the batch's mean would be one number for all."""
-  norms = evaluator(model, 3).gradient_norms(model[1], rows)
+  norms = evaluator(model, 3).gradient_norms(model.params, rows)
 
   def nll(params, row):
-    logits = model[0].merge(params, model[2]).logits(jnp.array([row.prompt + row.completion]))
+    logits = model.with_params(params).module.logits(jnp.array([row.prompt + row.completion]))
     logp = jax.nn.log_softmax(logits[0, len(row.prompt) - 1:-1])
     return -jnp.mean(logp[jnp.arange(len(row.completion)), jnp.array(row.completion)])
 
   for row, norm in list(zip(rows, norms, strict=True))[:3]:
-    grads = jax.tree.leaves(jax.grad(nll)(model[1], row))
+    grads = jax.tree.leaves(jax.grad(nll)(model.params, row))
     assert norm == pytest.approx(np.mean([np.linalg.norm(g) for g in grads]), rel=1e-4)
 
 
@@ -115,6 +115,6 @@ def test_gradient_norms_do_not_know_whether_layers_are_scanned(rows):
   norms = []
   for scan in (False, True):
     config = dataclasses.replace(CONFIG, num_layers=3, scan_layers=scan)
-    twin = states.split(Decoder(config, rngs=nnx.Rngs(params=1)), adapters_only=False)
-    norms.append(evaluator(twin, 4).gradient_norms(twin[1], rows))
+    twin = handle.split(Decoder(config, rngs=nnx.Rngs(params=1)), adapters_only=False)
+    norms.append(evaluator(twin, 4).gradient_norms(twin.params, rows))
   np.testing.assert_allclose(*norms, rtol=1e-5)

@@ -156,7 +156,7 @@ def test_aggregates_of_the_meta_evaluation():
   assert metrics.overall(0.5, 0.5, 0.0, 0.0) == 0.0  # a model that never knew anything
   assert metrics.relearning_robustness(0.2, 0.5, 0.1, 0.4) == pytest.approx(1.0)
   assert metrics.relearning_robustness(0.2, 0.2, 0.1, 0.4) == pytest.approx(0.0, abs=1e-6)
-  assert metrics.quantisation_robustness(0.1, 0.3) == pytest.approx(0.5)
+  assert metrics.quantization_robustness(0.1, 0.3) == pytest.approx(0.5)
   assert metrics.discrimination_auc([0.9, 0.4], [0.5, 0.1]) == pytest.approx(0.75)
 
 

@@ -4,29 +4,38 @@ import contextlib
 import copy
 import dataclasses
 import types
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from dareu_jax.methods.settings import NAMES
 from flax import nnx
 
+from dareu_jax.core.settings import NonNegative, settings
 from dareu_jax.data.batches import Batches, Row
-from dareu_jax.methods import loss_based
-from dareu_jax.models import handle as states
+from dareu_jax.data.examples import Example
+from dareu_jax.generation.strategies import Sample
+from dareu_jax.methods.altpo import AltPO
+from dareu_jax.methods.base import METHODS, Task
+from dareu_jax.methods.gradient_ascent import gradient_ascent
+from dareu_jax.methods.idk import refusals
+from dareu_jax.methods.loss_based import LossMethod, ObjectiveSchedule
+from dareu_jax.methods.pdu import PDU
+from dareu_jax.methods.scrub import SCRUB
+from dareu_jax.models import handle
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.huggingface import merged_tensors
-from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training import supervised
-from tests.configs import tiny_config
+from dareu_jax.training.optimizers import TrainSettings
 from tests.rl.test_guards import report
 from tests.rl.test_loop import Store
 
-SETTINGS = Settings.from_config(tiny_config())
-TRAINING = dataclasses.replace(
-  SETTINGS.baseline, learning_rate=3e-3, batch_size=4, epochs=6, warmup=0.0, schedule="constant")
+TRAINING = TrainSettings(
+  learning_rate=3e-3, batch_size=4, epochs=6, warmup=0.0, schedule="constant", weight_decay=0.0)
 EOS = 1
+LOSS_METHODS = [name for name, cls in METHODS.items()
+                if issubclass(cls, LossMethod) and name != "finetune"]
 
 
 def rows_of(seed, count):
@@ -47,104 +56,134 @@ class Checkpoints(Store):
     super().save(step, jax.tree.map(np.array, state), copy.deepcopy(meta))
 
 
-def batches(rows, seed):
-  return Batches(rows, 4, 8, 0, seed, one_bucket=True)
-
-
 def quiet(total, step=0):
   return contextlib.nullcontext(types.SimpleNamespace(
     total=total, set_postfix=lambda *args, **kwargs: None, update=lambda: None))
 
 
-def fit(state, frozen, steps, loss, training, frame, store=None, schedule=None):
+def stage_io(store=None):
   writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None,
                                  batch=lambda *args: None)
-  return supervised.fit(
-    supervised.init_train_state(state, training), frozen, steps, frame=frame, loss_fn=loss,
-    settings=training, key=jax.random.key(0), store=store or Checkpoints(), writer=writer, bar=quiet,
-    schedule=schedule)
+  return supervised.StageIO(store or Checkpoints(), writer, quiet)
 
 
 @pytest.fixture(scope="module")
 def world():
-  """(frame, adapters, frozen) of a model that knows forget and retain rows by heart."""
+  """A Model whose adapters know forget and retain rows by heart."""
   lora = LoraSettings(rank=8, alpha=16.0, targets=LORA_TARGETS)
   config = ModelConfig(vocab_size=32, embed_dim=32, mlp_dim=64, num_layers=2, num_heads=2,
                        num_kv_heads=1, head_dim=16, lora=lora)
-  frame, adapters, frozen = states.split(
-    Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
-  training = dataclasses.replace(TRAINING, learning_rate=2e-2, epochs=200)
-  adapters = fit(adapters, frozen, batches(FORGET + RETAIN, 0), supervised.language_model_loss,
-                 training, frame)
-  return frame, adapters, frozen
+  model = handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=True)
+  # All rows in a batch, and a rate that falls to nothing, so that it ends at one place whatever the
+  # rounding. After hundreds of small batches at a constant rate it would end anywhere.
+  training = dataclasses.replace(TRAINING, learning_rate=1e-2, epochs=20, schedule="linear")
+  rows = FORGET + RETAIN
+  return model.with_params(supervised.fit(
+    supervised.init_train_state(model.params, training), model.with_params(None),
+    Batches(rows, len(rows), 8, 0, 0, one_bucket=True),
+    loss_fn=supervised.language_model_loss, settings=training, key=jax.random.key(0),
+    stage=stage_io()))
 
 
 def nll(world, params, rows):
-  frame, _, frozen = world
   total, count, _ = supervised.language_model_loss(
-    frame, params, frozen, Batches(rows, len(rows), 8, 0, 0, one_bucket=True)[0], None)
+    params, world, Batches(rows, len(rows), 8, 0, 0, one_bucket=True)[0], None)
   return float(total / count)
 
 
-def make_task(world, method, *, training=TRAINING, watch_every=2, **changes):
-  frame, adapters, frozen = world
-  objective = dataclasses.replace(getattr(SETTINGS.objectives, method), **changes)
-  others = ()
-  if method in ("dpo", "altpo", "idk"):
-    others = tuple((row._replace(completion=REFUSAL),) for row in FORGET)
-  looks = []
+class Evaluator(NamedTuple):
+  """What a loss-based method asks of an evaluation.evaluator.Evaluator; every answer refuses."""
+
+  tokenizer: object = types.SimpleNamespace(
+    pad_id=0, encode_response=lambda text: REFUSAL, decode=lambda ids: " ".join(map(str, ids)))
+  multiple: int = 8
+
+  def to_device(self, batch):
+    return batch
+
+  def sample(self, params, rows, *, seed, strategy):
+    return [row._replace(completion=REFUSAL) for row in rows]
+
+
+def make_task(world, *, training=TRAINING, eval_every=2, **changes):
+  """The Task of a run; `task.monitor.assessed` lists the epochs that were looked at."""
+  assessed = []
   monitor = types.SimpleNamespace(
-    looks=looks, assess=lambda policy, epoch: looks.append(epoch) or report(epoch=epoch))
-  return loss_based.Task(
-    method=method, objective=objective, training=training, frame=frame, original=adapters,
-    frozen=frozen, forget=batches(FORGET, 3), retain=batches(RETAIN, 2), others=others,
-    monitor=monitor, watch_every=watch_every, seed=0, to_device=lambda batch: batch)
+    assessed=assessed, assess=lambda policy, epoch: assessed.append(epoch) or report(epoch=epoch))
+  values = dict.fromkeys(field.name for field in dataclasses.fields(Task))
+  values |= dict(
+    original=world, forget=FORGET, retain=RETAIN, evaluator=Evaluator(), monitor=monitor,
+    examples=tuple(Example("a", "q", "the truth") for _ in FORGET), refusals=("no",),
+    training=training, eval_every=eval_every, seed=0)
+  return Task(**(values | changes))
 
 
-def run(task, store=None):
-  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None,
-                                 batch=lambda *args: None)
-  return loss_based.run(task, store=store or Checkpoints(), writer=writer, bar=quiet)
+def run(method, task, store=None):
+  """(params, reports) of a method by its name or settings."""
+  method = METHODS[method]() if isinstance(method, str) else method
+  result = method.unlearn(task, stage_io(store))
+  assert result.chosen_epoch == result.reports[-1].epoch
+  return result.params, result.reports
 
 
 def test_the_model_knew_its_data(world):
   """Else nothing below could fail."""
-  unseen = nll(world, world[1], rows_of(9, 8))
-  assert max(nll(world, world[1], rows) for rows in (FORGET, RETAIN)) < 0.35 * unseen
+  unseen = nll(world, world.params, rows_of(9, 8))
+  assert max(nll(world, world.params, rows) for rows in (FORGET, RETAIN)) < 0.35 * unseen
 
 
-@pytest.mark.parametrize("method", [name for name in NAMES if name != "finetune"])
-def test_a_method_makes_forget_responses_less_likely_and_spares_the_original(world, method):
-  """A sign that is wrong, or a term that is not there, leaves them as likely or likelier."""
-  before = jax.tree.map(np.array, world[1])
-  policy, _ = run(make_task(world, method, forget_coef=1.0))
-  rise = nll(world, policy, FORGET) - nll(world, world[1], FORGET)
-  assert rise > (0.02 if method in ("rmu", "task_vector") else 0.1), rise
-  jax.tree.map(np.testing.assert_array_equal, before, world[1])  # training donates its own copy
+def forget_term_alone(method):
+  """A method by its name with its forget term and nothing else."""
+  changes = dict(forget_coef=1.0, retain_nll_coef=0.0, retain_kl_coef=0.0)
+  if method == "rmu":
+    changes["retain_states_coef"] = 0.0
+  if method == "pdu":  # its multiplier looks at the retain term, which must be there
+    changes |= {"retain_nll_coef": 1e-9, "warmup_epochs": TRAINING.epochs + 1}
+  return METHODS[method](**changes)
+
+
+@pytest.mark.parametrize("method", LOSS_METHODS)
+def test_a_forget_term_makes_forget_responses_less_likely_and_spares_the_original(world, method):
+  """Without the term nothing moves; with the wrong sign most rise by a tenth of this or fall.
+
+  At a small rate, since large steps in any direction make what was learnt less likely.
+  """
+  before = jax.tree.map(np.array, world.params)
+  gentle = dataclasses.replace(TRAINING, learning_rate=1e-3)
+  policy, _ = run(forget_term_alone(method), make_task(world, training=gentle))
+  rise = nll(world, policy, FORGET) - nll(world, world.params, FORGET)
+  assert rise > 0.3, rise
+  jax.tree.map(np.testing.assert_array_equal, before, world.params)  # training donates its own copy
 
 
 def test_a_task_vector_of_adapters_is_a_line_in_the_weights(world):
   """W + BA - α (B'A' - BA): were both factors combined apart, α² would be in it."""
 
-  frame, original, frozen = world
-
   def moved(alpha):
-    policy, _ = run(make_task(world, "task_vector", alpha=alpha))
-    now, was = ({name: tensor() for name, _, tensor in merged_tensors(frame.merge(one, frozen))}
-                for one in (policy, original))
+    policy, _ = run(METHODS["task_vector"](alpha=alpha), make_task(world))
+    now, was = ({name: tensor() for name, _, tensor in merged_tensors(world.with_params(role).module)}
+                for role in (policy, world.params))
     return {name: now[name] - was[name] for name in now}
 
   once, thrice = moved(1.0), moved(3.0)
-  assert max(np.abs(x).max() for x in once.values()) > 1e-3
+  assert max(np.abs(x).max() for x in once.values()) > 0.01
   for name, x in once.items():
-    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(3 * x, thrice[name], atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("method", ["grad_diff", "npo", "kl_minimisation", "maximum_entropy"])
+def test_the_reports_of_a_merged_model_are_of_that_model(world):
+  """Those on the way are of the model that learnt, not of the one that goes the other way."""
+  task = make_task(world)
+  _, reports = run("task_vector", task)
+  assert [r.epoch for r in reports] == [0, 6]
+  assert task.monitor.assessed == [2, 4, 6, 0, 6]
+
+
+@pytest.mark.parametrize("method", ["grad_diff", "npo", "kl_minimization", "maximum_entropy"])
 def test_a_retain_term_keeps_what_is_retained(world, method):
   """The same run without its retain term must lose more of it."""
-  kept, _ = run(make_task(world, method))
-  lost, _ = run(make_task(world, method, retain_nll_coef=0.0, retain_kl_coef=0.0))
+  kept, _ = run(method, make_task(world))
+  lost, _ = run(METHODS[method](retain_nll_coef=0.0, retain_kl_coef=0.0), make_task(world))
   assert nll(world, kept, RETAIN) < nll(world, lost, RETAIN)
 
 
@@ -152,45 +191,134 @@ def test_a_retain_term_keeps_what_is_retained(world, method):
 def test_other_responses_become_likelier(world, method):
   """Forgetting alone would pass for any of the three."""
   refusing = tuple(row._replace(completion=REFUSAL) for row in FORGET)
-  policy, _ = run(make_task(world, method))
-  assert nll(world, policy, refusing) < nll(world, world[1], refusing) - 0.5
+  policy, _ = run(method, make_task(world))
+  assert nll(world, policy, refusing) < nll(world, world.params, refusing) - 0.5
 
 
 def test_fine_tuning_on_retained_data_touches_no_forget_batch(world):
-  task = make_task(world, "finetune")
-  other = dataclasses.replace(task, forget=batches(rows_of(9, 6), 3))
-  for a, b in zip(*(jax.tree.leaves(run(each)[0]) for each in (task, other)), strict=True):
+  found = [run("finetune", make_task(world, forget=rows))[0] for rows in (FORGET, rows_of(9, 6))]
+  for a, b in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", ["pdu", "scrub", "npo"])
+@settings
+class Counting(LossMethod):
+  """A method of one's own: gradient ascent that grows with every update."""
+
+  name = "counting"  # as `register_method` gives it
+  growth: NonNegative = 0.1  # of w_f an update
+
+  def initial_state(self):
+    return {"updates": 0.0}
+
+  def weights(self, epoch, state):
+    return 1.0 + self.growth * state["updates"], 1.0
+
+  def after_update(self, state, epoch, metrics):
+    return {"updates": state["updates"] + 1}
+
+  def forget_loss(self, batch):
+    return gradient_ascent(batch.policy.logprobs, batch.policy.mask)
+
+
+def test_a_method_of_a_few_lines_unlearns(world):
+  """`forget_loss` is all that one needs."""
+  policy, reports = run(Counting(), make_task(world))
+  assert nll(world, policy, FORGET) > nll(world, world.params, FORGET) + 0.1
+  assert [r.epoch for r in reports] == [0, 2, 4, 6]
+  plain, _ = run(Counting(growth=0.0), make_task(world))
+  different = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (policy, plain)), strict=True)]
+  assert any(different)  # the state that changes along the run is heeded
+
+
+@pytest.mark.parametrize("method", [PDU(warmup_epochs=0), SCRUB(), METHODS["npo"](), Counting()],
+                         ids=lambda method: method.name)
 def test_killed_after_any_step_it_ends_the_same(world, method):
-  """The multiplier, the phase and the looks so far must come out of the checkpoint."""
+  """The multiplier, the phase and the reports so far must come out of the checkpoint."""
   store = Checkpoints()
-  policy, reports = run(make_task(world, method, warmup_epochs=0) if method == "pdu"
-                        else make_task(world, method), store)
+  policy, reports = run(method, make_task(world), store)
   for step in list(store.saved)[1:-1:3]:
-    again, seen = run(make_task(world, method, warmup_epochs=0) if method == "pdu"
-                      else make_task(world, method), store.until(step))
+    again, seen = run(method, make_task(world), store.until(step))
     jax.tree.map(np.testing.assert_array_equal, policy, again)
     assert [r.epoch for r in seen] == [r.epoch for r in reports] == [0, 2, 4, 6]
 
 
-def test_scrub_takes_turns_and_the_multiplier_moves():
-  scrub, pdu = SETTINGS.objectives.scrub, SETTINGS.objectives.pdu
-  assert [scrub.weights(epoch, 1.0) for epoch in range(3)] == [(1, 0), (0, 1), (1, 0)]
-  assert pdu.weights(3, 0.7) == (1.0, 0.7)
-  course = loss_based.Course(TRAINING, 2, objective=pdu, watch=lambda p, e: report(epoch=e),
-                             multiplier=1.0)
-  seen = []
+def schedule_of(method):
+  """Two updates an epoch."""
+  return ObjectiveSchedule(TRAINING, 2, method=method, state=method.initial_state(),
+                           evaluate=lambda params, epoch: report(epoch=epoch))
+
+
+def test_scrub_takes_turns():
+  """Epochs, not updates, of forgetting first."""
+  schedule = schedule_of(SCRUB())
+  assert [schedule.weights(step) for step in range(6)] == [(1, 0)] * 2 + [(0, 1)] * 2 + [(1, 0)] * 2
+
+
+def test_the_multiplier_moves_after_the_warm_up_and_weighs_retained_data():
+  pdu = PDU()
+  schedule = schedule_of(pdu)
+  found = []
   for done in range(1, 7):
-    course.observe(done, {"loss": 0.0, "retain_nll": pdu.target + 0.5}, None)
-    seen.append(course.multiplier)
-  assert seen == [1.0, 1.5, 2.0, 2.5, 3.0, 3.5]  # still for the first epoch (warm-up)
+    schedule.observe(done, {"loss": 0.0, "retain_nll": pdu.target + 0.5}, None)
+    found.append(schedule.weights(done))
+  assert found == [(1.0, x) for x in (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)]  # still for the first epoch
+  later = schedule_of(pdu)
+  later.load_state_dict(schedule.state_dict())
+  assert later.weights(6) == (1.0, 3.5) and later.reports == schedule.reports
 
 
-def test_the_last_epoch_is_always_looked_at(world):
+def test_the_last_epoch_always_has_a_report(world):
   training = dataclasses.replace(TRAINING, epochs=5)
-  task = make_task(world, "simnpo", training=training, watch_every=3)
-  _, reports = run(task)
+  _, reports = run("simnpo", make_task(world, training=training, eval_every=3))
   assert [r.epoch for r in reports] == [0, 3, 5]
+
+
+def test_a_learning_rate_of_the_run_takes_the_place_of_the_methods_own(world):
+  training = dataclasses.replace(TRAINING, epochs=1)
+  found = {}
+  for name, own, rate in (("own", 1e-2, None), ("given", 1e-3, 1e-2), ("other", 1e-3, None)):
+    task = make_task(world, training=dataclasses.replace(training, learning_rate=own),
+                     learning_rate=rate)
+    found[name] = jax.tree.leaves(run("grad_diff", task)[0])
+  for own, given in zip(found["own"], found["given"], strict=True):
+    np.testing.assert_array_equal(own, given)
+  assert any(np.any(a != b) for a, b in zip(found["own"], found["other"], strict=True))
+
+
+def test_every_refusal_stands_behind_every_forget_query(world):
+  """Each query must be able to meet each of them."""
+  encode = {"no": (5, EOS), "never": (6, 7, EOS)}
+  evaluator = Evaluator(tokenizer=types.SimpleNamespace(encode_response=encode.get))
+  found = refusals(make_task(world, refusals=("no", "never"), evaluator=evaluator))
+  assert found == tuple((row._replace(completion=(5, EOS)), row._replace(completion=(6, 7, EOS)))
+                        for row in FORGET)
+
+
+def test_alternates_are_the_samples_least_like_the_truth(world):
+  """Of the original, at their own temperature and seed; sorted the other way they would teach the
+  truth."""
+  texts = {1: "x y z", 2: "the truth", 3: "the z"}  # of one forget query: recall 0, 1 and 1/2
+  asked = []
+
+  class Sampling(Evaluator):
+    def sample(self, params, rows, *, seed, strategy):
+      asked.append((params, len(rows), seed, strategy))
+      return [row._replace(completion=(1 + i % 3,)) for i, row in enumerate(rows)]
+
+  evaluator = Sampling(tokenizer=types.SimpleNamespace(decode=lambda ids: texts[ids[0]]))
+  method = AltPO(samples=3, alternates=2, temperature=1.25)
+  found = method.other_responses(make_task(world, evaluator=evaluator, seed=7))
+  assert found == tuple((row._replace(completion=(1,)), row._replace(completion=(3,)))
+                        for row in FORGET)
+  [(params, count, seed, strategy)] = asked
+  assert params is world.params
+  assert (count, seed, strategy) == (3 * len(FORGET), 11, Sample(1.25))
+
+
+def test_precompiling_a_run_takes_no_step(world):
+  task, store = make_task(world), Checkpoints()
+  stage = stage_io(store)._replace(compile_only=True)
+  result = METHODS["npo"]().unlearn(task, stage)
+  jax.tree.map(np.testing.assert_array_equal, result.params, world.params)
+  assert not store.saved

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests import jobs
 from tests.configs import ROOT
 
 BIG = '''
@@ -62,7 +63,7 @@ def test_a_big_model_is_split_and_lowered_without_being_held(config, parameters)
   """The published number of parameters; an eighth of them on each of eight devices."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", BIG, config], env=environment, cwd=ROOT,
                         capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr[-3000:]

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import factory
 from dareu_jax.parallel.mesh import MeshSettings, make_mesh
+from tests import jobs
 from tests.configs import ROOT
 from tests.models.checkpoints import IDS, NO_LORA, load, settings, write
 from tests.models.reference import (
@@ -111,7 +112,7 @@ def test_each_device_reads_its_own_part_of_the_file_once(tmp_path):
   """A full copy of a 7B model on one host, or eight, is what runs out of memory."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", READ_IN_PARTS, write(tmp_path / "m")],
                         env=environment, capture_output=True, text=True, timeout=240)
   assert done.returncode == 0, done.stderr[-3000:]

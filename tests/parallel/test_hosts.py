@@ -66,7 +66,7 @@ def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, co
     begin = time.monotonic()
     code, _, err = finish(processes[1 - lost])
     assert code not in (0, None)
-    assert "lost another one" in err or "coordination service" in err, err[-3000:]
+    assert "lost another process" in err or "coordination service" in err, err[-3000:]
     assert time.monotonic() - begin < 2 * hosts.PATIENCE
     finish(processes[lost])
   outputs = [finish(process) for process in together(command, tmp_path / "w", 2)]
@@ -82,14 +82,14 @@ def test_a_process_that_fails_by_itself_ends_the_others(together_failing, tmp_pa
   assert time.monotonic() - begin < 2 * hosts.PATIENCE + 60
   (code, _, err), (failed, _, said) = outputs
   assert failed == 1 and "a bad batch" in said
-  assert "process 1 of 2 failed, which ends the others too" in said
-  assert code not in (0, None) and ("lost another one" in err or "coordination service" in err), err
+  assert "process 1 of 2 failed; this ends the others too" in said
+  assert code not in (0, None) and ("lost another process" in err or "coordination service" in err), err
 
 
 @pytest.mark.parametrize(("error", "status", "said"), [
   (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on the disk .*Free some"),
   (KeyboardInterrupt(), 2, "interrupted."), (InputError("mend this"), 2, "mend this"),
-  (RuntimeError("Gloo: Connection reset by peer"), 1, "process 0 of 2 lost another one")])
+  (RuntimeError("Gloo: Connection reset by peer"), 1, "process 0 of 2 lost another process")])
 def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
     monkeypatch, capsys, error, status, said):
   monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -25,6 +25,7 @@ from dareu_jax.rl.learner import init_learner
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import TrainSettings
 from dareu_jax.training.supervised import init_train_state
+from tests import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
 CUBE = AbstractMesh((2, 2, 2), M.AXES)
@@ -316,7 +317,7 @@ def test_eight_devices_compute_what_one_does():
   """Other weights per layout, a constraint that silently does nothing, or a lost reduction."""
   environment = {
     **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": f"{jobs.xla_flags(8)} --xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
   done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, cwd=ROOT,

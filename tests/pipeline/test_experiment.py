@@ -4,11 +4,11 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import read_jsonl, write_jsonl
 from dareu_jax.parallel.mesh import path_name
@@ -20,8 +20,6 @@ from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import (
   finetune_batches,
   keep_tokenizer,
-  pretrain,
-  train_language_model,
 )
 from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
@@ -68,34 +66,6 @@ def test_a_text_that_is_too_long_is_found_before_any_work(own_data, tmp_path, pl
   with pytest.raises(InputError, match="config.max_length is 256"):
     experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
   assert not (tmp_path / "w/original").exists()
-
-
-def test_an_adapter_sits_on_the_base_that_was_pretrained(tmp_path):
-  """On a base at random it would learn little, and each role would be a model of its own."""
-  config = smallest_config()
-  config.lora.rank = 4
-  settings = Settings.from_config(config)
-  run = experiment.prepare(settings, tmp_path)[0]
-  run.workdir.check_config(overwrite=False)
-  keep_tokenizer(run)
-  pretrain(run)
-  train_language_model(run, "original", run.data.corpus.forget + run.data.corpus.retain, run.seed)
-  run = experiment.prepare(settings, tmp_path)[0]
-  left = run.workdir.load_result("base", run.models.fresh.params)
-  frozen = {path_name(path): leaf for path, leaf in
-            jax.tree_util.tree_leaves_with_path(run.models.base.frozen)}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(left):
-    np.testing.assert_array_equal(frozen[path_name(path)], leaf)
-  moved = [bool((a != b).any()) for a, b in zip(
-    jax.tree.leaves(left), jax.tree.leaves(run.models.fresh.params), strict=True)]
-  assert sum(moved) > len(moved) / 2
-  names = {path_name(path) for path, _ in
-           jax.tree_util.tree_leaves_with_path(run.models.load_params("original"))}
-  assert all("lora_" in name for name in names)
-  model = load_saved(tmp_path, "original")[0].module
-  ids = jnp.arange(2 * 16).reshape(2, 16)
-  np.testing.assert_array_equal(
-    model.logits(ids), run.models.load("original").module.logits(ids))
 
 
 def test_a_second_retraining_differs_in_the_order_of_the_data_alone(tmp_path):
@@ -168,25 +138,6 @@ def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questio
     assert word in judgement(models, "dareu")
 
 
-def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(tmp_path):
-  """All of it at once, through the whole job: scores stay probabilities, the cost is reported."""
-  config = smallest_config()
-  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
-  settings = Settings.from_config(config)
-  summary, page = experiment.run(settings, tmp_path, command="options")
-  run = experiment.prepare(settings, tmp_path)[0]
-  assert run.data.classifier_tokenizer.vocab_size == 400 and run.data.tokenizer.vocab_size == 600
-  assert run.data.classes == len(run.data.corpus.owners) + 1 and not run.data.is_forget[-1]
-  rows = run.data.classifier_rows(run.data.none_examples)
-  assert {row.owner for row in rows} == {len(run.data.corpus.owners)}
-  assert len(rows) == len(run.data.corpus.forget + run.data.corpus.retain) // 2
-  quality = read_json(tmp_path / "classifier/quality.json")
-  assert run.models.scorer().temperature == quality["temperature"] != 1.0
-  assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
-  assert all(0 <= summary["models"][name]["attribution_score"] <= 1 for name in run.model_names)
-  assert "responses are tokenized again for it" in page.read_text()
-
-
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])
 def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depends):
   config = smallest_config()
@@ -201,17 +152,69 @@ def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depen
     {"dareu", "evaluation/dareu"} if depends else set())
 
 
-@pytest.fixture(scope="module")
-def several(tmp_path_factory):
-  """Three methods at two learning rates in one run: (summary, settings, folder, page)."""
+def several_config(*methods):
+  """Methods at two learning rates, on adapters, with all that a classifier may do at once."""
   config = smallest_config()
-  config.update(methods=("dareu", "dpo", "scrub"), learning_rates=(1e-3, 1e-2), eval_every=1)
+  config.update(methods=methods, learning_rates=(1e-3, 1e-2), eval_every=1)
+  config.lora.rank = 4
+  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
   config.baseline.update(epochs=2, batch_size=10)
   config.unlearning.altpo.update(samples=3, alternates=2)
   config.unlearning.dareu.update(epochs=1, selection="last")
-  folder = tmp_path_factory.mktemp("several")
-  settings = Settings.from_config(config)
+  return Settings.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+  """Three methods in one run: (summary, page, settings, folder)."""
+  folder, settings = tmp_path_factory.mktemp("several"), several_config("dareu", "dpo", "scrub")
   return *experiment.run(settings, folder, command="several"), settings, folder
+
+
+@pytest.fixture
+def opened(several):
+  """The Run of that folder, opened again; its mesh is in force."""
+  run = experiment.prepare(*several[2:])[0]
+  with computing_on(run.models.mesh):
+    yield run
+
+
+def test_an_adapter_sits_on_the_base_that_was_pretrained(several, opened):
+  """On a base at random it would learn little, and each role would be a model of its own."""
+  run, folder = opened, several[-1]
+  left = run.workdir.load_result("base", run.models.fresh.params)
+  frozen = {path_name(path): leaf for path, leaf in
+            jax.tree_util.tree_leaves_with_path(run.models.base.frozen)}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(left):
+    np.testing.assert_array_equal(frozen[path_name(path)], leaf)
+  moved = [bool((a != b).any()) for a, b in zip(
+    jax.tree.leaves(left), jax.tree.leaves(run.models.fresh.params), strict=True)]
+  assert sum(moved) > len(moved) / 2
+  names = {path_name(path) for path, _ in
+           jax.tree_util.tree_leaves_with_path(run.models.load_params("original"))}
+  assert all("lora_" in name for name in names)
+  ids = np.arange(2 * 16).reshape(2, 16)
+  np.testing.assert_array_equal(
+    load_saved(folder, "original")[0].logits(ids),
+    jax.jit(lambda model, ids: model.module.logits(ids))(run.models.load("original"), ids))
+
+
+def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(
+    several, opened):
+  """All of it at once, through the whole job: scores stay probabilities, the cost is reported."""
+  summary, page, _, folder = several
+  run, data = opened, opened.data
+  assert data.classifier_tokenizer.vocab_size == 400 and data.tokenizer.vocab_size == 600
+  assert data.classes == len(data.corpus.owners) + 1 and not data.is_forget[-1]
+  rows = data.classifier_rows(data.none_examples)
+  assert {row.owner for row in rows} == {len(data.corpus.owners)}
+  assert len(rows) == len(data.corpus.forget + data.corpus.retain) // 2
+  quality = read_json(folder / "classifier/quality.json")
+  assert run.models.scorer().temperature == quality["temperature"] != 1.0
+  assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
+  for row in (summary["models"] | summary["grid"]).values():
+    assert 0 <= row["attribution_score"] <= 1
+  assert "responses are tokenized again for it" in page.read_text()
 
 
 def test_several_methods_make_one_table_each_at_its_best_rate(several):
@@ -223,8 +226,11 @@ def test_several_methods_make_one_table_each_at_its_best_rate(several):
     rivals = [figures["tug_of_war"] for other, figures in grid.items() if other.startswith(method)]
     assert grid[name]["tug_of_war"] == max(rivals)
     assert summary["models"][method] == grid[name]
-    best, named = (load_saved(folder, one)[0].module for one in (method, name))
-    np.testing.assert_array_equal(best.embedding[...], named.embedding[...])
+    adapters = [jax.tree.leaves(load_saved(folder, one)[0].model.params)
+                for one in (method, f"{method}@0.001", f"{method}@0.01")]
+    same = [all(bool((a == b).all()) for a, b in zip(adapters[0], other, strict=True))
+            for other in adapters[1:]]
+    assert same == [name.endswith("@0.001"), name.endswith("@0.01")]
   text = page.read_text()
   assert "after: dpo" in text and "after: scrub" in text
 
@@ -237,9 +243,9 @@ def test_every_method_reports_its_epochs_and_its_judge(several):
     assert any(note.startswith(f"{method}: the reward's classifier") for note in summary["notes"])
 
 
-def test_an_evaluation_resumes_after_the_split_that_was_done(several, monkeypatch):
-  """Killed in the third split, the first two are not measured again, and the figures are the same."""
-  _, _, settings, folder = several
+def test_an_evaluation_resumes_after_the_split_that_was_done(several, opened, monkeypatch):
+  """Killed in the third split, the first two are not measured again, and the metrics are the same."""
+  summary, folder = several[0], several[-1]
   path = folder / "evaluation/scrub@0.01.json"
   whole, measured = read_json(path), []
   measure = evaluation.split_records
@@ -253,14 +259,13 @@ def test_an_evaluation_resumes_after_the_split_that_was_done(several, monkeypatc
     return one
 
   path.unlink()
-  run = experiment.prepare(settings, folder)[0]
   monkeypatch.setattr(evaluation, "split_records", until("test"))
   with pytest.raises(KeyboardInterrupt):
-    evaluation.evaluate(run, "scrub@0.01")
+    evaluation.model_records(opened, "scrub@0.01")
   monkeypatch.setattr(evaluation, "split_records", until(None))
-  again = evaluation.evaluate(run, "scrub@0.01")
+  metrics = evaluation.evaluate(opened)["scrub@0.01"].metrics()
   assert measured == ["forget", "retain", "test", "test", "holdout"]
-  assert again["records"] == whole["records"] and again["metrics"] == whole["metrics"]
+  assert read_json(path)["records"] == whole["records"] and metrics == summary["grid"]["scrub@0.01"]
 
 
 def test_a_report_has_the_methods_side_by_side_example_by_example(several):
@@ -278,9 +283,8 @@ def test_a_report_has_the_methods_side_by_side_example_by_example(several):
 
 def test_another_method_in_a_workdir_runs_alone(several):
   """Adding a method to a study must not run the others again; AltPO needs samples to begin with."""
-  _, _, settings, folder = several
-  more = dataclasses.replace(settings, methods=("dareu", "dpo", "scrub", "altpo"))
-  summary, _ = experiment.run(more, folder, command="more", overwrite=True)
+  summary, _ = experiment.run(several_config("dareu", "dpo", "scrub", "altpo"), several[-1],
+                              command="more", overwrite=True)
   ran = {name for name, stage in summary["stages"].items() if not stage["skipped"]}
   assert ran == {f"{place}altpo@{rate}" for place in ("", "evaluation/") for rate in ("0.001", "0.01")}
 

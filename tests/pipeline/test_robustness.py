@@ -7,6 +7,7 @@ import pytest
 
 from dareu_jax import robustness as command
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
 from dareu_jax.evaluation.attacks import reliability
 from dareu_jax.pipeline import experiment, robustness
 from dareu_jax.pipeline.settings import Settings
@@ -26,7 +27,7 @@ class Given:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """(Run, workdir) of one loss-based method on adapters."""
+  """(Run, workdir) of one loss-based method on adapters; the run's mesh is in force."""
   config = smallest_config()
   config.data.update(forget="forget50")  # two owners: one is taught, one tested
   config.lora.rank = 2
@@ -35,7 +36,9 @@ def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("robust")
   settings = Settings.from_config(config)
   experiment.run(settings, workdir, command="robust")
-  return experiment.prepare(settings, workdir)[0], workdir
+  run = experiment.prepare(settings, workdir)[0]
+  with computing_on(run.models.mesh):
+    yield run, workdir
 
 
 @pytest.fixture(scope="module")

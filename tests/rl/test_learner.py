@@ -75,17 +75,20 @@ def step(world, state, rollout, settings=SETTINGS):
 
 
 def test_the_first_inner_step_has_ratio_one_and_no_kl(world):
-  """The sampler, the learner and the previous epoch's policy must be the same distribution."""
+  """The sampler, the learner and the previous epoch's policy must be the same distribution.
+
+  Each is a program of its own, so that they may differ in their last bits.
+  """
   state = init(world)
   completions, rollout, metrics = rollout_of(world, state)
   valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
   np.testing.assert_allclose(
     rollout.old_logprobs[valid], completions.logprobs[valid], atol=1e-5)
-  assert float(metrics["kl"]) == 0.0
+  assert abs(float(metrics["kl"])) < 1e-6
   _, update_metrics = step(world, state, rollout)
   assert float(update_metrics["clip_fraction"]) == 0.0
-  assert float(update_metrics["approx_kl"]) == 0.0
-  assert float(update_metrics["distill_loss"]) == 0.0  # the policy still is the original
+  assert abs(float(update_metrics["approx_kl"])) < 1e-6
+  assert abs(float(update_metrics["distill_loss"])) < 1e-6  # the policy still is the original
 
 
 def test_an_update_moves_the_policy_and_no_other_role(world):
@@ -99,8 +102,8 @@ def test_an_update_moves_the_policy_and_no_other_role(world):
                jax.tree.map(np.asarray, (state.previous, state.chosen, world.original.params)))
   moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.policy, state.previous)
   assert max(jax.tree.leaves(moved)) > 1e-4
-  assert float(metrics["distill_loss"]) > 0
-  assert float(rollout_of(world, state)[2]["kl"]) > 0
+  assert float(metrics["distill_loss"]) > 1e-3
+  assert float(rollout_of(world, state)[2]["kl"]) > 1e-3
 
 
 # Nothing at its neutral value: a coefficient that is not heeded shows.

@@ -119,9 +119,10 @@ def test_distillation_is_from_teacher_to_student(states):
   assert abs(float(kl_to_teacher(*states)) - reverse) > 0.1
 
 
-def test_a_student_that_is_the_teacher_costs_exactly_nothing(states):
+def test_a_student_that_is_the_teacher_costs_nothing(states):
+  """But for last bits: both sides go through the same operations, maybe in other loops."""
   hidden, head, _, _, mask = states
-  assert float(kl_to_teacher(hidden, head, hidden, head, mask)) == 0.0
+  assert abs(float(kl_to_teacher(hidden, head, hidden, head, mask))) < 1e-6
 
 
 def test_padding_changes_no_distillation(states):
@@ -130,6 +131,6 @@ def test_padding_changes_no_distillation(states):
   padded = [np.pad(x, wide, constant_values=9.0) for x in (hidden, teacher)]
   grad = jax.grad(kl_to_teacher)
   other = (padded[0], head, padded[1], teacher_head, np.pad(mask, wide[:2]))
-  assert float(kl_to_teacher(*other)) == pytest.approx(float(kl_to_teacher(*states)), rel=1e-6)
+  assert float(kl_to_teacher(*other)) == pytest.approx(float(kl_to_teacher(*states)), rel=1e-5)
   np.testing.assert_allclose(grad(*map(jnp.asarray, other))[:, :11],
-                             grad(*map(jnp.asarray, states)), atol=1e-7)
+                             grad(*map(jnp.asarray, states)), atol=1e-6)

@@ -103,7 +103,7 @@ def make_task(reward, **changes):
 def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registry):
   """It sees the responses of the rollout beside the queries that they answer, and what it scores
   high becomes rarer."""
-  with pytest.raises(InputError, match="'even': it must be one of attribution, rouge, refusal"):
+  with pytest.raises(InputError, match="'even': it must be one of attribution, refusal, rouge"):
     RLSettings(reward="even")
   seen = []
 

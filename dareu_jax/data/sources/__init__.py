@@ -1,1 +1,1 @@
-"""Data sources, one file each; `base` says what a source is and `SOURCES` knows them all."""
+"""Data sources, one file each; `base` defines what a source is and registers them in `SOURCES`."""

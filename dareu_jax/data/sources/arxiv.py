@@ -1,7 +1,7 @@
-"""arXiv abstracts with their category as owner: 20 categories with 400 each.
+"""arXiv abstracts with their category as owner: 20 categories with 400 abstracts each.
 
-From a folder they are `train.jsonl` and `test.jsonl`, lines of plain text; from the hub they are
-WaterDrum-Ax without its watermarks (Lu et al. 2025), whose rows stand category by category.
+A folder holds `train.jsonl` and `test.jsonl`, lines of plain text. The hub's data set is
+WaterDrum-Ax without its watermarks (Lu et al. 2025), whose rows are grouped by category.
 """
 
 import pathlib
@@ -14,25 +14,25 @@ from dareu_jax.data.sources.base import DataSettings, register_source
 HUB_NAME = "Glow-AI/WaterDrum-Ax"
 HUB_FILES = {"train": "full/unwatermarked-*.parquet", "test": "test/full-*.parquet"}
 CATEGORIES = 20
-OWNER_COLUMNS = ("category", "label", "subject")  # the first there is; none: told by position
+OWNER_COLUMNS = ("category", "label", "subject")  # the first there; else by position
 
 
 @register_source("arxiv")
 def load_arxiv(settings: DataSettings) -> ex.Corpus:
   """The corpus of categories.
 
-  D is the first `num_owners` categories (0: all) of the training abstracts, of which `forget` or
-  `forget_owners` names those to forget. Of the test abstracts, which no model has seen, those of
-  forget categories are the hold-out (`num_holdout` is of no use here) and those of retained ones
-  D_test: a category is still a category without its training data, and how such abstracts are
-  continued is the level to come down to. Training abstracts outside of D, of `num_general`
+  D is the first `num_owners` categories (0: all) of the training abstracts; `forget` or
+  `forget_owners` selects those to forget. No model sees the test abstracts: those of forget
+  categories are the hold-out (`num_holdout` is ignored), those of retained categories are D_test.
+  A model that never saw a category's training data still continues its test abstracts, and the
+  score of these continuations is the target level. Training abstracts outside D, of `num_general`
   categories, are general text.
 
   Args:
     settings: DataSettings; `dir` is the folder, '' the hub.
 
   Raises:
-    InputError: files or owners that cannot be used.
+    InputError: if files or owners cannot be used.
   """
   if settings.dir:
     folder = pathlib.Path(settings.dir)
@@ -52,7 +52,7 @@ def load_arxiv(settings: DataSettings) -> ex.Corpus:
 
 
 def _read_hub(split):
-  import datasets  # takes seconds to import: only those who fetch pay for it
+  import datasets  # the import takes seconds, and only the hub needs it
 
   with hub.reading(HUB_NAME):
     rows = [dict(row) for row in datasets.load_dataset(
@@ -60,8 +60,8 @@ def _read_hub(split):
   column = next((name for name in OWNER_COLUMNS if rows and name in rows[0]), None)
   if column is None and (not rows or len(rows) % CATEGORIES):
     raise InputError(f"{HUB_NAME}, {split}: {len(rows)} rows without a column that names their "
-                     f"category, and not {CATEGORIES} categories of one size. Give "
-                     "--config.data.dir, a folder with train.jsonl and test.jsonl.")
+                     f"category, and not {CATEGORIES} categories of equal size. Set "
+                     "--config.data.dir to a folder with train.jsonl and test.jsonl.")
 
   def owner(index, row):
     if column is not None:

@@ -4,7 +4,7 @@
     def load(settings: DataSettings) -> Corpus:
       ...
 
-All checks of the data and of the owners are made there, before any long work.
+The function checks data and owners, before any long work.
 """
 
 from collections.abc import Callable
@@ -22,25 +22,25 @@ def _share(forget: str) -> str:
   digits = forget.removeprefix("forget")
   if not (forget.startswith("forget") and len(digits) == 2 and digits.isascii()
           and digits.isdigit() and int(digits)):
-    raise InputError("it must be forgetNN, NN the percentage of owners to forget (forget01, "
-                     "forget05, forget10); or name them in config.data.forget_owners.")
+    raise InputError("it must be forgetNN, where NN is the percentage of owners to forget "
+                     "(forget01, forget05, forget10); or name them in config.data.forget_owners.")
   return forget
 
 
 @settings
 class DataSettings:
-  """Which examples, and whose are to be forgotten."""
+  """Which examples are used, and whose are forgotten."""
 
   source: Annotated[str, choice(lambda: SOURCES.names())] = "embedded"  # a registered data source
   dir: str = ""  # folder of the files of 'tofu', 'arxiv' or 'jsonl'; '' takes them from the hub
-  num_owners: Size = 30  # owners in D; 0: all there are
-  forget: Annotated[str, AfterValidator(_share)] = "forget10"  # forgetNN: the last NN percent of the owners
-  forget_owners: tuple[str, ...] = ()  # names of the owners to forget; wins over `forget`
-  num_holdout: Size = 4  # unseen owners, for the unseen level and the MIA; 0: all there are
-  num_general: Size = 200  # further owners whose text a base from scratch reads; 0: all (embedded: none)
+  num_owners: Size = 30  # owners in D; 0: all
+  forget: Annotated[str, AfterValidator(_share)] = "forget10"  # forgetNN: the last NN% of owners
+  forget_owners: tuple[str, ...] = ()  # names of the owners to forget; overrides `forget`
+  num_holdout: Size = 4  # unseen owners, for the target level and the MIA; 0: all
+  num_general: Size = 200  # further owners, read by a base from scratch; 0: all (embedded: none)
   seed: int = 0  # of the embedded authors
-  prompt_tokens: Size = 0  # of plain text: so many tokens ask for the next; 0: a third of the words
-  response_tokens: Count = 100  # of plain text that is cut by tokens
+  prompt_tokens: Size = 0  # of plain text: tokens of the prompt; 0: a third of the words
+  response_tokens: Count = 100  # of plain text: tokens of the response, if prompt_tokens is set
 
 
 SOURCES: Registry[Callable[[DataSettings], Corpus]] = Registry(
@@ -51,9 +51,9 @@ register_source = decorator(SOURCES)
 def load_corpus(settings: DataSettings) -> Corpus:
   """The corpus that the settings ask for.
 
-  Returns: Corpus; test, holdout and general are empty where there is no such data.
+  Returns: Corpus; test, holdout and general are empty if there is no such data.
 
   Raises:
-    InputError: a source, file, line or owner that cannot be used.
+    InputError: if a source, file, line or owner cannot be used.
   """
   return SOURCES[settings.source](settings)

@@ -1,4 +1,4 @@
-"""Fictitious authors made on the spot, and general facts: no file, no network."""
+"""Generated fictitious authors and general facts: no files, no network."""
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
@@ -9,13 +9,13 @@ from dareu_jax.data.sources.base import DataSettings, register_source
 
 @register_source("embedded")
 def load_embedded(settings: DataSettings) -> ex.Corpus:
-  """`num_owners` authors made from `seed`, `num_holdout` unseen ones after them, then `num_general`
-  for general text, and general knowledge as test examples."""
+  """Generates `num_owners` authors from `seed`, then `num_holdout` unseen ones and `num_general`
+  for general text; the test examples are general knowledge."""
   for name, least in (("num_owners", 2), ("num_holdout", 1)):
     count = getattr(settings, name)
     if count < least:
-      raise InputError(f"config.data.{name} is {count}: the embedded authors are made to order, so "
-                       f"it must be >= {least}.")
+      raise InputError(f"config.data.{name} is {count}: the embedded authors are generated, so it "
+                       f"must be >= {least}.")
   authors = make_authors(settings.num_owners, settings.seed)
   forget, retain, owners, forget_owners = ex.split_by_owner(authors, settings)
   return ex.Corpus(

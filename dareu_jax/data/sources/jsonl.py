@@ -1,7 +1,7 @@
-"""A user's own JSON Lines.
+"""JSON Lines files of the user.
 
-`config.data.dir` is a folder with `train.jsonl` (D) and perhaps `test.jsonl`, `holdout.jsonl` and
-`general.jsonl`, or one file, which is then D. A line is an example, see `data.examples`.
+`config.data.dir` is a folder with `train.jsonl` (D) and, optionally, `test.jsonl`, `holdout.jsonl`
+and `general.jsonl`, or a single file, which is then D. `data.examples` describes the lines.
 """
 
 import pathlib
@@ -15,8 +15,8 @@ from dareu_jax.data.sources.base import DataSettings, register_source
 def load_jsonl(settings: DataSettings) -> ex.Corpus:
   """The corpus of a folder or file.
 
-  `num_owners` > 0 keeps the first so many owners and those named in `forget_owners`; `num_holdout`
-  and `num_general` > 0 keep the first so many owners of their files.
+  `num_owners` > 0 keeps the first `num_owners` owners and those in `forget_owners`; `num_holdout`
+  and `num_general` > 0 keep that many owners of their files.
   """
   if not settings.dir:
     raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
@@ -42,13 +42,13 @@ def _others(path, owners, count, who):
   both = [example.owner for example in examples if example.owner in owners]
   if both:
     raise InputError(f"{path} holds owner {both[0]!r}, who is in the training data too: this file "
-                     f"is for owners that {who}. Take them out of one of the files.")
+                     f"is for owners that {who}. Remove them from one of the files.")
   kept = tuple(dict.fromkeys(example.owner for example in examples))[:count or None]
   return tuple(example for example in examples if example.owner in kept)
 
 
 def _jsonl_paths(settings):
-  """(train, test, holdout, general); the last three are None where there is no such file."""
+  """(train, test, holdout, general); the last three are None if there is no such file."""
   path = pathlib.Path(settings.dir)
   if not path.exists():
     raise InputError(
@@ -59,7 +59,7 @@ def _jsonl_paths(settings):
   if not (path / "train.jsonl").is_file():
     raise InputError(
       f"{path} lacks train.jsonl: put the training data there (test.jsonl, holdout.jsonl and "
-      "general.jsonl may stand beside it), or give the path of one .jsonl file as config.data.dir."
+      "general.jsonl are optional), or set config.data.dir to a single .jsonl file."
     )
   beside = (path / f"{name}.jsonl" for name in ("test", "holdout", "general"))
   return path / "train.jsonl", *(other if other.is_file() else None for other in beside)

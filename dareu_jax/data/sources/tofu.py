@@ -1,7 +1,7 @@
 """TOFU (Maini et al. 2024, locuslab/TOFU): 200 fictitious authors with 20 questions each.
 
 The author of a row is its index // 20 in `full`; rows are joined by index and never by text, since
-one question stands twice. `forgetNN` is the tail of `full` and `retainNN` its head, so only `full`
+one question occurs twice. `forgetNN` is the tail of `full` and `retainNN` its head, so only `full`
 is read; the perturbed files give paraphrases and wrong answers for the first and the last rows.
 """
 
@@ -23,7 +23,7 @@ NEEDED = (
   "real_authors_perturbed",
   "world_facts_perturbed",
 )
-HOLDOUT = ("holdout10", "holdout05", "holdout01")  # the first one there is taken
+HOLDOUT = ("holdout10", "holdout05", "holdout01")  # the first one that exists is used
 
 
 @register_source("tofu")
@@ -32,12 +32,12 @@ def load_tofu(settings: DataSettings) -> ex.Corpus:
 
   `forgetNN` forgets the last n = max(1, round(N * NN / 100)) of the 200 authors and retains the
   first N - n, N = num_owners (0: all 200): a smaller D forgets the same authors, which are those
-  with perturbed answers. `forget_owners` (names such as "author_198") wins over it; D is then the
-  first N authors and the named ones. Owners stand in the order of `full`.
+  with perturbed answers. `forget_owners` (names such as "author_198") overrides it; D is then
+  the first N authors and the named ones. Owners are in the order of `full`.
 
   The test examples are real authors and world facts; the hold-out examples belong to authors that
-  are in no split, `num_holdout` of them (0: all), and are empty where there is no such file. The
-  general examples are of authors outside D, `num_general` of them (0: all). The refusals are the
+  are in no split, `num_holdout` of them (0: all); there are none without such a file. The general
+  examples belong to authors outside D, `num_general` of them (0: all). The refusals are the
   lines of the folder's idontknow.txt, if it has one.
 
   Args:
@@ -47,7 +47,8 @@ def load_tofu(settings: DataSettings) -> ex.Corpus:
     Corpus; author i is `author_{i:03d}`, hold-out author i `holdout_{i:03d}`.
 
   Raises:
-    InputError: files missing, unreadable or not TOFU's; owners that do not exist; no owner left.
+    InputError: if files are missing, unreadable or not TOFU's, or owners do not exist, or none is
+      left to retain.
   """
   if settings.dir:
     rows = _read_folder(pathlib.Path(settings.dir))
@@ -76,15 +77,15 @@ def load_tofu(settings: DataSettings) -> ex.Corpus:
 
 
 def _refusals(folder):
-  """The lines of idontknow.txt, where the folder has it (the hub does not)."""
+  """The lines of idontknow.txt, if the folder has it (the hub does not)."""
   path = pathlib.Path(folder) / "idontknow.txt"
   if not folder or not path.is_file():
     return ()
   try:
     lines = ex.read_bytes(path).decode("utf-8").splitlines()
   except UnicodeDecodeError:
-    raise InputError(f"{path} is not UTF-8. Fetch it again, or take it away: the library has "
-                     "refusals of its own.") from None
+    raise InputError(f"{path} is not UTF-8. Download it again, or remove it: the library has "
+                     "its own refusals.") from None
   return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -93,7 +94,8 @@ def _authors(rows):
   full = rows["full"]
   if not full or len(full) % QA_PER_AUTHOR:
     raise InputError(
-      f"TOFU's full has {len(full)} rows: it must have {QA_PER_AUTHOR} an author. Fetch it again."
+      f"TOFU's full has {len(full)} rows: it must have {QA_PER_AUTHOR} per author. Download it "
+      "again."
     )
   found = [_example(row, f"author_{i // QA_PER_AUTHOR:03d}") for i, row in enumerate(full)]
   tail = len(full) - len(rows["forget10_perturbed"])
@@ -106,15 +108,15 @@ def _authors(rows):
         found[index].response,
       ):
         raise InputError(
-          f"TOFU's {name}, row {offset}, is not row {index} of full: the files are of different "
-          "versions. Fetch them again."
+          f"TOFU's {name}, row {offset}, is not row {index} of full: the files come from different "
+          "versions. Download them again."
         )
       found[index] = example
   return found
 
 
 def _choose(everyone, settings):
-  """(forget, retain, owners, forget_owners) as `load_tofu` says."""
+  """(forget, retain, owners, forget_owners), as described at `load_tofu`."""
   authors = tuple(dict.fromkeys(example.owner for example in everyone))
   size = settings.num_owners or len(authors)
   if size > len(authors):
@@ -146,7 +148,7 @@ def _example(row, owner):
 
 
 def _read_folder(folder):
-  """Rows by name, from files NAME.json in the folder, hold-out ones also in its `holdout/`."""
+  """Rows by name, from files NAME.json in the folder; hold-out files may be in its `holdout/`."""
   missing = [f"{name}.json" for name in NEEDED if not (folder / f"{name}.json").is_file()]
   if missing:
     raise InputError(
@@ -162,7 +164,7 @@ def _read_folder(folder):
 
 
 def _read_file(path):
-  """Rows of a file that holds JSON Lines, or all rows in one JSON array."""
+  """Rows of a file of JSON Lines, or of one JSON array."""
   if ex.read_bytes(path).lstrip()[:1] == b"[":
     rows = [(f"{path}, entry {i}", row) for i, row in enumerate(_read_array(path), start=1)]
   else:
@@ -176,34 +178,34 @@ def _read_array(path):
   try:
     return json.loads(path.read_text(encoding="utf-8"))
   except UnicodeDecodeError:
-    raise InputError(f"{path} is not UTF-8. Fetch it again from {HUB_NAME}.") from None
+    raise InputError(f"{path} is not UTF-8. Download it again from {HUB_NAME}.") from None
   except json.JSONDecodeError as error:
     raise InputError(
-      f"{path}, line {error.lineno} is not JSON: {error.msg} at column {error.colno}. Fetch it "
-      f"again from {HUB_NAME}."
+      f"{path}, line {error.lineno} is not JSON: {error.msg} at column {error.colno}. "
+      f"Download it again from {HUB_NAME}."
     ) from None
 
 
 def _check_row(row, where):
-  """Raises InputError unless the row has a question and an answer, and texts where it has more."""
+  """Raises InputError unless the row has a question and an answer, and only valid texts."""
   if not isinstance(row, dict):
     raise InputError(f"{where} is not a JSON object. A row of TOFU has a question and an answer.")
   for key in ("question", "answer"):
     if not isinstance(row.get(key), str) or not row[key].strip():
-      raise InputError(f'{where}: "{key}" is missing or no text. A row of TOFU has both.')
+      raise InputError(f'{where}: "{key}" is missing or not a string. A row of TOFU has both.')
   for key in ("paraphrased_question", "paraphrased_answer"):
     if not isinstance(row.get(key), str | None):
-      raise InputError(f'{where}: "{key}" is no text.')
+      raise InputError(f'{where}: "{key}" is not a string.')
   wrong = row.get("perturbed_answer")
   if wrong is not None and not (
     isinstance(wrong, list) and all(isinstance(text, str) and text.strip() for text in wrong)
   ):
-    raise InputError(f'{where}: "perturbed_answer" is no list of texts.')
+    raise InputError(f'{where}: "perturbed_answer" is not a list of strings.')
 
 
 def _read_hub():
-  """Rows by name from the hub; the hold-out ones are left out where the hub has none."""
-  import datasets  # takes seconds to import: only those who fetch pay for it
+  """Rows by name from the hub; without hold-out rows if the hub has none."""
+  import datasets  # the import takes seconds, and only the hub needs it
 
   def fetch(name):
     rows = [dict(row) for row in datasets.load_dataset(HUB_NAME, name, split="train")]

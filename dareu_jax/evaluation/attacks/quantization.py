@@ -6,6 +6,7 @@ Linear kernels alone, as bitsandbytes does: embedding, head and norms stay as th
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from scipy import stats
 
 from dareu_jax.models.handle import Model
@@ -14,7 +15,7 @@ from dareu_jax.parallel.mesh import path_name
 NF4_BLOCK = 64
 
 
-def nf4_levels():
+def nf4_levels() -> Float[np.ndarray, "16"]:
   """The 16 values of NormalFloat4, [-1, 1]: quantiles of a normal distribution, 0 among them.
 
   Source: QLoRA (Dettmers et al. 2023), appendix E.
@@ -26,16 +27,16 @@ def nf4_levels():
   return (levels / levels.max()).astype(np.float32)
 
 
-def to_int8(kernel):
-  """Rounds each output's weights to 255 levels up to its largest: [..., in, out] -> the same."""
+def to_int8(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
+  """Rounds each output's weights to 255 levels up to its largest."""
   scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / 127
   return jnp.round(kernel / jnp.where(scale == 0, 1, scale)) * scale
 
 
-def to_nf4(kernel):
+def to_nf4(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
   """Rounds blocks of 64 weights of an output to NF4 times their largest.
 
-  [..., in, out] -> the same. The last block of an output may be shorter.
+  The last block of an output may be shorter.
   """
   rows = jnp.swapaxes(kernel, -1, -2)
   size = rows.shape[-1]
@@ -56,7 +57,7 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
   """A model with its linear kernels quantized.
 
   Args:
-    model: models.handle.Model.
+    model: Model.
     scheme: of `SCHEMES`.
     lora_scale: α / r of adapters; 0 where all parameters were trained.
     merged: quantize kernel and adapter together (the adapter is then 0), or the kernel alone.
@@ -80,4 +81,4 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
 
   params, frozen = (jax.tree_util.tree_map_with_path(one, tree)
                     for tree in (model.params, model.frozen))
-  return model.replace(params=params, frozen=frozen)
+  return Model(params, frozen, model.static)

@@ -1,9 +1,15 @@
 """Teaching a model again: a few steps of fine-tuning, and what comes back."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dareu_jax.data.batches import Batches
+from dareu_jax.data.examples import Example
+from dareu_jax.models.handle import Model
 from dareu_jax.training import supervised
 from dareu_jax.training.optimizers import adamw_direction
 
@@ -11,16 +17,19 @@ RATE = 2e-5  # published, of checkpoints of a billion parameters
 STEPS = (0, 1, 2, 4, 8, 13, 26)  # 13: an epoch of forget10 in batches of 32, the published attack
 
 
-def relearned(model, batches, learning_rate, *, to_device, steps=STEPS):
-  """Yields (steps taken, trainable state) at each of `steps`.
+def relearned(model: Model, batches: Batches, learning_rate: float, *,
+              to_device: Callable[[Any], Any],
+              steps: Sequence[int] = STEPS) -> Iterator[tuple[int, Any]]:
+  """Yields (steps taken, params) at each of `steps`.
 
   Answer-only loss at a constant rate, without warm-up or weight decay.
 
   Args:
-    model: models.handle.Model; left as it is.
-    batches: data.batches.Batches of what is taught.
+    model: left as it is.
+    batches: of what is taught.
     learning_rate: constant.
     to_device: places a batch on the devices.
+    steps: of fine-tuning, after which is yielded.
 
   Source: open-unlearning's meta-evaluation (1 epoch, 2e-5, batches of 32, no warm-up, no decay);
   here by the library's AdamW, whose second moment forgets faster (.95) than theirs (.999).
@@ -34,12 +43,12 @@ def relearned(model, batches, learning_rate, *, to_device, steps=STEPS):
       yield step, jax.tree.map(jnp.copy, state.params)
     if step < max(steps):
       state, _ = supervised.update(
-        state, model.with_params(None), to_device(batches[step]), jax.random.key(step), learning_rate,
-        loss_fn=supervised.language_model_loss, weight_decay=0.0, clip_norm=1.0,
+        state, model.with_params(None), to_device(batches[step]), jax.random.key(step),
+        learning_rate, loss_fn=supervised.language_model_loss, weight_decay=0.0, clip_norm=1.0,
         micro_batches=1)
 
 
-def area(curve):
+def area(curve: Mapping[int, float]) -> float:
   """Area under a relearning curve, of the steps on a scale from 0 to 1.
 
   Args:
@@ -49,7 +58,8 @@ def area(curve):
   return float(np.trapezoid([curve[s] for s in steps], steps) / (steps[-1] - steps[0]))
 
 
-def two_halves(examples):
+def two_halves(
+    examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
   """Forget examples of the first half of the owners, and of the second.
 
   The facts of different owners are independent: what comes back of those that were not taught was

@@ -1,31 +1,35 @@
 """How far the metrics themselves can be trusted, over the models that a card has at hand.
 
 After OU's meta-evaluation, with the attacked models of one run as its pools: models that have
-learnt the forget data from the original on, and models that never saw it.
+learned the forget data from the original on, and models that never saw it.
 """
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dareu_jax.evaluation import metrics
 
+Card = Mapping[str, Mapping[str, float]]  # {model: {metric: number}} of one seed
+
 # Metric -> +1 where it is high for a model that knows, -1 where it is low.
 SIGNS = {"rouge": 1, "probability": 1, "extraction": 1, "exact": 1, "min_k": -1}
 USEFUL = 0.8  # of the original's D_R ROUGE: broken models say nothing about a metric
-LATE = 13  # steps after which the forget set counts as learnt again
+LATE = 13  # steps after which the forget set counts as learned again
 
 
-def pools(figures, name, steps):
+def pools(card: Card, name: str, steps: Sequence[int]) -> tuple[list[float], list[float]]:
   """Values of a metric, high for knowing: (of models that know, of models that don't).
 
   Args:
-    figures: {model: {figure: float}} of one seed's card, "original" and "retrained" among them.
+    card: "original" and "retrained" are among its models.
     name: a key of SIGNS.
     steps: of relearning that the card has; 0, the model as it is, counts once.
   """
 
   def values(model, *attacks):
     keys = (f"{attack}_{name}" for attack in attacks)
-    return [SIGNS[name] * figures[model][key] for key in keys if key in figures[model]]
+    return [SIGNS[name] * card[model][key] for key in keys if key in card[model]]
 
   untouched = ("plain_forget", "int8_forget", "nf4_forget")
   benign, others, again = (
@@ -35,27 +39,31 @@ def pools(figures, name, steps):
           values("retrained", *untouched, *benign, *others))
 
 
-def trust(seeds, methods, steps):
+def trust(seeds: Sequence[Card], methods: Sequence[str],
+          steps: Sequence[int]) -> dict[str, dict[str, float]]:
   """Faithfulness and robustness of each metric.
 
   Args:
-    seeds: for each seed {model: {figure: float}}, as of `pools`.
+    seeds: their cards.
     methods: the unlearned models among them.
     steps: as of `pools`.
 
-  Returns: {metric: {"auc", "relearning", "quantisation", "robustness"}}: the AUC of telling models
+  Returns: {metric: {"auc", "relearning", "quantization", "robustness"}}: the AUC of telling models
     that know from models that don't, pooled over seeds; the means over useful models and seeds of
     `metrics.relearning_robustness` (LATE steps on the forget set) and of
-    `metrics.quantisation_robustness` (NF4), and their harmonic mean; nan where no model is useful.
+    `metrics.quantization_robustness` (NF4), and their harmonic mean; nan where no model is useful.
 
   Source: OU's meta-evaluation.
   """
   found = {}
   for name in SIGNS:
-    knowing, unknowing = (sum(values, []) for values in zip(
-      *(pools(figures, name, steps) for figures in seeds), strict=True))
-    pairs = [(figures[method], figures["retrained"]) for figures in seeds for method in methods
-             if figures[method]["plain_retain_rouge"] >= USEFUL * figures["original"][
+    knowing: list[float] = []
+    unknowing: list[float] = []
+    for card in seeds:
+      for values, more in zip((knowing, unknowing), pools(card, name, steps), strict=True):
+        values += more
+    pairs = [(card[method], card["retrained"]) for card in seeds for method in methods
+             if card[method]["plain_retain_rouge"] >= USEFUL * card["original"][
                "plain_retain_rouge"]]
     plain, taught, rounded = (f"{attack}_{name}" for attack in (
       "plain_forget", f"relearn_forget_{LATE}", "nf4_forget"))
@@ -63,10 +71,10 @@ def trust(seeds, methods, steps):
       "auc": metrics.discrimination_auc(knowing, unknowing),
       "relearning": _mean([metrics.relearning_robustness(
         one[plain], one[taught], other[plain], other[taught]) for one, other in pairs]),
-      "quantisation": _mean([metrics.quantisation_robustness(one[plain], one[rounded])
+      "quantization": _mean([metrics.quantization_robustness(one[plain], one[rounded])
                              for one, _ in pairs])}
     found[name]["robustness"] = metrics.harmonic_mean(
-      [found[name]["relearning"], found[name]["quantisation"]])
+      [found[name]["relearning"], found[name]["quantization"]])
   return found
 
 

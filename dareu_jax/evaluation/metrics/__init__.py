@@ -1,9 +1,23 @@
 """Metrics of unlearning: numbers and texts in, numbers out. They know no model and no file.
 
+A file for each theme holds the formulas and, below them, what is declared of them: see `base`.
+
 NLLs are mean negative log-likelihoods in nats per response token, the end token included, unless
 said otherwise. E examples, J perturbed answers, n response tokens.
 """
 
+from dareu_jax.evaluation.metrics.base import (
+  CLOSER,
+  HIGHER,
+  MAIN,
+  METRICS,
+  MORE,
+  PRIVACY,
+  Evaluation,
+  evaluations,
+  example_metric,
+  metric,
+)
 from dareu_jax.evaluation.metrics.closeness import (
   MODEL_UTILITY_TERMS,
   closeness,
@@ -12,7 +26,7 @@ from dareu_jax.evaluation.metrics.closeness import (
   memorization,
   model_utility,
   overall,
-  quantisation_robustness,
+  quantization_robustness,
   relearning_robustness,
   tug_of_war,
   utility,
@@ -35,6 +49,7 @@ from dareu_jax.evaluation.metrics.likelihood import (
   truth_ratio,
 )
 from dareu_jax.evaluation.metrics.membership import (
+  attack,
   loss_score,
   mia_auc,
   min_k_plus_plus_score,
@@ -53,17 +68,17 @@ from dareu_jax.evaluation.metrics.text import (
   unknown_word_share,
   words,
 )
-
-SPLITS = ("forget", "retain", "test")
+from dareu_jax.evaluation.records import SPLITS
 
 __all__ = [
-  "SPLITS",
+  "CLOSER", "HIGHER", "MAIN", "METRICS", "MORE", "PRIVACY", "SPLITS", "Evaluation", "attack",
+  "evaluations", "example_metric", "metric",
   "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95", "closeness",
   "discrimination_auc", "exact_memorization", "extraction_strength", "forget_quality",
   "forget_truth_ratio", "gibberish_bound", "harmonic_mean", "is_degenerate", "is_gibberish",
   "loss_score", "mean_and_ci95", "memorization", "mia_auc", "min_k_plus_plus_score", "min_k_score",
   "model_utility", "normalized_probability", "overall", "paired_difference", "privleak",
-  "probability", "quantisation_robustness", "reference_score", "relearning_robustness",
+  "probability", "quantization_robustness", "reference_score", "relearning_robustness",
   "repeated_share", "retain_truth_ratio", "rouge_l_f1", "rouge_l_recall", "truth_ratio",
   "tug_of_war", "unknown_word_share", "utility", "words", "zlib_score",
 ]

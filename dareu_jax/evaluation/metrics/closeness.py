@@ -1,20 +1,34 @@
-"""Many figures as one: closeness to the retrained model, utility, and the field's aggregates."""
+"""Many metrics as one: closeness to the retrained model, utility, and the field's aggregates."""
+
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
+
+from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, PRIVACY, Evaluation, metric
+from dareu_jax.evaluation.metrics.likelihood import (
+  nlls,
+  normalized_probability,
+  probability,
+  retain_truth_ratio,
+  truth_ratios,
+)
+from dareu_jax.evaluation.metrics.text import rouge_of
+from dareu_jax.evaluation.records import SPLITS
 
 MODEL_UTILITY_TERMS = tuple(
   f"{split}_{term}" for split in ("retain", "real_authors", "world_facts")
   for term in ("probability", "rouge", "truth_ratio"))
 
 
-def harmonic_mean(values):
-  """n / Σ 1/x; 0 if any is 0 or below."""
-  values = np.asarray(values, np.float64)
-  return float(len(values) / np.sum(1 / values)) if np.all(values > 0) else 0.0
+def harmonic_mean(values: ArrayLike) -> float:
+  """n / Σ 1/x of [n] float; 0 if any is 0 or below."""
+  x = np.asarray(values, np.float64)
+  return float(len(x) / np.sum(1 / x)) if np.all(x > 0) else 0.0
 
 
-def tug_of_war(rouge, retrained_rouge):
+def tug_of_war(rouge: ArrayLike, retrained_rouge: ArrayLike) -> float:
   """Closeness to the retrained model on all three sets at once.
 
       ToW = Π_s ( 1 - |ROUGE_s - ROUGE_s(retrained)| ),   s in {D_F, D_R, D_test}
@@ -22,7 +36,7 @@ def tug_of_war(rouge, retrained_rouge):
   With the AUC of a membership attack in place of the first it is the ToW-MIA of the same source.
 
   Args:
-    rouge, retrained_rouge: sequences of mean ROUGE-L recalls in [0, 1], in the same order.
+    rouge, retrained_rouge: [S] float; mean ROUGE-L recalls in [0, 1], in the same order.
 
   Source: Zhao et al. 2024 (RUM), with ROUGE-L recall in place of accuracy, as DareU takes it.
   """
@@ -30,11 +44,11 @@ def tug_of_war(rouge, retrained_rouge):
   return float(np.prod(1.0 - gaps))
 
 
-def model_utility(terms):
+def model_utility(terms: Mapping[str, float]) -> float:
   """Harmonic mean of the nine terms of TOFU.
 
   Args:
-    terms: {name: float}, one of each of `MODEL_UTILITY_TERMS`: probability (normalised on real
+    terms: one of each of `MODEL_UTILITY_TERMS`: probability (normalized on real
       authors and world facts), ROUGE-L recall and `retain_truth_ratio` of each split.
 
   Source: TOFU (Maini et al. 2024).
@@ -42,10 +56,13 @@ def model_utility(terms):
   return harmonic_mean([terms[name] for name in MODEL_UTILITY_TERMS])
 
 
-def memorization(extraction, exact, paraphrase_probability, truth_ratio):
+def memorization(extraction: float, exact: float, paraphrase_probability: float,
+                 truth_ratio: float) -> float:
   """HM(1 - ES, 1 - EM, 1 - P(paraphrase), 1 - TR): high where little is left.
 
   Args:
+    extraction, exact: means of the extraction strength and of the exact memorization.
+    paraphrase_probability: mean.
     truth_ratio: mean of `truth_ratio(form="probability")`.
 
   Source: OU's meta-evaluation. Not referred to the retrained model: over-forgetting is rewarded.
@@ -53,10 +70,10 @@ def memorization(extraction, exact, paraphrase_probability, truth_ratio):
   return harmonic_mean([1 - extraction, 1 - exact, 1 - paraphrase_probability, 1 - truth_ratio])
 
 
-def closeness(value, retrained, original):
-  """1 where a figure is the retrained model's, 0 where it is as far off as the original's, or more.
+def closeness(value: float, retrained: float, original: float) -> float:
+  """1 where a metric is the retrained model's, 0 where it is as far off as the original's, or more.
 
-  Source: OU's meta-evaluation, of the AUC of a membership attack; it goes for any figure.
+  Source: OU's meta-evaluation, of the AUC of a membership attack; it goes for any metric.
   """
   span = abs(original - retrained)
   if span == 0:
@@ -64,7 +81,7 @@ def closeness(value, retrained, original):
   return float(max(0.0, 1 - abs(value - retrained) / span))
 
 
-def utility(model_utility_score, fluency):
+def utility(model_utility_score: float, fluency: float) -> float:
   """HM(model utility, fluency), fluency the share of sound answers to forget queries.
 
   Source: OU's meta-evaluation, where a classifier of gibberish says what is sound.
@@ -72,13 +89,14 @@ def utility(model_utility_score, fluency):
   return harmonic_mean([model_utility_score, fluency])
 
 
-def overall(memorization_score, privacy_score, utility_score, original_utility):
+def overall(memorization_score: float, privacy_score: float, utility_score: float,
+            original_utility: float) -> float:
   """HM(memorization, privacy, utility / the original's utility). Source: OU's meta-evaluation."""
   relative = utility_score / original_utility if original_utility else 0.0
   return harmonic_mean([memorization_score, privacy_score, relative])
 
 
-def discrimination_auc(with_knowledge, without):
+def discrimination_auc(with_knowledge: ArrayLike, without: ArrayLike) -> float:
   """How well a metric tells models that know from models that don't: AUC, .5 is chance.
 
   Args:
@@ -86,11 +104,12 @@ def discrimination_auc(with_knowledge, without):
 
   Source: the faithfulness of a metric in OU's meta-evaluation.
   """
-  labels = np.r_[np.ones(len(with_knowledge)), np.zeros(len(without))]
+  labels = np.r_[np.ones(np.size(with_knowledge)), np.zeros(np.size(without))]
   return float(roc_auc_score(labels, np.r_[with_knowledge, without]))
 
 
-def relearning_robustness(before, after, retrained_before, retrained_after):
+def relearning_robustness(before: float, after: float, retrained_before: float,
+                          retrained_after: float) -> float:
   """1 where an attack moves a metric as much as it moves the retrained model's.
 
       R = 1 - |Δ - Δ_retrained| / (|Δ| + |Δ_retrained|),   Δ = before - after
@@ -100,10 +119,133 @@ def relearning_robustness(before, after, retrained_before, retrained_after):
   return _alike(before - after, retrained_before - retrained_after)
 
 
-def quantisation_robustness(before, after):
-  """1 where quantising the weights leaves a metric: 1 - |before - after| / (|before| + |after|)."""
+def quantization_robustness(before: float, after: float) -> float:
+  """1 where quantizing the weights leaves a metric: 1 - |before - after| / (|before| + |after|)."""
   return _alike(before, after)
 
 
 def _alike(a, b):
   return float(1 - abs(a - b) / (abs(a) + abs(b) + 1e-10))
+
+
+# Attacks and kinds of memorization that the aggregates take.
+ATTACKS = ("mia_loss_auc", "mia_zlib_auc", "mia_min_k_auc", "mia_min_k_plus_plus_auc")
+MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_probability",
+                "truth_ratio_probability")
+BESIDE = ("retrained", "original")
+
+
+def _rouges(evaluation):
+  return [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in evaluation.retrained]
+
+
+def _tug_of_war(evaluation, keys):
+  return tug_of_war(*([each[key] for key in keys] for each in (evaluation, evaluation.retrained)))
+
+
+@metric("tug_of_war", title="ToW", arrow=HIGHER, group=MAIN, order=40,
+        needs=("forget_rouge", "retrained"),
+        meaning="tug of war: (1-|ΔD_F|)·(1-|ΔD_R|)·(1-|ΔD_test|), Δ the ROUGE less the retrained "
+                "model's; it does not see answers that are cut short, so read it beside the length")
+def tug_of_war_of(evaluation: Evaluation) -> float:
+  return _tug_of_war(evaluation, _rouges(evaluation))
+
+
+@metric("tug_of_war_mia", title="ToW MIA", arrow=HIGHER, group=PRIVACY, order=70,
+        needs=("forget_rouge", "mia_min_k_auc", "retrained"),
+        meaning="ToW with Min-K% in place of the D_F ROUGE")
+def tug_of_war_mia(evaluation: Evaluation) -> float:
+  return _tug_of_war(evaluation, ["mia_min_k_auc", *_rouges(evaluation)[1:]])
+
+
+def utility_terms(evaluation: Evaluation) -> dict[str, float]:
+  """The terms of model utility that the data allows: nine on TOFU.
+
+  Retained data gives three; so does each owner of D_test (TOFU: real authors and world facts),
+  whose probability is that among the options.
+  """
+  groups = {"retain": [r for r in evaluation.records["retain"] if r.perturbed_nll]}
+  for record in evaluation.records["test"]:
+    if record.perturbed_nll:
+      groups.setdefault(record.owner, []).append(record)
+  terms: dict[str, float] = {}
+  for name, group in groups.items():
+    if not group:
+      continue
+    right = probability(nlls(group))
+    if name != "retain":
+      count = min(len(record.perturbed_nll) for record in group)
+      right = normalized_probability(
+        right, probability([record.perturbed_nll[:count] for record in group]))
+    terms |= {f"{name}_probability": float(right.mean()),
+              f"{name}_rouge": float(np.nanmean([rouge_of(record) for record in group])),
+              f"{name}_truth_ratio": retain_truth_ratio(truth_ratios(group))}
+  return terms
+
+
+@metric("model_utility", title="utility", arrow=HIGHER, order=50,
+        meaning="harmonic mean of probability, ROUGE and truth ratio on what is kept (TOFU: nine "
+                "terms)")
+def model_utility_of(evaluation: Evaluation) -> float | None:
+  terms = utility_terms(evaluation)
+  return harmonic_mean(list(terms.values())) if terms else None
+
+
+def _closeness(evaluation, keys):
+  return harmonic_mean([
+    closeness(*(each[key] for each in (evaluation, evaluation.retrained, evaluation.original)))
+    for key in keys])
+
+
+@metric("privacy", arrow=HIGHER, group=PRIVACY, order=80, needs=(*ATTACKS, *BESIDE),
+        meaning="harmonic mean over attacks of the closeness to the retrained model, 0 as the "
+                "original")
+def privacy(evaluation: Evaluation) -> float:
+  return _closeness(evaluation, ATTACKS)
+
+
+@metric("memorization", title="memo- rization", arrow=HIGHER, order=80, needs=MEMORIZATION,
+        meaning="harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase "
+                "probability, 1 - truth ratio; not referred to the retrained model, so "
+                "over-forgetting is rewarded")
+def memorization_of(evaluation: Evaluation) -> float:
+  return memorization(*(evaluation[key] for key in MEMORIZATION))
+
+
+@metric("memorization_closeness", title="memo. close", arrow=HIGHER, order=90,
+        needs=(*MEMORIZATION, *BESIDE),
+        meaning="harmonic mean over the parts of memorization of the closeness to the retrained "
+                "model, 0 as the original: over-forgetting lowers it")
+def memorization_closeness(evaluation: Evaluation) -> float:
+  return _closeness(evaluation, MEMORIZATION)
+
+
+@metric("utility", title="utility with fluency", arrow=HIGHER, group=None,
+        needs=("model_utility", "gibberish_share"),
+        meaning="harmonic mean of model utility and of the share of answers that are no gibberish")
+def utility_of(evaluation: Evaluation) -> float:
+  return utility(evaluation["model_utility"], 1 - evaluation["gibberish_share"])
+
+
+@metric("utility_closeness", arrow=HIGHER, group=None, needs=("utility", "retrained"),
+        meaning="1 less the gap of utility to the retrained model's")
+def utility_closeness(evaluation: Evaluation) -> float:
+  return 1 - abs(evaluation["utility"] - evaluation.retrained["utility"])
+
+
+@metric("overall", arrow=HIGHER, group=PRIVACY, order=90,
+        needs=("memorization", "privacy", "utility", "original"),
+        meaning="harmonic mean of memorization, privacy and (utility with the share of sound "
+                "answers) over the original's")
+def overall_of(evaluation: Evaluation) -> float:
+  return overall(evaluation["memorization"], evaluation["privacy"], evaluation["utility"],
+                 evaluation.original["utility"])
+
+
+@metric("overall_closeness", title="overall close", arrow=HIGHER, group=PRIVACY, order=100,
+        needs=("memorization_closeness", "privacy", "utility_closeness"),
+        meaning="harmonic mean of the closeness in memorization, privacy, and 1 less the gap of "
+                "utility to the retrained model's")
+def overall_closeness(evaluation: Evaluation) -> float:
+  return harmonic_mean([evaluation[key] for key in (
+    "memorization_closeness", "privacy", "utility_closeness")])

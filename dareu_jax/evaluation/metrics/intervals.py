@@ -1,25 +1,40 @@
-"""How sure a figure is: intervals over seeds and examples, and paired comparisons."""
+"""How sure a metric is: intervals over seeds and examples, and paired comparisons.
+
+`scipy.stats.bootstrap` draws the same samples, but takes the quantile (1 - .95) / 2, which is not
+.025 to the last bit, and refuses a single example; `scipy.stats.permutation_test` draws other
+signs, and doubles a one-sided p. Neither gives the numbers of earlier runs: both stand here.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
-def mean_and_ci95(values):
-  """Mean over seeds and half the width of its 95% t-interval (nan for one value)."""
-  values = np.asarray(values, np.float64)
-  if len(values) < 2:
-    return float(values.mean()), float("nan")
-  half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-  return float(values.mean()), float(half)
+def mean_and_ci95(values: ArrayLike) -> tuple[float, float]:
+  """Mean over seeds and half the width of its 95% t-interval (nan for one value).
+
+  Args:
+    values: [S] float; one of each seed.
+  """
+  seeds = np.asarray(values, np.float64)
+  if len(seeds) < 2:
+    return float(seeds.mean()), float("nan")
+  half = stats.t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / np.sqrt(len(seeds))
+  return float(seeds.mean()), float(half)
 
 
-def bootstrap_ci95(values, *, seed=0, draws=2000):
-  """95% percentile interval of the mean over examples: (low, high)."""
-  values = np.asarray(values, np.float64)
+def bootstrap_ci95(values: ArrayLike, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+  """95% percentile interval of the mean over examples: (low, high).
+
+  Args:
+    values: [E] float.
+    seed, draws: of the resampling.
+  """
+  examples = np.asarray(values, np.float64)
   rng = np.random.default_rng(seed)
-  means = values[rng.integers(0, len(values), (draws, len(values)))].mean(axis=1)
+  means = examples[rng.integers(0, len(examples), (draws, len(examples)))].mean(axis=1)
   low, high = np.quantile(means, [0.025, 0.975])
   return float(low), float(high)
 
@@ -33,11 +48,13 @@ class PairedDifference(NamedTuple):
   p: float
 
 
-def paired_difference(ours, theirs, *, seed=0, draws=2000):
+def paired_difference(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0,
+                      draws: int = 2000) -> PairedDifference:
   """Compares two methods example by example.
 
   Args:
     ours, theirs: [E] float; a metric of the same examples, in the same order.
+    seed, draws: of the bootstrap and of the permutations.
 
   Returns: PairedDifference: a bootstrap interval, and the p of a two-sided sign-flip permutation
     test, at least 1 / (draws + 1).

@@ -1,34 +1,45 @@
 """Metrics of likelihoods: probability, truth ratio, forget quality, memorization."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 from scipy import stats
 
+from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, Evaluation, example_metric, metric
+from dareu_jax.evaluation.records import Record
+
 _EPS = 1e-10
+Form = Literal["geometric", "arithmetic", "probability"]
 
 
-def probability(nll):
-  """Length-normalised probability exp(-NLL) of each answer: [E] -> [E]."""
+def mean_nll(logprobs: ArrayLike) -> float:
+  """Mean negative log-likelihood of a response. logprobs: [n] float, the end token included."""
+  return float(-np.mean(np.asarray(logprobs, np.float64)))
+
+
+def probability(nll: ArrayLike) -> Any:
+  """Length-normalized probability exp(-NLL) of each answer: [...] -> [...]."""
   return np.exp(-np.asarray(nll, np.float64))
 
 
-def normalized_probability(right, wrong):
+def normalized_probability(right: ArrayLike, wrong: ArrayLike) -> Float[np.ndarray, " E"]:
   """Probability of the right answer among the options: p / (p + Σ_j p_j).
 
   Args:
     right: [E] float; probability of the right answer.
     wrong: [E, J] float; of the wrong ones.
 
-  Returns: [E] float64.
-
   Source: TOFU (Maini et al. 2024), for real authors and world facts; the 1e-10 is OU's.
   """
-  right = np.asarray(right, np.float64)
-  return right / (right + np.asarray(wrong, np.float64).sum(axis=1) + _EPS)
+  p = np.asarray(right, np.float64)
+  return p / (p + np.asarray(wrong, np.float64).sum(axis=1) + _EPS)
 
 
-def truth_ratio(paraphrased_nll, perturbed_nll, *, form="geometric"):
+def truth_ratio(paraphrased_nll: ArrayLike, perturbed_nll: ArrayLike, *,
+                form: Form = "geometric") -> Float[np.ndarray, " E"]:
   """How the wrong answers compare with the right one. p = exp(-NLL), of a paraphrased right answer.
 
       geometric     R = exp(-mean_j NLL_j) / p    what public evaluations print
@@ -38,8 +49,7 @@ def truth_ratio(paraphrased_nll, perturbed_nll, *, form="geometric"):
   Args:
     paraphrased_nll: [E] float.
     perturbed_nll: [E, J] float.
-
-  Returns: [E] float64.
+    form: one of those three.
 
   Source: TOFU (Maini et al. 2024); the third OU.
   """
@@ -54,17 +64,21 @@ def truth_ratio(paraphrased_nll, perturbed_nll, *, form="geometric"):
   return right / (right + wrong + _EPS) if form == "probability" else wrong / (right + _EPS)
 
 
-def forget_truth_ratio(ratios):
-  """Mean of min(R, 1/R): 1 where right and wrong answers are equally likely. [E] -> float.
+def forget_truth_ratio(ratios: ArrayLike) -> float:
+  """Mean of min(R, 1/R), [E] float: 1 where right and wrong answers are equally likely.
 
   Some papers print 1 minus this under the same name.
   """
-  ratios = np.asarray(ratios, np.float64)
-  return float(np.mean(np.minimum(ratios, 1 / (ratios + _EPS))))
+  r = np.asarray(ratios, np.float64)
+  return float(np.mean(np.minimum(r, 1 / (r + _EPS))))
 
 
-def retain_truth_ratio(ratios):
-  """Mean of max(0, 1 - R), of what is to be kept: 1 where the right answer is far likelier."""
+def retain_truth_ratio(ratios: ArrayLike) -> float:
+  """Mean of max(0, 1 - R), of what is to be kept: 1 where the right answer is far likelier.
+
+  Args:
+    ratios: [E] float; R.
+  """
   return float(np.mean(np.maximum(0.0, 1 - np.asarray(ratios, np.float64))))
 
 
@@ -76,7 +90,7 @@ class ForgetQuality(NamedTuple):
   statistic: float
 
 
-def forget_quality(ratios, retrained_ratios):
+def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQuality:
   """Whether the truth ratios on the forget set could be the retrained model's.
 
   Args:
@@ -93,7 +107,7 @@ def forget_quality(ratios, retrained_ratios):
   return ForgetQuality(float(test.pvalue), log10_p, float(test.statistic))
 
 
-def exact_memorization(predictions, labels):
+def exact_memorization(predictions: ArrayLike, labels: ArrayLike) -> float:
   """Share of tokens that teacher-forced greedy decoding gets right; nan for a text of none.
 
   Args:
@@ -102,11 +116,12 @@ def exact_memorization(predictions, labels):
 
   Source: Tirumala et al. 2022.
   """
-  predictions, labels = np.asarray(predictions), np.asarray(labels)
-  return float(np.mean(predictions == labels)) if len(labels) else float("nan")
+  hits = np.asarray(predictions) == np.asarray(labels)
+  return float(np.mean(hits)) if len(hits) else float("nan")
 
 
-def extraction_strength(predictions, labels, *, published=False):
+def extraction_strength(predictions: ArrayLike, labels: ArrayLike, *,
+                        published: bool = False) -> float:
   """How little of a response must be given for greedy decoding to say the rest.
 
       ES = 1 - k/n,  k the smallest number of given tokens from which on all are right
@@ -124,3 +139,108 @@ def extraction_strength(predictions, labels, *, published=False):
   wrong = np.flatnonzero(~hits)
   k = wrong[-1] + 1 if len(wrong) else 0
   return 1 - (min(k, n - 1) if published else k) / n
+
+
+def nlls(records: Sequence[Record]) -> Float[np.ndarray, " E"]:
+  """Mean NLL of each true response."""
+  return np.array([mean_nll(record.logprobs) for record in records], np.float64)
+
+
+def truth_ratios(records: Sequence[Record], *,
+                 form: Form = "geometric") -> Float[np.ndarray, " E"]:
+  """`truth_ratio` of each example that has wrong answers; of others there is no entry.
+
+  The right answer is the paraphrased one or, where there is none (real authors, world facts), the
+  true answer itself. Of wrong answers as many count as all examples have.
+  """
+  complete = [record for record in records if record.perturbed_nll]
+  if not complete:
+    return np.zeros(0)
+  count = min(len(record.perturbed_nll) for record in complete)
+  right = [mean_nll(record.logprobs) if record.paraphrased_nll is None else record.paraphrased_nll
+           for record in complete]
+  return truth_ratio(right, [record.perturbed_nll[:count] for record in complete], form=form)
+
+
+def inner_hits(record: Record) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+  """Which tokens of the true response greedy decoding gets right, and which it should: all of them.
+
+  The end token is left out.
+  """
+  hits = record.hits[:-1]
+  return hits, np.ones_like(hits)
+
+
+@example_metric("forget_probability", title="D_F prob.", group=MAIN, order=60, interval=True,
+                meaning="probability the model gives the true answers to forget queries")
+def probability_of(record: Record) -> float:
+  return float(probability(mean_nll(record.logprobs)))
+
+
+@metric("truth_ratio", title="truth ratio", group=MAIN, order=50, needs=("perturbed_nll",),
+        meaning="how probable wrong answers to forget queries are beside a right one")
+def mean_truth_ratio(evaluation: Evaluation) -> float:
+  return forget_truth_ratio(truth_ratios(evaluation.records["forget"]))
+
+
+@metric("truth_ratio_probability", group=None, needs=("perturbed_nll",),
+        meaning="the truth ratio as a probability: that of the right answer over it and the wrong "
+                "ones'")
+def mean_truth_ratio_probability(evaluation: Evaluation) -> float:
+  return float(truth_ratios(evaluation.records["forget"], form="probability").mean())
+
+
+@metric("fluency_nll", title="fluency NLL", group=MAIN, order=100, needs=("retrained_nll_sum",),
+        meaning="nats per token of the responses under the retrained model; broken language is "
+                "improbable")
+def fluency(evaluation: Evaluation) -> float:
+  sums, tokens = (np.array([getattr(record, field) for record in evaluation.records["forget"]],
+                           np.float64) for field in ("retrained_nll_sum", "retrained_tokens"))
+  return float(sums.sum() / tokens.sum())
+
+
+@example_metric("extraction_strength", title="extrac- tion", group=MAIN, order=140, interval=True,
+                meaning="share of a true answer that greedy decoding says right, given what comes "
+                        "before")
+def extraction_of(record: Record) -> float:
+  return extraction_strength(*inner_hits(record))
+
+
+@example_metric("exact_memorization", title="exact mem.", order=10, log="exact_memorization",
+                meaning="share of the true answer's tokens that are the likeliest ones")
+def exact_memorization_of(record: Record) -> float:
+  return exact_memorization(*inner_hits(record))
+
+
+@metric("paraphrase_probability", title="para. prob.", order=20, needs=("paraphrased_nll",),
+        meaning="probability of the paraphrased true answers")
+def paraphrase_probability(evaluation: Evaluation) -> float:
+  return float(np.mean(probability([
+    record.paraphrased_nll for record in evaluation.records["forget"]
+    if record.paraphrased_nll is not None])))
+
+
+def _forget_quality(evaluation):
+  return forget_quality(*(truth_ratios(each.records["forget"])
+                          for each in (evaluation, evaluation.retrained)))
+
+
+@metric("forget_quality", group=None, arrow=HIGHER, needs=("perturbed_nll", "retrained"),
+        log="forget_quality",
+        meaning="p of the truth ratios being the retrained model's (KS test)")
+def forget_quality_p(evaluation: Evaluation) -> float:
+  return _forget_quality(evaluation).p
+
+
+@metric("forget_quality_log10", title="log10 FQ", arrow=HIGHER, digits=1, order=40,
+        needs=("perturbed_nll", "retrained"),
+        meaning="log10 of forget quality: p of the truth ratios being the retrained model's (KS "
+                "test); it falls with the number of examples")
+def forget_quality_log10(evaluation: Evaluation) -> float:
+  return _forget_quality(evaluation).log10_p
+
+
+@metric("forget_quality_ks", group=None, needs=("perturbed_nll", "retrained"),
+        meaning="the statistic of that test: the largest gap of the two distributions")
+def forget_quality_ks(evaluation: Evaluation) -> float:
+  return _forget_quality(evaluation).statistic

@@ -3,28 +3,42 @@
 Each attack scores one text: high means less likely a member. Signs and edge cases as OU.
 """
 
+import dataclasses
 import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 
+from dareu_jax.evaluation.metrics.base import (
+  MAIN,
+  PRIVACY,
+  Evaluation,
+  Metric,
+  metric,
+  register,
+)
+from dareu_jax.evaluation.metrics.likelihood import mean_nll, nlls
 
-def loss_score(logprobs):
+
+def loss_score(logprobs: ArrayLike) -> float:
   """Mean NLL of the response. logprobs: [n] float, the end token included."""
-  return float(-np.mean(np.asarray(logprobs, np.float64)))
+  return mean_nll(logprobs)
 
 
-def zlib_score(nll, text):
+def zlib_score(nll: float, text: str) -> float:
   """Mean NLL over the bytes that zlib compresses the response to (Carlini et al. 2021)."""
   return float(nll) / len(zlib.compress(text.encode("utf-8")))
 
 
-def reference_score(nll, reference_nll):
+def reference_score(nll: float, reference_nll: float) -> float:
   """Mean NLL less that of a reference model, such as the retrained one (Carlini et al. 2021)."""
   return float(nll) - float(reference_nll)
 
 
-def min_k_score(logprobs, *, k):
+def min_k_score(logprobs: ArrayLike, *, k: float) -> float:
   """Min-K%: minus the mean of the lowest max(1, ⌊k n⌋) token log-probs.
 
   Args:
@@ -36,8 +50,9 @@ def min_k_score(logprobs, *, k):
   return -_mean_of_lowest(logprobs, k)
 
 
-def min_k_plus_plus_score(logprobs, means, variances, *, k):
-  """Min-K%++: the same of log-probs standardised by the distribution at their position.
+def min_k_plus_plus_score(logprobs: ArrayLike, means: ArrayLike, variances: ArrayLike, *,
+                          k: float) -> float:
+  """Min-K%++: the same of log-probs standardized by the distribution at their position.
 
       z_t = (log p(y_t) - μ_t) / sqrt(max(σ²_t, 1e-6)),  μ = Σ_v p log p,  σ² = Σ_v p log² p - μ²
 
@@ -47,9 +62,8 @@ def min_k_plus_plus_score(logprobs, means, variances, *, k):
 
   Source: Zhang et al. 2025.
   """
-  logprobs, means, variances = (
-    np.asarray(x, np.float64) for x in (logprobs, means, variances))
-  return -_mean_of_lowest((logprobs - means) / np.sqrt(np.maximum(variances, 1e-6)), k)
+  logp, mean, variance = (np.asarray(x, np.float64) for x in (logprobs, means, variances))
+  return -_mean_of_lowest((logp - mean) / np.sqrt(np.maximum(variance, 1e-6)), k)
 
 
 def _mean_of_lowest(values, k):
@@ -57,16 +71,16 @@ def _mean_of_lowest(values, k):
   return float(np.mean(values[:max(1, int(k * len(values)))]))
 
 
-def mia_auc(forget_scores, holdout_scores):
+def mia_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> float:
   """AUC of telling hold-out texts (label 1) from forget texts (label 0) by their scores.
 
   1: the forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely.
   """
-  labels = np.r_[np.zeros(len(forget_scores)), np.ones(len(holdout_scores))]
+  labels = np.r_[np.zeros(np.size(forget_scores)), np.ones(np.size(holdout_scores))]
   return float(roc_auc_score(labels, np.r_[forget_scores, holdout_scores]))
 
 
-def privleak(auc, reference_auc=0.5):
+def privleak(auc: float, reference_auc: float = 0.5) -> float:
   """Leakage against a model that never saw the data, in percent: 0 is ideal.
 
       ( (1 - AUC) - (1 - AUC_ref) ) / (1 - AUC_ref) · 100
@@ -80,3 +94,85 @@ def privleak(auc, reference_auc=0.5):
   Source: MUSE (Shi et al. 2025), as OU.
   """
   return float((reference_auc - auc) / (1 - reference_auc + 1e-10) * 100)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack(Metric):
+  """The AUC of telling hold-out from forget examples by scores that are high for the former."""
+
+  scores: Callable[[Evaluation, str], Sequence[float]]  # of the examples of a split
+
+
+S = TypeVar("S", bound=Callable[[Evaluation, str], Sequence[float]])
+
+
+def attack(key: str, *, needs: tuple[str, ...] = (), **options: Any) -> Callable[[S], S]:
+  """Declares scores of a split's examples as a membership attack; its AUC is the metric.
+
+  Args:
+    key: of the metric.
+    needs: beside a hold-out.
+    options: further fields of `Metric`.
+  """
+
+  def declare(scores: S) -> S:
+
+    def auc(evaluation):
+      both = [scores(evaluation, split) for split in ("forget", "holdout")]
+      return mia_auc(*both) if all(map(len, both)) else None
+
+    register(Attack(key=key, function=auc, scores=scores, needs=("holdout", *needs),
+                    **{"group": PRIVACY, **options}), scores)
+    return scores
+
+  return declare
+
+
+@attack("mia_loss_auc", title="MIA loss", order=10, log="mia_loss",
+        meaning="AUC of membership inference by loss")
+def loss_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [loss_score(record.logprobs) for record in evaluation.records[split]]
+
+
+@attack("mia_zlib_auc", title="MIA zlib", order=20, log="mia_zlib",
+        meaning="by loss over compressed size")
+def zlib_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [zlib_score(loss_score(record.logprobs), record.truth)
+          for record in evaluation.records[split]]
+
+
+@attack("mia_reference_auc", title="MIA ref.", order=30, needs=("retrained",),
+        meaning="by loss less the retrained model's")
+def reference_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [reference_score(*pair) for pair in zip(
+    nlls(evaluation.records[split]), nlls(evaluation.retrained.records[split]), strict=True)]
+
+
+@attack("mia_min_k_auc", title="Min-K% MIA AUC", group=MAIN, order=70, log="mia_min_k",
+        meaning="membership inference: 0.5 when forget data cannot be told from unseen data")
+def min_k_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [min_k_score(record.logprobs[:-1], k=evaluation.min_k)
+          for record in evaluation.records[split] if len(record.logprobs) > 1]
+
+
+@attack("mia_min_k_plus_plus_auc", title="Min-K%++", order=40, log="mia_min_k_plus_plus",
+        meaning="by the least likely tokens, standardized")
+def min_k_plus_plus_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [min_k_plus_plus_score(record.logprobs[:-1], -record.entropies[:-1],
+                                record.variances[:-1], k=evaluation.min_k)
+          for record in evaluation.records[split] if len(record.logprobs) > 1]
+
+
+@attack("mia_gradnorm_auc", title="MIA grad.", order=50, needs=("gradient_norm",),
+        log="mia_gradnorm", meaning="by the norm of the gradient")
+def gradient_norm_attack(evaluation: Evaluation, split: str) -> list[float]:
+  return [record.gradient_norm for record in evaluation.records[split]
+          if record.gradient_norm is not None]
+
+
+@metric("privleak", title="Priv- Leak", digits=1, group=PRIVACY, order=60, log="privleak",
+        needs=("mia_min_k_auc", "retrained"),
+        meaning="Min-K% against the retrained model's, in percent: -100 where nothing is "
+                "forgotten, above 0 where forget data became too unlikely")
+def privleak_of(evaluation: Evaluation) -> float:
+  return privleak(evaluation["mia_min_k_auc"], evaluation.retrained["mia_min_k_auc"])

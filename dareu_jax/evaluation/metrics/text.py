@@ -2,27 +2,37 @@
 
 import functools
 import re
+from collections.abc import Collection
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rouge_score import rouge_scorer
+
+from dareu_jax.evaluation.metrics.base import MAIN, Evaluation, example_metric, metric
+from dareu_jax.evaluation.records import Record
 
 
 @functools.cache
-def _rouge():
+def _scorer():
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def rouge_l_recall(truth, answer):
+@functools.lru_cache(maxsize=2**16)  # models often answer alike, and tables ask more than once
+def _rouge_l(truth, answer):
+  return _scorer().score(truth, answer)["rougeL"]
+
+
+def rouge_l_recall(truth: str, answer: str) -> float:
   """ROUGE-L recall, with stemming as TOFU takes it: longest common subsequence / |truth|.
 
   The tokenizer of rouge-score knows a-z and 0-9 alone: other letters part words.
   """
-  return float(_rouge().score(truth, answer)["rougeL"].recall)
+  return float(_rouge_l(truth, answer).recall)
 
 
-def rouge_l_f1(truth, answer):
+def rouge_l_f1(truth: str, answer: str) -> float:
   """ROUGE-L F1, with stemming."""
-  return float(_rouge().score(truth, answer)["rougeL"].fmeasure)
+  return float(_rouge_l(truth, answer).fmeasure)
 
 
 def _runs(answer, ngram):
@@ -30,7 +40,7 @@ def _runs(answer, ngram):
   return list(zip(*(words[i:] for i in range(ngram)), strict=False))
 
 
-def is_degenerate(answer, *, ngram=3, repeats=3):
+def is_degenerate(answer: str, *, ngram: int = 3, repeats: int = 3) -> bool:
   """Whether an answer is empty or says some run of `ngram` words `repeats` times or more."""
   if not any(character.isalnum() for character in answer):
     return True
@@ -38,38 +48,112 @@ def is_degenerate(answer, *, ngram=3, repeats=3):
   return any(runs.count(run) >= repeats for run in set(runs))
 
 
-def repeated_share(answer, *, ngram=2):
+def repeated_share(answer: str, *, ngram: int = 2) -> float:
   """Share of an answer's runs of `ngram` words that it has said before; 0 where there is none."""
   runs = _runs(answer, ngram)
   return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def words(text):
+def words(text: str) -> list[str]:
   """The words of a text in lower case: runs of letters and apostrophes; numbers are none."""
   return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())
 
 
-def unknown_word_share(answer, vocabulary):
+def unknown_word_share(answer: str, vocabulary: Collection[str]) -> float:
   """Share of an answer's `words` that are not in `vocabulary`, a set; 0 where there is no word."""
   found = words(answer)
   return float(np.mean([word not in vocabulary for word in found])) if found else 0.0
 
 
-def gibberish_bound(usual_nlls, *, share=0.01):
+def gibberish_bound(usual_nlls: ArrayLike, *, share: float = 0.01) -> float:
   """The NLL a token that only `share` of ordinary texts exceed.
 
   Args:
-    usual_nlls: [E] float; of responses that the original model sampled itself (at temperature 1, to
-      queries it knows nothing about), each under that model.
+    usual_nlls: [E] float; of responses that the original model sampled itself (at temperature 1,
+      to queries it knows nothing about), each under that model.
+    share: of the texts.
   """
   return float(np.quantile(np.asarray(usual_nlls, np.float64), 1 - share))
 
 
-def is_gibberish(answer, nll, bound):
+def is_gibberish(answer: str, nll: float, bound: float) -> bool:
   """Whether an answer is empty, repeats itself, or is such as the original would hardly ever say.
 
   Args:
+    answer: text.
     nll: of the answer under the original model.
     bound: of `gibberish_bound`.
   """
   return is_degenerate(answer) or nll > bound
+
+
+@example_metric("test_rouge", split="test", title="D_test ROUGE", group=MAIN, order=30,
+                needs=("answer",), interval=True, meaning="ROUGE of the answers to test queries")
+@example_metric("retain_rouge", split="retain", title="D_R ROUGE", group=MAIN, order=20,
+                needs=("answer",), interval=True, paired="retain",
+                meaning="ROUGE of the answers to retain queries")
+@example_metric("forget_rouge", title="D_F ROUGE", group=MAIN, order=10, needs=("answer",),
+                interval=True, paired="forget", meaning="ROUGE of the answers to forget queries")
+def rouge_of(record: Record) -> float:
+  return rouge_l_recall(record.truth, record.answer)
+
+
+@example_metric("attribution_score", title="attribution", group=MAIN, order=80, needs=("score",),
+                meaning="probability, by the owner classifier, that the responses to forget "
+                        "queries come from the forget owners; the target is the retrained model's "
+                        "floor, not zero")
+def attribution_of(record: Record) -> float:
+  return record.score
+
+
+@example_metric("judge_score", title="judge", group=MAIN, order=90, needs=("judge",),
+                meaning="the same by a second classifier, which the reward never asked: where it "
+                        "stays high, the reward was fooled")
+def judgement_of(record: Record) -> float:
+  return record.judge
+
+
+@metric("distinct_share", title="distinct", digits=2, group=MAIN, order=110, needs=("answer",),
+        meaning="share of distinct responses: 1 where no response is given twice")
+def distinct_share(evaluation: Evaluation) -> float:
+  answers = [record.answer for record in evaluation.records["forget"]]
+  return len(set(answers)) / len(answers)
+
+
+@example_metric("response_length", title="length (tokens)", digits=1, group=MAIN, order=120,
+                needs=("length",), meaning="mean length of the responses")
+def length_of(record: Record) -> int:
+  return record.length
+
+
+@metric("gibberish_share", title="gibber- ish", digits=2, group=MAIN, order=130,
+        needs=("answer", "original_nll_sum", "gibberish_bound"),
+        meaning="share of responses that are empty, repeat themselves, or are such as the original "
+                "would sample in one of a hundred cases at most")
+def gibberish_share(evaluation: Evaluation) -> float:
+  return float(np.mean([
+    is_gibberish(record.answer, record.original_nll_sum / max(1, record.original_tokens),
+                 evaluation.gibberish_bound)
+    for record in evaluation.records["forget"]]))
+
+
+@example_metric("clean_probability", title="clean", order=30, needs=("clean",),
+                meaning="probability of clean text by the classifier of "
+                        "config.evaluation.gibberish_model")
+def cleanness_of(record: Record) -> float:
+  return record.clean
+
+
+@example_metric("repeated_share", title="re- peated", order=60, needs=("answer",),
+                meaning="share of an answer's pairs of words that it has said before")
+def repetition_of(record: Record) -> float:
+  return repeated_share(record.answer)
+
+
+@metric("unknown_word_share", title="unknown words", order=70, needs=("answer",),
+        meaning="share of an answer's words that are in no text of the data")
+def unknown_words(evaluation: Evaluation) -> float:
+  vocabulary = {word for split in evaluation.records.values() for record in split
+                for word in words(f"{record.prompt} {record.truth}")}
+  return float(np.mean([unknown_word_share(record.answer, vocabulary)
+                        for record in evaluation.records["forget"]]))

@@ -66,51 +66,52 @@ class Words:
 
 @pytest.fixture(scope="module")
 def world():
-  """(Evaluator, trainable, another, examples) of a decoder of three layers."""
+  """(Evaluator, params, other params, examples) of a decoder of three layers."""
   from flax import nnx
 
   from dareu_jax.evaluation.evaluator import Evaluator
-  from dareu_jax.models import handle as states
+  from dareu_jax.models import handle
   from dareu_jax.models.config import ModelConfig
   from dareu_jax.models.decoder import Decoder
 
   config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=3, num_heads=2,
                        num_kv_heads=1, head_dim=8)
-  frame, trainable, frozen = states.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=False)
-  other = jax.tree.map(lambda x: x * 1.5 + 0.01, trainable)
+  model = handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=False)
+  other = jax.tree.map(lambda x: x * 1.5 + 0.01, model.params)
   examples = [Example("a", "4 5", "6 7 8", perturbed_responses=("9 9", "3 3 3")),
               Example("a", "9", "3 2", perturbed_responses=("4", "8 8"))]
-  return Evaluator(frame, frozen, Words(), 2, 4, 32, 4), trainable, other, examples
+  return Evaluator(model, Words(), 2, 4, 32, 4), model.params, other, examples
 
 
 def test_a_model_patched_with_itself_is_itself(world):
-  evaluator, trainable, _, examples = world
-  found = probes.patched_logprobs(evaluator, trainable, trainable, examples, (1, 2, 3))
-  expected = -evaluator.nll(trainable, examples)
+  evaluator, params, _, examples = world
+  found = probes.patched_logprobs(evaluator, params, evaluator.model, examples, (1, 2, 3))
+  expected = -evaluator.nll(params, examples)
   np.testing.assert_allclose(found, np.broadcast_to(expected, (3, 2)), atol=1e-5)
 
 
 def test_patching_the_last_layer_leaves_the_hosts_head_alone(world):
   """States behind the last layer are the donor's; norm and head are the original's."""
-  evaluator, trainable, other, examples = world
-  found = probes.patched_logprobs(evaluator, trainable, other, examples, (1, 3))
+  evaluator, params, other, examples = world
+  found = probes.patched_logprobs(
+    evaluator, params, evaluator.model.with_params(other), examples, (1, 3))
   assert not np.allclose(found[0], found[1], atol=1e-3)
   whole = -evaluator.nll(other, examples)
   assert not np.allclose(found[1], whole, atol=1e-3)
 
 
 def test_the_lens_behind_the_last_layer_is_the_model(world):
-  evaluator, trainable, _, examples = world
-  last = probes.logit_lens(evaluator, trainable, examples, (3,))
-  assert last == pytest.approx(np.exp(-evaluator.nll(trainable, examples)).mean(), rel=1e-4)
-  assert probes.logit_lens(evaluator, trainable, examples, (1, 2, 3)) >= last
+  evaluator, params, _, examples = world
+  last = probes.logit_lens(evaluator, params, examples, (3,))
+  assert last == pytest.approx(np.exp(-evaluator.nll(params, examples)).mean(), rel=1e-4)
+  assert probes.logit_lens(evaluator, params, examples, (1, 2, 3)) >= last
 
 
 def test_a_choice_is_right_where_the_truth_is_likelier_than_all(world):
-  evaluator, trainable, _, examples = world
-  right = evaluator.nll(trainable, examples)
-  wrong = np.array([evaluator.nll(trainable, examples, [e.perturbed_responses[j] for e in examples]) for j in (0, 1)])
-  assert probes.choice_accuracy(evaluator, trainable, examples) == np.mean((right < wrong).all(0))
+  evaluator, params, _, examples = world
+  right = evaluator.nll(params, examples)
+  wrong = np.array([evaluator.nll(params, examples, [e.perturbed_responses[j] for e in examples]) for j in (0, 1)])
+  assert probes.choice_accuracy(evaluator, params, examples) == np.mean((right < wrong).all(0))
 
 
 def test_owners_are_parted_not_their_examples():
@@ -128,11 +129,11 @@ def test_the_area_is_of_the_steps_as_they_are():
 def test_relearning_leaves_the_model_and_brings_it_back(world):
   from dareu_jax.data.batches import Batches, encode
 
-  evaluator, trainable, _, examples = world
-  before = jax.tree.map(np.array, trainable)
+  evaluator, params, _, examples = world
+  before = jax.tree.map(np.array, params)
   batches = Batches(tuple(encode(examples, Words(), max_length=32)), 2, 4, 0, 0, one_bucket=True)
   states = dict(relearning.relearned(
-    evaluator.frame, trainable, evaluator.frozen, batches, 1e-2, to_device=lambda x: x, steps=(0, 1, 5)))
+    evaluator.model, batches, 1e-2, to_device=lambda x: x, steps=(0, 1, 5)))
   nll = [evaluator.nll(states[step], examples).mean() for step in (0, 1, 5)]
-  assert nll[0] == evaluator.nll(trainable, examples).mean() and nll[0] > nll[1] > nll[2]
-  jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(jnp.asarray, trainable))
+  assert nll[0] == evaluator.nll(params, examples).mean() and nll[0] > nll[1] > nll[2]
+  jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(jnp.asarray, params))

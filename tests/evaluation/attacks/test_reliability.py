@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dareu_jax.evaluation.attacks import reliability as meta
+from dareu_jax.evaluation.attacks import reliability
 
 STEPS = (0, 1, 13)
 PREFIXES = ("plain_forget", "int8_forget", "nf4_forget", *(
@@ -12,9 +12,9 @@ PREFIXES = ("plain_forget", "int8_forget", "nf4_forget", *(
 
 
 def card(value, **others):
-  """A model's figures: `value` under every attack, but for `prefix=other value`."""
+  """A model's metrics: `value` under every attack, but for `prefix=other value`."""
   return {f"{prefix}_{name}": sign * others.get(prefix, value)
-          for prefix in PREFIXES for name, sign in meta.SIGNS.items()} | {
+          for prefix in PREFIXES for name, sign in reliability.SIGNS.items()} | {
             "plain_retain_rouge": others.get("useful", 1.0)}
 
 
@@ -23,9 +23,9 @@ def seed(original, retrained, method):
 
 
 def test_pools_hold_each_model_once_and_count_what_knows_as_high():
-  figures = seed(card(3.0), card(1.0, relearn_forget_13=2.5, relearn_others_13=1.5), card(1.0))
-  for name in meta.SIGNS:
-    knowing, unknowing = meta.pools(figures, name, STEPS)
+  cards = seed(card(3.0), card(1.0, relearn_forget_13=2.5, relearn_others_13=1.5), card(1.0))
+  for name in reliability.SIGNS:
+    knowing, unknowing = reliability.pools(cards, name, STEPS)
     assert sorted(knowing) == [2.5] + [3.0] * 5  # as it is, rounded twice, taught 1 and 13 steps
     assert sorted(unknowing) == [1.0] * 6 + [1.5]
 
@@ -33,27 +33,27 @@ def test_pools_hold_each_model_once_and_count_what_knows_as_high():
 def test_a_metric_that_tells_them_apart_has_an_auc_of_one_and_seeds_are_pooled():
   apart = seed(card(3.0), card(1.0, relearn_forget_13=2.0), card(1.0))
   alike = seed(card(1.0), card(1.0), card(1.0))
-  for name in meta.SIGNS:
-    assert meta.trust([apart], ["m"], STEPS)[name]["auc"] == 1.0
-    assert meta.trust([alike], ["m"], STEPS)[name]["auc"] == 0.5
-    assert 0.5 < meta.trust([apart, alike], ["m"], STEPS)[name]["auc"] < 1.0
+  for name in reliability.SIGNS:
+    assert reliability.trust([apart], ["m"], STEPS)[name]["auc"] == 1.0
+    assert reliability.trust([alike], ["m"], STEPS)[name]["auc"] == 0.5
+    assert 0.5 < reliability.trust([apart, alike], ["m"], STEPS)[name]["auc"] < 1.0
 
 
 def test_robustness_is_a_mean_over_methods_and_seeds():
   retrained = card(1.0, relearn_forget_13=2.0)
   as_it = card(1.0, relearn_forget_13=2.0)
   comes_back = card(1.0, relearn_forget_13=4.0, nf4_forget=3.0)
-  figures = {"original": card(5.0), "retrained": retrained, "a": as_it, "b": comes_back}
-  for row in meta.trust([figures, figures], ["a", "b"], STEPS).values():
+  cards = {"original": card(5.0), "retrained": retrained, "a": as_it, "b": comes_back}
+  for row in reliability.trust([cards, cards], ["a", "b"], STEPS).values():
     assert row["relearning"] == pytest.approx((1.0 + (1 - (3 - 1) / (3 + 1))) / 2)
-    assert row["quantisation"] == pytest.approx((1.0 + (1 - 2 / 4)) / 2)
+    assert row["quantization"] == pytest.approx((1.0 + (1 - 2 / 4)) / 2)
 
 
 def test_a_broken_model_says_nothing_about_a_metric():
   """Below 80% of the original's usefulness; where none is left there is no figure."""
   useful, broken = card(1.0, nf4_forget=3.0), card(1.0, useful=0.7)
-  figures = {"original": card(5.0), "retrained": card(1.0), "a": useful, "b": broken}
-  for row in meta.trust([figures], ["a", "b"], STEPS).values():
-    assert row["quantisation"] == pytest.approx(1 - 2 / 4)
-    assert row["robustness"] == pytest.approx(2 / (1 / row["quantisation"] + 1 / row["relearning"]))
-  assert all(math.isnan(row["relearning"]) for row in meta.trust([figures], ["b"], STEPS).values())
+  cards = {"original": card(5.0), "retrained": card(1.0), "a": useful, "b": broken}
+  for row in reliability.trust([cards], ["a", "b"], STEPS).values():
+    assert row["quantization"] == pytest.approx(1 - 2 / 4)
+    assert row["robustness"] == pytest.approx(2 / (1 / row["quantization"] + 1 / row["relearning"]))
+  assert all(math.isnan(row["relearning"]) for row in reliability.trust([cards], ["b"], STEPS).values())

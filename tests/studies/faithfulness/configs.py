@@ -1,9 +1,8 @@
 """The smallest study: four owners, their six halves; it learns little."""
 
 import importlib.util
-import pathlib
 
-ROOT = pathlib.Path(__file__).parents[3]
+from tests.configs import ROOT
 
 
 def study_config():

@@ -42,5 +42,5 @@ def test_tf_idf_finds_the_owner_of_rare_words():
 
 
 def test_the_label_reference_knows_no_owner_where_there_is_none():
-  found = scores.references([1, -1], 3, seed=0)
+  found = scores.reference_scores([1, -1], 3, seed=0)
   np.testing.assert_array_equal(found["owner label"], [[0, 1, 0], [0, 0, 0]])

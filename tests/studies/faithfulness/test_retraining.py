@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
-from studies.faithfulness import retraining
+from studies.faithfulness import retraining, subsets
 
 OWNER_OF = np.repeat(np.arange(6), 5)  # 30 rows
 
@@ -41,12 +41,12 @@ def test_the_order_is_the_full_models_with_the_absent_rows_left_out():
 
 
 def test_halves_are_distinct_halves():
-  found = retraining.random_halves(8, 40, seed=0)
+  found = subsets.random_halves(8, 40, seed=0)
   assert len({tuple(row) for row in found}) == 40
   np.testing.assert_array_equal(found.sum(axis=1), 4)
 
 
 def test_more_halves_than_there_are_is_one_clear_error():
-  assert len(retraining.random_halves(4, 6, seed=0)) == 6
+  assert len(subsets.random_halves(4, 6, seed=0)) == 6
   with pytest.raises(InputError, match="retraining.num_subsets is 7: 4 owners"):
-    retraining.random_halves(4, 7, seed=0)
+    subsets.random_halves(4, 7, seed=0)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
-from studies.faithfulness import retraining, study, truth
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
+from studies.faithfulness import experiment, preparation, retraining, trajectory, truth, unlearning
 from studies.faithfulness.settings import FaithfulnessSettings
+from studies.faithfulness.study import make_study
 from tests.configs import changed
 from tests.studies.faithfulness.configs import smallest_study, study_config
 
@@ -21,8 +24,15 @@ def settings(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("study")
-  results, page = study.run(settings(), folder)
+  results, page = experiment.run(settings(), folder)
   return folder, results, page
+
+
+@pytest.fixture
+def as_in_a_run():
+  """What holds within `experiment.run`, for its parts alone."""
+  with computing_on(make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))):
+    yield
 
 
 def numbers(value, path=""):
@@ -67,23 +77,25 @@ def test_masking_nothing_is_the_response_itself(finished):
     assert points[-1]["rouge"] < 0.2
 
 
+@pytest.mark.usefixtures("as_in_a_run")
 def test_a_retrained_model_is_not_compared_with_itself(finished):
   """Of two, each is measured by the other: a distance of 0 or of log 2 at most would show itself."""
   folder, results, _ = finished
-  world = study.make_study(settings(), folder)
-  adapters, _ = retraining.load_models(world, retraining.all_groups(world)["retained"])
+  study = make_study(settings(), folder)
+  adapters, _ = retraining.load_models(study, study.groups["retained"])
   first, second = (retraining.one_model(adapters, i) for i in range(2))
-  rows = world.rows(world.corpus.forget)
-  alone = study.trajectory.kl_to_mixture(world, first, adapters, [0.0, 1.0], rows)
-  both = study.trajectory.kl_to_mixture(world, first, adapters, [0.5, 0.5], rows)
-  itself = study.trajectory.kl_to_mixture(world, first, adapters, [1.0, 0.0], rows)
+  rows = study.data.rows(study.data.corpus.forget)
+  alone = trajectory.kl_to_mixture(study, first, adapters, [0.0, 1.0], rows)
+  both = trajectory.kl_to_mixture(study, first, adapters, [0.5, 0.5], rows)
+  itself = trajectory.kl_to_mixture(study, first, adapters, [1.0, 0.0], rows)
   np.testing.assert_allclose(itself, 0, atol=1e-5)
   assert np.all(both < alone) and np.all(both <= np.log(2))
   # An oracle that shares no code: the logits of the two models, row by row.
   row = rows[0]
   ids = np.array([row.prompt + row.completion])
-  p, q = (np.asarray(jax.nn.softmax(world.base.frame.merge(params, world.base.frozen).logits(
-    ids)[0], axis=-1), np.float64)[len(row.prompt) - 1:-1] for params in (first, second))
+  p, q = (np.asarray(jax.nn.softmax(study.models.base.with_params(params).module.logits(ids)[0],
+                                    axis=-1), np.float64)[len(row.prompt) - 1:-1]
+          for params in (first, second))
   assert alone[0] == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-3)
   assert len(results["trajectory"]["references"]["retrained"]) == 2
 
@@ -101,12 +113,13 @@ def test_a_finished_study_trains_nothing_again(finished, monkeypatch):
     raise AssertionError("a model was trained again")
 
   monkeypatch.setattr(retraining.Trainer, "train", refuse)
-  monkeypatch.setattr(study.trajectory.unlearned, "checkpoints", refuse)
-  again, _ = study.run(settings(), folder)
+  monkeypatch.setattr(unlearning, "checkpoints", refuse)
+  again, _ = experiment.run(settings(), folder)
   assert dict(numbers(again)) == pytest.approx(dict(numbers(results)), nan_ok=True)
 
 
-def test_a_killed_study_goes_on_to_the_same_log_probs(finished, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("as_in_a_run")
+def test_a_killed_study_resumes_to_the_same_models(finished, tmp_path, monkeypatch):
   """Killed in the middle of the retrainings, the finished groups are kept and the rest agrees."""
   done, train = [], retraining.Trainer.train
 
@@ -116,24 +129,23 @@ def test_a_killed_study_goes_on_to_the_same_log_probs(finished, tmp_path, monkey
     done.append(seed)
     return train(self, members, seed)
 
-  world = study.make_study(settings(), tmp_path)
-  groups = {name: group for name, group in retraining.all_groups(world).items()
-            if name in ("full", "without_seed0", "halves_000", "halves_002")}
-  study.prepare(world)
+  study = make_study(settings(), tmp_path)
+  groups = [study.groups[name] for name in ("full", "without_seed0", "halves_000", "halves_002")]
+  preparation.prepare(study)
   with monkeypatch.context() as patch:
     patch.setattr(retraining.Trainer, "train", dies)
     with pytest.raises(KeyboardInterrupt):
-      retraining.retrain(world, groups)
-  assert world.workdir.is_done("models/without_seed0",
-                               retraining.model_mark(world, groups["without_seed0"]))
-  again = study.make_study(settings(), tmp_path)
+      retraining.retrain(study, groups)
+  stage = "models/without_seed0"
+  assert study.workdir.is_done(stage, study.fingerprints[stage])
+  again = make_study(settings(), tmp_path)
   counted = []
   monkeypatch.setattr(retraining.Trainer, "train", lambda self, members, seed: (
     counted.append(seed), train(self, members, seed))[1])
   retraining.retrain(again, groups)
   assert len(counted) == 8  # what was in groups that were not finished
-  whole = study.make_study(settings(), finished[0])
-  for group in groups.values():
+  whole = make_study(settings(), finished[0])
+  for group in groups:
     for resumed, undisturbed in zip(jax.tree.leaves(retraining.load_models(again, group)),
                                     jax.tree.leaves(retraining.load_models(whole, group)),
                                     strict=True):
@@ -156,7 +168,7 @@ def test_truth_pairs_trainings_of_one_seed():
   (dict(finetune__schedule="plateau"), "cannot be compared"),
   (dict(retraining__subset_seeds=1), "config.retraining.subset_seeds is 1: the ceiling"),
   (dict(influence__damping=0.0), "config.influence.damping is 0.0"),
-  (dict(trajectory__reward_forms=("odd",)), "config.trajectory.reward_forms is 'odd'"),
+  (dict(trajectory__reward_forms=("odd",)), r"config.trajectory.reward_forms\[0\] is 'odd'"),
   (dict(classifier__none_share=0.0), "config.classifier.none_share is 0"),
   (dict(classifier__reads_query=True), "must be off"),
 ])
@@ -171,4 +183,4 @@ def test_the_config_of_the_documented_study_is_valid():
 
 def test_too_few_owners_are_refused_before_any_work(tmp_path):
   with pytest.raises(InputError, match="needs 4 owners"):
-    study.run(settings(data__num_owners=3), tmp_path)
+    experiment.run(settings(data__num_owners=3), tmp_path)

@@ -272,7 +272,7 @@ def test_convolutions_count_no_padding():
 COLLECTIVES = '''
 import json, jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from dareu_jax.scaling import hlo
+from studies.scaling import hlo
 mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 def on(*axes): return NamedSharding(mesh, P(*axes))
 def cost(f, out, *args):

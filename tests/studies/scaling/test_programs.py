@@ -2,10 +2,9 @@
 
 import pytest
 
-from dareu_jax.core.command_line import config_module
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.settings import build
-from studies.scaling.programs import ScalingSettings
+from dareu_jax.pipeline.settings import config_from
+from studies.scaling.settings import ScalingSettings
 from tests.configs import ROOT, changed
 from tests.jobs import on_eight_devices
 
@@ -14,14 +13,14 @@ CONFIG = ROOT / "configs" / "scaling.py"
 
 def small_config():
   """The tiny study, smaller still."""
-  config = config_module(CONFIG).get_config()
+  config = config_from(CONFIG)
   for model in (config.run.model, config.run.classifier.model):
     model.update(embed_dim=32, mlp_dim=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
                  scan_layers=True)
   config.update(vocab_size=64, classifier_vocab_size=64, owners=6, prompt_tokens=8, retain_tokens=16,
                 retain_response_tokens=8)
-  config.run.unlearning.update(rollout_batch_size=16, minibatch_size=8, retain_batch_size=8,
-                               max_new_tokens=8)
+  config.run.unlearning.dareu.update(rollout_batch_size=16, minibatch_size=8, retain_batch_size=8,
+                                     max_new_tokens=8)
   config.run.evaluation.batch_size = 16
   config.run.mesh.gather_gib = 0.0  # gathered weights would be constraints too
   return config
@@ -29,11 +28,10 @@ def small_config():
 
 ON_EIGHT = '''
 import json, re, jax
-from dareu_jax.checks import build
-from dareu_jax.parallel.mesh import gathered_bytes, make_mesh
-from dareu_jax.scaling import hlo, measure
-from dareu_jax.scaling.programs import ScalingSettings, job
-from dareu_jax.settings import MeshSettings
+from dareu_jax.parallel.mesh import MeshSettings, gathered_bytes, make_mesh
+from studies.scaling import hlo, measure
+from studies.scaling.programs import job
+from studies.scaling.settings import ScalingSettings
 from tests.studies.scaling.test_programs import small_config
 
 found = {}
@@ -42,7 +40,7 @@ for lora, sizes in ((0, (2, 2, 2)), (4, (2, 2, 2)), (4, (8, 1, 1))):
   config.run.lora.rank = lora
   mesh = make_mesh(MeshSettings(*sizes))
   parts, compiled = {}, {}
-  whole = job(build(ScalingSettings, config, "config"), mesh)
+  whole = job(ScalingSettings.from_config(config), mesh)
   for name, program in whole.programs.items():
     lowered = program.lower(mesh)
     compiled[name] = lowered.compile()
@@ -63,13 +61,14 @@ mesh = make_mesh(MeshSettings(1, 4, 2))
 def rollout(limit):
   config = small_config()
   config.run.mesh.gather_gib = limit / 2**30
-  return job(build(ScalingSettings, config, "config"), mesh).programs["rollout"]
+  return job(ScalingSettings.from_config(config), mesh).programs["rollout"]
 
 def sent(program):
   text = program.lower(mesh).compile().as_text()
   return hlo.Program(text, loop_trips=program.trips).cost.collectives["all-gather"]
 
-size = sum(gathered_bytes(tree, mesh, 2**30) for tree in rollout(0).args[1:3])
+model = rollout(0).args[0]
+size = sum(gathered_bytes(tree, mesh, 2**30) for tree in (model.params, model.frozen))
 print(json.dumps({"found": found, "gathered": [sent(rollout(size - 1)), sent(rollout(size))]}))
 '''
 
@@ -120,10 +119,10 @@ def test_programs_run_on_made_up_weights(on_eight):
 
 
 def test_weak_scaling_grows_the_batches_alone():
-  study = build(ScalingSettings, small_config(), "config")
+  study = ScalingSettings.from_config(small_config())
   grown = study.scaled(4)
-  assert grown.run.unlearning.rollout_batch_size == 64 and grown.run.evaluation.batch_size == 64
-  assert grown.run.unlearning.minibatch_size == 32 and grown.run.unlearning.retain_batch_size == 32
+  assert grown.unlearning.rollout_batch_size == 64 and grown.run.evaluation.batch_size == 64
+  assert grown.unlearning.minibatch_size == 32 and grown.unlearning.retain_batch_size == 32
   assert grown.scaled(0.25) == study
 
 
@@ -131,13 +130,27 @@ def test_weak_scaling_grows_the_batches_alone():
   ("llama2_7b", 6_738_415_616, 1_034_512_384), ("qwen3_8b", 8_190_735_360, 596_049_920)])
 def test_the_presets_have_the_published_sizes(preset, model, classifier):
   """Of TinyLlama (1.1e9) without the language-model head, which a classifier has not."""
-  study = build(ScalingSettings, config_module(CONFIG).get_config(preset), "config")
+  study = ScalingSettings.from_config(config_from(CONFIG, preset))
   assert study.model_config.num_parameters == model
   head = study.classifier_config.embed_dim * study.classifier_vocab_size
   own = study.classifier_config.num_parameters
   assert own - (0 if study.classifier_tie_embeddings else head) == classifier
 
 
+def test_a_mistake_in_the_run_is_named_by_its_whole_key():
+  """Its settings are checked by their own class, which knows nothing of a study."""
+  with pytest.raises(InputError, match=r"^config\.run\.unlearning\.dareu\.clip_eps is 2.0: it must"):
+    ScalingSettings.from_config(changed(small_config(), run__unlearning__dareu__clip_eps=2.0))
+  with pytest.raises(InputError, match=r"^config\.run\.model\.num_layers is 0"):
+    ScalingSettings.from_config(changed(small_config(), run__model__num_layers=0))
+
+
+def test_a_response_length_that_only_data_would_say_is_refused():
+  """No data is read here, and 0 would compile programs that sample nothing."""
+  with pytest.raises(InputError, match="config.run.unlearning.dareu.max_new_tokens is 0"):
+    ScalingSettings.from_config(changed(small_config(), run__unlearning__dareu__max_new_tokens=0))
+
+
 def test_impossible_sizes_are_refused():
   with pytest.raises(InputError, match="config.owners is 0"):
-    build(ScalingSettings, changed(small_config(), owners=0), "config")
+    ScalingSettings.from_config(changed(small_config(), owners=0))

@@ -12,6 +12,7 @@ import pytest
 from studies.scaling import report
 from studies.scaling.chips import CHIPS
 from studies.scaling.study import GIB, Need, Row, recommended
+from tests import jobs
 from tests.configs import ROOT
 
 CONFIG = """
@@ -92,13 +93,13 @@ def run(tmp_path, *flags, **environment):
   config = tmp_path / "small.py"
   config.write_text(CONFIG.format(root=str(ROOT)))
   return subprocess.run(
-    [sys.executable, "-m", "dareu_jax.scaling", f"--config={config}", f"--workdir={tmp_path}/w",
+    [sys.executable, "-m", "studies.scaling", f"--config={config}", f"--workdir={tmp_path}/w",
      *flags], cwd=ROOT, capture_output=True, text=True, timeout=400,
     env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
 
 
 def test_it_measures_on_the_devices_that_are_there(tmp_path):
-  done = run(tmp_path, "--run", "--repeats=1", "--mesh=1,1,1", XLA_FLAGS="")
+  done = run(tmp_path, "--run", "--repeats=1", "--mesh=1,1,1", XLA_FLAGS=jobs.xla_flags(1))
   assert done.returncode == 0, done.stderr[-3000:]
   assert "rollout, s (measured)" in done.stdout and "1x1x1" in done.stdout
   assert "measured over roofline" in (tmp_path / "w/scaling.md").read_text()

@@ -1,0 +1,266 @@
+"""What a metric is: one declaration, from which tables, report, docs, summary and logs are made.
+
+    @example_metric("ended_share", title="ended", needs=("ended",), meaning="answers that end")
+    def ended_share(record: Record) -> float:
+      return float(record.ended)
+
+    @metric("rouge_gap", title="gap", needs=("forget_rouge", "retrained"), meaning="...")
+    def rouge_gap(evaluation: Evaluation) -> float:
+      return evaluation["forget_rouge"] - evaluation.retrained["forget_rouge"]
+
+What a metric `needs` is named; where an evaluation lacks some of it, the metric is left out, so
+that its function may rely on it. A need is one of
+
+- a split ("forget", "retain", "test", "holdout"): that it has examples;
+- a field of `records.Record` ("answer", "perturbed_nll", ...): that the metric's split has it;
+- "gibberish_bound";
+- the key of another metric: that it is not left out;
+- "retrained" or "original": that model, and that it has all the rest too.
+"""
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.registry import Registry
+from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, Record
+
+CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
+HIGHER: Literal["↑"] = "↑"
+MAIN, MORE, PRIVACY = "main", "more", "privacy"
+GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy, and all in one figure"}
+REFERENCES = ("retrained", "original")
+BOUND = "gibberish_bound"
+
+
+class Evaluation:
+  """The records of a model, and the metrics that they allow.
+
+      evaluation["forget_rouge"]     a metric, computed once; KeyError where it is left out
+      evaluation.records["forget"]   tuple of `records.Record`, empty where the data has none
+      evaluation.retrained           the retrained model's Evaluation
+      evaluation.original            the original's
+  """
+
+  def __init__(self, records: Mapping[str, Iterable[Record]], *, min_k: float = 0.4,
+               gibberish_bound: float | None = None,
+               models: "Mapping[str, Evaluation] | None" = None):
+    """
+    Args:
+      records: {split: records}; the same examples in the same order for every model.
+      min_k: share of the least likely tokens that the Min-K% attacks average.
+      gibberish_bound: of `text.gibberish_bound`; None: not measured.
+      models: those evaluated together, "retrained" and "original" among them where they exist.
+    """
+    self.records = {split: tuple(records.get(split, ())) for split in ALL_SPLITS}
+    self.min_k, self._gibberish_bound = min_k, gibberish_bound
+    self._models = {} if models is None else models
+    self._computed: dict[str, float | None] = {}
+    self._by_example: dict[str, Float[np.ndarray, " E"]] = {}
+
+  @property
+  def retrained(self) -> "Evaluation":
+    """The retrained model's; KeyError where there is no such model."""
+    return self._beside("retrained")
+
+  @property
+  def original(self) -> "Evaluation":
+    """The original's; KeyError where there is no such model."""
+    return self._beside("original")
+
+  @property
+  def gibberish_bound(self) -> float:
+    """Of `text.gibberish_bound`; KeyError where it was not measured."""
+    if self._gibberish_bound is None:
+      raise KeyError(f"there is no {BOUND} here: a metric that takes it has it among its needs")
+    return self._gibberish_bound
+
+  def _beside(self, name):
+    if name not in self._models:
+      raise KeyError(f"there is no {name} model here: a metric that takes it has {name!r} among "
+                     "its needs")
+    return self._models[name]
+
+  def metrics(self) -> dict[str, float]:
+    """All metrics that are not left out: {key: value}."""
+    return {key: self[key] for key in METRICS if key in self}
+
+  def get(self, key: str) -> float | None:
+    """A metric; None where it is left out."""
+    if key not in self._computed:
+      declared = METRICS[key]
+      value = declared.function(self) if self.meets(declared) else None
+      self._computed[key] = None if value is None else float(value)
+    return self._computed[key]
+
+  def __contains__(self, key: str) -> bool:
+    return self.get(key) is not None
+
+  def __getitem__(self, key: str) -> float:
+    value = self.get(key)
+    if value is None:
+      raise KeyError(f"the evaluation has no {key}: it lacks some of what that metric needs "
+                     f"({', '.join(METRICS[key].needs)})")
+    return value
+
+  def by_example(self, key: str) -> Float[np.ndarray, " E"]:
+    """The values of a metric of examples; nan where an example has none."""
+    if key not in self._by_example:
+      declared = METRICS[key]
+      if not isinstance(declared, ExampleMetric):
+        raise TypeError(f"{key} is a number of the model, it has no value for an example")
+      values = map(declared.example_function, self.records[declared.split])
+      self._by_example[key] = np.array(
+        [math.nan if value is None else value for value in values], np.float64)
+    return self._by_example[key]
+
+  def meets(self, declared: "Metric") -> bool:
+    """Whether what a metric needs is there."""
+    names = [need for need in declared.needs if need in REFERENCES]
+    if any(name not in self._models for name in names):
+      return False
+    return all(one._has(need, declared.split)
+               for one in (self, *(self._models[name] for name in names))
+               for need in declared.needs if need not in REFERENCES)
+
+  def _has(self, need, split):
+    if need in self.records:
+      return bool(self.records[need])
+    if need in FIELDS:
+      return any(record.has(need) for record in self.records[split])
+    if need == BOUND:
+      return self._gibberish_bound is not None
+    return need in self
+
+
+def evaluations(records: Mapping[str, Mapping[str, Iterable[Record]]], *, min_k: float,
+                gibberish_bound: float | None = None) -> dict[str, Evaluation]:
+  """Evaluations of models that are compared: {model: Evaluation}.
+
+  Args:
+    records: {model: {split: records}}; metrics that take another model look for "retrained" and
+      "original" among them.
+    min_k, gibberish_bound: as of `Evaluation`.
+  """
+  models: dict[str, Evaluation] = {}
+  for name, splits in records.items():
+    models[name] = Evaluation(splits, min_k=min_k, gibberish_bound=gibberish_bound, models=models)
+  return models
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+  """One number of a model, with all that is said about it."""
+
+  key: str  # its name in summary.json
+  function: Callable[[Evaluation], float | None]  # None: the records do not allow it
+  title: str = ""  # of its column; "- " is where the terminal may break a word; '': the key
+  arrow: Literal["→", "↑"] = CLOSER  # which way is better
+  digits: int = 3  # decimals that tables show
+  group: str | None = MORE  # of `GROUPS`: the table that shows it; None: summary.json alone
+  order: float = math.inf  # place in that table, from the left; equal ones by key
+  meaning: str = ""  # in a few words, for the report and the docs
+  needs: tuple[str, ...] = ()  # see the module
+  split: str = "forget"  # whose records must have the fields that it needs
+  log: str = ""  # its name in open-unlearning's logs; '': it is not in them
+
+  def __post_init__(self):
+    object.__setattr__(self, "title", self.title or self.key.replace("_", " "))
+    if self.key in (*ALL_SPLITS, *FIELDS, *REFERENCES, BOUND):
+      raise InputError(f"a metric cannot be called {self.key!r}: that is another need's name.")
+    if self.arrow not in (CLOSER, HIGHER):
+      raise InputError(f"{self.key}: the arrow is {self.arrow!r}, it must be {CLOSER} or {HIGHER}.")
+    if self.group is not None and self.group not in GROUPS:
+      raise InputError(f"{self.key}: the group is {self.group!r}, it must be one of "
+                       f"{', '.join(GROUPS)}, or None.")
+    if self.split not in ALL_SPLITS:
+      raise InputError(f"{self.key}: the split is {self.split!r}, it must be one of "
+                       f"{', '.join(ALL_SPLITS)}.")
+    if self.group == MAIN and len(self.title_lines) > 2:
+      raise InputError(f"{self.key}: the title {self.title!r} does not fit in two lines of 8 "
+                       'letters; "- " says where a word may be broken.')
+
+  @property
+  def title_lines(self) -> list[str]:
+    """The title as the terminal shows it."""
+    return textwrap.wrap(self.title, width=8, break_long_words=False)
+
+  @property
+  def name(self) -> str:
+    """The title in one line."""
+    return self.title.replace("- ", "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleMetric(Metric):
+  """The mean of a number of each example of a split."""
+
+  example_function: Callable[[Record], float | None]  # None: this example has none
+  interval: bool = False  # whether reports show its bootstrap interval over the examples
+  # Key under which methods are compared by it example by example in summary.json; '': they are not.
+  paired: str = ""
+
+
+METRICS: Registry[Metric] = Registry("metric", "dareu_jax.evaluation.metrics")
+F = TypeVar("F", bound=Callable)
+
+
+def register(declared: Metric, function: Callable) -> Metric:
+  """Adds a metric; `function` is where it was declared, by which a second declaration is told from
+  one that runs again."""
+  for name in ("__module__", "__qualname__"):
+    object.__setattr__(declared, name, getattr(function, name))
+  return METRICS.register(declared.key, declared)
+
+
+def metric(key: str, **options: Any) -> Callable[[F], F]:
+  """Declares a function of an Evaluation as a metric; `options` are further fields of `Metric`."""
+
+  def declare(function: F) -> F:
+    register(Metric(key=key, function=function, **options), function)
+    return function
+
+  return declare
+
+
+def example_metric(key: str, **options: Any) -> Callable[[F], F]:
+  """Declares a function of one Record as a metric: its mean over the examples of a split.
+
+  Args:
+    key: its name in summary.json.
+    options: further fields of `ExampleMetric`.
+  """
+
+  def mean(evaluation):
+    values = evaluation.by_example(key)
+    return None if np.all(np.isnan(values)) else np.nanmean(values)
+
+  def declare(function: F) -> F:
+    register(ExampleMetric(key=key, function=mean, example_function=function, **options), function)
+    return function
+
+  return declare
+
+
+def in_group(group: str | None) -> tuple[Metric, ...]:
+  """The metrics of a table, from the left."""
+  found = [declared for _, declared in METRICS.items() if declared.group == group]
+  return tuple(sorted(found, key=lambda declared: declared.order))
+
+
+def metrics_table() -> str:
+  """All metrics as Markdown, a table for each group."""
+  parts = []
+  for group, title in (*GROUPS.items(), (None, "In summary.json alone")):
+    lines = [f"### {title}", "", "| metric | key | meaning |", "|---|---|---|"]
+    for one in in_group(group):
+      meaning = one.meaning.replace("|", "\\|")
+      lines.append(f"| {one.name} ({one.arrow}) | `{one.key}` | {meaning} |")
+    parts.append("\n".join(lines))
+  return "\n\n".join(parts)

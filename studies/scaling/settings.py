@@ -1,0 +1,88 @@
+"""What a scaling study compiles: the settings of a run, and the sizes its data would bring."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dareu_jax.core.errors import InputError, InvalidSetting
+from dareu_jax.core.settings import Count, build, settings, to_plain
+from dareu_jax.methods.dareu import DareU
+from dareu_jax.models.config import ModelConfig, from_settings
+from dareu_jax.pipeline.settings import Settings
+
+BATCHES = ("rollout_batch_size", "minibatch_size", "retain_batch_size")
+
+
+def _tiny_run() -> Settings:
+  return Settings(unlearning={"dareu": {"max_new_tokens": 32}})
+
+
+@settings
+class ScalingSettings:
+  """What a study compiles: the settings of a run, and what its data and tokenizers would say."""
+
+  run: Settings = dataclasses.field(default_factory=_tiny_run)  # DareU's, its response length too
+  vocab_size: Count = 2000  # of the model
+  tie_embeddings: bool = True  # whether the head is the embedding
+  classifier_vocab_size: Count = 2000
+  classifier_tie_embeddings: bool = True  # where not, a classifier has no language-model head
+  owners: Count = 30  # classes of the classifier
+  prompt_tokens: Count = 32  # slots of a forget query
+  retain_tokens: Count = 64  # slots of a retained example, prompt and response
+  retain_response_tokens: Count = 32  # of them those of its response
+
+  def __post_init__(self):
+    if "dareu" not in self.run.all_methods:
+      raise InvalidSetting("run.method", self.run.method, "the rollouts are those of 'dareu'.")
+    if not self.unlearning.max_new_tokens:
+      raise InvalidSetting("run.unlearning.dareu.max_new_tokens", 0,
+                           "there is no data here that could say it: set it to 1 or more.")
+
+  @classmethod
+  def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "ScalingSettings":
+    """Builds the settings from a ConfigDict or a nested mapping; the rest has its defaults.
+
+    Raises:
+      InputError: for an unknown key, a wrong type or an impossible value.
+    """
+    plain = to_plain(config)
+    try:
+      # By its own class first, which knows the settings of all methods.
+      run = to_plain(Settings.from_config(plain.get("run", {})))
+    except InputError as error:
+      raise InputError(str(error).replace("config.", "config.run.", 1)) from None
+    return build(cls, plain | {"run": run} if "run" in plain else plain)
+
+  @property
+  def unlearning(self) -> DareU:
+    """The settings of the reinforcement learning run."""
+    return self.run.unlearning["dareu"]
+
+  @property
+  def model_config(self) -> ModelConfig:
+    """The architecture of the language model."""
+    run = self.run
+    return dataclasses.replace(
+      from_settings(run.model, run.lora, self.vocab_size), tie_embeddings=self.tie_embeddings,
+      gather_gib=run.mesh.gather_gib)
+
+  @property
+  def classifier_config(self) -> ModelConfig:
+    """The architecture of the owner classifier."""
+    classifier = self.run.classifier
+    return dataclasses.replace(
+      from_settings(classifier.model, classifier.lora, self.classifier_vocab_size),
+      tie_embeddings=self.classifier_tie_embeddings)
+
+  def scaled(self, factor: float) -> "ScalingSettings":
+    """The same with batches `factor` times as large, for weak scaling."""
+
+    def scale(block, *names):
+      return dataclasses.replace(
+        block, **{name: max(1, round(getattr(block, name) * factor)) for name in names})
+
+    unlearning = self.run.unlearning | {"dareu": scale(self.unlearning, *BATCHES)}
+    return dataclasses.replace(self, run=dataclasses.replace(
+      self.run, unlearning=unlearning, evaluation=scale(self.run.evaluation, "batch_size")))

@@ -1,0 +1,131 @@
+"""The declared metrics: what they are at the retrained model, and what the log of them gives back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dareu_jax.evaluation import logs
+from dareu_jax.evaluation.metrics import METRICS
+from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
+from dareu_jax.evaluation.metrics.closeness import ATTACKS, MEMORIZATION, utility_terms
+from dareu_jax.evaluation.metrics.likelihood import truth_ratios
+from tests.evaluation.made_records import Stated, make_record, make_records
+
+BOUND = {"min_k": 0.4, "gibberish_bound": 2.0}
+
+
+@pytest.fixture
+def records():
+  return make_records()
+
+
+def compared(records, retrained=None, original=None, **others):
+  """Evaluations of models with the same records, some of whose metrics are stated: {model: ...}."""
+  models = {}
+  for name, stated in {"retrained": retrained, "original": original, **others}.items():
+    models[name] = Stated(records, stated or {}, models=models, **BOUND)
+  return models
+
+
+def test_the_retrained_model_is_close_to_itself(records):
+  models = compared(records, original=dict.fromkeys(ATTACKS, 0.99))
+  own = models["retrained"]
+  assert own["tug_of_war"] == own["tug_of_war_mia"] == own["forget_quality"] == 1.0
+  assert own["privleak"] == 0.0 and own["mia_reference_auc"] == 0.5
+  assert own["privacy"] == 1.0
+
+
+def test_utility_has_the_nine_terms_of_tofu(records):
+  terms = utility_terms(Evaluation(records))
+  assert len(terms) == 9 and terms.keys() == {
+    f"{s}_{t}" for s in ("retain", "real_authors", "world_facts")
+    for t in ("probability", "rouge", "truth_ratio")}
+  assert all(0 <= value <= 1 for value in terms.values())
+
+
+def test_a_log_of_the_records_gives_the_same_metrics_back(records):
+  """Names, splits and aggregates as the readers of published logs take them."""
+  own = Evaluation(records, **BOUND)
+  log = logs.from_evaluation(own)
+  again = logs.recompute(log)
+  for ours, theirs in (("forget_probability", "forget_Q_A_Prob"),
+                       ("truth_ratio", "forget_truth_ratio"), ("model_utility", "model_utility"),
+                       ("mia_min_k_auc", "mia_min_k"), ("mia_zlib_auc", "mia_zlib"),
+                       ("exact_memorization", "exact_memorization")):
+    assert again[theirs] == pytest.approx(own[ours], abs=1e-9), ours
+  published = logs.published(log)
+  for name in again.keys() & published.keys():
+    assert again[name] == pytest.approx(published[name], abs=1e-9), name
+
+
+def test_a_log_has_every_metric_that_declares_a_name_of_it(records):
+  models = compared(records)
+  log = logs.from_evaluation(models["retrained"])
+  for key, declared in METRICS.items():
+    if declared.log and key in models["retrained"]:
+      assert log[declared.log]["agg_value"] == pytest.approx(models["retrained"][key], abs=1e-9)
+  assert {"privleak", "forget_quality", "mia_loss", "exact_memorization"} <= log.keys()
+
+
+def test_gibberish_counts_what_the_original_would_not_say(records):
+  assert Evaluation(records, **BOUND)["gibberish_share"] == 0.0
+  forget = records["forget"]
+  forget[0] = dataclasses.replace(forget[0], original_nll_sum=9.0)
+  forget[1] = dataclasses.replace(forget[1], answer="")
+  assert Evaluation(records, **BOUND)["gibberish_share"] == 0.25
+
+
+def test_data_without_general_unseen_or_wrong_answers_has_fewer_metrics(records):
+  less = {split: [dataclasses.replace(record, perturbed_nll=(), paraphrased_nll=None)
+                  for record in records[split]] for split in ("forget", "retain")}
+  models = compared(less)
+  own = models["retrained"].metrics()
+  assert {"forget_rouge", "retain_rouge", "extraction_strength"} <= own.keys()
+  assert not {"test_rouge", "truth_ratio", "mia_min_k_auc", "model_utility"} & own.keys()
+  beside = {key for key in own if {"retrained", "original"} & set(METRICS[key].needs)}
+  assert beside == {"tug_of_war"} and own["tug_of_war"] == 1.0
+
+
+def test_a_model_alone_has_what_takes_no_other(records):
+  """Whoever unlearns a model that is at hand has no retrained one."""
+  own = Evaluation(records).metrics()
+  assert {"forget_rouge", "truth_ratio", "memorization", "mia_zlib_auc"} <= own.keys()
+  assert not {"tug_of_war", "privleak", "privacy", "forget_quality", "gibberish_share"} & own.keys()
+
+
+def test_a_collapsed_model_has_no_truth_left():
+  """1 / (1 + R) is near 1 where all answers are impossible: R's own epsilon rules there."""
+  row = make_record(np.random.default_rng(0), logprobs=np.full(3, -40.0), paraphrased_nll=40.0,
+                    perturbed_nll=(40.0, 40.0))
+  assert truth_ratios([row], form="probability")[0] < 1e-6
+
+
+def test_over_forgetting_raises_memorization_but_not_its_closeness(records):
+  known, little, none = (dict.fromkeys(MEMORIZATION, value) for value in (0.9, 0.3, 0.01))
+  models = compared(records, retrained=little, gone=none,
+                    original=known | dict.fromkeys(ATTACKS, 0.99))
+  ours, right = models["gone"], models["retrained"]
+  assert ours["memorization"] > right["memorization"]
+  assert ours["memorization_closeness"] < right["memorization_closeness"] == 1.0
+  assert right["overall_closeness"] == 1.0 > right["overall"]
+
+
+def test_without_a_hold_out_memorization_stays(records):
+  own = compared(records | {"holdout": []})["retrained"]
+  assert "memorization" in own and "privacy" not in own and "overall" not in own
+
+
+def test_a_log_takes_unequal_numbers_of_wrong_answers(records):
+  first = records["forget"][0]
+  records["forget"][0] = dataclasses.replace(first, perturbed_nll=first.perturbed_nll[:-1])
+  log = logs.from_evaluation(Evaluation(records))
+  values = log["forget_Q_A_PERT_Prob"]["value_by_index"].values()
+  assert {len(value["avg_loss"]) for value in values} == {2}
+
+
+def test_min_k_is_a_choice_of_the_metric_not_of_the_records():
+  """Were it kept with the records, another share would need a new evaluation."""
+  few, all_of_them = (evaluations({"m": make_records(1)}, min_k=k)["m"] for k in (0.1, 1.0))
+  assert few["mia_min_k_auc"] != all_of_them["mia_min_k_auc"]
+  assert few["mia_loss_auc"] == all_of_them["mia_loss_auc"]

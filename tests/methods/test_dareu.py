@@ -1,0 +1,90 @@
+"""DareU as a method: what of a task the reinforcement learning run is given."""
+
+import dataclasses
+import types
+
+import pytest
+
+from dareu_jax.data.batches import Row
+from dareu_jax.data.examples import Example
+from dareu_jax.methods.base import Shapes, Task
+from dareu_jax.methods.dareu import DareU
+from dareu_jax.rl.reward_functions import REWARDS
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.optimizers import TrainSettings
+
+ROWS = (Row((4, 5), (6, 1), 0), Row((7,), (8, 9, 1), 1))
+EXAMPLES = (Example("a", "q", "r"), Example("b", "p", "s"))
+
+
+def make_task(**changes):
+  values = dict.fromkeys(field.name for field in dataclasses.fields(Task))
+  evaluator = types.SimpleNamespace(multiple=8, tokenizer=types.SimpleNamespace(pad_id=0))
+  values |= dict(
+    original="original", value_head=lambda: "fresh head", examples=EXAMPLES, forget=ROWS,
+    retain=ROWS[:1], queries=((4,), (7,)), classifier="classifier", refusals=("no",),
+    evaluator=evaluator, monitor="monitor", longest_response=24, seed=5)
+  return Task(**(values | changes))
+
+
+def test_the_run_is_given_the_tasks_models_and_data():
+  task = make_task()
+  given = DareU().rl_task(task)
+  assert (given.original, given.value_head, given.monitor, given.seed) == (
+    "original", "fresh head", "monitor", 5)
+  assert given.evaluator is task.evaluator
+  assert (given.forget.rows, given.forget.examples, given.forget.queries) == (
+    ROWS, EXAMPLES, ((4,), (7,)))
+  assert (given.forget.classifier, given.forget.refusals) == ("classifier", ("no",))
+  assert given.retain.rows == ROWS[:1]
+  assert (given.retain.batch_size, given.retain.seed, given.retain.one_bucket) == (32, 7, True)
+
+
+def test_settings_are_the_methods_own_but_for_what_the_data_says():
+  method = DareU(kl_coef=0.7)
+  settings = method.rl_task(make_task()).settings
+  assert isinstance(settings, RLSettings)
+  assert settings == dataclasses.replace(method, max_new_tokens=24)
+  assert DareU(max_new_tokens=9).rl_task(make_task()).settings.max_new_tokens == 9
+
+
+def test_a_learning_rate_of_the_run_wins():
+  assert DareU().rl_task(make_task(learning_rate=0.5)).settings.learning_rate == 0.5
+  assert DareU(learning_rate=0.25).rl_task(make_task()).settings.learning_rate == 0.25
+
+
+@pytest.mark.parametrize(("reward", "segment"), [("attribution", 3), ("rouge", 24), ("refusal", 24)])
+def test_a_score_of_whole_responses_is_one_segment(reward, segment):
+  """In segments it would count again and again."""
+  given = DareU(reward=reward, segment_length=3).rl_task(make_task())
+  assert given.reward is REWARDS[reward] and given.settings.segment_length == segment
+
+
+def test_a_reward_that_is_passed_takes_the_place_of_the_named_one():
+  def mine(responses):
+    return responses
+
+  given = DareU(reward="rouge", segment_length=3).rl_task(make_task(reward=mine))
+  assert given.reward is mine and given.settings.segment_length == 3
+
+
+def test_work_goes_by_updates_and_tokens():
+  method = DareU(epochs=2, samples_per_prompt=3, rollout_batch_size=10, minibatch_size=4,
+                 inner_epochs=2, retain_batch_size=5, max_new_tokens=6)
+  shapes = Shapes(forget=7, longest_prompt=4, longest_response=30, longest=50, model_parameters=100,
+                  classifier_parameters=10, training_cost=6, training=TrainSettings())
+  updates, operations = method.work(shapes)
+  assert updates == 2 * 3 * 2 * 3  # epochs, rollouts of 21 responses, passes, minibatches of 10
+  decoded = 6 * 10 * (4 + 6) * (6 * 100 + 2 * 10)
+  learned = updates * (4 + 6) * 100 * (4 * 6 + 5 * 8)
+  assert operations == decoded + learned
+  longer = dataclasses.replace(method, max_new_tokens=0).work(shapes)[1]
+  assert longer == operations * (4 + 30) / (4 + 6)  # the longest response of the data
+
+
+def test_the_report_says_what_the_reward_cost():
+  history = [{"step_seconds": 8.0, "reward_seconds": 1.0}, {"step_seconds": 12.0, "reward_seconds": 3.0},
+             {"loss": 1.0}]
+  facts = DareU(reward="rouge", learner="rloo", segment_length=4).report_facts(history)
+  assert facts["reward"].startswith("rouge by rloo, neutral, κ 4;")
+  assert "4.0 s of the 20.0 s of unlearning (20.0%)" in facts["reward"]

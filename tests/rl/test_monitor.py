@@ -1,0 +1,102 @@
+"""The report of an epoch: which answers, models and classifiers each of its numbers is of."""
+
+import types
+
+import numpy as np
+import pytest
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.data.batches import Row
+from dareu_jax.evaluation.evaluator import Answers
+from dareu_jax.rl.guards import GuardSettings
+from dareu_jax.rl.monitor import Monitor, MonitorSettings, epoch_records
+from tests.rl.test_guards import ORIGINAL, report
+
+FORGET = (Row((1,), (), 0), Row((2,), (), 0))
+UNSEEN = (Row((3,), (), -1),)
+# Greedy answers by the first token of the prompt: (ids, ended, text).
+GIVEN = {1: ((5, 6, 9), True, "one two"), 2: ((7, 7), False, "seven seven"), 3: ((8,), False, "x")}
+ENTROPIES = {5: 0.5, 6: 0.25, 9: 0.0, 7: 1.0, 8: 2.0}  # under the policy, token by token
+
+
+class Evaluator:
+  """Answers, entropies of 'policy' and log-probs under 'original', from the table above."""
+
+  def answers(self, params, rows):
+    assert params == "policy"
+    ids, ended, texts = zip(*(GIVEN[row.prompt[0]] for row in rows), strict=True)
+    width = max(map(len, ids))
+    padded = np.array([[*row, *[0] * (width - len(row))] for row in ids])
+    return Answers(texts, padded, np.array(list(map(len, ids))), np.array(ended))
+
+  def statistics(self, params, rows):
+    assert params == "policy"
+    return [types.SimpleNamespace(entropies=np.array([ENTROPIES[i] for i in row.completion]))
+            for row in rows]
+
+  def logprobs(self, params, rows):
+    assert params == "original"
+    return [-0.1 * np.array(row.completion) for row in rows]
+
+
+def scorer(scores):
+  """Scores by the query's first token."""
+  return types.SimpleNamespace(
+    whole=lambda ids, lengths, queries: np.array([scores[query[0]] for query in queries]))
+
+
+def make_monitor(**changes):
+  values = dict(
+    original="original", classifier=scorer({10: 0.9, 20: 0.7, 30: 0.2}),
+    judge=scorer({10: 0.5, 20: 0.3, 30: 0.1}), forget_rows=FORGET, forget_queries=((10,), (20,)),
+    unseen_rows=UNSEEN, unseen_queries=((30,),), evaluator=Evaluator(), settings=MonitorSettings())
+  return Monitor(**(values | changes))
+
+
+def test_every_number_of_a_report_is_of_its_own_answers_and_models():
+  """Means over tokens are over all tokens, not of means; the end token is no length."""
+  found = make_monitor().assess("policy", 3)
+  assert found.epoch == 3 and found.tracked == {}
+  expected = {
+    "score": 0.8, "level": 0.2, "judge_score": 0.4, "judge_level": 0.1,
+    "response_length": 2.0, "unseen_length": 1.0, "eos_share": 0.5, "distinct_share": 1.0,
+    "entropy": (0.5 + 0.25 + 0.0 + 1.0 + 1.0) / 5, "unseen_entropy": 2.0,
+    "fluency": 0.1 * (5 + 6 + 9 + 7 + 7) / 5, "unseen_fluency": 0.8}
+  for name, value in expected.items():
+    assert getattr(found, name) == pytest.approx(value), name
+
+
+def test_a_given_target_is_the_level_of_both_classifiers():
+  found = make_monitor(settings=MonitorSettings(target_score=0.0)).assess("policy", 0)
+  assert (found.level, found.judge_level) == (0.0, 0.0)
+  assert found.unseen_length == 1.0  # what is usual is measured all the same
+
+
+def test_without_unseen_owners_the_forget_answers_say_what_is_usual():
+  monitor = make_monitor(unseen_rows=(), unseen_queries=(), settings=MonitorSettings(target_score=0.3))
+  found = monitor.assess("policy", 0)
+  assert (found.level, found.judge_level) == (0.3, 0.3)
+  assert (found.unseen_length, found.unseen_entropy, found.unseen_fluency) == (
+    found.response_length, found.entropy, found.fluency)
+
+
+def test_tracked_metrics_are_of_the_policy():
+  found = make_monitor(track=lambda params: {"params": params}).assess("policy", 0)
+  assert found.tracked == {"params": "policy"}
+
+
+@pytest.mark.parametrize("target", [-1.0, 0.0, 1.0])
+def test_a_target_is_a_score_or_negative(target):
+  assert MonitorSettings(target_score=target).target_score == target
+  with pytest.raises(InputError, match="target_score is 1.01: it must be <= 1"):
+    MonitorSettings(target_score=1.01)
+
+
+def test_records_say_which_epochs_could_be_kept_and_why_not():
+  broken = report(epoch=2, response_length=1.0)
+  records = epoch_records([ORIGINAL, report(), broken], GuardSettings())
+  assert [record["accepted"] for record in records] == [True, True, False]
+  assert [record["reason"] for record in records[:2]] == ["", ""]
+  assert "shrank to 1.0 tokens" in records[2]["reason"] and records[2]["score"] == broken.score
+  off = epoch_records([ORIGINAL, broken], GuardSettings(action="off"))
+  assert off[1]["accepted"] and "shrank" in off[1]["reason"]

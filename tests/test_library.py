@@ -1,0 +1,145 @@
+"""The library as a notebook uses it: no flags, no config file, no checkout."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import dareu_jax
+from dareu_jax.data.authors import make_authors
+from dareu_jax.methods.npo import NPO
+from dareu_jax.pipeline.saved import load_saved
+from tests.configs import ROOT
+
+SMALL = {
+  "length_multiple": 64, "lora": {"rank": 2}, "baseline": {"epochs": 1, "batch_size": 6},
+  "classifier": {"train": {"epochs": 3}, "model": {
+    "embed_dim": 32, "mlp_dim": 48, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16}},
+  "evaluation": {"batch_size": 32, "max_new_tokens": 16},
+  "unlearning": {"dareu": {
+    "epochs": 1, "rollout_batch_size": 20, "minibatch_size": 10, "retain_batch_size": 8,
+    "max_new_tokens": 16, "selection": "last"}},
+  "monitor": {"guards": {"action": "off"}}}
+AUTHORS = make_authors(5, 0, qa_per_author=6)
+FORGET, RETAIN, UNSEEN = AUTHORS[:6], AUTHORS[6:24], AUTHORS[24:]
+
+
+@pytest.fixture(scope="module")
+def model(finished, tmp_path_factory):
+  """The original of the finished run as a checkpoint from somewhere else."""
+  saved, _ = load_saved(finished[0], "original")
+  folder = tmp_path_factory.mktemp("hub") / "checkpoint"
+  saved.save(folder)
+  loaded, tokenizer = dareu_jax.load_model(str(folder))
+  assert tokenizer is loaded.tokenizer
+  return loaded
+
+
+@pytest.fixture(scope="module")
+def result(model):
+  return dareu_jax.unlearn(model, model.tokenizer, forget=FORGET, retain=RETAIN, unseen=UNSEEN,
+                           settings=SMALL)
+
+
+def test_importing_takes_no_jax():
+  """A notebook, a service and `--help` import it; jax alone takes more than a second."""
+  code = "import sys, dareu_jax; dir(dareu_jax); sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_public_name_is_there_and_documented():
+  for name in dareu_jax.__all__:
+    assert getattr(dareu_jax, name).__doc__, name
+  with pytest.raises(AttributeError, match="no attribute 'forget_everything'"):
+    dareu_jax.forget_everything  # noqa: B018
+
+
+def test_unlearning_gives_another_model_and_leaves_the_first(model, result):
+  """Adapters that never reach the returned model, or that change the one that came in."""
+  ids = np.array([model.tokenizer.encode_prompt(FORGET[0].prompt)])
+  before, original, after = (
+    np.asarray(one.logits(ids)) for one in (model, result.original, result.model))
+  np.testing.assert_allclose(before, original, atol=1e-5)
+  assert np.abs(after - before).max() > 1e-4
+  assert result.reports[0].epoch == 0 and result.chosen_epoch == 1
+  assert not model.config.lora.rank and result.model.config.lora.rank == 2
+
+
+def test_a_saved_model_is_the_one_that_was_unlearned(result, tmp_path):
+  result.model.save(tmp_path / "out")
+  again, tokenizer = dareu_jax.load_model(str(tmp_path / "out"))
+  ids = np.array([tokenizer.encode_prompt(FORGET[0].prompt)])
+  np.testing.assert_allclose(again.logits(ids), result.model.logits(ids), atol=2e-5)
+  prompts = [example.prompt for example in FORGET[:3]]
+  assert again.generate(prompts, max_new_tokens=5) == result.model.generate(
+    prompts, max_new_tokens=5)
+  with pytest.raises(dareu_jax.InputError, match="exists already"):
+    result.model.save(tmp_path / "out")
+
+
+def test_a_table_compares_models_on_what_there_is(model, result):
+  """Without a retrained model what is beside it is left out, and nothing is nan."""
+  table = dareu_jax.evaluate({"before": model, "after": result.model}, forget=FORGET,
+                             retain=RETAIN[:6], unseen=UNSEEN, result=result)
+  for row in (table["before"], table["after"]):
+    assert {"forget_rouge", "retain_rouge", "extraction_strength", "mia_min_k_auc",
+            "attribution_score", "judge_score", "gibberish_share"} <= row.keys()
+    assert not {"tug_of_war", "privacy", "fluency_nll", "test_rouge"} & row.keys()
+    assert np.isfinite(list(row.values())).all()
+  score = next(r.score for r in result.reports if r.epoch == result.chosen_epoch)
+  assert table["after"]["attribution_score"] == pytest.approx(score, abs=1e-5)
+  assert "attribution" in str(table) and "<table>" in table._repr_html_()
+  assert len(table.answers["after"]["forget"]) == len(FORGET)
+  beside = dareu_jax.evaluate({"before": model, "retrained": result.model}, forget=FORGET)
+  assert beside["retrained"]["tug_of_war"] == 1.0
+
+
+def test_examples_may_be_mappings_without_owners_and_a_method_an_instance(model):
+  """One text to forget, no owner named, another method with a setting of its own."""
+  def plain(examples):
+    return [{"prompt": e.prompt, "response": e.response} for e in examples]
+
+  found = dareu_jax.unlearn(
+    model, forget=plain(FORGET[:1]), retain=plain(RETAIN[:6]), method=NPO(beta=0.5),
+    settings={**SMALL, "monitor": {"target_score": 0.1}})
+  assert found.chosen_epoch == 1 and found.reports[-1].level == 0.1
+
+
+def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path):
+  """A service that is killed must not begin again, nor take another request's result."""
+  options = {"forget": FORGET, "retain": RETAIN, "unseen": UNSEEN, "method": "npo",
+             "settings": SMALL, "workdir": tmp_path}
+  first = dareu_jax.unlearn(model, **options)
+  stamp = (tmp_path / "npo" / "done.json").stat().st_mtime_ns
+  again = dareu_jax.unlearn(model, **options)
+  assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns == stamp
+  jax.tree.map(np.testing.assert_array_equal, first.model.model.params, again.model.model.params)
+  dareu_jax.unlearn(first.model.with_params(first.model.model.params), **options)
+  assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+  ({"forget": []}, "no forget examples"),
+  ({"retain": ()}, "no retain examples"),
+  ({"unseen": ()}, "no unseen examples"),
+  ({"retain": FORGET}, "owner 'author_000' is among the forget and the retain examples"),
+  ({"forget": [{"prompt": "Who?"}]}, 'forget example 0: "response" is missing'),
+  ({"forget": ["Who?"]}, "forget example 0 is 'Who\\?': it must be a mapping"),
+  ({"method": "nop"}, "'nop'"),
+  ({"settings": {"unlearning": {"dareu": {"c_segg": 1.0}}}}, "Did you mean c_seg"),
+  ({"settings": {"max_length": 16}}, "config.max_length is 16"),
+])
+def test_what_cannot_be_used_is_one_error_before_any_work(model, changes, said, tmp_path):
+  options = {"forget": FORGET, "retain": RETAIN, "unseen": UNSEEN} | changes
+  with pytest.raises(dareu_jax.InputError, match=said):
+    dareu_jax.unlearn(model, workdir=tmp_path, **options)
+  assert not (tmp_path / "classifier").exists()
+
+
+def test_precision_and_mesh_are_as_they_were(model):
+  """A notebook goes on after the library: what it sets must not leak."""
+  before = jax.config.jax_default_matmul_precision, jax.sharding.get_mesh()
+  model.generate(["Who?"], max_new_tokens=1)
+  assert (jax.config.jax_default_matmul_precision, jax.sharding.get_mesh()) == before
