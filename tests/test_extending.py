@@ -11,8 +11,13 @@ import pytest
 import dareu_jax
 from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.authors import make_authors
+from dareu_jax.data.sources.base import SOURCES
+from dareu_jax.evaluation.metrics.base import METRICS
+from dareu_jax.methods.base import METHODS
+from dareu_jax.models.families.base import FAMILIES
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings, default_config
+from dareu_jax.rl.reward_functions import REWARDS
 from tests.configs import ROOT, smallest_config
 from tests.jobs import outcomes
 
@@ -34,8 +39,15 @@ def plugins(tmp_path_factory):
   for name, code in EXAMPLES.items():
     (folder / f"{name}.py").write_text(code, encoding="utf-8")
   sys.path.insert(0, str(folder))
+  registries = (METHODS, METRICS, REWARDS, SOURCES, FAMILIES)
+  before = [dict(registry.items()) for registry in registries]
   yield folder
   sys.path.remove(str(folder))
+  # The next file of this process knows the package's own alone.
+  for registry, entries in zip(registries, before, strict=True):
+    registry._entries = entries
+  for name in EXAMPLES:
+    sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -112,5 +124,4 @@ def test_a_cell_that_runs_again_defines_the_same_method_anew(plugins):
   """Notebooks run a cell twice; another class of that name is an error."""
   module = importlib.import_module("hinge")
   importlib.reload(module)
-  from dareu_jax.methods.base import METHODS
   assert METHODS["hinge"] is module.Hinge

@@ -265,7 +265,7 @@ def constrain_parameters(state: PyTree) -> PyTree:
       leaf, parameter_spec(path_name(path), leaf.shape, mesh)), state)
 
 
-def constrain_gathered(state: PyTree, limit: float) -> PyTree:
+def constrain_gathered(state: PyTree, limit: int | float) -> PyTree:
   """Parameters whole along `fsdp`; as they lie if a device's are then more than `limit` bytes."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not gathered_bytes(state, mesh, limit):
@@ -278,7 +278,7 @@ def constrain_gathered(state: PyTree, limit: float) -> PyTree:
   return jax.tree_util.tree_map_with_path(gathered, state)
 
 
-def gathered_bytes(state: PyTree, mesh: Mesh | AbstractMesh, limit: float) -> int:
+def gathered_bytes(state: PyTree, mesh: Mesh | AbstractMesh, limit: int | float) -> int:
   """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`; 0 where
   they are not gathered: `fsdp` splits nothing, or they are more than `limit`."""
 

@@ -16,12 +16,11 @@ EXAMPLE, = (code for page in sorted((ROOT / "docs").glob("extending*.md")) for c
 def example_family(folder):
   """Imports the example from a folder; within the body the family is registered."""
   (folder / "mistral.py").write_text(EXAMPLE, encoding="utf-8")
-  names = FAMILIES.names()
+  entries = dict(FAMILIES.items())
   sys.path.insert(0, str(folder))
   try:
     yield importlib.import_module("mistral").Mistral
   finally:
     sys.path.remove(str(folder))
     sys.modules.pop("mistral", None)
-    for name in set(FAMILIES.names()) - set(names):
-      del FAMILIES._entries[name]
+    FAMILIES._entries = entries

@@ -13,7 +13,7 @@ from dareu_jax.models.attention import causal_attention, masked_attention
 
 def draw(time, heads=4, kv_heads=2, head_dim=8, batch=2, seed=0):
   rng = np.random.default_rng(seed)
-  return tuple(rng.normal(size=(batch, time, n, head_dim)).astype(np.float32)
+  return tuple(jnp.asarray(rng.normal(size=(batch, time, n, head_dim)), jnp.float32)
                for n in (heads, kv_heads, kv_heads))
 
 
@@ -38,8 +38,8 @@ def causal(batch, time):
 @pytest.mark.parametrize("implementation", ["auto", "xla"])
 def test_causal_attention_sees_the_past_alone(implementation):
   q, k, v = draw(11)
-  got = causal_attention(q, k, v, implementation=implementation)
-  np.testing.assert_allclose(got, written_out(q, k, v, causal(2, 11)), atol=1e-5)
+  result = causal_attention(q, k, v, implementation=implementation)
+  np.testing.assert_allclose(result, written_out(q, k, v, causal(2, 11)), atol=1e-5)
 
 
 def test_splash_attention_is_attention():
@@ -70,11 +70,11 @@ def test_masked_attention_goes_by_positions_and_windows(window):
   q_positions[1, 6] = 5  # two queries at one position
   distance = q_positions[:, :, None] - k_positions[:, None]
   visible = (distance >= 0) & (distance < (window or empty))
-  got = masked_attention(q, k, v, q_positions, k_positions, window)
+  result = masked_attention(q, k, v, jnp.asarray(q_positions), jnp.asarray(k_positions), window)
   rows = visible.any(axis=-1)  # of a query that sees nothing anything may come out
   assert rows.sum() >= 13
   expected = written_out(q, k, v, visible | ~rows[..., None])
-  np.testing.assert_allclose(np.asarray(got)[rows], expected[rows], atol=1e-5)
+  np.testing.assert_allclose(np.asarray(result)[rows], expected[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize(("time", "head_dim", "dtype", "capability", "reason"), [
@@ -89,8 +89,12 @@ def test_cudnn_is_taken_where_it_can_be(monkeypatch, time, head_dim, dtype, capa
   gpu = types.SimpleNamespace(platform="gpu", compute_capability=capability, client=client)
   monkeypatch.setattr(jax, "devices", lambda: [gpu])
   chosen = []
-  monkeypatch.setattr(jax.nn, "dot_product_attention",
-                      lambda *_, implementation, **__: chosen.append(implementation))
+
+  def dot_product_attention(q, *_, implementation, **__):
+    chosen.append(implementation)
+    return q
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", dot_product_attention)
   qkv = [jnp.zeros((1, time, 2, head_dim), dtype)] * 3
   causal_attention(*qkv, implementation="auto")
   assert chosen == ["xla" if reason else "cudnn"]

@@ -217,10 +217,21 @@ def of_slices(slices, each, kind="TPU v5 lite"):
     for i in range(each) for s in range(slices)]
 
 
-def test_slices_are_rows_of_the_data_axis(monkeypatch):
+@pytest.fixture
+def built(monkeypatch):
+  """The (devices, axes) of meshes that are made, of devices that need not be there."""
+  built, mesh = [], M.Mesh
+
+  def record(grid, axes, axis_types):
+    built.append((grid, axes))
+    return mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), axes)
+
+  monkeypatch.setattr(M, "Mesh", record)
+  return built
+
+
+def test_slices_are_rows_of_the_data_axis(built):
   """Weights split over the network between slices would cross it at every layer."""
-  built = []
-  monkeypatch.setattr(M, "Mesh", lambda grid, axes, axis_types: built.append((grid, axes)))
   M.make_mesh(MeshSettings(data=4, fsdp=-1, tensor=2), devices=of_slices(2, 8))
   (grid, axes), = built
   assert axes == M.AXES and grid.shape == (4, 2, 2)
@@ -234,12 +245,12 @@ def test_slices_are_rows_of_the_data_axis(monkeypatch):
 @pytest.mark.parametrize(("sizes", "devices"), [
   ((2, 2, 8), of_slices(2, 16)), ((4, 2, 4), of_slices(2, 16)),
   ((1, 32, 2), of_slices(1, 64, "TPU v5")), ((1, 8, 8), of_slices(1, 64, "TPU v4"))])
-def test_an_axis_may_take_part_of_a_side_of_the_torus(monkeypatch, sizes, devices):
-  built = []
-  monkeypatch.setattr(M, "Mesh", lambda grid, axes, axis_types: built.append(grid))
+def test_an_axis_may_take_part_of_a_side_of_the_torus(built, sizes, devices):
+  """An axis longer than a side of the torus, which only a part of another makes up."""
   M.make_mesh(MeshSettings(*sizes), devices=devices)
-  assert built[0].shape == sizes
-  assert len({device.id for device in built[0].ravel()}) == len(devices)
+  (grid, _), = built
+  assert grid.shape == sizes
+  assert len({device.id for device in grid.ravel()}) == len(devices)
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 3), (1, 6, 4)])
