@@ -1,14 +1,17 @@
 """The evaluate command: logs recomputed and runs merged."""
 
+import importlib
 import json
 
 import pytest
 
-from dareu_jax import evaluate
+import dareu_jax
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.pipeline.workdir import FORMAT
 
+evaluate = importlib.import_module("dareu_jax.evaluate")
+vars(dareu_jax).pop("evaluate", None)  # that name of the package is a function's, for other tests
 ROW = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
 
 
@@ -62,7 +65,7 @@ def test_a_leaderboard_knows_the_metrics_of_the_runs_own_plugins(tmp_path, monke
     "from dareu_jax.evaluation.metrics import metric\n"
     "metric('mine', title='my own')(lambda evaluation: 0.0)\n")
   folder = workdir(tmp_path / "a", npo=ROW | {"mine": 0.125})
-  (folder / "config.json").write_text(json.dumps({"plugins": ["my_plugin"]}))
+  (folder / "config.json").write_text(json.dumps({"plugins": ["my_plugin"], "format": FORMAT}))
   text = evaluate.leaderboard([folder])
   assert "my own (→)" in text and "0.125" in text
 

@@ -1,7 +1,7 @@
 """Metrics of likelihoods: probability, truth ratio, forget quality, memorization."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -12,7 +12,6 @@ from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, Evaluation, example_
 from dareu_jax.evaluation.records import Record
 
 _EPS = 1e-10
-Form = Literal["geometric", "arithmetic", "probability"]
 
 
 def mean_nll(logprobs: ArrayLike) -> float:
@@ -39,7 +38,7 @@ def normalized_probability(right: ArrayLike, wrong: ArrayLike) -> Float[np.ndarr
 
 
 def truth_ratio(paraphrased_nll: ArrayLike, perturbed_nll: ArrayLike, *,
-                form: Form = "geometric") -> Float[np.ndarray, " E"]:
+                form: str = "geometric") -> Float[np.ndarray, " E"]:
   """How the wrong answers compare with the right one. p = exp(-NLL), of a paraphrased right answer.
 
       geometric     R = exp(-mean_j NLL_j) / p    what public evaluations print
@@ -147,7 +146,7 @@ def nlls(records: Sequence[Record]) -> Float[np.ndarray, " E"]:
 
 
 def truth_ratios(records: Sequence[Record], *,
-                 form: Form = "geometric") -> Float[np.ndarray, " E"]:
+                 form: str = "geometric") -> Float[np.ndarray, " E"]:
   """`truth_ratio` of each example that has wrong answers; of others there is no entry.
 
   The right answer is the paraphrased one or, where there is none (real authors, world facts), the
