@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Bool, Float, Int, Key, Shaped
 from pydantic import Field
 from scipy import optimize, special
 
 from dareu_jax.core.errors import InvalidSetting
-from dareu_jax.core.masked import join, length_mask, masked_sum, take_from
+from dareu_jax.core.masked import Array, join, length_mask, masked_sum, take_from
 from dareu_jax.core.settings import Fraction, Size, settings
 from dareu_jax.data.batches import Batch
 from dareu_jax.models.config import LoraSettings, ModelSettings

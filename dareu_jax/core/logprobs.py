@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from dareu_jax.core.masked import take_from
+from dareu_jax.core.masked import Array, take_from
 
 CHUNK = 64  # positions whose logits are held at a time
 CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite

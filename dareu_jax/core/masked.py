@@ -1,7 +1,11 @@
 """Padded arrays: masks, statistics over the valid entries, rows concatenated and taken apart."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+Array = jax.Array | np.ndarray  # formulas take both
 
 
 def length_mask(lengths: Int[Array, " B"], time: int) -> Bool[Array, "B {time}"]:

@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int, Key
+
+from dareu_jax.core.masked import Array
 
 Choice = tuple[Int[Array, " B"], Float[Array, " B"]]
 

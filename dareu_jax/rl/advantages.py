@@ -3,9 +3,9 @@
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from dareu_jax.core.masked import length_mask
+from dareu_jax.core.masked import Array, length_mask
 
 
 def generalized_advantage_estimation(

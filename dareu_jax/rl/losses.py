@@ -2,10 +2,10 @@
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from dareu_jax.core.logprobs import policy_kl
-from dareu_jax.core.masked import masked_mean
+from dareu_jax.core.masked import Array, masked_mean
 
 MAX_LOG_RATIO = 20.0
 Scalar = Float[Array, ""]

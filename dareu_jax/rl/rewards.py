@@ -4,9 +4,9 @@ from typing import Literal, get_args
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from dareu_jax.core.masked import length_mask, masked_mean
+from dareu_jax.core.masked import Array, length_mask, masked_mean
 
 RewardForm = Literal["published", "telescoped", "absorbing", "neutral"]
 REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
