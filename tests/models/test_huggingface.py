@@ -115,7 +115,7 @@ def test_each_device_reads_its_own_part_of_the_file_once(tmp_path):
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", READ_IN_PARTS, write(tmp_path / "m")],
-                        env=environment, capture_output=True, text=True, timeout=240)
+                        env=environment, capture_output=True, text=True, timeout=jobs.HANGS)
   assert done.returncode == 0, done.stderr[-3000:]
   assert "read in parts" in done.stdout
 
