@@ -11,6 +11,9 @@ import time
 from dareu_jax.training.writers import read_batches, read_metrics
 from tests.configs import ROOT
 
+# Seconds after which a process counts as one that will never end, on the slowest machine.
+HANGS = 1200
+
 CONFIG = f'''
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -51,10 +54,10 @@ def xla_flags(devices):
   return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
 
 
-def on_eight_devices(code, timeout):
+def on_eight_devices(code):
   """What a script prints, as JSON, on eight fake devices."""
   done = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS,
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
                       "XLA_FLAGS": xla_flags(8)})
   assert done.returncode == 0, done.stderr[-3000:]
@@ -118,7 +121,7 @@ def outcomes(commands, cwd=ROOT, **environment):
 def finish(process):
   """(exit status, stdout, stderr) of a process at its end."""
   try:
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=HANGS)
   finally:
     process.kill()  # of one that takes too long
   return process.returncode, out, err
@@ -126,7 +129,7 @@ def finish(process):
 
 def wait_for(sign, workdir, process):
   """Waits until a path is there, while the job is at work."""
-  deadline = time.monotonic() + 200
+  deadline = time.monotonic() + HANGS
   while not (workdir / sign).exists() and process.poll() is None:
     assert time.monotonic() < deadline, f"{sign} never came"
     time.sleep(0.01)

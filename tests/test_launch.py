@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from dareu_jax.pipeline.settings import Settings, config_from
+from tests import jobs
 from tests.configs import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -75,7 +76,7 @@ sys.exit(int(first))
   def call(*words, statuses="0"):
     (home / "statuses").write_text(statuses)
     return subprocess.run([LAUNCH / "tpu_pod.sh", *words], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=jobs.HANGS)
 
   call.home = home
   return call
@@ -86,7 +87,7 @@ def calls(pod):
 
 
 def wait_for_file(path):
-  deadline = time.monotonic() + 30
+  deadline = time.monotonic() + jobs.HANGS
   while not path.exists():
     assert time.monotonic() < deadline, f"{path} never came"
     time.sleep(0.05)
@@ -175,7 +176,7 @@ def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, m
   notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
   notebook.cells[1].source = notebook.cells[1].source.replace(
     "'runs/colab'", repr(str(tmp_path / "run")))
-  nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={
+  nbclient.NotebookClient(notebook, timeout=jobs.HANGS, kernel_name="python3", resources={
     "metadata": {"path": str(LAUNCH)}}).execute()
   outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
   assert any("Stages (times are rough estimates" in text for text in outputs)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -57,23 +56,25 @@ def test_a_run_killed_again_and_again_ends_with_the_same_table(finished, command
 
 
 def test_sigterm_saves_and_ends_and_the_same_command_resumes(finished, command, tmp_path):
-  """A preempted machine has seconds; what is done since the last checkpoint would be lost."""
+  """A preempted machine has seconds; what is done since the last checkpoint would be lost.
+
+  None is due for a thousand steps: what is there was saved because of the signal, in mid-stage.
+  """
   workdir = tmp_path / "stopped"
-  for sign in ("original/progress/3", "dareu/started.json"):
-    process = command(workdir, "--config.checkpoint.every_steps=1000" if "dareu" in sign else
-                      "--config.checkpoint.every_steps=3")
-    wait_for(sign, workdir, process)
+  for stage in ("original", "dareu"):
+    process = command(workdir, "--config.checkpoint.every_steps=1000")
+    wait_for(f"{stage}/started.json", workdir, process)
     process.send_signal(signal.SIGTERM)
-    begin = time.monotonic()
     code, _, err = finish(process)
     assert code == 143, err
     assert "stopped by SIGTERM" in err and "Traceback" not in err
-    assert time.monotonic() - begin < 25
+    assert list((workdir / stage / "progress").glob("[0-9]*/meta"))
+    assert not (workdir / stage / "done.json").exists()
   code, _, err = finish(command(workdir))
   assert code == 0, err
   assert figures(workdir) == figures(finished[0])
   spent = json.loads((workdir / "summary.json").read_text())["time"]
-  assert spent["processes"] == 3 and spent["lost_seconds"] < 5
+  assert spent["processes"] == 3 and spent["lost_seconds"] < 0.2 * spent["kept_seconds"]
 
 
 def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(

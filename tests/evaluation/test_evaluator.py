@@ -66,7 +66,7 @@ def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
     shape = dict(seq_length=24, completion_length=12, pad_id=0)
     alone = completion_statistics(model, collate([row], 1, **shape))[0]
     assert values.shape == (len(row.completion),)
-    np.testing.assert_allclose(values, alone[0, :len(row.completion)], atol=1e-5)
+    np.testing.assert_allclose(values, alone[0, :len(row.completion)], atol=1e-4)
 
 
 def test_statistics_are_those_of_the_whole_distribution(model, rows):
@@ -90,10 +90,10 @@ def test_neither_batch_size_nor_padding_changes_a_statistic(model, rows, shape):
   one, other = (evaluator(model, *each).statistics(model.params, rows) for each in ((1, 4), shape))
   for a, b in zip(one, other, strict=True):
     for x, y in zip(a, b, strict=True):
-      np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)  # single tokens, float32
+      np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)  # single tokens, float32
     for seen in ("logprobs", "entropies"):
       assert getattr(a, seen).mean() == pytest.approx(
-        getattr(b, seen).mean(), rel=1e-6, abs=1e-6)
+        getattr(b, seen).mean(), rel=1e-5, abs=1e-5)
 
 
 def test_gradient_norms_are_of_each_row_alone(model, rows):
@@ -117,4 +117,4 @@ def test_gradient_norms_do_not_know_whether_layers_are_scanned(rows):
     config = dataclasses.replace(CONFIG, num_layers=3, scan_layers=scan)
     twin = handle.split(Decoder(config, rngs=nnx.Rngs(params=1)), adapters_only=False)
     norms.append(evaluator(twin, 4).gradient_norms(twin.params, rows))
-  np.testing.assert_allclose(*norms, rtol=1e-5)
+  np.testing.assert_allclose(*norms, rtol=1e-4)

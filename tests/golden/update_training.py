@@ -52,14 +52,14 @@ def golden():
 
 
 def made_on():
-  """What the last bits depend on: processor and versions."""
+  """What the last bits depend on: processor, what is asked of the compiler, and versions."""
   info = pathlib.Path("/proc/cpuinfo")
   lines = info.read_text().splitlines() if info.exists() else []
   facts = [next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
            for key in ("model name", "cpu family", "model\t", "stepping")]
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   return {"processor": " ".join([platform.machine(), *facts]), "cores": cores,
-          "jax": jax.__version__, "numpy": np.__version__}
+          "xla_flags": os.environ.get("XLA_FLAGS", ""), "jax": jax.__version__, "numpy": np.__version__}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_fresh_adapters_change_nothing(adapted, token_ids):
   """B must start at zero and A must not."""
   config = dataclasses.replace(LLAMA, lora=LoraSettings(rank=0, alpha=1.0, targets=()))
   expected = reference_logits(weights_of(adapted), config, token_ids)
-  np.testing.assert_allclose(logits_of(adapted, token_ids), expected, atol=1e-5)
+  np.testing.assert_allclose(logits_of(adapted, token_ids), expected, atol=1e-4)
   for path, leaf in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)):
     assert np.any(leaf[...]) == (path[-1] == "lora_a"), path
 
@@ -54,7 +54,7 @@ def test_adapters_equal_the_merged_kernel(adapted, token_ids):
   assert count == 2 * 7
   got = logits_of(decoder, token_ids)
   np.testing.assert_allclose(
-    got, reference_logits(merged, LLAMA, token_ids), atol=2e-5, rtol=1e-5)
+    got, reference_logits(merged, LLAMA, token_ids), atol=1e-4, rtol=1e-5)
   assert np.abs(got - logits_of(adapted, token_ids)).max() > 0.05
 
 

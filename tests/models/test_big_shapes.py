@@ -65,7 +65,7 @@ def test_a_big_model_is_split_and_lowered_without_being_held(config, parameters)
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", BIG, config], env=environment, cwd=ROOT,
-                        capture_output=True, text=True, timeout=240)
+                        capture_output=True, text=True, timeout=jobs.HANGS)
   assert done.returncode == 0, done.stderr[-3000:]
   facts = json.loads(done.stdout)
   assert facts["parameters"] == parameters

@@ -45,7 +45,7 @@ def test_decoder_agrees_with_a_numpy_llama(name, token_ids):
   expected = reference_logits(weights, config, token_ids)
   assert expected.std() > 0.3  # else any decoder would agree
   np.testing.assert_allclose(
-    logits_of(decoder_of(config, weights), token_ids), expected, atol=1e-5, rtol=1e-5)
+    logits_of(decoder_of(config, weights), token_ids), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [
@@ -58,7 +58,7 @@ def test_wrong_constants_are_noticed(wrong, token_ids):
   weights = random_weights(LLAMA)
   right = logits_of(decoder_of(LLAMA, weights), token_ids)
   difference = np.abs(right - reference_logits(weights, wrong, token_ids)).max()
-  assert difference > 1e-3
+  assert difference > 0.01  # the parity test allows a hundredth of that
 
 
 @pytest.mark.parametrize("rope", [
@@ -73,7 +73,7 @@ def test_wrong_constants_are_noticed(wrong, token_ids):
 def test_rope_frequencies_follow_the_published_rule(rope):
   """Scaling ignored, applied to the wrong end of the spectrum, or blended the wrong way round."""
   expected = reference_frequencies(rope, 128)
-  np.testing.assert_allclose(rope_frequencies(rope, 128), expected, rtol=1e-6)
+  np.testing.assert_allclose(rope_frequencies(rope, 128), expected, rtol=1e-5)
   if rope.kind in ("llama3", "yarn"):  # the case holds all three regimes
     plain = reference_frequencies(dataclasses.replace(rope, kind="default"), 128)
     ratio = expected / plain
@@ -140,7 +140,7 @@ def test_scanned_layers_start_from_the_unrolled_weights(twins):
   unrolled, scanned = (_stacked(twin.config, nnx.state(twin)) for twin in twins)
   assert unrolled.keys() == scanned.keys()
   for path, expected in unrolled.items():
-    np.testing.assert_allclose(scanned[path], expected, atol=1e-6, err_msg=str(path))
+    np.testing.assert_allclose(scanned[path], expected, atol=1e-5, err_msg=str(path))
     if path[-1] == "kernel":
       assert np.abs(expected[0] - expected[1]).max() > 0.1, path
 
@@ -157,11 +157,11 @@ def test_scan_and_remat_change_no_number(scan_layers, remat, twins, unrolled, to
   config = dataclasses.replace(BASE, scan_layers=scan_layers, remat=remat)
   logits, gradients = _logits_and_gradients(twins[scan_layers], config, token_ids)
   expected_logits, expected_gradients = unrolled
-  np.testing.assert_allclose(logits, expected_logits, atol=2e-6)
+  np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
   assert gradients.keys() == expected_gradients.keys()
   for path, expected in expected_gradients.items():
-    assert np.abs(expected).max() > 1e-6, path  # else the gradients would agree by being zero
-    np.testing.assert_allclose(gradients[path], expected, atol=2e-6, rtol=1e-4, err_msg=str(path))
+    assert np.abs(expected).max() > 1e-3, path  # else the gradients would agree by being zero
+    np.testing.assert_allclose(gradients[path], expected, atol=1e-5, rtol=1e-4, err_msg=str(path))
 
 
 def test_remat_recomputes(twins, token_ids):
@@ -194,10 +194,10 @@ def test_padding_and_batch_mates_change_no_valid_position(token_ids):
   padded = logits_of(decoder, others)
   mates = logits_of(decoder, np.stack([token_ids[0], others[2], others[0]]))
   for row, n in enumerate(lengths):
-    np.testing.assert_allclose(padded[row, :n], whole[row, :n], atol=2e-6)
-  np.testing.assert_allclose(mates[0], whole[0], atol=2e-6)
+    np.testing.assert_allclose(padded[row, :n], whole[row, :n], atol=2e-5)
+  np.testing.assert_allclose(mates[0], whole[0], atol=2e-5)
   short = logits_of(decoder, token_ids[:1, :5])
-  np.testing.assert_allclose(short[0], whole[0, :5], atol=5e-6)
+  np.testing.assert_allclose(short[0], whole[0, :5], atol=2e-5)
   assert np.abs(padded[0, 5] - whole[0, 5]).max() > 1e-3  # the padding itself does differ
 
 
@@ -240,7 +240,7 @@ def test_classifier_reads_prefixes_and_nothing_later(token_ids):
   logits = np.asarray(run(token_ids))
   hidden = reference_hidden(weights_of(model.decoder), config, token_ids)
   expected = hidden @ np.asarray(model.owner_kernel[...], np.float64) + np.arange(6)
-  np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
   later = np.array(token_ids)
   later[:, 9:] = (later[:, 9:] + 3) % 40
   changed = np.asarray(run(later))
@@ -263,4 +263,4 @@ def test_layers_in_two_parts_are_the_trunk(name, scan_layers, token_ids):
     def parts(model, cut=cut):
       x = model.layers_between(model.embed(token_ids), 0, cut)
       return model.final_norm(model.layers_between(x, cut, config.num_layers))
-    np.testing.assert_allclose(parts(model), whole, atol=1e-6)
+    np.testing.assert_allclose(parts(model), whole, atol=1e-5)

@@ -48,7 +48,7 @@ def test_a_checkpoint_gives_the_reference_logits(name, scan_layers, tmp_path):
   """A kernel not transposed, layers swapped, or a field of config.json not read."""
   model = load(write(tmp_path / "m", name), scan_layers=scan_layers)
   expected = reference_logits(random_weights(CONFIGS[name]), CONFIGS[name], IDS)
-  np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_sharded_files_are_read_by_their_index(tmp_path):
@@ -64,7 +64,7 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
   expected = reference_logits(whole, CONFIGS[name], IDS)
-  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-4, rtol=1e-5)
   (folder / "model-00002-of-00003.safetensors").unlink()
   with pytest.raises(InputError, match="model-00002-of-00003.safetensors is missing"):
     load(folder)
@@ -114,7 +114,7 @@ def test_each_device_reads_its_own_part_of_the_file_once(tmp_path):
     "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": jobs.xla_flags(8)}
   done = subprocess.run([sys.executable, "-c", READ_IN_PARTS, write(tmp_path / "m")],
-                        env=environment, capture_output=True, text=True, timeout=240)
+                        env=environment, capture_output=True, text=True, timeout=jobs.HANGS)
   assert done.returncode == 0, done.stderr[-3000:]
   assert "read in parts" in done.stdout
 
@@ -134,7 +134,7 @@ def test_bfloat16_files_are_read_without_loss(dtype, weights, tmp_path):
   if dtype == "float32":
     exact = {name: tensor.astype(np.float32) for name, tensor in halves.items()}
     expected = reference_logits(exact, CONFIGS["llama"], IDS)
-    np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_adapters_sit_on_the_checkpoints_weights(weights, tmp_path):
@@ -146,7 +146,7 @@ def test_adapters_sit_on_the_checkpoints_weights(weights, tmp_path):
   sizes = {"q": 64, "k": 64, "v": 64, "o": 64, "gate": 56, "up": 56, "down": 56}  # in + out
   assert trained == 2 * LORA.rank * sum(sizes.values())
   expected = reference_logits(weights, CONFIGS["llama"], IDS)
-  np.testing.assert_allclose(logits(model), expected, atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_classifier_takes_its_trunk_from_the_checkpoint(tmp_path):
@@ -160,7 +160,7 @@ def test_classifier_takes_its_trunk_from_the_checkpoint(tmp_path):
   owner_kernel = np.asarray(module.owner_kernel[...], np.float64)
   assert 0.5 < owner_kernel.std() * 32**0.5 < 1.5
   np.testing.assert_allclose(
-    jax.jit(lambda ids: module(ids))(IDS), hidden @ owner_kernel, atol=1e-5, rtol=1e-5)
+    jax.jit(lambda ids: module(ids))(IDS), hidden @ owner_kernel, atol=1e-4, rtol=1e-5)
 
 
 def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):

@@ -321,6 +321,6 @@ def test_eight_devices_compute_what_one_does():
     "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
   done = subprocess.run([sys.executable, "-c", EIGHT_DEVICES], env=environment, cwd=ROOT,
-                        capture_output=True, text=True, timeout=240)
+                        capture_output=True, text=True, timeout=jobs.HANGS)
   assert done.returncode == 0, done.stderr[-3000:]
   assert "agreed (4, 8, 16)" in done.stdout

@@ -290,7 +290,7 @@ print(json.dumps({
 
 def test_collectives_move_what_a_ring_moves():
   """The compiler's own choice of them, on eight devices; a loop's as often as it runs."""
-  found = on_eight_devices(COLLECTIVES, timeout=240)
+  found = on_eight_devices(COLLECTIVES)
   assert found["gather"] == {"all-gather": 64 * 32 * 4 * 7 / 8}
   assert found["reduce"] == {"all-reduce": 4096 * 4 * 7 / 8 * 2}
   once = 16 * 256 * 4 * 7 / 8

@@ -81,7 +81,7 @@ def on_eight(eight):
 
 @pytest.fixture(scope="module")
 def eight():
-  return on_eight_devices(ON_EIGHT, timeout=400)
+  return on_eight_devices(ON_EIGHT)
 
 
 def test_constraints_do_not_vanish(on_eight):

@@ -94,7 +94,7 @@ def run(tmp_path, *flags, **environment):
   config.write_text(CONFIG.format(root=str(ROOT)))
   return subprocess.run(
     [sys.executable, "-m", "studies.scaling", f"--config={config}", f"--workdir={tmp_path}/w",
-     *flags], cwd=ROOT, capture_output=True, text=True, timeout=400,
+     *flags], cwd=ROOT, capture_output=True, text=True, timeout=jobs.HANGS,
     env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
 
 
