@@ -1,11 +1,16 @@
 """Padded arrays: masks, statistics over the valid entries, rows concatenated and taken apart."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-Array = jax.Array | np.ndarray  # formulas take both
+if TYPE_CHECKING:
+  from jax import Array
+else:  # formulas take arrays of NumPy as well
+  Array = jax.Array | np.ndarray
 
 
 def length_mask(lengths: Int[Array, " B"], time: int) -> Bool[Array, "B {time}"]:
