@@ -129,7 +129,7 @@ def test_integer_scores_are_refused():
 
 
 def test_an_unknown_form_is_refused():
-  with pytest.raises(ValueError, match="sideways"):
+  with pytest.raises((ValueError, TypeError), match="sideways"):
     rewards.token_rewards(jnp.zeros((1, 2)), jnp.ones(1, int), jnp.zeros((1, 2)), segment_length=1,
                           epsilon=0.1, c_seg=1.0, kl_coef=0.0, form="sideways", max_length=2)
 
