@@ -35,8 +35,9 @@ def compare_with_retraining(
   for name, score in scores.items():
     if name == "owner label" and not is_owned:
       continue
-    figures = {key: _bootstrap(statistic, truth, over, resamples, seed) for key, (statistic, over)
-               in _statistics(truth, score, owner_of, is_owned).items()}
+    figures: dict[str, Any] = {
+      key: _bootstrap(statistic, truth, over, resamples, seed) for key, (statistic, over)
+      in _statistics(truth, score, owner_of, is_owned).items()}
     lds = statistics.linear_datamodeling_score(score, truth.members, truth.halves.mean(axis=0))
     figures["lds_significant"] = statistics.share_significant(lds, len(truth.members))
     for key in limits:

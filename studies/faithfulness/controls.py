@@ -36,7 +36,8 @@ def score_texts(study: Study, queries: dict[str, Queries],
   for name, query_set in queries.items():
     owner_of = query_set.owner_of
     is_owned, rows = bool(np.all(owner_of >= 0)), np.arange(len(owner_of))
-    figures = {"meaning": query_set.meaning, "queries": len(query_set), "mean_delta": None}
+    figures: dict[str, Any] = {
+      "meaning": query_set.meaning, "queries": len(query_set), "mean_delta": None}
     if is_owned and name in truths:
       deltas = truths[name].deltas.mean(axis=0)
       figures["mean_delta"] = float(deltas[rows, owner_of].mean())

@@ -30,7 +30,7 @@ def measure(study: Study) -> dict[str, Any]:
     if store is not None:
       write_json(path, _sample(study, rows))
   completions = read_json(path)
-  result = {"scores": {}, "summary": {}, "auc": {}}
+  result: dict[str, dict[str, Any]] = {"scores": {}, "summary": {}, "auc": {}}
   for name in CLASSIFIERS:
     scores = {}
     for source in SOURCES:
@@ -55,13 +55,13 @@ def _sample(study: Study, rows: tuple[Row, ...]) -> dict[str, list]:
   for i, source in enumerate(SOURCES[:2]):
     sampled = evaluator.sample(one_model(full, i), rows, seed=seed + i, strategy=strategy)
     answers[source] = [row.completion for row in sampled]
-  by_leave_out = [None] * len(rows)
+  by_leave_out: list[Any] = [None] * len(rows)
   for owner in range(len(study.owners)):
     own = np.flatnonzero(study.owner_of == owner)
     sampled = evaluator.sample(
       one_model(without, owner), [rows[i] for i in own], seed=seed, strategy=strategy)
-    for i, row in zip(own, sampled, strict=True):
-      by_leave_out[i] = row.completion
+    for index, row in zip(own, sampled, strict=True):
+      by_leave_out[index] = row.completion
   return answers | {SOURCES[2]: by_leave_out}
 
 
@@ -77,7 +77,8 @@ def _summary(values, owner_of, resamples, seed):
 def calibration(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str, dict[str, Any]]]:
   """{classifier: {set: {"accuracy", "ece", their "_interval", "bins"}}} of sets whose queries are
   about an owner."""
-  result, resamples = {}, study.settings.bootstrap
+  result: dict[str, dict[str, dict[str, Any]]] = {}
+  resamples = study.settings.bootstrap
   for name in CLASSIFIERS:
     result[name] = {}
     for which, query_set in queries.items():

@@ -23,9 +23,10 @@ def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
   Returns: {way: [{"share", "score", "score_interval", "own", "rouge"}]}; `own` is the score of the
     response's own owner; the interval draws responses.
   """
-  examples = [e for e, o in zip(study.examples, study.owner_of, strict=True) if study.is_forget[o]]
+  examples = tuple(
+    e for e, o in zip(study.examples, study.owner_of, strict=True) if study.is_forget[o])
   vocabulary = sorted({word for e in study.data.corpus.general for word in e.response.split()})
-  result = {way: [] for way in WAYS}
+  result: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
   for way in WAYS:
     for share in SHARES:
       rng = np.random.default_rng((study.settings.seed, 7))  # the same words first at every share

@@ -129,7 +129,7 @@ def trajectories(trajectory: dict[str, Any]) -> Figure:
     score, kl, tow = axes[:, column]
     records = run["checkpoints"]
     for name, key, color in (("classifier (rewards)", "score", BLUE), ("judge", "judge", PURPLE),
-                              ("with none", "with none", OCHRE)):
+                             ("with none", "with none", OCHRE)):
       score.plot([r[key] for r in records], color=color, marker=".", label=name, linewidth=1.4)
     kl.plot([r["kl"] for r in records], color=BLUE, marker=".", linewidth=1.4)
     tow.plot([r["tow"] for r in records], color=BLUE, marker=".", linewidth=1.4)
@@ -138,9 +138,9 @@ def trajectories(trajectory: dict[str, Any]) -> Figure:
       ax.axhspan(min(values), max(values), color=GREEN, alpha=0.15, linewidth=0)
       ax.axhline(sum(values) / len(values), color=GREEN, linestyle="--", linewidth=1.3,
                  label=f"retrained, {len(values)} seeds: {sum(values) / len(values):.3f}")
-    for ax, key, values in ((kl, "alarms_kl", "kl"), (tow, "alarms_tow", "tow")):
+    for ax, key, metric in ((kl, "alarms_kl", "kl"), (tow, "alarms_tow", "tow")):
       steps = run[key]
-      ax.plot(steps, [records[i][values] for i in steps], "o", color=VERMILLION, markersize=9,
+      ax.plot(steps, [records[i][metric] for i in steps], "o", color=VERMILLION, markersize=9,
               markerfacecolor="none", markeredgewidth=1.8, linestyle="none",
               label=f"alarm: the score falls, the distance grows ({len(steps)})")
     lowest = min(r["tow"] for each in runs.values() for r in each["checkpoints"])

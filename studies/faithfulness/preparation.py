@@ -24,8 +24,8 @@ def keep_tokenizer(study: Study) -> None:
       return
     data, corpus = study.data, study.data.corpus
     data.rows(study.examples + corpus.test + corpus.holdout + corpus.general)
-    data.rows([dataclasses.replace(e, response=text) for e in study.examples
-               for text in (e.paraphrased_response, *e.perturbed_responses) if text])
+    data.rows(tuple(dataclasses.replace(e, response=text) for e in study.examples
+                    for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     if not data.none_examples:
       raise InputError(f"config.classifier.none_share is {study.settings.classifier.none_share}: "
                        f"of {len(study.examples)} examples that is no text at all. Raise it.")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dareu_jax.data.batches import Row
+from dareu_jax.data.examples import Example
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.training.checkpoints import read_json, write_json
 from studies.faithfulness.retraining import load_model
@@ -71,12 +72,13 @@ def queries_of_data(study: Study) -> dict[str, Queries]:
   """{name: Queries} of texts that the data has, or that are made of it."""
   examples, data = study.examples, study.data
   rng = np.random.default_rng((study.settings.seed, 5))
-  sets = {"true": (examples, None, "the true responses, which the models learnt")}
-  paraphrased = [e for e in examples if e.paraphrased_response]
+  sets: dict[str, tuple[tuple[Example, ...], list[str] | None, str]] = {
+    "true": (examples, None, "the true responses, which the models learnt")}
+  paraphrased = tuple(e for e in examples if e.paraphrased_response)
   if paraphrased:
-    sets["paraphrased"] = (paraphrased, [e.paraphrased_response for e in paraphrased],
+    sets["paraphrased"] = (paraphrased, [e.paraphrased_response or "" for e in paraphrased],
                            "the same facts in words that nobody learnt")
-  perturbed = [e for e in examples if e.perturbed_responses]
+  perturbed = tuple(e for e in examples if e.perturbed_responses)
   if perturbed:
     sets["anti"] = (perturbed, [e.perturbed_responses[0] for e in perturbed],
                     "anti-documents: the owner's name and topic, none of the facts")

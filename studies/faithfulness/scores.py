@@ -155,7 +155,7 @@ def solver_facts(study: Study) -> dict[str, float]:
 def row_gradients(study: Study, adapters: Any, rows: Sequence[Row]) -> Float[np.ndarray, "Q P"]:
   """Gradient of each row's log-prob."""
   size, model = study.settings.influence.batch_size, study.models.base.with_params(adapters)
-  result = [None] * len(rows)
+  result: list[Any] = [None] * len(rows)
   for indices, batch in study.data.batches(
       tuple(rows), size, seed=0, one_bucket=True).in_order():
     values = np.asarray(influence.example_gradients(model, batch))

@@ -259,7 +259,8 @@ def percentiles(values: Iterable[float]) -> Interval:
   values = values[~np.isnan(values)]
   if not len(values):
     return float("nan"), float("nan")
-  return tuple(float(x) for x in np.percentile(values, [2.5, 97.5]))
+  low, high = np.percentile(values, [2.5, 97.5])
+  return float(low), float(high)
 
 
 def alarms(scores: Sequence[float] | np.ndarray, distances: Sequence[float] | np.ndarray, *,

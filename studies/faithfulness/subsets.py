@@ -73,7 +73,7 @@ def random_halves(owners: int, count: int, seed: int) -> Bool[np.ndarray, "M O"]
     InputError: where there are fewer.
   """
   rng = np.random.default_rng((seed, 3))
-  halves = {}
+  halves: dict[tuple[int, ...], None] = {}
   for _ in range(100 * count):
     half = tuple(sorted(rng.permutation(owners)[:owners // 2].tolist()))
     halves.setdefault(half)

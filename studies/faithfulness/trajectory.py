@@ -141,15 +141,14 @@ class Yardstick:
 
   def _rouges(self, policy) -> tuple[dict[str, float], Answers]:
     """ROUGE on each split, and the answers to forget queries."""
-    rouges, forget_answers = {}, None
-    for split, examples in self._splits.items():
-      if not examples:
-        continue
-      answers = self.study.models.evaluator.answers(policy, self.study.data.rows(examples))
-      rouges[split] = float(np.mean([metrics.rouge_l_recall(e.response, text)
-                                     for e, text in zip(examples, answers.texts, strict=True)]))
-      forget_answers = answers if split == "forget" else forget_answers
-    return rouges, forget_answers
+    study = self.study
+    answers = {split: study.models.evaluator.answers(policy, study.data.rows(examples))
+               for split, examples in self._splits.items() if examples}
+    rouges = {split: float(np.mean([
+      metrics.rouge_l_recall(example.response, text)
+      for example, text in zip(self._splits[split], split_answers.texts, strict=True)]))
+      for split, split_answers in answers.items()}
+    return rouges, answers["forget"]
 
   def references(self, original: Any) -> dict[str, Any]:
     """The records of the original model and of each retrained one."""
@@ -166,9 +165,9 @@ class Yardstick:
     study = self.study
     rouges, greedy = self._rouges(policy)
     prompts = study.data.rows(self._splits["forget"])
-    responses = study.models.evaluator.sample(
+    responses = tuple(study.models.evaluator.sample(
       policy, prompts * study.settings.trajectory.samples_per_prompt,
-      seed=study.settings.seed + SEED_OFFSET, strategy=Sample())
+      seed=study.settings.seed + SEED_OFFSET, strategy=Sample()))
     weights = np.ones(self.count)
     if index is not None:
       weights[index] = 0.0

@@ -57,7 +57,7 @@ def _main(settings: ScalingSettings, given: Flags) -> None:
             for sizes in _meshes(given.mesh, len(target.devices))]
   for target, sizes in wanted:  # before any work
     study.make_mesh(sizes, target.devices, target.name)
-  rows = {"strong": [], "weak": []}
+  rows: dict[str, list[study.Row]] = {"strong": [], "weak": []}
   for target, sizes in wanted:
     factor = len(target.devices) / len(targets[0].devices)
     row = _row(settings, sizes, target, given)

@@ -45,7 +45,7 @@ def time_table(rows: Sequence[Row]) -> str:
     needs = row.needs.values()
     flops, traffic = (sum(need.times * getattr(need, key) for need in needs)
                       for key in ("flops", "traffic"))
-    kinds = {}
+    kinds: dict[str, float] = {}
     for need in needs:
       for kind, amount in need.collectives.items():
         kinds[kind] = kinds.get(kind, 0.0) + need.times * amount
@@ -97,7 +97,7 @@ def advice(rows: Sequence[Row]) -> str:
           f"fsdp={best.mesh[1]}, tensor={best.mesh[2]}).")
 
 
-def write(folder: str | pathlib.Path, strong: Sequence[Row], weak: Sequence[Row],
+def write(folder: str | pathlib.Path, strong: list[Row], weak: list[Row],
           command: str) -> pathlib.Path:
   """Writes scaling.json, scaling.md and, where there is something to compare, scaling.png.
 

@@ -26,7 +26,7 @@ class ScalingSettings:
   run: Settings = dataclasses.field(default_factory=_tiny_run)  # DareU's, its response length too
   vocab_size: Count = 2000  # of the model
   tie_embeddings: bool = True  # whether the head is the embedding
-  classifier_vocab_size: Count = 2000
+  classifier_vocab_size: Count = 2000  # of the classifier
   classifier_tie_embeddings: bool = True  # where not, a classifier has no language-model head
   owners: Count = 30  # classes of the classifier
   prompt_tokens: Count = 32  # slots of a forget query

@@ -82,8 +82,9 @@ class Row:
   @property
   def measured_seconds(self) -> float | None:
     """Of a rollout, as measured."""
-    return self.measured and sum(
-      need.times * self.measured[name] for name, need in self.needs.items())
+    if self.measured is None:
+      return None
+    return sum(need.times * self.measured[name] for name, need in self.needs.items())
 
 
 def topology(name: str) -> tuple[Sequence[Any], str]:
