@@ -222,7 +222,7 @@ def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSh
   return NamedSharding(mesh, _spec(axes, shape, mesh))
 
 
-def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree[Shaped[Array, "B ..."]]:
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree[Array]:
   """Puts a tree of arrays on the devices, each split as `batch_sharding` says."""
 
   def to_devices(x):

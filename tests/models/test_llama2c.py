@@ -117,7 +117,7 @@ def test_greedy_decoding_from_bos_tells_the_known_story(loaded):
   assert prompt.tolist() == [[1]]
   got = generate(
     split(model, adapters_only=False), prompt, np.array([1]),
-    row_keys(jax.random.key(0), [0]), strategy=Greedy(), max_new_tokens=40,
+    row_keys(jax.random.key(0), np.array([0])), strategy=Greedy(), max_new_tokens=40,
     eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
   text = tokenizer.decode(np.asarray(got.ids[0]))
   assert text.startswith("Once upon a time, there was a little girl named Lily.")

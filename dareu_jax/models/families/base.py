@@ -50,7 +50,7 @@ class Family:
 
   @classmethod
   def read_options(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a config.json says, beside the dimensions and rotary embeddings of all.
+    """The options that a config.json sets, beyond the dimensions and rotary embeddings of all.
 
     Args:
       raw: the parsed file.
@@ -64,7 +64,7 @@ class Family:
 
   @classmethod
   def write_options(cls, config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `read_options`: what a config.json says of this family alone."""
+    """The inverse of `read_options`: the keys of a config.json that are this family's own."""
     return {}
 
   @classmethod
