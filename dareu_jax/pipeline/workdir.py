@@ -37,8 +37,9 @@ from dareu_jax.training.wall_time import WallTimeLog, active_elsewhere
 Path = str | pathlib.Path
 # Format of a workdir. 1: before settings had defaults and each method its own file.
 FORMAT = 2
-# Settings that change how a run is computed, but not its results.
-_IRRELEVANT = ("mesh", "checkpoint")
+# Settings that change no result of a stage. (What a plugin defines counts where a setting names it;
+# its metrics appear for a finished run too.)
+_IRRELEVANT = ("mesh", "checkpoint", "plugins")
 
 
 def fingerprint(*parts: Any) -> str:

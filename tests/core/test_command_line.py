@@ -9,7 +9,7 @@ import pytest
 from dareu_jax.core.command_line import typed
 from tests.configs import ROOT
 
-ENTRIES = ("dareu_jax.main", "dareu_jax.export", "dareu_jax.ablations", "dareu_jax.evaluate",
+ENTRIES = ("dareu_jax.main", "dareu_jax.export", "dareu_jax.ablations", "dareu_jax.compare",
            "dareu_jax.robustness", "studies.faithfulness")
 
 
@@ -33,5 +33,5 @@ def test_help_names_the_flags_of_the_entry(entry):
   """Flags that are defined on the way would not be known to be the program's own."""
   out = subprocess.run([sys.executable, "-m", entry, "--help"], cwd=ROOT,
                        capture_output=True, text=True).stdout
-  own = "--log" if entry.endswith("evaluate") else "--workdir"
+  own = "--log" if entry.endswith("compare") else "--workdir"
   assert own in out and f"python -m {entry}" in out

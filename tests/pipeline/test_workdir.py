@@ -142,10 +142,11 @@ def test_overwrite_takes_the_folder_for_the_new_configuration(tmp_path):
     make(tmp_path).check_config(overwrite=False)
 
 
-def test_mesh_and_checkpoint_settings_may_differ(tmp_path):
-  """They change no result: a run must go on where other devices are at hand."""
+def test_what_changes_no_result_may_differ(tmp_path):
+  """A run must resume where other devices are at hand, and a plugin's metric needs no new run."""
   make(tmp_path).check_config(overwrite=False)
-  make(tmp_path, mesh__data=8, checkpoint__every_steps=7).check_config(overwrite=False)
+  make(tmp_path, mesh__data=8, checkpoint__every_steps=7, plugins=("mine",)).check_config(
+    overwrite=False)
   assert read_json(tmp_path / "config.json")["mesh"]["data"] == 8
 
 

@@ -1,7 +1,7 @@
 """Entry: published evaluation logs recomputed, and several runs as one leaderboard.
 
-    python -m dareu_jax.evaluate --log=TOFU_EVAL.json --retain_log=RETAIN/TOFU_EVAL.json
-    python -m dareu_jax.evaluate --reports runs/a runs/b runs/c
+    python -m dareu_jax.compare --log=TOFU_EVAL.json --retain_log=RETAIN/TOFU_EVAL.json
+    python -m dareu_jax.compare --reports runs/a runs/b runs/c
 """
 
 import pathlib
@@ -41,7 +41,7 @@ def main(given: Flags) -> None:
 
 def _recompute(given):
   if given.rest:
-    raise InputError(f"{given.rest[0]!r} is no flag. Flags are given as --name=value.")
+    raise InputError(f"{given.rest[0]!r} is not a flag. Flags are given as --name=value.")
   log = logs.read(given.log)
   retain_log = logs.read(given.retain_log) if given.retain_log else None
   found = logs.recompute(log, retain_log)

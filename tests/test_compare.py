@@ -1,17 +1,14 @@
-"""The evaluate command: logs recomputed and runs merged."""
+"""The compare command: logs recomputed and runs merged."""
 
-import importlib
 import json
 
 import pytest
 
-import dareu_jax
+from dareu_jax import compare
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.pipeline.workdir import FORMAT
 
-evaluate = importlib.import_module("dareu_jax.evaluate")
-vars(dareu_jax).pop("evaluate", None)  # that name of the package is a function's, for other tests
 ROW = {"tug_of_war": 0.9, "forget_rouge": 0.3, "model_utility": 0.5}
 
 
@@ -31,7 +28,7 @@ def workdir(folder, **models):
 def test_runs_are_merged_best_first(tmp_path, capsys):
   a = workdir(tmp_path / "a", npo=ROW)
   b = workdir(tmp_path / "b", dareu=ROW | {"tug_of_war": 0.95}, original=ROW | {"tug_of_war": 0.2})
-  evaluate.main(Given(reports=[str(a)], rest=[str(b)], output=str(tmp_path / "out")))
+  compare.main(Given(reports=[str(a)], rest=[str(b)], output=str(tmp_path / "out")))
   text = capsys.readouterr().out
   places = [text.index(name) for name in ("b: dareu", "a: npo", "b: original")]
   assert places == sorted(places)
@@ -44,7 +41,7 @@ def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp
   b = workdir(tmp_path / "b", dareu=ROW | {"tug_of_war": 0.95}, **retrained)
   for folder, seeds in ((a, [42]), (b, [43])):
     (folder / "config.json").write_text(json.dumps({"seeds": seeds, "format": FORMAT}))
-  text = evaluate.leaderboard([a, b])
+  text = compare.leaderboard([a, b])
   assert "**0.950**" in text and "**1.000**" not in text
   assert text.endswith("Not alike: b differs from a in config.seeds.")
 
@@ -54,7 +51,7 @@ def test_a_run_of_another_format_is_refused(tmp_path):
   a = workdir(tmp_path / "a", npo=ROW)
   (a / "config.json").write_text(json.dumps({"seeds": [42]}))
   with pytest.raises(InputError, match=f"workdir format 1, and this version reads format {FORMAT}"):
-    evaluate.leaderboard([a])
+    compare.leaderboard([a])
 
 
 def test_a_leaderboard_knows_the_metrics_of_the_runs_own_plugins(tmp_path, monkeypatch):
@@ -66,23 +63,23 @@ def test_a_leaderboard_knows_the_metrics_of_the_runs_own_plugins(tmp_path, monke
     "metric('mine', title='my own')(lambda evaluation: 0.0)\n")
   folder = workdir(tmp_path / "a", npo=ROW | {"mine": 0.125})
   (folder / "config.json").write_text(json.dumps({"plugins": ["my_plugin"], "format": FORMAT}))
-  text = evaluate.leaderboard([folder])
+  text = compare.leaderboard([folder])
   assert "my own (→)" in text and "0.125" in text
 
 
 @pytest.mark.parametrize(("given", "said"), [
   ({}, "give --log"), ({"log": "a.json", "reports": ["b"]}, "give --log"),
   ({"reports": ["nowhere"]}, "no finished run"), ({"log": "nowhere.json"}, "cannot be read"),
-  ({"log": "x", "rest": ["y"]}, "'y' is no flag")])
+  ({"log": "x", "rest": ["y"]}, "'y' is not a flag")])
 def test_what_cannot_be_evaluated_is_said(given, said):
   with pytest.raises(InputError, match=said):
-    evaluate.main(Given(**given))
+    compare.main(Given(**given))
 
 
 def test_a_published_log_becomes_its_summary(data_dir, tmp_path, capsys):
   folder = data_dir / "tofu_eval_logs" / "llama-3.2-1b_full_forget10"
   retain = data_dir / "tofu_eval_logs" / "llama-3.2-1b_retain90"
-  evaluate.main(Given(log=str(folder / "TOFU_EVAL.json"),
+  compare.main(Given(log=str(folder / "TOFU_EVAL.json"),
                       retain_log=str(retain / "TOFU_EVAL.json"), output=str(tmp_path)))
   ours = json.loads((tmp_path / "TOFU_SUMMARY.json").read_text())
   theirs = json.loads((folder / "TOFU_SUMMARY.json").read_text())
