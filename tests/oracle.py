@@ -124,15 +124,18 @@ def record(output):
 
 
 STUDY_PROGRAM = "studies.faithfulness"
-# What has another name since, as (old, new) parts of a path.
-RENAMED = ()
+# What has another name since 62197bd, as (old, new) parts of a path or a text. Per-example figures,
+# which evaluations kept then, follow from the records that they keep now.
+RENAMED = (("retrained_again", "retrained_replica"), ("kl_minimisation", "kl_minimization"),
+           ("watched", "tracked"), ("quantisation", "quantization"), ("randomised", "randomized"))
 
 
 def compare(before, after):
   """Prints what differs; gives how much does."""
   old, new = (json.loads(pathlib.Path(path).read_text()) for path in (before, after))
   for was, now in RENAMED:
-    old = {name.replace(was, now): value for name, value in old.items()}
+    old = {name.replace(was, now): value.replace(was, now) if isinstance(value, str) else value
+           for name, value in old.items()}
   lost, more = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
   different = [name for name in old.keys() & new.keys() if repr(old[name]) != repr(new[name])]
   for title, names in (("no longer there", lost), ("new", more), ("different", different)):

@@ -48,7 +48,11 @@ class Damaged(Exception):
 
 
 class Store:
-  """The checkpoints of a stage, in one folder."""
+  """The checkpoints of a stage, in one folder.
+
+  Not Orbax's CheckpointManager, which never saves a step again that is not beyond its newest: a run
+  that resumes from an older checkpoint, because the newest is damaged, has to.
+  """
 
   def __init__(self, folder: Path, settings: CheckpointSettings, stage_folder: Path | None = None,
                on_saved: Callable[[float], None] | None = None):

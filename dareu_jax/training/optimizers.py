@@ -68,6 +68,7 @@ class Schedule:
   After a linear warm-up, 'linear' and 'cosine' decay to 0 at the last step, and 'constant' stays.
   'plateau' stays until the mean loss of an epoch reaches `target_loss` (or few epochs are left),
   then decays linearly to 0 over `COOLDOWN` times the steps so far: the data decides how long.
+  So it has a state, which `optax.schedules` have not, and it is evaluated on the host.
   """
 
   settings: TrainSettings
