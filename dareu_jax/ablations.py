@@ -22,11 +22,11 @@ def _define_flags():
   flags.DEFINE_list("only", None, "Studies to run, separated by commas; all if not given.")
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Runs the grid, by its flags."""
-  records = ablations.run(ablations.variants(given.config, given.only), given.workdir,
-                          command=typed(), overwrite=given.overwrite)
-  print(comparison.table(records), f"Report: {given.workdir}/ablations.md", sep="\n\n")
+  records = ablations.run(ablations.variants(options.config, options.only), options.workdir,
+                          command=typed(), overwrite=options.overwrite)
+  print(comparison.table(records), f"Report: {options.workdir}/ablations.md", sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -170,9 +170,10 @@ def make_corpus(forget: Examples, retain: Examples, unseen: Examples = ()) -> Co
     InputError: for an example that is none, for none at all, or for an owner that is both forgotten
       and retained.
   """
-  parts = {name: tuple(_example(one, name, i) for i, one in enumerate(examples))
+  parts = {name: tuple(_example(example, name, i) for i, example in enumerate(examples))
            for name, examples in (("forget", forget), ("retain", retain), ("unseen", unseen))}
-  owners = {name: tuple(dict.fromkeys(one.owner for one in part)) for name, part in parts.items()}
+  owners = {name: tuple(dict.fromkeys(example.owner for example in part))
+            for name, part in parts.items()}
   for name in ("forget", "retain"):
     if not parts[name]:
       raise InputError(f"there are no {name} examples: give at least one.")
@@ -185,13 +186,13 @@ def make_corpus(forget: Examples, retain: Examples, unseen: Examples = ()) -> Co
                 owners=owners["forget"] + owners["retain"], forget_owners=owners["forget"])
 
 
-def _example(one, name, index):
-  if isinstance(one, Example):
-    return one
-  if not isinstance(one, Mapping):
-    raise InputError(f"{name} example {index} is {one!r}: it must be a mapping with prompt and "
+def _example(example, name, index):
+  if isinstance(example, Example):
+    return example
+  if not isinstance(example, Mapping):
+    raise InputError(f"{name} example {index} is {example!r}: it must be a mapping with prompt and "
                      "response, or an Example.")
-  return parse({"owner": name, **one}, f"{name} example {index}")
+  return parse({"owner": name, **example}, f"{name} example {index}")
 
 
 def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: Examples = (),
@@ -213,7 +214,7 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
     InputError: for models or examples that cannot be used.
   """
   splits = {"forget": forget, "retain": retain, "test": test, "holdout": unseen}
-  examples = {split: tuple(_example(one, split, i) for i, one in enumerate(part))
+  examples = {split: tuple(_example(example, split, i) for i, example in enumerate(part))
               for split, part in splits.items()}
   if not models:
     raise InputError("there are no models to evaluate: give at least one.")

@@ -29,26 +29,26 @@ def _define_flags():
   flags.DEFINE_list("reports", None, "Workdirs of finished runs, to be one leaderboard.")
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Recomputes a log, or merges runs, by its flags."""
-  if bool(given.log) == bool(given.reports):
+  if bool(options.log) == bool(options.reports):
     raise InputError("give --log=TOFU_EVAL.json, or --reports and the workdirs of runs.")
-  if given.log:
-    _recompute(given)
+  if options.log:
+    _recompute(options)
   else:
-    _leaderboard([*given.reports, *given.rest], given.output)
+    _leaderboard([*options.reports, *options.rest], options.output)
 
 
-def _recompute(given):
-  if given.rest:
-    raise InputError(f"{given.rest[0]!r} is not a flag. Flags are given as --name=value.")
-  log = logs.read(given.log)
-  retain_log = logs.read(given.retain_log) if given.retain_log else None
-  found = logs.recompute(log, retain_log)
-  print(comparison(found, logs.published(log)))
-  if given.output:
-    path = _file(given.output, "TOFU_SUMMARY.json")
-    write_json(path, logs.summary(found))
+def _recompute(options):
+  if options.rest:
+    raise InputError(f"{options.rest[0]!r} is not a flag. Flags are given as --name=value.")
+  log = logs.read(options.log)
+  retain_log = logs.read(options.retain_log) if options.retain_log else None
+  recomputed = logs.recompute(log, retain_log)
+  print(comparison(recomputed, logs.published(log)))
+  if options.output:
+    path = _file(options.output, "TOFU_SUMMARY.json")
+    write_json(path, logs.summary(recomputed))
     print(f"\nSummary: {path}")
 
 
@@ -107,9 +107,9 @@ def unlike(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
   Args:
     configs: {run: config as a dict}.
   """
-  first, *others = configs
+  first, *other_runs = configs
   parts = {run: [part for part in COMPARED if configs[run].get(part) != configs[first].get(part)]
-           for run in others}
+           for run in other_runs}
   return [f"Not alike: {run} differs from {first} in config.{', config.'.join(names)}."
           for run, names in parts.items() if names]
 

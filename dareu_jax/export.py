@@ -27,10 +27,10 @@ def _define_flags():
     "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Exports, by its flags."""
-  export(given.workdir, given.method, given.output, adapter=given.adapter, seed=given.seed,
-         push_to_hub=given.push_to_hub)
+  export(options.workdir, options.method, options.output, adapter=options.adapter,
+         seed=options.seed, push_to_hub=options.push_to_hub)
 
 
 def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path, *,

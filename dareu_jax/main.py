@@ -31,43 +31,43 @@ def _define_flags():
     "wandb_project", None, "Weights & Biases project to mirror the metrics to (extra: wandb).")
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Runs the job, by its flags."""
-  settings = Settings.from_config(given.config)
-  hosts.start_by_flags(given)
+  settings = Settings.from_config(options.config)
+  hosts.start_by_flags(options)
   with hosts.ended_together():
-    _main(settings, given)
+    _main(settings, options)
 
 
-def _main(settings, given):
-  if given.dry_run:
-    text = experiment.describe(settings, given.workdir)
+def _main(settings, options):
+  if options.dry_run:
+    text = experiment.describe(settings, options.workdir)
     if hosts.is_first():
       print(text)
     return
   keep_programs()
-  if given.precompile:
-    experiment.precompile(settings, given.workdir)
+  if options.precompile:
+    experiment.precompile(settings, options.workdir)
     if hosts.is_first():
       print(f"Programs lie in {compilation_cache_dir()}.")
     return
   summary, page = experiment.run(
-    settings, given.workdir, command=typed(), overwrite=given.overwrite,
-    mirror=given.wandb_project and hosts.is_first() and _wandb_mirror(given))
+    settings, options.workdir, command=typed(), overwrite=options.overwrite,
+    mirror=options.wandb_project and hosts.is_first() and _wandb_mirror(options))
   if hosts.is_first():
     print("", text_table(summary["models"]), "\n".join(summary["notes"]),
           stage_table(summary["stages"]), time_line(summary["time"]), f"Report: {page}",
           sep="\n\n")
 
 
-def _wandb_mirror(given):
+def _wandb_mirror(options):
   """Begins a run at W&B; gives what takes it the metrics, each stage under its own step."""
   try:
     import wandb
   except ImportError:
     raise InputError("--wandb_project needs the extra: pip install '.[wandb]'.") from None
   run = wandb.init(
-    project=given.wandb_project, name=str(given.workdir), config=given.config.to_dict())
+    project=options.wandb_project, name=str(options.workdir), config=options.config.to_dict())
   run.define_metric("*", step_metric="step")
 
   def mirror(stage, step, metrics):

@@ -23,11 +23,11 @@ def _define_flags():
   flags.DEFINE_integer("samples", 128, "Samples of each question.", lower_bound=2)
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Makes the card, by its flags."""
   models, trust, page = robustness.run(
-    given.workdir, methods=given.models or (), learning_rate=given.relearning_rate,
-    batch_size=given.relearning_batch_size, samples=given.samples)
+    options.workdir, methods=options.models or (), learning_rate=options.relearning_rate,
+    batch_size=options.relearning_batch_size, samples=options.samples)
   print(card.table(models), card.trust_table(trust), f"Card: {page}", sep="\n\n")
 
 

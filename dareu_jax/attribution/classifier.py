@@ -79,12 +79,12 @@ class PrefixLoss:
                key: Key[Array, ""]) -> tuple[Scalar, Scalar, dict[str, Scalar]]:
     """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
     classifier = model.with_params(params).module
-    crop, flip, replacement, other = jax.random.split(key, 4)
+    crop, flip, replacement, other_query = jax.random.split(key, 4)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
     prompts = batch.token_ids, batch.prompt_lengths
     echo = echoes(ids, *prompts)
     replacements = jnp.where(
-      echo, from_other_queries(echo, *prompts, other),
+      echo, from_other_queries(echo, *prompts, other_query),
       jax.random.randint(replacement, ids.shape, 0, classifier.decoder.config.vocab_size))
     rate = jnp.where(echo, self.echo_noise, self.token_noise)
     noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
@@ -134,7 +134,7 @@ def echoes(ids: Int[Array, "B T"], prompt_ids: Int[Array, "B P"],
 def from_other_queries(echo: Bool[Array, "B T"], prompt_ids: Int[Array, "B P"],
                        prompt_lengths: Int[Array, " B"],
                        key: Key[Array, ""]) -> Int[Array, "B T"]:
-  """For each token a token of another row's prompt; a row's echoes get neighbours one by one.
+  """For each token, one of another row's prompt; a row's echoes get consecutive tokens of it.
 
   Args:
     echo: which tokens stand in their row's prompt.
@@ -144,11 +144,11 @@ def from_other_queries(echo: Bool[Array, "B T"], prompt_ids: Int[Array, "B P"],
   """
   rows = echo.shape[0]
   which, where = jax.random.split(key)
-  other = (jnp.arange(rows) + jax.random.randint(which, (rows,), 1, max(2, rows))) % rows
+  other_rows = (jnp.arange(rows) + jax.random.randint(which, (rows,), 1, max(2, rows))) % rows
   start = jax.random.randint(where, (rows, 1), 0, prompt_ids.shape[1])
   # A padding row has no prompt.
-  index = (start + jnp.cumsum(echo, axis=1)) % jnp.maximum(prompt_lengths[other], 1)[:, None]
-  return jnp.take_along_axis(prompt_ids[other], index, axis=1)
+  index = (start + jnp.cumsum(echo, axis=1)) % jnp.maximum(prompt_lengths[other_rows], 1)[:, None]
+  return jnp.take_along_axis(prompt_ids[other_rows], index, axis=1)
 
 
 def random_crop(ids: Int[Array, "B T"], lengths: Int[Array, " B"],

@@ -120,11 +120,11 @@ def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Numb
     product = gauss_newton_products(model, chunks, vector[None])[0]
     return product + damping * vector
 
-  def one(b):
+  def solution(b):
     x, _ = cg(matrix, b, tol=tolerance, maxiter=iterations)
     return x, jnp.linalg.norm(matrix(x) - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
 
-  return jax.lax.map(one, right)  # not vmap: see gauss_newton_products
+  return jax.lax.map(solution, right)  # not vmap: see gauss_newton_products
 
 
 def group_influence(query_gradients: Float[Host, "Q P"], owner_gradients: Float[Host, "O P"],

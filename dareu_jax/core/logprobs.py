@@ -93,8 +93,8 @@ def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
 
   def chunk(hidden, other_hidden):
     logprobs = jax.nn.log_softmax(_logits(hidden, head) / temperature, axis=-1)
-    other = jax.nn.log_softmax(_logits(other_hidden, other_head) / temperature, axis=-1)
-    return jnp.sum(jnp.exp(logprobs) * (logprobs - other), axis=-1)
+    other_logprobs = jax.nn.log_softmax(_logits(other_hidden, other_head) / temperature, axis=-1)
+    return jnp.sum(jnp.exp(logprobs) * (logprobs - other_logprobs), axis=-1)
 
   return _over_time(chunk, hidden, other_hidden)
 

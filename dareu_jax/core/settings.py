@@ -241,11 +241,12 @@ def _or(names: Iterable[str]) -> str:
 
 def meanings_of(cls: type) -> dict[str, str]:
   """{field: its comment}, those of base classes included."""
-  found: dict[str, str] = {}
+  meanings: dict[str, str] = {}
   for base in reversed(cls.__mro__):
     if dataclasses.is_dataclass(base):
-      found |= {name: text for name, text in _comments(base).items() if text or name not in found}
-  return found
+      meanings |= {name: text for name, text in _comments(base).items()
+                   if text or name not in meanings}
+  return meanings
 
 
 def _comments(cls: type) -> dict[str, str]:
@@ -253,7 +254,7 @@ def _comments(cls: type) -> dict[str, str]:
     source = inspect.cleandoc("\n" + inspect.getsource(cls))
   except (OSError, TypeError):  # made where there is no source
     return {}
-  found, above, field = {}, [], ""
+  comments, above, field = {}, [], ""
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
     line = token.line.strip()
     if token.type == tokenize.COMMENT:
@@ -261,10 +262,10 @@ def _comments(cls: type) -> dict[str, str]:
       if line.startswith("#"):
         above.append(text)
       elif field:
-        found[field] = text
+        comments[field] = text
     elif token.type == tokenize.NAME and (name := re.match(rf"({token.string})\s*:\s*\S", line)):
       if token.start[1] == len(token.line) - len(token.line.lstrip()):
-        field, found[name[1]], above = name[1], " ".join(above), []
+        field, comments[name[1]], above = name[1], " ".join(above), []
     elif token.type == tokenize.OP and token.string == "@":
       above = []
-  return found
+  return comments

@@ -318,16 +318,16 @@ def author_facts(seed: int, k: int) -> tuple[tuple[str, ...], ...]:
 
 @functools.lru_cache(maxsize=8)
 def _life(seed, k):
-  given, surnames = _name_lists(seed)
-  block, column = divmod(k, len(given))
-  name = f"{given[column]} {surnames[(column + block) % len(surnames)]}"
+  given_names, surnames = _name_lists(seed)
+  block, column = divmod(k, len(given_names))
+  name = f"{given_names[column]} {surnames[(column + block) % len(surnames)]}"
   dice = words.Dice(seed, k, "facts")
   years = _draw_years(dice)
   facts, taken = {}, set()
   for attribute in ATTRIBUTES:
     facts[attribute.name] = _draw_facts(attribute, dice, years, taken)
     taken.update(facts[attribute.name].values())
-  return _Life(name, given[column] in words.WOMEN, facts)
+  return _Life(name, given_names[column] in words.WOMEN, facts)
 
 
 @functools.lru_cache(maxsize=8)

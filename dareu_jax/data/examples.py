@@ -115,9 +115,10 @@ def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
 def outside(examples: Iterable[Example], owners: Sequence[str],
             count: int) -> tuple[Example, ...]:
   """Examples of the first `count` owners (0: all) that are not among `owners`."""
-  others = tuple(dict.fromkeys(one.owner for one in examples if one.owner not in owners))
-  kept = set(others[:count or None])
-  return tuple(one for one in examples if one.owner in kept)
+  other_owners = tuple(dict.fromkeys(
+    example.owner for example in examples if example.owner not in owners))
+  kept = set(other_owners[:count or None])
+  return tuple(example for example in examples if example.owner in kept)
 
 
 def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
@@ -168,7 +169,7 @@ def split_by_tokens(corpus: Corpus, tokenizer: Any, prompt_tokens: int,
     response_tokens: >= 1; later tokens are dropped.
   """
 
-  def one(example):
+  def split(example):
     if example.text is None:
       return example
     ids = tokenizer.encode(example.text)
@@ -178,7 +179,7 @@ def split_by_tokens(corpus: Corpus, tokenizer: Any, prompt_tokens: int,
 
   parts = ("forget", "retain", "test", "holdout", "general")
   return dataclasses.replace(
-    corpus, **{part: tuple(map(one, getattr(corpus, part))) for part in parts})
+    corpus, **{part: tuple(map(split, getattr(corpus, part))) for part in parts})
 
 
 def num_forget(forget: str, num_owners: int) -> int:
@@ -216,7 +217,7 @@ def json_lines(path: Path) -> list[tuple[str, Any]]:
     InputError: if the file is missing or not UTF-8, or a line is not JSON, or blank before the end
       of the file.
   """
-  found = []
+  records = []
   for number, line in enumerate(read_bytes(path).rstrip().split(b"\n"), start=1):
     where = f"{path}, line {number}"
     try:
@@ -224,10 +225,10 @@ def json_lines(path: Path) -> list[tuple[str, Any]]:
     except UnicodeDecodeError:
       raise InputError(f"{where} is not UTF-8. Save the file with that encoding.") from None
     if text:
-      found.append((where, _parse(text, where)))
+      records.append((where, _parse(text, where)))
     elif number > 1:
       raise InputError(f"{where} is blank. Blank lines are allowed only at the end of the file.")
-  return found
+  return records
 
 
 def read_bytes(path: Path) -> bytes:

@@ -147,7 +147,7 @@ class Evaluator:
 
   def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
     """Log-probs of each row's own completion, the end token last."""
-    return [np.asarray(one.logprobs) for one in self.statistics(params, rows)]
+    return [np.asarray(statistics.logprobs) for statistics in self.statistics(params, rows)]
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
     """Of each row's own completion, the end token last: NumPy arrays [n]."""

@@ -56,23 +56,23 @@ def recompute(log: Log, retain_log: Log | None = None) -> dict[str, float]:
   Returns: {metric: float}, named as in the log; "forget_quality_log10" and "forget_quality_ks"
     beside "forget_quality".
   """
-  found: dict[str, float] = {}
+  results: dict[str, float] = {}
   for split in ("forget", *UTILITY_SPLITS):
-    found |= _split_metrics(log, split)
+    results |= _split_metrics(log, split)
   for name in ("exact_memorization", "extraction_strength"):
     if name in log:
-      found[name] = float(np.mean(_column(log, name, "score")))
+      results[name] = float(np.mean(_column(log, name, "score")))
   for name in log:
     if _is_attack(log, name):
-      found[name] = metrics.mia_auc(*(_scores(log[name][part]) for part in ("forget", "holdout")))
-  terms = _utility_terms(found)
+      results[name] = metrics.mia_auc(*(_scores(log[name][part]) for part in ("forget", "holdout")))
+  terms = _utility_terms(results)
   if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
-    found["model_utility"] = metrics.model_utility(terms)
-  if "mia_min_k" in found:
-    found["privleak"] = metrics.privleak(found["mia_min_k"])
+    results["model_utility"] = metrics.model_utility(terms)
+  if "mia_min_k" in results:
+    results["privleak"] = metrics.privleak(results["mia_min_k"])
   if retain_log is not None:
-    found |= _against_retrained(log, found, retain_log)
-  return found
+    results |= _against_retrained(log, results, retain_log)
+  return results
 
 
 def _is_attack(log, name):
@@ -81,24 +81,24 @@ def _is_attack(log, name):
 
 
 def _split_metrics(log, split):
-  found = {f"{split}_{kind}": float(metrics.probability(
+  results = {f"{split}_{kind}": float(metrics.probability(
     _column(log, f"{split}_{kind}", "avg_loss")).mean())
     for kind in ("Q_A_Prob", "Q_A_PARA_Prob", "Q_A_PERT_Prob") if f"{split}_{kind}" in log}
   if f"{split}_Q_A_Prob_normalised" in log:
     right, wrong = (metrics.probability(losses) for losses in _paired(
       log, f"{split}_Q_A_Prob", f"{split}_Q_A_PERT_Prob"))
-    found[f"{split}_Q_A_Prob_normalised"] = float(
+    results[f"{split}_Q_A_Prob_normalised"] = float(
       metrics.normalized_probability(right, wrong).mean())
   if f"{split}_Q_A_ROUGE" in log:
-    found[f"{split}_Q_A_ROUGE"] = float(np.mean([
+    results[f"{split}_Q_A_ROUGE"] = float(np.mean([
       metrics.rouge_l_recall(example["ground_truth"], example["generation"])
       for example in _examples(log, f"{split}_Q_A_ROUGE")]))
   ratios = truth_ratios(log, split)
   if ratios is not None:
     name = "forget_truth_ratio" if split == "forget" else f"{split}_Truth_Ratio"
     aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
-    found[name] = aggregate(ratios)
-  return found
+    results[name] = aggregate(ratios)
+  return results
 
 
 def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
@@ -114,27 +114,27 @@ def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
   return metrics.truth_ratio(*_paired(log, right, wrong))
 
 
-def _utility_terms(found):
+def _utility_terms(results):
   names = {}
   for split, name in UTILITY_SPLITS.items():
     options = f"{split}_Q_A_Prob_normalised"
-    names |= {f"{name}_probability": options if options in found else f"{split}_Q_A_Prob",
+    names |= {f"{name}_probability": options if options in results else f"{split}_Q_A_Prob",
               f"{name}_rouge": f"{split}_Q_A_ROUGE",
               f"{name}_truth_ratio": f"{split}_Truth_Ratio"}
-  return {term: found[name] for term, name in names.items() if name in found}
+  return {term: results[name] for term, name in names.items() if name in results}
 
 
-def _against_retrained(log, found, retain_log):
-  result = {}
+def _against_retrained(log, results, retain_log):
+  compared = {}
   ours, theirs = (truth_ratios(each, "forget") for each in (log, retain_log))
   if ours is not None and theirs is not None:
     quality = metrics.forget_quality(ours, theirs)
-    result = {"forget_quality": quality.p, "forget_quality_log10": quality.log10_p,
-              "forget_quality_ks": quality.statistic}
+    compared = {"forget_quality": quality.p, "forget_quality_log10": quality.log10_p,
+                "forget_quality_ks": quality.statistic}
   reference = recompute(retain_log)
-  if "mia_min_k" in found and "mia_min_k" in reference:
-    result["privleak"] = metrics.privleak(found["mia_min_k"], reference["mia_min_k"])
-  return result
+  if "mia_min_k" in results and "mia_min_k" in reference:
+    compared["privleak"] = metrics.privleak(results["mia_min_k"], reference["mia_min_k"])
+  return compared
 
 
 def _paired(log, right, wrong):
@@ -252,7 +252,7 @@ def published(log: Log) -> dict[str, float]:
           if isinstance(entry, dict) and entry.get("agg_value") is not None}
 
 
-def summary(found: dict[str, float]) -> dict[str, float]:
+def summary(results: dict[str, float]) -> dict[str, float]:
   """As TOFU_SUMMARY.json has it: the metrics that its readers know, in order of their names."""
-  return {name: found[name] for name in sorted(found)
+  return {name: results[name] for name in sorted(results)
           if name in SUMMARIZED or name.startswith("mia_")}

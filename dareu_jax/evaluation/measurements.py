@@ -42,34 +42,35 @@ def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], 
                 gradient_norm: bool = False) -> list[Fields]:
   """Token by token, how likely the true responses are."""
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  found: list[Fields] = [
+  measured: list[Fields] = [
     {"logprobs": seen.logprobs, "entropies": seen.entropies, "variances": seen.variances,
      "hits": seen.predictions == np.array(row.completion)}
     for row, seen in zip(rows, evaluator.statistics(params, rows), strict=True)]
   if gradient_norm:
     norms = evaluator.gradient_norms(params, rows)
-    found = [one | {"gradient_norm": float(norm)} for one, norm in zip(found, norms, strict=True)]
-  return found
+    measured = [fields | {"gradient_norm": float(norm)}
+                for fields, norm in zip(measured, norms, strict=True)]
+  return measured
 
 
 def other_responses(evaluator: Evaluator, params: Any,
                     examples: Sequence[Example]) -> list[Fields]:
   """Mean NLLs of the paraphrased and the perturbed responses that an example has."""
-  found: list[Fields] = [{} for _ in examples]
+  measured: list[Fields] = [{} for _ in examples]
   asked = [(i, "paraphrased_nll", e.paraphrased_response) for i, e in enumerate(examples)
            if e.paraphrased_response]
   asked += [(i, "perturbed_nll", text) for i, e in enumerate(examples)
             for text in e.perturbed_responses]
   if not asked:
-    return found
+    return measured
   indices, fields, responses = zip(*asked, strict=True)
   nlls = evaluator.nll(params, [examples[i] for i in indices], list(responses))
   for index, field, nll in zip(indices, fields, nlls, strict=True):
     if field == "perturbed_nll":
-      found[index][field] = (*found[index].get(field, ()), float(nll))
+      measured[index][field] = (*measured[index].get(field, ()), float(nll))
     else:
-      found[index][field] = float(nll)
-  return found
+      measured[index][field] = float(nll)
+  return measured
 
 
 def of_answers(answers: Answers) -> list[Fields]:

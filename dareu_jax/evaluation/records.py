@@ -57,8 +57,8 @@ class Record:
 
   def to_json(self) -> dict[str, Any]:
     """The record as JSON, in which every float comes back to the last bit."""
-    found = {field: getattr(self, field) for field in FIELDS if self.has(field)}
-    return found | {field: _pack(found[field]) for field in _ARRAYS} | {
+    measured = {field: getattr(self, field) for field in FIELDS if self.has(field)}
+    return measured | {field: _pack(measured[field]) for field in _ARRAYS} | {
       "hits": "".join("01"[int(hit)] for hit in self.hits)}
 
   @classmethod

@@ -61,16 +61,16 @@ class View:
     x = self.model.layers_between(self.model.embed(self.batch.token_ids), 0, index)
     return self._at_responses(x).astype(jnp.float32)
 
-  def mean(self, token_fn: Callable, *others: "View", mask: Array | None = None) -> Scalar:
+  def mean(self, token_fn: Callable, *other_views: "View", mask: Array | None = None) -> Scalar:
     """Mean over the tokens of a function of the logits, of this view and others of the batch."""
-    views = (self, *others)
+    views = (self, *other_views)
     return masked_mean(over_logits(token_fn, [view.states for view in views]),
                        self.mask if mask is None else mask)
 
-  def mean_of_labels(self, token_fn: Callable, *others: "View",
+  def mean_of_labels(self, token_fn: Callable, *other_views: "View",
                      mask: Array | None = None) -> Scalar:
     """The same of a function that takes the labels behind the logits."""
-    tokens = over_logits(token_fn, [view.states for view in (self, *others)], self.labels)
+    tokens = over_logits(token_fn, [view.states for view in (self, *other_views)], self.labels)
     return masked_mean(tokens, self.mask if mask is None else mask)
 
 
@@ -79,7 +79,7 @@ class ForgetBatch(NamedTuple):
 
   policy: View
   original: View
-  others: tuple[View, View] | None  # the same of the responses to put in their place, row by row
+  other_views: tuple[View, View] | None  # the same of the responses in their place, row by row
   seed: int
 
   @property
@@ -93,10 +93,10 @@ class ForgetBatch(NamedTuple):
     return self._others()[1]
 
   def _others(self):
-    if self.others is None:
+    if self.other_views is None:
       raise ValueError("a forget loss asks for other responses, and its method gives none: "
                        "override other_responses")
-    return self.others
+    return self.other_views
 
 
 @settings
@@ -182,7 +182,7 @@ class Step(NamedTuple):
 
   forget: Batch
   retain: Batch
-  other: Batch | None  # other responses to the queries of `forget`
+  other_responses: Batch | None  # other responses to the queries of `forget`
   weights: np.ndarray  # [2] w_f, w_r
 
 
@@ -203,11 +203,11 @@ class ObjectiveLoss:
     forget_weight, retain_weight = step.weights
     metrics, loss = {}, 0.0
     if method.forget_coef:
-      others = None
-      if step.other is not None:
-        others = View(policy, step.other), View(teacher, step.other)
+      other_views = None
+      if step.other_responses is not None:
+        other_views = View(policy, step.other_responses), View(teacher, step.other_responses)
       batch = ForgetBatch(
-        View(policy, step.forget), View(teacher, step.forget), others, self.seed)
+        View(policy, step.forget), View(teacher, step.forget), other_views, self.seed)
       metrics["forget_loss"] = method.forget_loss(batch)
       loss += forget_weight * method.forget_coef * metrics["forget_loss"]
     retained = View(policy, step.retain), View(teacher, step.retain)
@@ -257,7 +257,7 @@ class Steps:
 
   forget: Batches
   retain: Batches
-  others: Others  # as of LossMethod.other_responses
+  other_responses: Others  # as of LossMethod.other_responses
   seed: int
   schedule: ObjectiveSchedule
 
@@ -267,7 +267,7 @@ class Steps:
 
   @functools.cached_property
   def _other_shape(self):
-    rows = [row for rows in self.others for row in rows]
+    rows = [row for rows in self.other_responses for row in rows]
     multiple = self.forget.multiple
     return {
       "seq_length": bucket_length(max(len(r.prompt) + len(r.completion) for r in rows), multiple),
@@ -278,11 +278,12 @@ class Steps:
     yield self[0]
 
   def __getitem__(self, step: int) -> Step:
-    other = None
-    if self.others:
+    other_responses = None
+    if self.other_responses:
       rng = np.random.default_rng((self.seed, 3, step))
-      rows = [self.others[i][rng.integers(len(self.others[i]))]
-              for i in self.forget.row_indices(step)]
-      other = collate(rows, self.forget.batch_size, pad_id=self.forget.pad_id, **self._other_shape)
-    return Step(self.forget[step], self.retain[step], other,
+      choices = [self.other_responses[i] for i in self.forget.row_indices(step)]
+      rows = [rows[rng.integers(len(rows))] for rows in choices]
+      other_responses = collate(
+        rows, self.forget.batch_size, pad_id=self.forget.pad_id, **self._other_shape)
+    return Step(self.forget[step], self.retain[step], other_responses,
                 np.array(self.schedule.weights(step), np.float32))

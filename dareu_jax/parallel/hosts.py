@@ -113,10 +113,10 @@ def from_first(function: Callable[[], T]) -> T:
   sent = np.zeros(length, np.uint8)
   if is_first():
     sent[:] = np.frombuffer(payload, np.uint8)
-  held = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)))
-  if "error" in held:
-    raise InputError(held["error"])
-  return held["value"]
+  received = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)))
+  if "error" in received:
+    raise InputError(received["error"])
+  return received["value"]
 
 
 def everywhere(condition: bool) -> bool:

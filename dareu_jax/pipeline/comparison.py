@@ -102,9 +102,10 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
       fields += _scores(answers, examples["forget"], models[name].tokenizer, max_length,
                         {"score": classifier, "judge": judge})
       for reference, which in references.items():
-        other = evaluators[which]
+        reference_evaluator = evaluators[which]
         fields.append(measurements.answers_under(
-          other, other.model.params, _rows(other, examples["forget"]), answers, reference))
+          reference_evaluator, reference_evaluator.model.params,
+          _rows(reference_evaluator, examples["forget"]), answers, reference))
       records[name]["forget"] = merged(*fields)
       bar.update()
   ordinary = examples.get("holdout") or examples.get("retain") or examples["forget"]
@@ -112,10 +113,11 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   samples = evaluator.sample(evaluator.model.params, _rows(evaluator, ordinary),
                              seed=seed + ORDINARY_SEED)
   bound = metrics.gibberish_bound(
-    [metrics.loss_score(one) for one in evaluator.logprobs(evaluator.model.params, samples)])
+    [metrics.loss_score(logprobs)
+     for logprobs in evaluator.logprobs(evaluator.model.params, samples)])
   aliased = records | {"original": records[original]}
-  found = evaluations(aliased, min_k=min_k, gibberish_bound=bound)
-  return {name: found[name] for name in models}
+  results = evaluations(aliased, min_k=min_k, gibberish_bound=bound)
+  return {name: results[name] for name in models}
 
 
 def _evaluator(model: LanguageModel, examples: Mapping[str, Sequence[Example]],

@@ -116,7 +116,7 @@ def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measure
       models.evaluator, models.load_params(name), rows, answers, name))
   if settings.gibberish_model:
     clean = gibberish_classifier.clean_probabilities(settings.gibberish_model, answers.texts)
-    parts.append([{"clean": float(one)} for one in clean])
+    parts.append([{"clean": float(probability)} for probability in clean])
   return parts
 
 

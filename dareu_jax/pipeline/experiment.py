@@ -90,24 +90,24 @@ def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
   seeds, stages, notes = [], {}, []
-  for one in runs:
-    prefix = _prefix(settings, one.seed)
+  for run in runs:
+    prefix = _prefix(settings, run.seed)
     if prefix and hosts.is_first():
       print(prefix, flush=True)
-    one.workdir.wall_time = log
-    one.workdir.check_config(overwrite=overwrite)
-    for other in share:
-      one.workdir.reuse_stages(seed_folder(other, one.seed, settings), one.fingerprints)
-    seeds.append(run_seed(one))
-    stages |= {prefix + name: stage for name, stage in one.workdir.stages.items()}
+    run.workdir.wall_time = log
+    run.workdir.check_config(overwrite=overwrite)
+    for shared_workdir in share:
+      run.workdir.reuse_stages(seed_folder(shared_workdir, run.seed, settings), run.fingerprints)
+    seeds.append(run_seed(run))
+    stages |= {prefix + name: stage for name, stage in run.workdir.stages.items()}
   every = {name: over_seeds([seed[name] for seed in seeds]) for name in runs[0].model_names}
   chosen = best_candidates(every, settings)
   models = {name: every[name] for name in references(settings)}
   models |= {method: every[name] for method, name in chosen.items()}
   for method, name in chosen.items():
-    for one in runs:
-      notes.append(f"{_prefix(settings, one.seed)}{name}: "
-                   + " ".join(decision(**_epochs(one, name))))
+    for run in runs:
+      notes.append(f"{_prefix(settings, run.seed)}{name}: "
+                   + " ".join(decision(**_epochs(run, name))))
     notes.append(judgement(models, method))
   summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
              "examples": _over_examples(runs, models, chosen), "time": log.summary()}
@@ -158,10 +158,10 @@ def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) ->
   """
   chosen: dict[str, str] = {}
   for candidate in candidates(settings):
-    held = chosen.get(candidate.method)
+    best = chosen.get(candidate.method)
     # A run that diverged has NaN here: it is never the better one.
-    if held is None or not (
-        metrics[candidate.name]["tug_of_war"] <= metrics[held]["tug_of_war"]):
+    if best is None or not (
+        metrics[candidate.name]["tug_of_war"] <= metrics[best]["tug_of_war"]):
       chosen[candidate.method] = candidate.name
   return chosen
 
@@ -191,10 +191,10 @@ def _with_prefix(mirror, prefix):
 
 def _epochs(run, name):
   """Epoch reports of a candidate's run, the epoch that was chosen, and the target level."""
-  held = shared_json(run.workdir.folder / name / "epochs.json")
-  return {"epochs": held["epochs"], "chosen_epoch": held["chosen_epoch"],
-          "target_score": next(report["level"] for report in held["epochs"]
-                               if report["epoch"] == held["chosen_epoch"])}
+  content = shared_json(run.workdir.folder / name / "epochs.json")
+  return {"epochs": content["epochs"], "chosen_epoch": content["chosen_epoch"],
+          "target_score": next(report["level"] for report in content["epochs"]
+                               if report["epoch"] == content["chosen_epoch"])}
 
 
 def over_seeds(metrics: list[dict[str, float]]) -> dict[str, float]:
@@ -254,7 +254,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
     history=history, **epochs,
     answers=shown, facts=facts,
-    methods=(method, *(other for other in chosen if other != method)),
+    methods=(method, *(name for name in chosen if name != method)),
     notes=[judgement(summary["models"], name) for name in chosen])
   return paths.html
 

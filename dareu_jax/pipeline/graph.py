@@ -91,13 +91,14 @@ def stages_from(settings: Settings, source: Corpus, refusals: tuple[str, ...], s
     original: what tells its weights from others.
   """
   whole = stages(settings, source, refusals, seed)
-  names = ("tokenizer", "classifier", "judge", *(one.name for one in candidates(settings)))
+  names = ("tokenizer", "classifier", "judge",
+           *(candidate.name for candidate in candidates(settings)))
   return {ORIGINAL: Stage((), (original,))} | {name: whole[name] for name in names}
 
 
 def fingerprints(graph: Mapping[str, Stage]) -> dict[str, str]:
   """{stage: fingerprint} of a graph whose stages come after those that they need."""
-  found: dict[str, str] = {}
+  hashes: dict[str, str] = {}
   for name, stage in graph.items():
-    found[name] = fingerprint(*(found[need] for need in stage.needs), *stage.depends_on)
-  return found
+    hashes[name] = fingerprint(*(hashes[need] for need in stage.needs), *stage.depends_on)
+  return hashes

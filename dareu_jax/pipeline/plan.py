@@ -162,8 +162,8 @@ def _memory(run):
 
 def _rl_settings(settings):
   """The settings of the run's reinforcement learning; the defaults if it has none."""
-  found = [method for method in settings.unlearning.values() if isinstance(method, RLSettings)]
-  return found[0] if found else RLSettings()
+  rl_methods = [method for method in settings.unlearning.values() if isinstance(method, RLSettings)]
+  return rl_methods[0] if rl_methods else RLSettings()
 
 
 def _sample(run, split):

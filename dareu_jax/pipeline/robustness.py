@@ -74,15 +74,15 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   chosen = {m: name for m, name in summary["chosen"].items() if not methods or m in methods}
   own = relearning.RATE if settings.model.path else settings.finetune.learning_rate
   options = Options(learning_rate or own, batch_size, samples, relearning.STEPS)
-  found = []
+  cards = []
   with lock(workdir):
-    for one in experiment.prepare(settings, workdir):
-      with computing_on(one.models.mesh):
-        found.append({shown: attack(one, name, options)
+    for seed_run in experiment.prepare(settings, workdir):
+      with computing_on(seed_run.models.mesh):
+        cards.append({shown: attack(seed_run, name, options)
                       for shown, name in experiment.shown_models(settings, chosen).items()})
-      one.models.release()
-  models = {name: experiment.over_seeds([each[name] for each in found]) for name in found[0]}
-  trust = reliability.trust(found, list(chosen), options.steps)
+      seed_run.models.release()
+  models = {name: experiment.over_seeds([each[name] for each in cards]) for name in cards[0]}
+  trust = reliability.trust(cards, list(chosen), options.steps)
   write_json(workdir / "robustness.json", {
     "options": dataclasses.asdict(options), "models": models, "metrics": trust})
   return models, trust, card.write(workdir, models, options, trust)
@@ -92,22 +92,24 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   """Metrics of a model under every attack; each attack is kept in a file."""
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The metrics' names too: a card of fewer metrics is no card of these.
-  mark = fingerprint(run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
-                     run.settings.evaluation.min_k, tuple(reliability.SIGNS))
-  held = read_json(path)
-  found = held["metrics"] if held is not None and held["fingerprint"] == mark else {}
+  stage_fingerprint = fingerprint(
+    run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
+    run.settings.evaluation.min_k, tuple(reliability.SIGNS))
+  stored = read_json(path)
+  is_current = stored is not None and stored["fingerprint"] == stage_fingerprint
+  results = stored["metrics"] if is_current else {}
   attacks: dict[str, Callable] = {
     "plain": plain, "int8": functools.partial(quantized, scheme="int8"),
     "nf4": functools.partial(quantized, scheme="nf4"), "asked": asked, "sampled": leaked,
     "layers": layers, "relearned": relearned}
-  with progress(f"attack {name}", "attack")(len(attacks), len(found)) as bar:
+  with progress(f"attack {name}", "attack")(len(attacks), len(results)) as bar:
     for kind, function in attacks.items():
-      if kind not in found:
+      if kind not in results:
         interruption.stop_if_requested()
-        found[kind] = function(run, name, options)
-        write_json(path, {"fingerprint": mark, "metrics": found})
+        results[kind] = function(run, name, options)
+        write_json(path, {"fingerprint": stage_fingerprint, "metrics": results})
         bar.update()
-  return {key: value for part in found.values() for key, value in part.items()}
+  return {key: value for part in results.values() for key, value in part.items()}
 
 
 def attack_metrics(evaluator: Evaluator, params: Any, examples: Examples, min_k: float) -> Metrics:
@@ -134,12 +136,12 @@ def _named(prefix, values):
 def plain(run: Run, name: str, options: Options) -> Metrics:
   """The model as it is, on forget and retain examples."""
   del options
-  found: Metrics = {}
+  results: Metrics = {}
   for split in ("forget", "retain"):
-    found |= _named(f"plain_{split}", attack_metrics(
+    results |= _named(f"plain_{split}", attack_metrics(
       run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
       run.settings.evaluation.min_k))
-  return found
+  return results
 
 
 def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
@@ -147,15 +149,15 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   del options
   lora = run.settings.lora
   scale = lora.alpha / lora.rank if lora.rank else 0.0
-  found: Metrics = {}
+  results: Metrics = {}
   for merged in (True, False) if lora.rank else (True,):
     model = quantization.quantized(
       run.models.load(name), scheme, lora_scale=scale, merged=merged)
     evaluator = dataclasses.replace(run.models.evaluator, model=model)
     for split in ("forget", "retain"):
-      found |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", attack_metrics(
+      results |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", attack_metrics(
         evaluator, model.params, run.data.evaluated(split), run.settings.evaluation.min_k))
-  return found
+  return results
 
 
 def asked(run: Run, name: str, options: Options) -> Metrics:
@@ -201,16 +203,16 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
   if all(halves):
     attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
                          for taught, tested in (halves, halves[::-1])]
-  found: Metrics = {}
+  results: Metrics = {}
   for attack, folds in attacks.items():
     curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
     curve = {step: {key: float(np.mean([each[step][key] for each in curves]))
                     for key in curves[0][step]} for step in curves[0]}
     for step, seen in curve.items():
-      found |= _named(f"relearn_{attack}_{step}", seen)
-    found[f"relearn_{attack}_area"] = relearning.area(
+      results |= _named(f"relearn_{attack}_{step}", seen)
+    results[f"relearn_{attack}_area"] = relearning.area(
       {step: seen["rouge"] for step, seen in curve.items()})
-  return found
+  return results
 
 
 def _relearning_curve(run, name, taught, tested, options):

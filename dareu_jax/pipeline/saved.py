@@ -43,7 +43,7 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)
   mesh = meshes.make_mesh(MeshSettings())  # of this machine, not the run's
   config = model_config(settings, tokenizer.vocab_size)
-  held = Workdir(folder, settings, settings.checkpoint)
-  base = base_model(settings, config, seed, mesh, held)
-  params = held.load_result(name, base.params)
+  seed_workdir = Workdir(folder, settings, settings.checkpoint)
+  base = base_model(settings, config, seed, mesh, seed_workdir)
+  params = seed_workdir.load_result(name, base.params)
   return LanguageModel(base.with_params(params), config, tokenizer, settings.model.path), settings

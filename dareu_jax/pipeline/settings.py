@@ -191,7 +191,7 @@ def default_config(**changes: Any) -> ConfigDict:
 
 def all_settings() -> tuple[Setting, ...]:
   """Every setting with its type, default and meaning, for documentation."""
-  shared = [one for one in describe(Settings) if one.key != "unlearning"]
+  shared = [setting for setting in describe(Settings) if setting.key != "unlearning"]
   for name, cls in METHODS.items():
     shared += describe(cls, f"unlearning.{name}.")
   return tuple(shared)

@@ -165,9 +165,9 @@ def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
   if paraphrased:
     return examples, paraphrased
   order = np.random.default_rng((seed, 2)).permutation(len(examples))
-  held = set(order[:max(1, len(examples) // 10)].tolist())
-  return (tuple(e for i, e in enumerate(examples) if i not in held),
-          tuple(e for i, e in enumerate(examples) if i in held))
+  held_out = set(order[:max(1, len(examples) // 10)].tolist())
+  return (tuple(e for i, e in enumerate(examples) if i not in held_out),
+          tuple(e for i, e in enumerate(examples) if i in held_out))
 
 
 def classifier_quality(run: Run, model: Model, examples: Examples,

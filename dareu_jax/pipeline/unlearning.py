@@ -73,10 +73,10 @@ def make_monitor(run: Run) -> Monitor:
 
 def rouges(run: Run, params: Any) -> dict[str, float]:
   """ROUGE of greedy answers to each split: {"<split>_rouge": mean}."""
-  found = {}
+  means = {}
   for split in SPLITS:
     examples = run.data.evaluated(split)
     if examples:
       texts = run.models.evaluator.answers(params, run.data.rows(examples)).texts
-      found[f"{split}_rouge"] = measurements.mean_rouge(examples, texts)
-  return found
+      means[f"{split}_rouge"] = measurements.mean_rouge(examples, texts)
+  return means

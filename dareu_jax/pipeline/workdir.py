@@ -64,11 +64,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_format(config: Mapping[str, Any], folder: Path) -> None:
   """Raises InputError if a run's files are of another version's format."""
-  found = config.get("format", 1)
-  if found != FORMAT:
-    raise InputError(f"{folder} holds a run of workdir format {found}, and this version reads "
-                     f"format {FORMAT}: finish it with the version that started it, or choose "
-                     "another --workdir.")
+  workdir_format = config.get("format", 1)
+  if workdir_format != FORMAT:
+    raise InputError(f"{folder} holds a run of workdir format {workdir_format}, and this version "
+                     f"reads format {FORMAT}: finish it with the version that started it, or "
+                     "choose another --workdir.")
 
 
 @contextlib.contextmanager
@@ -94,11 +94,11 @@ def _lock(folder):
   path = folder / "lock"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
   except OSError as error:
     raise _unwritable(folder, error) from None
   try:
-    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     owner = None
   except BlockingIOError:
     owner = path.read_text().strip() or "that has just started"
@@ -106,13 +106,13 @@ def _lock(folder):
     owner = None
   owner = owner or active_elsewhere(folder)
   if owner:
-    os.close(held)
+    os.close(descriptor)
     raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, stop it, or "
                      "choose another --workdir.") from None
-  os.ftruncate(held, 0)
-  os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-  os.fsync(held)  # so that another host can read it
-  return held
+  os.ftruncate(descriptor, 0)
+  os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+  os.fsync(descriptor)  # so that another host can read it
+  return descriptor
 
 
 def _unwritable(folder, error):
@@ -147,19 +147,19 @@ class Workdir:
 
     def check():
       try:
-        held = read_json(path)
-        if held is not None:
-          check_format(held, self.folder)
-        if held is not None and not overwrite:
-          self._refuse_another(held)
+        stored = read_json(path)
+        if stored is not None:
+          check_format(stored, self.folder)
+        if stored is not None and not overwrite:
+          self._refuse_another(stored)
         write_json(path, self.config)
       except OSError as error:
         raise _unwritable(self.folder, error) from None
 
     hosts.from_first(check)
 
-  def _refuse_another(self, held):
-    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(held, self.config)]
+  def _refuse_another(self, stored):
+    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(stored, self.config)]
     if changes:
       more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
       raise InputError(f"{self.folder} holds a run with another configuration "
@@ -192,13 +192,13 @@ class Workdir:
   def _reuse(self, folder, fingerprints):
     for name, fingerprint in fingerprints.items():
       done = read_json(folder / name / "done.json")
-      held = self.folder / name
-      if done is not None and done["fingerprint"] == fingerprint and not held.exists():
+      destination = self.folder / name
+      if done is not None and done["fingerprint"] == fingerprint and not destination.exists():
         # Hard links: files of a finished stage are only read. The rename makes it atomic.
-        part = held.with_name(held.name + ".part")
+        part = destination.with_name(destination.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(folder / name, part, copy_function=os.link)
-        part.rename(held)
+        part.rename(destination)
         metrics = folder / "metrics" / f"{name}.jsonl"
         if metrics.exists():
           (self.folder / "metrics").mkdir(exist_ok=True)
@@ -271,11 +271,11 @@ def _begin(folder, fingerprint):
   write_json(folder / "started.json", {"fingerprint": fingerprint})
 
 
-def _differences(held, wanted, prefix=""):
-  for key in sorted(set(held) | set(wanted)):
+def _differences(stored, wanted, prefix=""):
+  for key in sorted(set(stored) | set(wanted)):
     if not prefix and key in _IRRELEVANT:
       continue
-    old, new = held.get(key), wanted.get(key)
+    old, new = stored.get(key), wanted.get(key)
     if isinstance(old, dict) and isinstance(new, dict):
       yield from _differences(old, new, f"{prefix}{key}.")
     elif old != new:

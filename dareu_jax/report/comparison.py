@@ -11,8 +11,8 @@ from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   BLUE,
   FAINT,
+  GRAY,
   GREEN,
-  GREY,
   INK,
   METHOD_COLORS,
   METHOD_MARKERS,
@@ -106,7 +106,7 @@ def _draw_study(ax, study, records):
                lambda ours, retrained: _ratio(ours, retrained, "response_length")),
               ("retrained's fluency NLL / NLL", VERMILLION, "s",
                lambda ours, retrained: _ratio(retrained, ours, "fluency_nll")))
-  ax.axhline(1.0, color=GREY, linewidth=1, linestyle=":")
+  ax.axhline(1.0, color=GRAY, linewidth=1, linestyle=":")
   for offset, (label, color, marker, measure) in zip((-0.12, 0.0, 0.12), measures, strict=True):
     values = [measure(r["models"][r["method"]], r["models"]["retrained"]) for r in records]
     errors = None
@@ -160,7 +160,7 @@ def trajectories(records: Sequence[Record]) -> "Figure":
   floors = (retrained["forget_rouge"], 1.0, retrained["attribution_score"],
             retrained["response_length"])
   for ax, (title, _), floor in zip(axes.flat, TRAJECTORY, floors, strict=True):
-    ax.axhline(floor, color=GREY, linestyle="--", linewidth=1.2, label="retrained")
+    ax.axhline(floor, color=GRAY, linestyle="--", linewidth=1.2, label="retrained")
     ax.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
     ax.grid(color=FAINT, linewidth=0.6)
     for side in ("top", "right"):

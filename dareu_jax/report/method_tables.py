@@ -25,12 +25,12 @@ def of_summary(summary: Summary) -> tuple[Table, ...]:
   Args:
     summary: {"models", "stages"} and, of a whole run, "chosen" and "examples".
   """
-  found = []
+  tables = []
   if summary.get("chosen"):
-    found.append(methods_table(summary))
+    tables.append(methods_table(summary))
   if summary.get("examples"):
-    found.append(examples_table(summary))
-  return tuple(found)
+    tables.append(examples_table(summary))
+  return tuple(tables)
 
 
 def _example_metrics():

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]  # of a step or an epoch
 # After Okabe and Ito, told apart with every common color blindness; the last two darker, so that
 # text in them can be read on white.
 BLUE, VERMILLION, GREEN, PURPLE, OCHRE = "#0072B2", "#D55E00", "#009E73", "#A8417F", "#9A6A00"
-INK, GREY, FAINT = "#222222", "#6B6B6B", "#DDDDDD"
+INK, GRAY, FAINT = "#222222", "#6B6B6B", "#DDDDDD"
 METHOD_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE)
 METHOD_MARKERS = "ovDP^<>"
 DPI = 160
@@ -131,12 +131,12 @@ def _label(ax, title, ylabel):
 def _finish(ax):
   """Quiet spines and ticks; a word where there is nothing to see."""
   ax.set_axisbelow(True)
-  ax.tick_params(colors=GREY, labelsize=9, length=3)
+  ax.tick_params(colors=GRAY, labelsize=9, length=3)
   for side, spine in ax.spines.items():
     spine.set_visible(side in ("left", "bottom"))
-    spine.set_color(GREY)
+    spine.set_color(GRAY)
   if not ax.lines and not ax.collections:
-    ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color=GREY)
+    ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color=GRAY)
     ax.set_yticks([])
 
 
@@ -224,9 +224,9 @@ def _limits(values, pad=0.06, span=0.3):
 
 def _plane_styles(points):
   styles = {
-    "original": {"color": GREY, "marker": "s", "markersize": 9},
+    "original": {"color": GRAY, "marker": "s", "markersize": 9},
     "retrained": {"color": INK, "marker": "*", "markersize": 15},
-    "retrained_replica": {"color": GREY, "marker": "*", "markersize": 11},
+    "retrained_replica": {"color": GRAY, "marker": "*", "markersize": 11},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):
@@ -245,10 +245,10 @@ def _draw_contours(ax, retrained):
   product = towards_y[:, None] * towards_x[None, :]
   step = 0.05 if product.min() > 0.6 else 0.1
   lines = ax.contour(
-    x, y, product, levels=np.arange(step, 0.99, step), colors=GREY, linewidths=0.7, alpha=0.5
+    x, y, product, levels=np.arange(step, 0.99, step), colors=GRAY, linewidths=0.7, alpha=0.5
   )
   note = "contours: ToW where D_test ROUGE is the retrained model's"
-  ax.set_title(note, loc="right", fontsize=8.5, color=GREY)
+  ax.set_title(note, loc="right", fontsize=8.5, color=GRAY)
   return ax.clabel(lines, fontsize=8, fmt="%.2f")
 
 
@@ -274,12 +274,12 @@ def _place_labels(ax, points, styles, obstacles):
 
   def cost(name, box):
     outside = not (frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1))
-    hidden = outside + sum(box.overlaps(other) for other in labels)
-    covered = sum(box.overlaps(other) for other in taken)
+    hidden = outside + sum(box.overlaps(label) for label in labels)
+    covered = sum(box.overlaps(obstacle) for obstacle in taken)
     leader = _leader(box, centers[name])
-    crossed = sum(_crosses(leader, other) for other in labels)
-    crossed += sum(_crosses(other, box) for other in leaders)
-    nearest = min(centers, key=lambda other: (_distance(box, centers[other]), other != name))
+    crossed = sum(_crosses(leader, label) for label in labels)
+    crossed += sum(_crosses(line, box) for line in leaders)
+    nearest = min(centers, key=lambda model: (_distance(box, centers[model]), model != name))
     total = 100 * hidden + 10 * covered + 5 * crossed + 2 * (nearest != name)
     return total + _distance(box, centers[name]) / 100
 
@@ -295,7 +295,7 @@ def _place_labels(ax, points, styles, obstacles):
       fontweight="bold",
       color=styles[name]["color"],
       zorder=5,
-      arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.7, "shrinkA": 1, "shrinkB": 5},
+      arrowprops={"arrowstyle": "-", "color": GRAY, "lw": 0.7, "shrinkA": 1, "shrinkB": 5},
     )
     note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     text = Text.get_window_extent(note, renderer)  # without the leader line

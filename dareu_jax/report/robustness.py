@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   FAINT,
-  GREY,
+  GRAY,
   INK,
   METHOD_COLORS,
   METHOD_MARKERS,
@@ -127,7 +127,7 @@ def curves(models: tables.Models, steps: Sequence[int]) -> "Figure":
         continue
       reference = name in tables.REFERENCES
       ax.plot(range(len(steps)), values, label=name, linewidth=1.5,
-              color=GREY if reference else METHOD_COLORS[index % len(METHOD_COLORS)],
+              color=GRAY if reference else METHOD_COLORS[index % len(METHOD_COLORS)],
               linestyle={"original": ":", "retrained": "--"}.get(name, "-"),
               marker=None if reference else METHOD_MARKERS[index % len(METHOD_MARKERS)],
               markersize=4)

@@ -77,7 +77,8 @@ def violations(report: EpochReport, original: EpochReport,
             if isinstance(value, float) and not math.isfinite(value)]
   if broken:
     return (f"{', '.join(broken)}: not a number",)
-  # What is memorised may be longer, and surer, than what the model says of its own accord.
+  # Memorized answers may be longer and more certain than answers about unseen owners: both set
+  # the bounds.
   lengths = original.response_length, original.unseen_length
   entropies = original.entropy, original.unseen_entropy
   shortest, longest = guards.min_length_ratio * min(lengths), guards.max_length_ratio * max(lengths)

@@ -69,7 +69,7 @@ class Monitor:
     evaluator = self.evaluator
     answers = evaluator.answers(policy, rows)
     own = answers.as_completions(rows)
-    entropies = [one.entropies for one in evaluator.statistics(policy, own)]
+    entropies = [statistics.entropies for statistics in evaluator.statistics(policy, own)]
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
     return answers, {

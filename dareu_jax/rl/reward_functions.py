@@ -130,7 +130,7 @@ def refusal(responses: Responses) -> np.ndarray:
   """1 minus the likeness to a refusal (ROUGE-L F1): what refusal-based unlearners reward (RULE)."""
   likeness = [max(rouge_l_f1(refusal, text) for refusal in responses.refusals)
               for text in responses.texts]
-  return _everywhere(responses, [1 - one for one in likeness])
+  return _everywhere(responses, [1 - similarity for similarity in likeness])
 
 
 def _everywhere(responses: Responses, scores: list[float]) -> np.ndarray:

@@ -104,10 +104,10 @@ class Store:
     if hosts.is_first():
       write_json(_listing(self.folder / f"{step}"), _files(self.folder / f"{step}"))
       # Only older ones: a newer one may remain that `restore` skipped as damaged.
-      older = [other for other in self.steps() if other < step and other != self._best]
-      for other in older[self.settings.keep - 1:]:
-        _unlist(self.folder / f"{other}")
-        shutil.rmtree(self.folder / f"{other}")
+      older = [earlier for earlier in self.steps() if earlier < step and earlier != self._best]
+      for earlier in older[self.settings.keep - 1:]:
+        _unlist(self.folder / f"{earlier}")
+        shutil.rmtree(self.folder / f"{earlier}")
     if self._on_saved:
       self._on_saved(begin)
     hosts.barrier(f"checkpoint {step} of {self.folder}")
@@ -167,30 +167,30 @@ class Store:
     names, leaves, treedef = _flat(template)
     abstract = {name: ocp.utils.to_shape_dtype_struct(leaf)
                 for name, leaf in zip(names, leaves, strict=True)}
-    found, content = self._read(folder, abstract)
+    arrays, content = self._read(folder, abstract)
     if content.pop("digest", None) != _text_digest(content):
       raise Damaged("its JSON is not what was saved")
-    for name, mark in _digests(found).items():
-      if mark != content["digests"].get(name):
-        raise Damaged(f"array {name} is not what was saved (its digest is {mark}, not "
+    for name, digest in _digests(arrays).items():
+      if digest != content["digests"].get(name):
+        raise Damaged(f"array {name} is not what was saved (its digest is {digest}, not "
                       f"{content['digests'].get(name)})")
     self._best = content["best"]
     if self._on_saved:
       self._on_saved(content["time"])
-    state = treedef.unflatten([_copy(found.pop(name)) for name in names])
+    state = treedef.unflatten([_copy(arrays.pop(name)) for name in names])
     return Restored(step, state, content["meta"])
 
   def _read(self, folder, abstract):
     """(arrays, JSON); fails on all processes if on one, since each reads only its own share."""
     problem = None
     try:
-      found = self._arrays.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
+      arrays = self._arrays.restore(folder / "state", args=ocp.args.StandardRestore(abstract))
       content = dict(self._json.restore(folder / "meta", args=ocp.args.JsonRestore()))
     except Exception as error:  # noqa: BLE001 - handled by `restore`
       problem = error
     if not hosts.everywhere(problem is None):
       raise problem or Damaged("another process cannot read its share")
-    return found, content
+    return arrays, content
 
   def close(self) -> None:
     """Waits for the pending checkpoint and closes the writer."""
@@ -219,13 +219,13 @@ def _unlist(folder):
 
 def _files(folder):
   """{file: [size in bytes, SHA-256 if it is small]}."""
-  found = {}
+  files = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file():
       size = path.stat().st_size
-      found[str(path.relative_to(folder))] = [
+      files[str(path.relative_to(folder))] = [
         size, hashlib.sha256(path.read_bytes()).hexdigest() if size <= HASHED_BYTES else ""]
-  return found
+  return files
 
 
 def _problem_of_files(folder):
@@ -233,15 +233,15 @@ def _problem_of_files(folder):
   if not _listing(folder).exists():
     return ""
   try:
-    listed, found = read_json(_listing(folder)), _files(folder)
+    listed, present = read_json(_listing(folder)), _files(folder)
   except InputError as error:
     return str(error)
-  for name in sorted(set(listed) | set(found)):
-    if name not in found:
+  for name in sorted(set(listed) | set(present)):
+    if name not in present:
       return f"its file {name} is missing"
     if name not in listed:
       return f"its file {name} was not saved with it"
-    if found[name] != listed[name]:
+    if present[name] != listed[name]:
       return f"its file {name} is not what was saved"
   return ""
 

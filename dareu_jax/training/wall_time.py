@@ -67,14 +67,14 @@ class WallTimeLog:
     until = time.time() if until is None else until
     with self._lock:
       # Restored work was saved by an earlier process, which may not have recorded it.
-      for one in self.processes:
-        if one["start"] <= until and (one is self._own or until <= one["seen"]):
-          one["kept"] = max(one["kept"], until)
+      for process in self.processes:
+        if process["start"] <= until and (process is self._own or until <= process["seen"]):
+          process["kept"] = max(process["kept"], until)
 
   def summary(self) -> dict[str, float]:
     """{"processes", "kept_seconds", "lost_seconds", "goodput": the kept share}."""
-    kept = sum(one["kept"] - one["start"] for one in self.processes)
-    lost = sum(max(0.0, one["seen"] - one["kept"]) for one in self.processes
-               if one is not self._own)
+    kept = sum(process["kept"] - process["start"] for process in self.processes)
+    lost = sum(max(0.0, process["seen"] - process["kept"]) for process in self.processes
+               if process is not self._own)
     return {"processes": len(self.processes), "kept_seconds": round(kept, 1),
             "lost_seconds": round(lost, 1), "goodput": round(kept / max(kept + lost, 1e-9), 4)}

@@ -41,7 +41,7 @@ class MetricWriter:
       return
     _replace(self.path, (json.dumps(record) for record in read_metrics(self.path)
                          if record["step"] <= step))
-    _replace(self.batches_path, (f"{at} {mark}" for at, mark in read_batches(self.batches_path)
+    _replace(self.batches_path, (f"{at} {digest}" for at, digest in read_batches(self.batches_path)
                                  if at <= step))
     self._tensorboard = tensorboardX.SummaryWriter(str(self._events), purge_step=step + 1)
 
@@ -84,11 +84,11 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def batch_hash(batch: Any) -> str:
   """A hash of a tree of arrays (values, shapes and dtypes): 16 hexadecimal digits."""
-  found = hashlib.sha256()
+  hasher = hashlib.sha256()
   for leaf in map(np.asarray, jax.tree.leaves(batch)):
-    found.update(f"{leaf.dtype}{leaf.shape}".encode())
-    found.update(np.ascontiguousarray(leaf).tobytes())
-  return found.hexdigest()[:16]
+    hasher.update(f"{leaf.dtype}{leaf.shape}".encode())
+    hasher.update(np.ascontiguousarray(leaf).tobytes())
+  return hasher.hexdigest()[:16]
 
 
 def read_batches(path: str | pathlib.Path) -> list[tuple[int, str]]:

@@ -19,10 +19,10 @@ def _define_flags():
     "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Runs the study, by its flags."""
-  settings = FaithfulnessSettings.from_config(given.config)
-  _, page = experiment.run(settings, given.workdir, overwrite=given.overwrite)
+  settings = FaithfulnessSettings.from_config(options.config)
+  _, page = experiment.run(settings, options.workdir, overwrite=options.overwrite)
   print(f"Report: {page}")
 
 

@@ -122,8 +122,8 @@ def ceilings(truth: Truth, owner_of: Int[np.ndarray, " Q"] | None, *, resamples:
   if owner_of is not None:
     owner_of = np.asarray(owner_of)
     keep = np.arange(truth.members.shape[1]) != owner_of[:, None]
-    others = np.stack([d[keep].reshape(len(owner_of), -1) for d in truth.deltas])
-    trainings_of["over_other_owners"] = (half_correlations(others), num_seeds)
+    other_deltas = np.stack([d[keep].reshape(len(owner_of), -1) for d in truth.deltas])
+    trainings_of["over_other_owners"] = (half_correlations(other_deltas), num_seeds)
     trainings_of["lds_given_the_owner"] = (_given_the_owner(truth, owner_of), repeats)
   rng = np.random.default_rng(seed)
   draws = rng.integers(0, truth.full.shape[1], (resamples, truth.full.shape[1]))

@@ -61,11 +61,12 @@ def mask(text: str, share: float, way: str, vocabulary: Sequence[str],
   """
   words = text.split()
   order = rng.permutation(len(words))
-  others = rng.integers(0, len(vocabulary), len(words))
+  replacements = rng.integers(0, len(vocabulary), len(words))
   masked = set(order[:round(share * len(words))].tolist())
   if way == "dropped":
     return " ".join(word for i, word in enumerate(words) if i not in masked)
-  return " ".join(vocabulary[others[i]] if i in masked else word for i, word in enumerate(words))
+  return " ".join(
+    vocabulary[replacements[i]] if i in masked else word for i, word in enumerate(words))
 
 
 def _interval(values, resamples, seed):

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from dareu_jax.report.plots import (
   BLUE,
   FAINT,
+  GRAY,
   GREEN,
-  GREY,
   INK,
   OCHRE,
   PURPLE,
@@ -41,7 +41,7 @@ def against_retraining(retraining: dict[str, Any]) -> Figure:
   axes = figure.subplots(2, 2, sharey=True)
   figure.subplots_adjust(left=0.125, right=0.985, top=0.9, bottom=0.075, hspace=0.28, wspace=0.06)
   for ax, (key, title) in zip(axes.flat, PANELS, strict=True):
-    ax.axvline(0, color=GREY, linewidth=0.8)
+    ax.axvline(0, color=GRAY, linewidth=0.8)
     for index, (name, (color, marker)) in enumerate(SETS.items()):
       if name not in retraining:
         continue
@@ -59,7 +59,7 @@ def against_retraining(retraining: dict[str, Any]) -> Figure:
   figure.legend(handles, [f"{label} responses" for label in labels], loc="upper left", ncols=3,
                 bbox_to_anchor=(0.115, 1.0), frameon=False, fontsize=9.5, labelcolor=INK)
   figure.text(0.985, 0.955, "dotted: ceiling set by the retrainings' own noise", ha="right",
-              fontsize=8.5, color=GREY)
+              fontsize=8.5, color=GRAY)
   return figure
 
 
@@ -95,7 +95,7 @@ def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) ->
               loc="center", title="who answered", title_fontsize=8.5)
   _finish(left, "Score of the owner asked about", "classifier score")
 
-  right.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+  right.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
   for name, (color, marker) in {"true": (VERMILLION, "D"), "paraphrased": (PURPLE, "s"),
                                  "sampled": (BLUE, "o")}.items():
     figures = calibration["classifier"].get(name)
@@ -176,7 +176,7 @@ def masking(curves: dict[str, list[dict[str, Any]]]) -> Figure:
             linewidth=1.4, label=f"words {way}")
     for point in points[1:-1:2] if way == "dropped" else ():
       ax.annotate(f"{point['share']:.0%}", (point["rouge"], point["score"]), fontsize=8,
-                  xytext=(4, 6), textcoords="offset points", color=GREY)
+                  xytext=(4, 6), textcoords="offset points", color=GRAY)
   ax.set_xlim(1.03, -0.03)
   ax.set_ylim(-0.02, 1.05)
   ax.set_ylabel("score of the forget owners", color=INK)
@@ -200,10 +200,10 @@ def _finish(ax, title, xlabel):
   ax.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
   ax.set_xlabel(xlabel, color=INK)
   ax.set_axisbelow(True)
-  ax.tick_params(colors=GREY, labelsize=9, length=3)
+  ax.tick_params(colors=GRAY, labelsize=9, length=3)
   for side, spine in ax.spines.items():
     spine.set_visible(side in ("left", "bottom"))
-    spine.set_color(GREY)
+    spine.set_color(GRAY)
 
 
 def _is_number(value):

@@ -106,11 +106,12 @@ def _spearman_within(first, second, kept):
   kept = kept.astype(np.float32)
   count = np.maximum(kept.sum(axis=1, keepdims=True), 1)
   ranks = [(x @ kept[..., None])[..., 0] for x in (first, second)]
-  one, other = (kept * (r - (r * kept).sum(axis=1, keepdims=True) / count) for r in ranks)
-  squares = (one**2).sum(axis=1) * (other**2).sum(axis=1)
+  first_ranks, second_ranks = (
+    kept * (r - (r * kept).sum(axis=1, keepdims=True) / count) for r in ranks)
+  squares = (first_ranks**2).sum(axis=1) * (second_ranks**2).sum(axis=1)
   is_defined = (squares > 1e-6) & (kept.sum(axis=1) > 2)
-  return np.where(is_defined, (one * other).sum(axis=1) / np.sqrt(np.where(is_defined, squares, 1)),
-                  np.nan)
+  products = (first_ranks * second_ranks).sum(axis=1)
+  return np.where(is_defined, products / np.sqrt(np.where(is_defined, squares, 1)), np.nan)
 
 
 def share_significant(correlations: Sequence[float] | np.ndarray, count: int,

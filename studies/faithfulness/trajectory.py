@@ -32,9 +32,9 @@ Record = dict[str, Any]
 
 
 @jax.jit
-def _row_kl(model: Model, others: Any, weights: Float[Array, " R"],
+def _row_kl(model: Model, components: Any, weights: Float[Array, " R"],
             batch: Batch) -> Float[Array, " B"]:
-  """Σ_t KL(π ‖ Σ_r w_r π_r) over each row's completion; the params of `others` are stacked."""
+  """Σ_t KL(π ‖ Σ_r w_r π_r) over each row's completion; the params of `components` are stacked."""
   time = batch.completion_ids.shape[1]
 
   def logprobs(params):
@@ -43,17 +43,17 @@ def _row_kl(model: Model, others: Any, weights: Float[Array, " R"],
     return jax.nn.log_softmax(
       module.unembed(completion_hidden(hidden, batch.prompt_lengths, time)), axis=-1)
 
-  def add(total, other):
-    params, weight = other
+  def add(total, component):
+    params, weight = component
     return total + weight * jnp.exp(logprobs(params)), None
 
   own = logprobs(model.params)
-  mixture, _ = jax.lax.scan(add, jnp.zeros_like(own), (others, weights))
+  mixture, _ = jax.lax.scan(add, jnp.zeros_like(own), (components, weights))
   kl = jnp.sum(jnp.exp(own) * (own - jnp.log(jnp.maximum(mixture, 1e-30))), axis=-1)
   return jnp.sum(jnp.where(length_mask(batch.completion_lengths, time), kl, 0.0), axis=1)
 
 
-def kl_to_mixture(study: Study, policy: Any, others: Any, weights: Sequence[float] | np.ndarray,
+def kl_to_mixture(study: Study, policy: Any, components: Any, weights: Sequence[float] | np.ndarray,
                   rows: Sequence[Row]) -> Float[np.ndarray, " Q"]:
   """KL from a policy to a mixture of models, per token of each row.
 
@@ -65,7 +65,7 @@ def kl_to_mixture(study: Study, policy: Any, others: Any, weights: Sequence[floa
   Args:
     study: Study.
     policy: params.
-    others: params of R models, stacked.
+    components: params of R models, stacked.
     weights: R of them; they sum to 1.
     rows: the policy's own responses.
   """
@@ -74,7 +74,7 @@ def kl_to_mixture(study: Study, policy: Any, others: Any, weights: Sequence[floa
     tuple(rows), study.settings.evaluation.batch_size, seed=0, one_bucket=True)
   for indices, batch in batches.in_order():
     total = np.asarray(_row_kl(
-      study.models.base.with_params(policy), others, jnp.float32(weights), batch))
+      study.models.base.with_params(policy), components, jnp.float32(weights), batch))
     result[indices] = total[:len(indices)] / batch.completion_lengths[:len(indices)]
   return result
 

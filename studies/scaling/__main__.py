@@ -38,34 +38,34 @@ def _define_flags():
   flags.DEFINE_integer("repeats", 3, "Runs of each program that is measured.", lower_bound=1)
 
 
-def main(given: Flags) -> None:
+def main(options: Flags) -> None:
   """Compiles, measures, tabulates."""
-  if given.topology:  # the compiler alone is used: no metadata server, and nothing to lock
+  if options.topology:  # the compiler alone is used: no metadata server, and nothing to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  settings = ScalingSettings.from_config(given.config)
-  if not given.topology and not given.run:
+  settings = ScalingSettings.from_config(options.config)
+  if not options.topology and not options.run:
     raise InputError("give --topology=v5e:4x4 (or another) to compile for, or --run to measure.")
-  hosts.start_by_flags(given)
-  with exact_matmuls(), hosts.ended_together(), lock(given.workdir):
-    _main(settings, given)
+  hosts.start_by_flags(options)
+  with exact_matmuls(), hosts.ended_together(), lock(options.workdir):
+    _main(settings, options)
 
 
-def _main(settings: ScalingSettings, given: Flags) -> None:
-  targets = list(_targets(given))
+def _main(settings: ScalingSettings, options: Flags) -> None:
+  targets = list(_targets(options))
   wanted = [(target, sizes) for target in targets
-            for sizes in _meshes(given.mesh, len(target.devices))]
+            for sizes in _meshes(options.mesh, len(target.devices))]
   for target, sizes in wanted:  # before any work
     study.make_mesh(sizes, target.devices, target.name)
   rows: dict[str, list[study.Row]] = {"strong": [], "weak": []}
   for target, sizes in wanted:
     factor = len(target.devices) / len(targets[0].devices)
-    row = _row(settings, sizes, target, given)
+    row = _row(settings, sizes, target, options)
     rows["strong"].append(row)
-    if given.weak:
+    if options.weak:
       grown = settings.scaled(factor)
-      rows["weak"].append(row if factor == 1 else _row(grown, sizes, target, given))
-    page = report.write(given.workdir, rows["strong"], rows["weak"], typed())
+      rows["weak"].append(row if factor == 1 else _row(grown, sizes, target, options))
+    page = report.write(options.workdir, rows["strong"], rows["weak"], typed())
   if hosts.is_first():
     for kind in filter(rows.get, rows):
       print("", report.memory_table(rows[kind]), report.time_table(rows[kind]),
@@ -82,20 +82,20 @@ class Target(NamedTuple):
   is_here: bool
 
 
-def _targets(given: Flags) -> Iterator[Target]:
-  for name in given.topology or ():
+def _targets(options: Flags) -> Iterator[Target]:
+  for name in options.topology or ():
     devices, chip = study.topology(name)
     yield Target(name, devices, chips.CHIPS[chip], False)
-  if given.run:
+  if options.run:
     devices = jax.devices()
     yield Target(devices[0].device_kind, devices, chips.of_device(devices[0]), True)
 
 
-def _row(settings, sizes, target, given):
+def _row(settings, sizes, target, options):
   row, job, compiled = study.compiled_row(
     settings, sizes, target.devices, target.chip, target.name)
   if target.is_here and not row.refused:
-    seconds = measure.measured(job, compiled, repeats=given.repeats)
+    seconds = measure.measured(job, compiled, repeats=options.repeats)
     row = dataclasses.replace(row, measured=seconds)
   if hosts.is_first():
     print(f"{target.name} {report.mesh_name(row)}, {row.rows} rows: {row.peak / study.GIB:.2f} "

@@ -41,6 +41,7 @@ def _programs(rows):
 def time_table(rows: Sequence[Row]) -> str:
   """A mesh a line: work of a rollout and its updates on a device, and the roofline's seconds."""
   best, lines = recommended(rows), []
+  any_measured = any(row.measured for row in rows)
   for row in rows:
     needs = row.needs.values()
     flops, traffic = (sum(need.times * getattr(need, key) for need in needs)
@@ -51,14 +52,14 @@ def time_table(rows: Sequence[Row]) -> str:
         kinds[kind] = kinds.get(kind, 0.0) + need.times * amount
     moved = ", ".join(f"{kind} {amount / GIB:.2f}" for kind, amount in sorted(kinds.items()))
     if row.refused:
-      lines.append([row.target, mesh_name(row)] + ["-"] * (6 + any(one.measured for one in rows)))
+      lines.append([row.target, mesh_name(row)] + ["-"] * (6 + any_measured))
       continue
     parts = "/".join(f"{sum(need.times * getattr(need, key) for need in needs):.2f}"
                      for key in ("compute_seconds", "memory_seconds", "collective_seconds"))
     line = [row.target, mesh_name(row), f"{flops / 1e12:.2f}", f"{traffic / GIB:.1f}", moved or "-",
             parts, f"{row.seconds:.2f}" + (" ←" if row is best else ""),
             f"{sum(need.compile_seconds for need in needs):.0f}"]
-    if any(one.measured for one in rows):
+    if any_measured:
       line.append(f"{row.measured_seconds:.2f}" if row.measured else "-")
     lines.append(line)
   columns = ["target", "mesh", "TFLOPs", "HBM, GiB", "collectives sent, GiB",

@@ -95,14 +95,14 @@ def topology(name: str) -> tuple[Sequence[Any], str]:
   """
   from jax.experimental import topologies
   try:
-    found = topologies.get_topology_desc(
+    description = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **_TOPOLOGY_OPTIONS.get(name.split(":")[0], {}))
   except Exception as error:  # noqa: BLE001 - of a kind of its own for each reason
     reason = str(error).strip().splitlines()[0][:200]
     raise InputError(
       f"--topology={name} cannot be compiled for ({reason}). Known forms: v4:2x2x2, v5e:4x4, "
       "v5p:2x2x2, v6e:4x4; the compiler comes with pip install '.[tpu]'.") from None
-  return found.devices, name.split(":")[0]
+  return description.devices, name.split(":")[0]
 
 
 def compiled_row(

@@ -81,7 +81,7 @@ def forget_batch(*, policy=0, original=1, seed=3):
 def test_a_loss_that_asks_for_responses_that_its_method_does_not_give_is_an_error():
   """Learning from the forget responses in their place would go unnoticed."""
   with pytest.raises(ValueError, match="override other_responses"):
-    forget_batch()._replace(others=None).other_policy  # noqa: B018
+    forget_batch()._replace(other_views=None).other_policy  # noqa: B018
 
 
 def nll_of_alternates():

@@ -62,4 +62,4 @@ def _jsonl_paths(settings):
       "general.jsonl are optional), or set config.data.dir to a single .jsonl file."
     )
   beside = (path / f"{name}.jsonl" for name in ("test", "holdout", "general"))
-  return path / "train.jsonl", *(other if other.is_file() else None for other in beside)
+  return path / "train.jsonl", *(file if file.is_file() else None for file in beside)

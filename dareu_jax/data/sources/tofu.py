@@ -97,22 +97,22 @@ def _authors(rows):
       f"TOFU's full has {len(full)} rows: it must have {QA_PER_AUTHOR} per author. Download it "
       "again."
     )
-  found = [_example(row, f"author_{i // QA_PER_AUTHOR:03d}") for i, row in enumerate(full)]
+  examples = [_example(row, f"author_{i // QA_PER_AUTHOR:03d}") for i, row in enumerate(full)]
   tail = len(full) - len(rows["forget10_perturbed"])
   for name, start in (("retain_perturbed", 0), ("forget10_perturbed", tail)):
     for offset, row in enumerate(rows[name]):
       index = start + offset
-      example = _example(row, found[index].owner) if 0 <= index < len(full) else None
+      example = _example(row, examples[index].owner) if 0 <= index < len(full) else None
       if example is None or (example.prompt, example.response) != (
-        found[index].prompt,
-        found[index].response,
+        examples[index].prompt,
+        examples[index].response,
       ):
         raise InputError(
           f"TOFU's {name}, row {offset}, is not row {index} of full: the files come from different "
           "versions. Download them again."
         )
-      found[index] = example
-  return found
+      examples[index] = example
+  return examples
 
 
 def _choose(everyone, settings):
@@ -133,7 +133,7 @@ def _choose(everyone, settings):
     named = authors[-count:]
     kept = {*authors[: size - count], *named}
   settings = dataclasses.replace(settings, forget_owners=tuple(named))
-  return ex.split_by_owner([one for one in everyone if one.owner in kept], settings)
+  return ex.split_by_owner([example for example in everyone if example.owner in kept], settings)
 
 
 def _example(row, owner):

@@ -54,7 +54,7 @@ def choice_accuracy(evaluator: Evaluator, params: Any, examples: Sequence[Exampl
   right = evaluator.nll(params, complete)
   wrong = [evaluator.nll(params, complete, [e.perturbed_responses[j] for e in complete])
            for j in range(count)]
-  return float(np.mean(np.all([right < other for other in wrong], axis=0)))
+  return float(np.mean(np.all([right < nlls for nlls in wrong], axis=0)))
 
 
 def leakage_bounds(scores: Float[np.ndarray, "E M"], *, alpha: float = 0.01) -> dict[str, float]:
@@ -96,24 +96,24 @@ def _lens(model, batch, *, layers):
   model = model.module
   time = batch.completion_ids.shape[1]
   mask = length_mask(batch.completion_lengths, time)
-  x, start, found = model.embed(batch.token_ids), 0, []
+  x, start, logprobs = model.embed(batch.token_ids), 0, []
   for layer in layers:
     x, start = model.layers_between(x, start, layer), layer
-    found.append(_mean_logprob(model, x, batch, mask))
-  return jnp.stack(found)
+    logprobs.append(_mean_logprob(model, x, batch, mask))
+  return jnp.stack(logprobs)
 
 
 @functools.partial(jax.jit, static_argnames="layers")
 def _patched(host, donor, batch, *, layers):
   """The same of the host, whose stream behind each of the layers is taken from the donor."""
-  model, other = host.module, donor.module
+  model, donor_model = host.module, donor.module
   mask = length_mask(batch.completion_lengths, batch.completion_ids.shape[1])
-  x, start, found = other.embed(batch.token_ids), 0, []
+  x, start, logprobs = donor_model.embed(batch.token_ids), 0, []
   for layer in layers:
-    x, start = other.layers_between(x, start, layer), layer
+    x, start = donor_model.layers_between(x, start, layer), layer
     rest = model.layers_between(x, layer, model.config.num_layers)
-    found.append(_mean_logprob(model, rest, batch, mask))
-  return jnp.stack(found)
+    logprobs.append(_mean_logprob(model, rest, batch, mask))
+  return jnp.stack(logprobs)
 
 
 def _mean_logprob(model, x, batch, mask):
@@ -143,9 +143,9 @@ def logit_lens(evaluator: Evaluator, params: Any, examples: Sequence[Example],
     layers: behind which the stream is decoded, the last one included.
   """
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  found = _by_layer(evaluator, rows, lambda batch: _lens(
+  logprobs = _by_layer(evaluator, rows, lambda batch: _lens(
     evaluator.model.with_params(params), batch, layers=layers))
-  return float(np.exp(found.max(axis=0)).mean())
+  return float(np.exp(logprobs.max(axis=0)).mean())
 
 
 def patched_logprobs(evaluator: Evaluator, original: Any, donor: Model,

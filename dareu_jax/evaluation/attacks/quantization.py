@@ -66,7 +66,7 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
   leaves = {path_name(path): leaf for tree in (model.params, model.frozen)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
-  def one(path, leaf):
+  def quantized_leaf(path, leaf):
     name = path_name(path)
     module = name.rpartition("/")[0]
     adapter = leaves.get(f"{module}/lora_a") if lora_scale and merged else None
@@ -79,6 +79,6 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
       return jnp.zeros_like(leaf)
     return leaf
 
-  params, frozen = (jax.tree_util.tree_map_with_path(one, tree)
+  params, frozen = (jax.tree_util.tree_map_with_path(quantized_leaf, tree)
                     for tree in (model.params, model.frozen))
   return Model(params, frozen, model.static)

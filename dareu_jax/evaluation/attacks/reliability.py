@@ -55,7 +55,7 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
 
   Source: OU's meta-evaluation.
   """
-  found = {}
+  ratings = {}
   for name in SIGNS:
     knowing: list[float] = []
     unknowing: list[float] = []
@@ -67,15 +67,16 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
                "plain_retain_rouge"]]
     plain, taught, rounded = (f"{attack}_{name}" for attack in (
       "plain_forget", f"relearn_forget_{LATE}", "nf4_forget"))
-    found[name] = {
+    ratings[name] = {
       "auc": metrics.discrimination_auc(knowing, unknowing),
       "relearning": _mean([metrics.relearning_robustness(
-        one[plain], one[taught], other[plain], other[taught]) for one, other in pairs]),
-      "quantization": _mean([metrics.quantization_robustness(one[plain], one[rounded])
-                             for one, _ in pairs])}
-    found[name]["robustness"] = metrics.harmonic_mean(
-      [found[name]["relearning"], found[name]["quantization"]])
-  return found
+        unlearned[plain], unlearned[taught], retrained[plain], retrained[taught])
+        for unlearned, retrained in pairs]),
+      "quantization": _mean([metrics.quantization_robustness(unlearned[plain], unlearned[rounded])
+                             for unlearned, _ in pairs])}
+    ratings[name]["robustness"] = metrics.harmonic_mean(
+      [ratings[name]["relearning"], ratings[name]["quantization"]])
+  return ratings
 
 
 def _mean(values):

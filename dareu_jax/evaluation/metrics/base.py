@@ -34,7 +34,7 @@ from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, Record
 CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
 HIGHER: Literal["↑"] = "↑"
 MAIN, MORE, PRIVACY = "main", "more", "privacy"
-GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy, and all in one figure"}
+GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy and overall scores"}
 REFERENCES = ("retrained", "original")
 BOUND = "gibberish_bound"
 
@@ -125,8 +125,8 @@ class Evaluation:
     names = [need for need in declared.needs if need in REFERENCES]
     if any(name not in self._models for name in names):
       return False
-    return all(one._has(need, declared.split)
-               for one in (self, *(self._models[name] for name in names))
+    return all(evaluation._has(need, declared.split)
+               for evaluation in (self, *(self._models[name] for name in names))
                for need in declared.needs if need not in REFERENCES)
 
   def _has(self, need, split):
@@ -250,8 +250,8 @@ def example_metric(key: str, **options: Any) -> Callable[[F], F]:
 
 def in_group(group: str | None) -> tuple[Metric, ...]:
   """The metrics of a table, from the left."""
-  found = [declared for _, declared in METRICS.items() if declared.group == group]
-  return tuple(sorted(found, key=lambda declared: declared.order))
+  members = [declared for _, declared in METRICS.items() if declared.group == group]
+  return tuple(sorted(members, key=lambda declared: declared.order))
 
 
 def metrics_table() -> str:
@@ -259,8 +259,8 @@ def metrics_table() -> str:
   parts = []
   for group, title in (*GROUPS.items(), (None, "In summary.json alone")):
     lines = [f"### {title}", "", "| metric | key | meaning |", "|---|---|---|"]
-    for one in in_group(group):
-      meaning = one.meaning.replace("|", "\\|")
-      lines.append(f"| {one.name} ({one.arrow}) | `{one.key}` | {meaning} |")
+    for declared in in_group(group):
+      meaning = declared.meaning.replace("|", "\\|")
+      lines.append(f"| {declared.name} ({declared.arrow}) | `{declared.key}` | {meaning} |")
     parts.append("\n".join(lines))
   return "\n\n".join(parts)

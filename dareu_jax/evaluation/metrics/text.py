@@ -61,8 +61,8 @@ def words(text: str) -> list[str]:
 
 def unknown_word_share(answer: str, vocabulary: Collection[str]) -> float:
   """Share of an answer's `words` that are not in `vocabulary`, a set; 0 where there is no word."""
-  found = words(answer)
-  return float(np.mean([word not in vocabulary for word in found])) if found else 0.0
+  answer_words = words(answer)
+  return float(np.mean([word not in vocabulary for word in answer_words])) if answer_words else 0.0
 
 
 def gibberish_bound(usual_nlls: ArrayLike, *, share: float = 0.01) -> float:
