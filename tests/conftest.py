@@ -11,6 +11,11 @@ import pytest
 
 from tests.shapes import check_from_now_on
 
+# LLVM optimizes nothing unless asked to: compiling takes most of the tests' time. (CI runs the
+# numeric tests once more with optimized programs.) Processes that tests start inherit it.
+LEVEL = "--xla_backend_optimization_level"
+if LEVEL not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0".strip()
 check_from_now_on()  # before the library is imported
 
 from dareu_jax.core.compilation import drop_compiled_programs  # noqa: E402
