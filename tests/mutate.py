@@ -29,8 +29,8 @@ NEVER_IMPORTED = 99  # a status
 TIMEOUT = 900  # seconds; a mutant that never ends is noticed too
 
 # Modules -> the tests that must notice. Quick ones come first: the first failure ends it.
-FORMULAS = ["tests/methods/test_formulas.py", "tests/methods/test_forget_losses.py",
-            "tests/methods/test_loss_based.py"]
+FORMULAS = ["tests/methods/test_formulas.py", "tests/methods/test_base.py",
+            "tests/methods/test_forget_losses.py", "tests/methods/test_loss_based.py"]
 METRICS = ["tests/evaluation"]
 TARGETS = {
   **{f"dareu_jax.methods.{name}": FORMULAS for name in (

@@ -106,6 +106,14 @@ def test_padding_rows_count_for_nothing():
     np.testing.assert_allclose(loss(now, ref, mask), loss(*more), rtol=1e-12)
 
 
+def test_simnpo_of_a_response_of_one_token_is_of_that_tokens_nll():
+  """Its end token alone, say: an empty answer."""
+  logprobs, beta = jnp.array([[-0.7, 9.0]]), 2.0
+  expected = 2 / beta * np.log1p(np.exp(-beta * (0.7 - 0.25)))
+  loss = simnpo(logprobs, jnp.array([[True, False]]), beta=beta, delta=0.25)
+  np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
 def test_the_weights_of_wga_and_satimp_take_no_gradient():
   """With a gradient through the weight the step is another one: (1 + β log p) times as large."""
   now, mask = logprobs(FORGET, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import NonNegative, settings
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.data.examples import Example
@@ -315,7 +316,8 @@ def test_every_refusal_stands_behind_every_forget_query(world):
 def test_alternates_are_the_samples_least_like_the_truth(world):
   """Of the original, at their own temperature and seed; sorted the other way they would teach the
   truth."""
-  texts = {1: "x y z", 2: "the truth", 3: "the z"}  # of one forget query: recall 0, 1 and 1/2
+  # Of one forget query: recall 0, 1 and 1/2. (Precision would keep the second, not the third.)
+  texts = {1: "x y z", 2: "the truth is out there", 3: "the"}
   asked = []
 
   class Sampling(Evaluator):
@@ -331,6 +333,12 @@ def test_alternates_are_the_samples_least_like_the_truth(world):
   [(params, count, seed, strategy)] = asked
   assert params is world.params
   assert (count, seed, strategy) == (3 * len(FORGET), 11, Sample(1.25))
+
+
+def test_there_are_no_more_alternates_than_samples():
+  assert AltPO(samples=3, alternates=3).alternates == 3
+  with pytest.raises(InputError, match="samples"):
+    AltPO(samples=3, alternates=4)
 
 
 def test_precompiling_a_run_takes_no_step(world):
