@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import filelock
 import jax
@@ -11,11 +13,26 @@ import pytest
 
 from tests.shapes import check_from_now_on
 
-# LLVM optimizes nothing unless asked to: compiling takes most of the tests' time. (CI runs the
-# numeric tests once more with optimized programs.) Processes that tests start inherit it.
-LEVEL = "--xla_backend_optimization_level"
-if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0".strip()
+FAST_COMPILES = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+
+
+def compile_fast():
+  """Compiling takes most of the tests' time: nothing is optimized, unless XLA_FLAGS says otherwise.
+
+  (CI runs the numeric tests once more with optimized programs.) XLA ends a process whose flags it
+  does not know, so another one tries them. Processes that tests start inherit them.
+  """
+  given = os.environ.get("XLA_FLAGS", "")
+  if FAST_COMPILES[0].split("=")[0] in given:
+    return
+  flags = " ".join((given, *FAST_COMPILES)).strip()
+  tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True,
+                         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})
+  if tried.returncode == 0:
+    os.environ["XLA_FLAGS"] = flags
+
+
+compile_fast()
 check_from_now_on()  # before the library is imported
 
 from dareu_jax.core.compilation import drop_compiled_programs  # noqa: E402

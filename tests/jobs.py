@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,7 +66,7 @@ def on_eight_devices(code):
 
 
 COMMANDS = """
-import importlib, json, os, runpy, sys, tempfile, traceback, warnings
+import importlib.util, json, os, runpy, sys, tempfile, traceback, warnings
 
 def run(module, flags):
   sys.argv = [module, *flags]
@@ -95,6 +96,8 @@ def forked(module, flags):
 warnings.filterwarnings("ignore", ".*fork", RuntimeWarning)
 commands = json.loads(sys.argv[1])
 for module in {module for module, *_ in commands}:
+  if importlib.util.find_spec(module).submodule_search_locations:
+    module += ".__main__"
   importlib.import_module(module)
   del sys.modules[module]  # as runpy wants it
 print(json.dumps([forked(module, flags) for module, *flags in commands]))
@@ -142,6 +145,23 @@ def killed_at(sign, workdir, start):
   process.send_signal(signal.SIGKILL)
   _, err = process.communicate()
   assert process.returncode == -signal.SIGKILL, f"it ended before {sign} was seen: {err}"
+
+
+def without(stages, finished, workdir):
+  """A copy of a finished run that some stages are taken out of: the same command runs these alone."""
+  shutil.copytree(finished, workdir)
+  for stage in stages:
+    shutil.rmtree(workdir / stage, ignore_errors=True)
+    for path in [*workdir.glob(f"metrics/{stage}.*"), workdir / f"{stage}.json"]:
+      path.unlink(missing_ok=True)
+  for path in ("summary.json", "time.json"):
+    (workdir / path).unlink()
+  return workdir
+
+
+# What is trained, and what its metrics are measured on.
+DAREU = ("dareu", "evaluation/dareu")
+ORIGINAL = ("original", "evaluation/original")
 
 
 def figures(workdir):

@@ -12,6 +12,8 @@ import pytest
 from dareu_jax.pipeline.workdir import FORMAT
 from tests.jobs import (
   CONFIG,
+  DAREU,
+  ORIGINAL,
   batches,
   figures,
   finish,
@@ -19,6 +21,7 @@ from tests.jobs import (
   losses,
   outcomes,
   wait_for,
+  without,
   xla_flags,
 )
 
@@ -60,7 +63,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_resumes(finished, command, 
 
   None is due for a thousand steps: what is there was saved because of the signal, in mid-stage.
   """
-  workdir = tmp_path / "stopped"
+  workdir = without(ORIGINAL + DAREU, finished[0], tmp_path / "stopped")
   for stage in ("original", "dareu"):
     process = command(workdir, "--config.checkpoint.every_steps=1000")
     wait_for(f"{stage}/started.json", workdir, process)
@@ -88,26 +91,28 @@ def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(
   def cube(workdir):
     return command(workdir, "--config.mesh.data=2", "--config.mesh.tensor=2", **eight)
 
+  def same_losses(workdir, *stages):
+    for stage in stages:
+      np.testing.assert_allclose(losses(workdir)[stage], losses(finished[0])[stage], rtol=1e-4,
+                                 atol=1e-5, err_msg=stage)
+
   def as_one(workdir):
     assert batches(workdir) == batches(finished[0])
-    for stage, curve in losses(finished[0]).items():
-      np.testing.assert_allclose(losses(workdir)[stage], curve, rtol=1e-4, atol=1e-5, err_msg=stage)
+    same_losses(workdir, *losses(finished[0]))
     for model, row in figures(finished[0]).items():
       assert figures(workdir)[model] == pytest.approx(row, rel=1e-5, abs=1e-5), model
 
-  code, out, err = finish(rows(tmp_path / "whole"))
-  assert code == 0, err
-  as_one(tmp_path / "whole")
-  for sign, name, start in (("original/progress/3", "on_cube", cube),
-                            ("dareu/progress/2", "on_one", command)):
-    killed_at(sign, tmp_path / "killed", rows)
-    shutil.copytree(tmp_path / "killed", tmp_path / name)
-    code, out, err = finish(start(tmp_path / name))
+  killed = tmp_path / "killed"
+  killed_at("original/progress/3", killed, rows)
+  shutil.copytree(killed, tmp_path / "on_one")
+  killed_at("retrained/started.json", tmp_path / "on_one", command)
+  same_losses(tmp_path / "on_one", "original")
+  killed_at("dareu/progress/2", killed, rows)
+  shutil.copytree(killed, tmp_path / "on_cube")
+  for workdir, start in ((killed, rows), (tmp_path / "on_cube", cube)):
+    code, _, err = finish(start(workdir))
     assert code == 0, err
-    as_one(tmp_path / name)
-  code, out, err = finish(rows(tmp_path / "killed"))
-  assert code == 0, err
-  assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
+    as_one(workdir)
 
 
 def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path):

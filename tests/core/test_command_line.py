@@ -8,6 +8,7 @@ import pytest
 
 from dareu_jax.core.command_line import typed
 from tests.configs import ROOT
+from tests.jobs import outcomes
 
 ENTRIES = ("dareu_jax.main", "dareu_jax.export", "dareu_jax.ablations", "dareu_jax.compare",
            "dareu_jax.robustness", "studies.faithfulness")
@@ -28,10 +29,16 @@ def test_the_command_of_a_report_can_be_given_again(monkeypatch, word):
   assert again.endswith(f'"{word}"') or "methods" not in word
 
 
+@pytest.fixture(scope="module")
+def helped():
+  """{entry: what its --help prints}."""
+  return {entry: out for entry, (_, out, _) in
+          zip(ENTRIES, outcomes([[entry, "--help"] for entry in ENTRIES]), strict=True)}
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_help_names_the_flags_of_the_entry(entry):
+def test_help_names_the_flags_of_the_entry(helped, entry):
   """Flags that are defined on the way would not be known to be the program's own."""
-  out = subprocess.run([sys.executable, "-m", entry, "--help"], cwd=ROOT,
-                       capture_output=True, text=True).stdout
+  out = helped[entry]
   own = "--log" if entry.endswith("compare") else "--workdir"
   assert own in out and f"python -m {entry}" in out

@@ -14,7 +14,17 @@ from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel import hosts
 from dareu_jax.training.writers import read_metrics
-from tests.jobs import CONFIG, batches, figures, finish, together, wait_for
+from tests.jobs import (
+  CONFIG,
+  DAREU,
+  ORIGINAL,
+  batches,
+  figures,
+  finish,
+  together,
+  wait_for,
+  without,
+)
 
 
 @pytest.fixture
@@ -44,6 +54,7 @@ def assert_same_table(workdir, expected):
 
 def test_four_processes_end_with_the_table_of_one(finished, command, tmp_path):
   """Shares of a batch that overlap, files written twice, a key for each host. (Two: below.)"""
+  without(("classifier", *DAREU), finished[0], tmp_path / "w")
   outputs = [finish(process) for process in together(command, tmp_path / "w", 4)]
   assert [code for code, _, _ in outputs] == [0] * 4, outputs
   assert_same_table(tmp_path / "w", finished[0])
@@ -59,6 +70,7 @@ def test_four_processes_end_with_the_table_of_one(finished, command, tmp_path):
 def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, command, tmp_path):
   """They would wait for it for ever; each of the two is the one that is lost. What they then end
   with is the table of one."""
+  without(ORIGINAL + DAREU, finished[0], tmp_path / "w")
   for lost, sign in ((1, "original/progress/3"), (0, "dareu/progress/2")):
     processes = together(command, tmp_path / "w", 2)
     wait_for(sign, tmp_path / "w", processes[0])
@@ -99,6 +111,7 @@ def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
 
 def test_sigterm_stops_all_processes_at_the_same_step(finished, command, tmp_path):
   """It reaches one host alone; the others must save with it. One alone then goes on with that."""
+  without(("base", *ORIGINAL, *DAREU), finished[0], tmp_path / "w")
   processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
   wait_for("base/started.json", tmp_path / "w", processes[0])
   time.sleep(2)

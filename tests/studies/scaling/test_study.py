@@ -89,13 +89,16 @@ def test_published_figures_are_plausible():
     assert 50 < chip.flops / chip.bandwidth < 1000 and 1 < chip.bandwidth / chip.links < 20, chip
 
 
-def run(tmp_path, *flags, **environment):
-  config = tmp_path / "small.py"
+def command(folder, *flags):
+  config = folder / "small.py"
   config.write_text(CONFIG.format(root=str(ROOT)))
+  return ["studies.scaling", f"--config={config}", f"--workdir={folder}/w", *flags]
+
+
+def run(tmp_path, *flags, **environment):
   return subprocess.run(
-    [sys.executable, "-m", "studies.scaling", f"--config={config}", f"--workdir={tmp_path}/w",
-     *flags], cwd=ROOT, capture_output=True, text=True, timeout=jobs.HANGS,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+    [sys.executable, "-m", *command(tmp_path, *flags)], cwd=ROOT, capture_output=True, text=True,
+    timeout=jobs.HANGS, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
 
 
 def test_it_measures_on_the_devices_that_are_there(tmp_path):
@@ -112,14 +115,25 @@ def test_it_compiles_for_a_tpu_that_is_not_there(tmp_path):
   assert "v5e:2x2" in done.stdout and "Recommended: mesh 1x2x2" in done.stdout
 
 
-@pytest.mark.parametrize(("flags", "words"), [
+MISUSED = [
   ([], ["--topology", "--run"]), (["--run", "--mesh=1,x,2"], ["--mesh=1,x,2", "three numbers"]),
   (["--run", "--mesh=1,1,3"], ["needs 3 devices"]),
   (["--run", "--mesh=1,1,1", "--mesh=1,1,7"], ["needs 7 devices"]),
-  (["--topology=v99:4x4"], ["--topology=v99:4x4", "v5e:4x4"])])
-def test_misuse_is_one_clear_error(tmp_path, flags, words):
-  done = run(tmp_path, *flags)
-  assert "by the roofline" not in done.stdout  # before any work
-  assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+  (["--topology=v99:4x4"], ["--topology=v99:4x4", "v5e:4x4"])]
+
+
+@pytest.fixture(scope="module")
+def misused(tmp_path_factory):
+  """{flags: (exit status, stdout, stderr)}."""
+  folder = tmp_path_factory.mktemp("misused")
+  ended = jobs.outcomes([command(folder, *flags) for flags, _ in MISUSED], JAX_PLATFORMS="cpu")
+  return {str(flags): each for (flags, _), each in zip(MISUSED, ended, strict=True)}
+
+
+@pytest.mark.parametrize(("flags", "words"), MISUSED, ids=str)
+def test_misuse_is_one_clear_error(misused, flags, words):
+  code, out, err = misused[str(flags)]
+  assert "by the roofline" not in out  # before any work
+  assert code == 2 and "Traceback" not in err, err
   for word in words:
-    assert word in done.stderr
+    assert word in err
