@@ -65,11 +65,11 @@ def config(checkpoint, data_dir):
   config.model.path = config.classifier.model.path = str(checkpoint)
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
-  config.length_multiple = 128
-  config.unlearning.dareu.update(epochs=1, rollout_batch_size=20, minibatch_size=10,
-                                 retain_batch_size=8, max_new_tokens=8)
+  config.length_multiple = 64
+  config.unlearning.dareu.update(epochs=1, rollout_batch_size=10, minibatch_size=10,
+                                 retain_batch_size=4, max_new_tokens=8)
   config.monitor.target_score = 0.0
-  config.evaluation.update(batch_size=8, max_new_tokens=8, max_examples=4)
+  config.evaluation.update(batch_size=8, max_new_tokens=8, max_examples=2)
   return config
 
 

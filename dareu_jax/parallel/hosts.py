@@ -85,9 +85,17 @@ def ended_together() -> Iterator[None]:
 
 
 def lost_another(error: BaseException) -> bool:
-  """Whether an error says that another process is gone; JAX has no exception type for this."""
+  """Whether an error, or its cause, says that another process is gone.
+
+  JAX has no exception type for this, and Orbax reports it as a timeout of its own.
+  """
   signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination service")
-  return jax.process_count() > 1 and any(sign in str(error).lower() for sign in signs)
+  cause: BaseException | None = error
+  while jax.process_count() > 1 and cause is not None:
+    if any(sign in str(cause).lower() for sign in signs):
+      return True
+    cause = cause.__cause__
+  return False
 
 
 def is_first() -> bool:

@@ -120,7 +120,7 @@ def test_the_weights_of_wga_and_satimp_take_no_gradient():
   probs = jnp.exp(now)
   for loss, weight in (
       (lambda x: wga(x, mask, beta=2.0), probs**2),
-      (lambda x: satimp(x, mask, beta1=3.0, beta2=1.0), probs**3 * (1 - probs))):
+      (lambda x: satimp(x, mask, beta1=3.0, beta2=2.0), probs**3 * (1 - probs)**2)):
     expected = jnp.where(mask, weight, 0) / mask.sum()
     np.testing.assert_allclose(jax.grad(loss)(now), expected, rtol=1e-10)
 

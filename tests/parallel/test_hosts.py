@@ -34,7 +34,9 @@ def together_failing(command, tmp_path):
   def start(workdir):
     config = tmp_path / "failing.py"
     config.write_text(f'''{CONFIG}
+from dareu_jax.parallel import hosts
 from dareu_jax.training.checkpoints import Store
+hosts.PATIENCE = 10
 if "--process_id=1" in sys.argv:
   save = Store.save
   def fails(*args, **more):
@@ -97,14 +99,16 @@ def test_a_process_that_fails_by_itself_ends_the_others(together_failing, tmp_pa
 @pytest.mark.parametrize(("error", "status", "said"), [
   (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on the disk .*Free some"),
   (KeyboardInterrupt(), 2, "interrupted."), (InputError("mend this"), 2, "mend this"),
-  (RuntimeError("Gloo: Connection reset by peer"), 1, "process 0 of 2 lost another process")])
+  (RuntimeError("Gloo: Connection reset by peer"), 1, "process 0 of 2 lost another process"),
+  (TimeoutError("Timed out while waiting for a barrier"), 1, "process 0 of 2 lost another process")])
 def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
     monkeypatch, capsys, error, status, said):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   ends = []
   monkeypatch.setattr(os, "_exit", ends.append)
+  cause = RuntimeError("the coordination service ended") if isinstance(error, TimeoutError) else None
   with hosts.ended_together():
-    raise error
+    raise error from cause
   assert ends == [status]
   assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
