@@ -1,15 +1,19 @@
 """The main job as a process, on a small config: started, waited for, killed, looked at."""
 
 import json
+import multiprocessing
 import os
+import pathlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 from dareu_jax.training.writers import read_batches, read_metrics
+from tests import preloaded
 from tests.configs import ROOT
 
 # Seconds after which a process counts as one that will never end, on the slowest machine.
@@ -30,19 +34,52 @@ ENVIRONMENT = os.environ | {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 
 
+# A process of the library takes many seconds to import it: jobs are forks of one that has.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preloaded"])
+
+
+class Job:
+  """A command in a process of its own, with the methods of a subprocess.Popen."""
+
+  def __init__(self, module, flags, environment):
+    self._folder = tempfile.TemporaryDirectory()
+    self._files = [pathlib.Path(self._folder.name, name) for name in ("out", "err")]
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads do not survive a fork
+    self._process = FORKS.Process(
+      target=preloaded.run, args=(module, flags, ENVIRONMENT | environment, self._files))
+    self._process.start()
+
+  @property
+  def returncode(self):
+    return self._process.exitcode
+
+  def poll(self):
+    return self._process.exitcode
+
+  def send_signal(self, number):
+    os.kill(self._process.pid, number)
+
+  def kill(self):
+    self._process.kill()
+
+  def communicate(self, timeout=None):
+    self._process.join(timeout)
+    assert self._process.exitcode is not None, f"it has not ended after {timeout} seconds"
+    return tuple(path.read_text() for path in self._files)
+
+
 def starter(config):
-  """start(workdir, *flags, **environment) -> a Popen of the main job on a config file."""
+  """start(workdir, *flags, **environment) -> a Job: the main job on a config file."""
 
   def start(workdir, *flags, config=config, **more):
-    return subprocess.Popen(
-      [sys.executable, "-m", "dareu_jax.main", f"--config={config}", f"--workdir={workdir}", *flags],
-      cwd=ROOT, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Job("dareu_jax.main", [f"--config={config}", f"--workdir={workdir}", *flags], more)
 
   return start
 
 
 def together(start, workdir, count, *flags, **more):
-  """The same as several processes that make one job: list of Popen, the first process first."""
+  """The same as several processes that make one job: list of Jobs, the first process first."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
