@@ -15,7 +15,7 @@ from dareu_jax import presets
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
-from dareu_jax.core.settings import merged
+from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import Method
@@ -24,6 +24,7 @@ from dareu_jax.pipeline import experiment, language_model, unlearning
 from dareu_jax.pipeline.comparison import Table, compare
 from dareu_jax.pipeline.graph import Candidate
 from dareu_jax.pipeline.language_model import LanguageModel
+from dareu_jax.pipeline.models import AT_HAND
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -57,9 +58,9 @@ def load_run(workdir: str | pathlib.Path, name: str = "dareu", *,
   """A model that a finished run left: 'original', 'retrained' or a method's.
 
   Args:
-    workdir: of the run.
-    name: of the model.
-    seed: of a run with several; the first, if not given.
+    workdir: folder of the run, or of a call of `unlearn` on a checkpoint.
+    name: name of the model.
+    seed: seed of a run with several; the first, if not given.
 
   Raises:
     InputError: if the folder holds no such model.
@@ -68,7 +69,7 @@ def load_run(workdir: str | pathlib.Path, name: str = "dareu", *,
   return model, model.tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
   """What `unlearn` returns.
 
@@ -76,7 +77,7 @@ class Result:
     model: the unlearned model.
     original: the model it was, with the same adapters untrained.
     reports: of the epochs; the first of the original.
-    chosen_epoch: which of them the model is from; 0: nothing was unlearned.
+    chosen_epoch: epoch that the model was taken from; 0 means unchanged.
     classifier: the owner classifier that the reward asked.
     judge: another one, which the reward never asked.
   """
@@ -113,12 +114,15 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     unseen: examples of owners that the model has not seen; their queries give the level that the
       attribution score is to come down to. Without them, `settings` must give one:
       `{"monitor": {"target_score": 0.05}}`.
-    method: name of a method, or an instance with settings of its own: `DareU(c_seg=1.0)`.
-    reward: in place of DareU's attribution: a callable of `rl.reward_functions.Responses`.
-    settings: nested mapping over the preset for checkpoints (`dareu_jax.presets.CHECKPOINT`).
-    workdir: keeps checkpoints and metrics there, and resumes from them; a temporary folder, if not
-      given.
-    seed: of everything that is drawn.
+    method: name of a method, with its settings of the preset for checkpoints
+      (`dareu_jax.presets.CHECKPOINT`); or an instance, taken as it is:
+      `dareu_jax.methods.dareu.DareU(c_seg=1.0)`.
+    reward: callable of `rl.reward_functions.Responses`, in place of DareU's attribution.
+    settings: nested mapping over that preset, of the blocks in `SETTINGS`:
+      `{"unlearning": {"dareu": {"epochs": 3}}}`.
+    workdir: folder for checkpoints and metrics; the same call resumes from them. A temporary
+      folder, if not given.
+    seed: seed of everything random.
 
   Raises:
     InputError: for examples or settings that cannot be used, before any long work.
@@ -126,11 +130,13 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   if tokenizer is not None:
     model = dataclasses.replace(model, tokenizer=tokenizer)
   name = method if isinstance(method, str) else method.name
-  chosen = _settings(model, name, method, settings, seed)
+  chosen = _settings(model, name, method, settings or {}, seed)
+  if reward is not None and not chosen.unlearning[name].takes_reward:
+    raise InputError(f"a reward is given, and method {name!r} takes none: DareU does.")
   corpus = make_corpus(forget, retain, unseen)
   if not corpus.holdout and chosen.monitor.target_score < 0:
-    raise InputError("there are no unseen examples to measure the level to come down to: give "
-                     "some, or settings={'monitor': {'target_score': 0.05}}.")
+    raise InputError("without unseen examples there is no target level: give some, or "
+                     "settings={'monitor': {'target_score': 0.05}}.")
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
     mesh = mesh_of(model.model)
@@ -139,7 +145,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     original = model
     if not model.config.lora.rank:
       original = model.trainable(chosen.lora, seed)
-    run = make_run(chosen, seed, corpus, mesh, folder, original=original)
+    run = make_run(chosen, seed, corpus, mesh, folder, original=original, reward=reward)
     run.workdir.check_config(overwrite=False)
     return _unlearn(run, original, name, reward)
 
@@ -156,19 +162,38 @@ def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None
     judge=run.models.scorer("judge"))
 
 
+# Blocks of settings that `unlearn` reads. The others are about what it does not do.
+SETTINGS = ("baseline", "checkpoint", "classifier", "eval_every", "evaluation", "length_multiple",
+            "lora", "max_length", "monitor", "unlearning")
+
+
 def _settings(model, name, method, changes, seed):
-  """The preset for checkpoints with what the caller changes."""
+  """The preset for checkpoints with the caller's changes."""
+  for block in changes:
+    if block not in SETTINGS:
+      raise InputError(f"settings has {block!r}, which unlearn does not read: it reads "
+                       f"{', '.join(SETTINGS)}.")
+  if "lora" in changes and model.config.lora.rank:
+    raise InputError("settings has 'lora', and the model has adapters already: these are trained.")
   own = {} if isinstance(method, str) else {"unlearning": {name: method}}
-  fixed = {"seeds": (seed,), "method": name, "model": {"path": model.source or "a model at hand"}}
-  return Settings.from_config(merged(merged(merged(presets.CHECKPOINT, fixed), own), changes or {}))
+  if own and name in changes.get("unlearning", {}):
+    raise InputError(f"method is an instance of {name!r}, and settings has its settings too: give "
+                     "them once.")
+  config = model.config
+  fixed = {"seeds": (seed,), "method": name,
+           "model": {"path": model.source or AT_HAND, "dtype": config.dtype,
+                     "scan_layers": config.scan_layers, "remat": config.remat},
+           "tokenizer": {"template": model.tokenizer.template_name},
+           "lora": to_plain(config.lora) if config.lora.rank else {}}
+  return Settings.from_config(merged(merged(merged(presets.CHECKPOINT, fixed), own), changes))
 
 
 def make_corpus(forget: Examples, retain: Examples, unseen: Examples = ()) -> Corpus:
-  """Examples as the corpus of a run; those without an owner belong to one of their own.
+  """Examples as the corpus of a run; examples without an owner share one owner per set.
 
   Raises:
-    InputError: for an example that is none, for none at all, or for an owner that is both forgotten
-      and retained.
+    InputError: if an entry is not an example, if there are no examples, or if an owner is both
+      forgotten and retained.
   """
   parts = {name: tuple(_example(example, name, i) for i, example in enumerate(examples))
            for name, examples in (("forget", forget), ("retain", retain), ("unseen", unseen))}
@@ -206,8 +231,9 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
   Args:
     models: by name: {"before": model, "after": result.model}.
     forget, retain, test, unseen: examples as of `unlearn`; test: of general knowledge.
-    original: name of the model that the others came from; the first, if not given.
-    result: of `unlearn`, whose classifiers say whose the answers to forget queries are.
+    original: name of the model that the others came from; if not given, the one called "original",
+      else the first.
+    result: result of `unlearn`; its classifiers score the answers to forget queries.
     options: further arguments of `pipeline.comparison.compare`: max_new_tokens, batch_size, ...
 
   Raises:
@@ -220,9 +246,9 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
     raise InputError("there are no models to evaluate: give at least one.")
   if result is not None:
     options = {"classifier": result.classifier, "judge": result.judge} | options
-  first = next(iter(models.values()))
-  with computing_on(mesh_of(first.model)):
-    return Table(compare(models, examples, original=original or next(iter(models)), **options))
+  original = original or ("original" if "original" in models else next(iter(models)))
+  with computing_on(mesh_of(next(iter(models.values())).model)):
+    return Table(compare(models, examples, original=original, **options))
 
 
 def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path,

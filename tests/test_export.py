@@ -57,7 +57,7 @@ def test_what_cannot_be_exported_is_said(workdir, tmp_path):
     export.export(workdir, "npo", tmp_path / "out")
   with pytest.raises(InputError, match="holds no run"):
     export.export(tmp_path, "dareu", tmp_path / "out")
-  with pytest.raises(InputError, match="--seed is 5: the run has 42"):
+  with pytest.raises(InputError, match="seed is 5: the run has 42"):
     export.export(workdir, "dareu", tmp_path / "out", seed=5)
   with pytest.raises(InputError, match="no adapter"):
     export.export(workdir, "dareu", tmp_path / "out", adapter="apart")

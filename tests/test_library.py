@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 import dareu_jax
+from dareu_jax.api import make_corpus
 from dareu_jax.data.authors import make_authors
+from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
+from dareu_jax.pipeline import graph
+from dareu_jax.pipeline.run import digest_of_function
 from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.pipeline.settings import Settings
 from tests.configs import ROOT
 
 SMALL = {
@@ -116,26 +121,76 @@ def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path
   again = dareu_jax.unlearn(model, **options)
   assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns == stamp
   jax.tree.map(np.testing.assert_array_equal, first.model.model.params, again.model.model.params)
-  dareu_jax.unlearn(first.model.with_params(first.model.model.params), **options)
+  loaded, _ = dareu_jax.load_run(tmp_path, "npo")
+  ids = np.array([model.tokenizer.encode_prompt(FORGET[0].prompt)])
+  np.testing.assert_allclose(loaded.logits(ids), first.model.logits(ids), atol=1e-5)
+  with pytest.raises(dareu_jax.InputError, match="lora"):  # of the adapters that it has now
+    dareu_jax.unlearn(first.model, **options)
+  options["settings"] = {name: block for name, block in SMALL.items() if name != "lora"}
+  dareu_jax.unlearn(first.model, **options)
   assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns != stamp
+
+
+def test_another_reward_or_tokenizer_is_another_run():
+  """Else the folder's model would be given back, which another reward made."""
+  settings, corpus = Settings(), make_corpus(FORGET, RETAIN, UNSEEN)
+
+  def prints(tokenizer="t", reward=None):
+    return graph.fingerprints(graph.stages_from(
+      settings, corpus, (), 0, original="o", tokenizer=tokenizer, reward=reward))
+
+  plain, rewarded, retokenized = prints(), prints(reward="r"), prints(tokenizer="u")
+  assert {name for name in plain if plain[name] != rewarded[name]} == {"dareu"}
+  assert {name for name in plain if plain[name] == retokenized[name]} == {"original"}
+  assert digest_of_function(len) != digest_of_function(max) == digest_of_function(max)
+
+
+def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch):
+  METHODS.names()  # all are there
+  monkeypatch.setattr(METHODS, "_entries", dict(METHODS.items()))
+
+  @register_method("judge")
+  class Judge(NPO):
+    """It would take the place of the second classifier."""
+
+  with pytest.raises(dareu_jax.InputError, match="'judge', which is a stage of every run"):
+    graph.stages(Settings.from_config({"method": Judge.name}),
+                 make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
 
 
 @pytest.mark.parametrize(("changes", "said"), [
   ({"forget": []}, "no forget examples"),
   ({"retain": ()}, "no retain examples"),
-  ({"unseen": ()}, "no unseen examples"),
+  ({"unseen": ()}, "without unseen examples"),
   ({"retain": FORGET}, "owner 'author_000' is among the forget and the retain examples"),
   ({"forget": [{"prompt": "Who?"}]}, 'forget example 0: "response" is missing'),
   ({"forget": ["Who?"]}, "forget example 0 is 'Who\\?': it must be a mapping"),
   ({"method": "nop"}, "'nop'"),
   ({"settings": {"unlearning": {"dareu": {"c_segg": 1.0}}}}, "Did you mean c_seg"),
   ({"settings": {"max_length": 16}}, "config.max_length is 16"),
+  ({"settings": {"learning_rates": (1e-3,)}}, "'learning_rates', which unlearn does not read"),
+  ({"method": NPO(), "settings": {"unlearning": {"npo": {"beta": 1.0}}}}, "give them once"),
+  ({"method": "npo", "reward": len}, "method 'npo' takes none"),
 ])
 def test_what_cannot_be_used_is_one_error_before_any_work(model, changes, said, tmp_path):
   options = {"forget": FORGET, "retain": RETAIN, "unseen": UNSEEN} | changes
   with pytest.raises(dareu_jax.InputError, match=said):
     dareu_jax.unlearn(model, workdir=tmp_path, **options)
   assert not (tmp_path / "classifier").exists()
+
+
+def test_the_original_is_the_one_of_that_name_wherever_it_stands(model, result):
+  """Taken for the first, its row would show the other's metrics."""
+  models = {"after": result.model, "original": model}
+  table = dareu_jax.evaluate(models, forget=FORGET)
+  assert table.metrics == dareu_jax.evaluate(dict(reversed(models.items())), forget=FORGET).metrics
+  with pytest.raises(dareu_jax.InputError, match="another model is called 'original'"):
+    dareu_jax.evaluate(models, forget=FORGET, original="after")
+
+
+def test_one_text_in_place_of_a_list_is_an_error(model):
+  with pytest.raises(dareu_jax.InputError, match="must be a list of texts"):
+    model.generate("Who?")
 
 
 def test_precision_and_mesh_are_as_they_were(model):

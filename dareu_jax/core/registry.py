@@ -30,6 +30,8 @@ class Registry(Generic[T]):
     Raises:
       InputError: if there is another one of that name.
     """
+    if not getattr(entry, "__module__", "").startswith(f"{self.package}."):
+      self._complete()  # a clash with an entry of the package is this entry's fault
     known = self._entries.get(name)
     if known is not None and _origin(known) != _origin(entry):
       raise InputError(f"{_origin(entry)} cannot be {self.kind} {name!r}: that is "

@@ -12,12 +12,13 @@ comment behind (or above) a field is its documentation: `describe` reads it, and
 docs/configuration.md is made from that.
 """
 
+import ast
 import dataclasses
 import difflib
 import inspect
 import io
 import json
-import re
+import os
 import tokenize
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -91,9 +92,16 @@ def build(cls: type[T], config: Any, key: str = "config") -> T:
   # Over the default instance: a block may have other defaults here than its class has.
   plain = merged(to_plain(cls()), to_plain(config))
   try:
-    return pydantic.TypeAdapter(cls).validate_json(json.dumps(plain, default=repr))
+    return pydantic.TypeAdapter(cls).validate_json(json.dumps(plain, default=_json))
   except pydantic.ValidationError as error:
     raise InputError(_sentence(error, cls, plain, key)) from None
+
+
+def _json(value):
+  """Numbers of NumPy and JAX as Python's, paths as strings; pydantic names what does not fit."""
+  if getattr(value, "shape", None) == ():
+    return value.item()
+  return os.fspath(value) if isinstance(value, os.PathLike) else repr(value)
 
 
 def to_plain(value: Any) -> Any:
@@ -147,7 +155,7 @@ def _sentence(error: pydantic.ValidationError, cls: type, config: Any, key: str)
     known = [field.name for field in dataclasses.fields(_class_at(cls, place[:-1]))]
     near = difflib.get_close_matches(str(place[-1]), known, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    return f"{where} is no setting. {hint}Known here: {', '.join(sorted(known))}."
+    return f"{where} is not a setting. {hint}Known here: {', '.join(sorted(known))}."
   if kind == "missing":
     return f"{where} is missing: it has no default."
   if kind in _BOUNDS:
@@ -254,18 +262,21 @@ def _comments(cls: type) -> dict[str, str]:
     source = inspect.cleandoc("\n" + inspect.getsource(cls))
   except (OSError, TypeError):  # made where there is no source
     return {}
+  [tree] = ast.parse(source).body
+  assert isinstance(tree, ast.ClassDef)
+  fields = {node.lineno: node.target.id for node in tree.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
   comments, above, field = {}, [], ""
   for token in tokenize.generate_tokens(io.StringIO(source).readline):
-    line = token.line.strip()
     if token.type == tokenize.COMMENT:
       text = token.string.lstrip("# ").rstrip(".")
-      if line.startswith("#"):
+      if token.line.lstrip().startswith("#"):
         above.append(text)
       elif field:
         comments[field] = text
-    elif token.type == tokenize.NAME and (name := re.match(rf"({token.string})\s*:\s*\S", line)):
-      if token.start[1] == len(token.line) - len(token.line.lstrip()):
-        field, comments[name[1]], above = name[1], " ".join(above), []
-    elif token.type == tokenize.OP and token.string == "@":
-      above = []
+    elif token.type == tokenize.NEWLINE:  # the end of a statement
+      above, field = [], ""
+    elif token.start[0] in fields and not field:
+      field = fields[token.start[0]]
+      comments[field] = " ".join(above)
   return comments

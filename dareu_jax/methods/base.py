@@ -77,6 +77,7 @@ class Method:
   name: ClassVar[str]
   # Blocks of the run's settings that its result depends on, beside its own.
   depends_on: ClassVar[tuple[str, ...]] = ()
+  takes_reward: ClassVar[bool] = False  # whether a Task's `reward` takes the place of its own
   leads_report: ClassVar[bool] = False  # whether the report shows its curves before others'
 
   @property

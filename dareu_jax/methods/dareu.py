@@ -19,6 +19,7 @@ class DareU(RLSettings, Method):
   """
 
   depends_on: ClassVar[tuple[str, ...]] = ("monitor",)
+  takes_reward: ClassVar[bool] = True
   leads_report: ClassVar[bool] = True
 
   @property

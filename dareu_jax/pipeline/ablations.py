@@ -33,11 +33,11 @@ def variants(config: ConfigDict, only: Iterable[str] | None = None) -> list[Vari
 
   Args:
     config: ConfigDict; `base` is a config of `dareu_jax.main`, `studies` maps a name to
-      assignments, each of one or more "key=value" apart by spaces.
+      assignments, each of one or more "key=value" separated by spaces.
     only: names of the studies to take; None: all.
 
   Raises:
-    InputError: for an unknown study, or an assignment that is none of a setting.
+    InputError: for an unknown study, or an assignment to an unknown setting.
   """
   studies = config.studies.to_dict()
   unknown = sorted(set(only or ()) - set(studies))
@@ -56,7 +56,7 @@ def _changed(base, assignments):
     for group in groups:
       block = block.get(group) if isinstance(block, dict) else None
     if not isinstance(block, dict) or name not in block:
-      raise InputError(f"{assignment!r} of the studies: config.{path} is no setting.")
+      raise InputError(f"{assignment!r} of the studies: config.{path} is not a setting.")
     block[name] = _value(text)
   return config
 

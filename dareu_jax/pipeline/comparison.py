@@ -69,7 +69,7 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   Args:
     models: by name; "retrained" is what the others are compared with, where there is one.
     examples: of each split of `records.ALL_SPLITS` that there is; "forget" must be there.
-    original: name of the model that the others came from.
+    original: name of the model that the others came from; no other may be called 'original'.
     classifier, judge: owner classifiers of the answers to forget queries.
     max_new_tokens: of greedy answers; 0: as long as the longest response.
     max_length: tokens of prompt and response; a longer example is an error.
@@ -84,6 +84,9 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     raise InputError("there are no forget examples to evaluate on: give at least one.")
   if original not in models:
     raise InputError(f"original is {original!r}, and the models are {', '.join(models)}.")
+  if "original" in models and original != "original":
+    raise InputError(f"original is {original!r}, and another model is called 'original': give that "
+                     "one another name.")
   evaluators = {name: _evaluator(model, examples, max_new_tokens, max_length, batch_size)
                 for name, model in models.items()}
   references = {"original": original}

@@ -1,4 +1,4 @@
-"""The stages of a run as a graph: what each stands on, and the fingerprint that follows from it.
+"""The stages of a run as a graph: the stages each depends on, and the fingerprint of each.
 
 A stage's result is taken from the workdir where its fingerprint is the same: that of its own
 settings and of all stages that it reads.
@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import fingerprint
@@ -75,6 +76,9 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
       depends_on.append(s.evaluation.max_examples)
     # The answers that epochs are judged by are as long as those of the evaluation.
     depends_on.append(s.evaluation.max_new_tokens)
+    if candidate.name in graph:
+      raise InputError(f"config.method names {candidate.name!r}, which is a stage of every run: "
+                       "register the method under another name.")
     graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
   for name in model_names(s):
     graph[f"evaluation/{name}"] = Stage(
@@ -83,17 +87,23 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
 
 
 def stages_from(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: int,
-                original: str) -> dict[str, Stage]:
+                original: str, tokenizer: str, reward: str | None) -> dict[str, Stage]:
   """The graph of a run whose original is at hand: classifiers and methods alone.
 
   Args:
-    settings, source, refusals, seed: as of `stages`.
-    original: what tells its weights from others.
+    settings, source, refusals, seed: as for `stages`.
+    original, tokenizer: digests of its weights and of its tokenizer.
+    reward: digest of a reward that takes the place of the methods' own; None if there is none.
   """
   whole = stages(settings, source, refusals, seed)
-  names = ("tokenizer", "classifier", "judge",
-           *(candidate.name for candidate in candidates(settings)))
-  return {ORIGINAL: Stage((), (original,))} | {name: whole[name] for name in names}
+
+  def also(name, *more):
+    return whole[name]._replace(depends_on=(*whole[name].depends_on, *more))
+
+  graph = {ORIGINAL: Stage((), (original,)), "tokenizer": also("tokenizer", tokenizer)}
+  graph |= {name: whole[name] for name in ("classifier", "judge")}
+  return graph | {candidate.name: also(candidate.name, reward)
+                  for candidate in candidates(settings)}
 
 
 def fingerprints(graph: Mapping[str, Stage]) -> dict[str, str]:

@@ -27,7 +27,7 @@ BATCH = 16  # prompts that are answered at a time
 MULTIPLE = 64  # of the prompt slots: few programs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
   """A decoder with its weights and its tokenizer.
 
@@ -62,7 +62,12 @@ class LanguageModel:
       max_new_tokens: of each answer.
       temperature: 0 takes the likeliest tokens.
       seed: of samples.
+
+    Raises:
+      InputError: for one text in place of a sequence.
     """
+    if isinstance(prompts, str):
+      raise InputError(f"prompts is {prompts!r}: it must be a list of texts, [{prompts!r}].")
     tokenizer, answers = self.tokenizer, []
     strategy = Sample(temperature) if temperature else Greedy()
     with computing_on(mesh_of(self.model)):
@@ -92,6 +97,8 @@ class LanguageModel:
     Raises:
       InputError: if the folder exists, or there is no adapter to go apart.
     """
+    if adapter not in ("merged", "apart"):
+      raise InputError(f"adapter is {adapter!r}: it must be 'merged' or 'apart'.")
     if adapter == "apart":
       if self.config.lora.rank and not self.source:
         raise InputError("the adapter's base was made in the run itself: save it merged.")

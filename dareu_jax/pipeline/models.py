@@ -146,6 +146,9 @@ class Models:
         f"{longest} tokens, but the model knows {self.config.max_length} positions.")
 
 
+AT_HAND = "a model at hand"  # in place of a path: the original was passed as an object
+
+
 def model_config(settings: DataAndModelSettings, vocab_size: int,
                  gather_gib: float = 7.0) -> ModelConfig:
   """The architecture of the language model that the settings name."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.rl.reward_functions import Reward
 from dareu_jax.training.digests import hex_digest
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import MetricWriter, progress
@@ -55,7 +57,8 @@ class Run:
 
 
 def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: pathlib.Path, *,
-             original: LanguageModel | None = None, **options: Any) -> Run:
+             original: LanguageModel | None = None, reward: Reward | None = None,
+             **options: Any) -> Run:
   """The run of a seed in a folder.
 
   Args:
@@ -65,6 +68,7 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
     mesh: that arrays lie on.
     folder: of results and checkpoints.
     original: the model to unlearn, where it is not to be made here.
+    reward: callable that takes the place of the method's own, beside such an original.
     options: further fields of Run.
   """
   workdir = Workdir(folder, settings, settings.checkpoint)
@@ -72,7 +76,11 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   if original is None:
     stages = graph.stages(settings, source, refusals, seed)
   else:
-    stages = graph.stages_from(settings, source, refusals, seed, digest_of(original.model))
+    tokenizer = original.tokenizer
+    stages = graph.stages_from(
+      settings, source, refusals, seed, digest_of(original.model),
+      graph.fingerprint(tokenizer.backend.get_vocab(), tokenizer.template_name),
+      None if reward is None else digest_of_function(reward))
   data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"],
               None if original is None else original.tokenizer)
   models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original)
@@ -82,6 +90,16 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
 def digest_of(model: Model) -> str:
   """A short digest of all weights, the same on every mesh."""
   return graph.fingerprint(*map(hex_digest, jax.tree.leaves(model)))
+
+
+def digest_of_function(function: Callable) -> str:
+  """A short digest of a callable's name and source; what it closes over is not part of it."""
+  named = function if hasattr(function, "__qualname__") else type(function)
+  try:
+    source = inspect.getsource(named)
+  except (OSError, TypeError):  # defined where there is no source
+    source = ""
+  return graph.fingerprint(named.__module__, named.__qualname__, source)
 
 
 def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:

@@ -8,7 +8,7 @@ from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.graph import model_names
 from dareu_jax.pipeline.language_model import LanguageModel
-from dareu_jax.pipeline.models import base_model, model_config
+from dareu_jax.pipeline.models import AT_HAND, base_model, model_config
 from dareu_jax.pipeline.run import seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import Workdir, read_config
@@ -31,7 +31,10 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   settings = Settings.from_config(read_config(workdir))
   seed = settings.seeds[0] if seed is None else seed
   if seed not in settings.seeds:
-    raise InputError(f"--seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+    raise InputError(f"seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+  if settings.model.path == AT_HAND:
+    raise InputError(f"{workdir} is of an original that was passed as an object and that no "
+                     "checkpoint holds: save the result's model itself.")
   folder = seed_folder(workdir, seed, settings)
   name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
     name, name)

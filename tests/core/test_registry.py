@@ -109,6 +109,14 @@ def test_a_second_entry_of_the_same_name_is_refused_and_the_first_stays():
   assert registry["one"] is first
 
 
+def test_a_clash_with_the_package_is_the_users_own_at_whatever_time(package):
+  """Found by the package's module, which is imported later, it would end every lookup."""
+  registry = things(package[0])
+  with pytest.raises(InputError, match=rf"mine\.pear cannot be thing 'pear': that is {package[0]}\.pear"):
+    registry.register("pear", make_function("mine", "pear"))
+  assert registry["pear"]() == "pear"
+
+
 def test_a_cell_of_a_notebook_may_run_twice():
   registry = Registry("thing", "dareu_jax.core")
   register = decorator(registry)

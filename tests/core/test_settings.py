@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -44,6 +45,9 @@ class Wheel:
   def __post_init__(self):
     if self.worn and self.spokes > 40:
       raise InvalidSetting("spokes", self.spokes, "a worn wheel has at most 40.")
+    # A comment within a method, and
+    radius: float = self.radius  # a local of a field's name
+    assert radius
 
 
 @settings
@@ -109,10 +113,10 @@ def test_a_config_of_all_settings_gives_the_settings_back():
 
 
 @pytest.mark.parametrize(("config", "said"), [
-  ({"lode": 1.0}, "config.lode is no setting. Did you mean load? Known here: back, front, gears,"),
-  ({"front": {"spoke": 3}}, "config.front.spoke is no setting. Did you mean spokes? "
+  ({"lode": 1.0}, "config.lode is not a setting. Did you mean load? Known here: back, front, gears,"),
+  ({"front": {"spoke": 3}}, "config.front.spoke is not a setting. Did you mean spokes? "
                             "Known here: radius, shape, spokes, worn."),
-  ({"zzz": 1}, "config.zzz is no setting. Known here: back,"),
+  ({"zzz": 1}, "config.zzz is not a setting. Known here: back,"),
   ({"load": -0.5}, "config.load is -0.5: it must be >= 0."),
   ({"grip": 1.5}, "config.grip is 1.5: it must be <= 1."),
   ({"trim": 0.0}, "config.trim is 0.0: it must be > 0."),
@@ -150,7 +154,7 @@ def test_the_first_key_of_a_message_is_as_asked():
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-  ({"spoke": 3}, "Wheel.spoke is no setting. Did you mean spokes?"),
+  ({"spoke": 3}, "Wheel.spoke is not a setting. Did you mean spokes?"),
   ({"radius": 0.0}, "Wheel.radius is 0.0: it must be > 0."),
   ({"radius": math.nan}, "Wheel.radius is nan: it must be finite."),
   ({"spokes": 3.0}, "Wheel.spokes is 3.0: it must be of type int."),
@@ -184,11 +188,20 @@ def test_choices_are_asked_when_a_setting_is_made(monkeypatch):
   assert build(Wheel, {"shape": "oval"}).shape == "oval"
 
 
+def test_scalars_of_numpy_and_paths_are_values(tmp_path):
+  """A rate from a sweep over np.logspace, a folder from pathlib."""
+  wheel = build(Wheel, {"radius": np.float32(0.25), "spokes": np.int64(7)})
+  assert (wheel.radius, wheel.spokes) == (0.25, 7)
+  assert build(Vehicle, {"name": tmp_path}).name == str(tmp_path)
+  with pytest.raises(InputError, match="config.radius is"):
+    build(Wheel, {"radius": np.array([1.0])})
+
+
 def test_updated_settings_differ_in_what_was_named_alone():
   vehicle = Vehicle(front=Wheel(radius=3.0), load=2.0)
   assert updated(vehicle, {"front": {"spokes": 5}, "seats": 4}) == dataclasses.replace(
     vehicle, front=Wheel(radius=3.0, spokes=5), seats=4)
-  assert message_of(lambda: updated(vehicle, {"sets": 4})).startswith("config.sets is no setting")
+  assert message_of(lambda: updated(vehicle, {"sets": 4})).startswith("config.sets is not a setting")
 
 
 def test_comments_above_and_behind_a_field_say_what_it_means():

@@ -98,7 +98,7 @@ def test_a_method_of_ones_own_joins_by_its_name(registry):
   assert METHODS["mine"] is Mine and Mine.name == "mine"
   settings = Settings.from_config({"method": "mine", "unlearning": {"mine": {"pull": 3}}})
   assert settings.unlearning == {"mine": Mine(pull=3.0)}
-  with pytest.raises(InputError, match=r"config\.unlearning\.mine\.pul is no setting. Did you mean pull"):
+  with pytest.raises(InputError, match=r"config\.unlearning\.mine\.pul is not a setting. Did you mean pull"):
     Settings.from_config({"method": "mine", "unlearning": {"mine": {"pul": 3}}})
   with pytest.raises(InputError, match="Mine.pull is -1"):
     Mine(pull=-1)

@@ -169,7 +169,7 @@ def test_an_unknown_key_is_refused_with_those_known(tiny, group, key, named):
   known = config
   for name in group:
     known = known[name]
-  assert f"{named} is no setting" in message
+  assert f"{named} is not a setting" in message
   assert all(name in message for name in known if name != key)
 
 
