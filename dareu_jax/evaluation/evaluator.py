@@ -15,6 +15,7 @@ from dareu_jax.core.settings import Count, PositiveFraction, Size, settings
 from dareu_jax.data.batches import Batch, Batches, Row, encode, prompt_batch
 from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models.handle import Model
@@ -31,7 +32,7 @@ class EvaluationSettings:
   batch_size: Count = 64  # examples a forward pass
   max_examples: Size = 400  # of each split, evenly spaced; 0: all
   max_new_tokens: Size = 0  # of greedy answers; 0: as long as the longest response of the data
-  min_k: PositiveFraction = 0.4  # share of the least likely tokens that the Min-K% attacks average
+  min_k: PositiveFraction = MIN_K  # share of the least likely tokens that Min-K% attacks average
   gradient_norm: bool = False  # the gradient-norm attack too: a backward pass for each example
   gibberish_model: str = ""  # trained gibberish classifier to ask too (needs torch); '': none
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 UNMEASURED: Any = None
 SPLITS = ("forget", "retain", "test")  # whose queries are answered
+MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
 ALL_SPLITS = (*SPLITS, "holdout")  # "holdout", of owners no model has seen: likelihoods alone
 
 

@@ -12,7 +12,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import SPLITS, Record, merged
+from dareu_jax.evaluation.records import MIN_K, SPLITS, Record, merged
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -63,7 +63,7 @@ class Table:
 def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence[Example]], *,
             original: str, classifier: Scorer | None = None, judge: Scorer | None = None,
             max_new_tokens: int = 0, max_length: int = 512, batch_size: int = 16,
-            min_k: float = 0.4, seed: int = 42) -> dict[str, Evaluation]:
+            min_k: float = MIN_K, seed: int = 42) -> dict[str, Evaluation]:
   """Evaluations of models: {name: Evaluation}.
 
   Args:

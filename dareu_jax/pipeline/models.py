@@ -14,6 +14,7 @@ from dareu_jax.models import factory
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import mesh as meshes
+from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.graph import ORIGINAL
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -150,7 +151,7 @@ AT_HAND = "a model at hand"  # in place of a path: the original was passed as an
 
 
 def model_config(settings: DataAndModelSettings, vocab_size: int,
-                 gather_gib: float = 7.0) -> ModelConfig:
+                 gather_gib: float = MeshSettings.gather_gib) -> ModelConfig:
   """The architecture of the language model that the settings name."""
   config = factory.model_config(settings.model, settings.lora, vocab_size)
   return dataclasses.replace(config, gather_gib=gather_gib)

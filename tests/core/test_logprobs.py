@@ -150,3 +150,16 @@ def test_completion_hidden_starts_at_the_last_prompt_token():
     inside = min(4, 9 - (n - 1))  # beyond the row anything goes, but it must be finite
     np.testing.assert_array_equal(got[row, :inside], hidden[row, n - 1 : n - 1 + inside])
   assert np.isfinite(got).all()
+
+
+def test_statistics_are_of_the_whole_distribution():
+  hidden, head, targets = draw(7)
+  found = run(L.token_statistics, hidden, head, targets)
+  want = numpy_log_softmax(hidden, head, 1.0)
+  p = np.exp(want)
+  mean = (p * want).sum(-1)
+  np.testing.assert_allclose(
+    found.logprobs, np.take_along_axis(want, targets[..., None], -1)[..., 0], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.entropies, -mean, rtol=1e-4)
+  np.testing.assert_allclose(found.variances, (p * (want - mean[..., None])**2).sum(-1), rtol=1e-4)
+  np.testing.assert_array_equal(found.predictions, want.argmax(-1))

@@ -118,3 +118,12 @@ def test_last_valid_takes_each_rows_own_end():
   x = jnp.arange(12.0).reshape(2, 6)
   np.testing.assert_array_equal(last_valid(x, jnp.array([1, 4])), [0.0, 9.0])
   np.testing.assert_array_equal(last_valid(x[..., None], jnp.array([6, 2]))[:, 0], [5.0, 7.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3)])
+def test_beyond_the_end_the_last_entry_is_taken_again(shape):
+  """A prompt that fills its row: the slots behind it must not come from another place."""
+  x = jnp.arange(np.prod(shape)).reshape(shape)
+  taken = take_from(x, jnp.array([2, 0]), 5)
+  np.testing.assert_array_equal(taken[0], x[0, jnp.array([2, 3, 3, 3, 3])])
+  np.testing.assert_array_equal(taken[1], x[1, jnp.array([0, 1, 2, 3, 3])])

@@ -1,5 +1,6 @@
 """Declaring a metric: one declaration is all that tables, intervals and docs take."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_an_example_without_a_value_is_left_out_of_the_mean():
   assert any(hits) and not all(hits)
   assert evaluation["first_token"] == 1.0 and "nothing" not in evaluation
   assert bootstrap.intervals([evaluation])["first_token"] == [1.0, 1.0, 1.0]
+
+
+def test_an_example_that_lacks_what_a_metric_needs_has_no_value():
+  """Half of the data may have paraphrases; the function would be given None for the other half."""
+  @base.example_metric("paraphrased", needs=("paraphrased_nll",))
+  def paraphrased(record):
+    return 0.0 * record.paraphrased_nll + 1.0
+
+  records = make_records()
+  records["forget"] = [dataclasses.replace(record, paraphrased_nll=None if i % 2 else 3.0)
+                       for i, record in enumerate(records["forget"])]
+  evaluation = Evaluation(records)
+  assert evaluation["paraphrased"] == 1.0
+  assert np.isnan(evaluation.by_example("paraphrased")[1::2]).all()
 
 
 def test_a_cell_that_runs_again_declares_anew_and_another_metric_of_that_name_is_refused():

@@ -129,3 +129,13 @@ def test_min_k_is_a_choice_of_the_metric_not_of_the_records():
   few, all_of_them = (evaluations({"m": make_records(1)}, min_k=k)["m"] for k in (0.1, 1.0))
   assert few["mia_min_k_auc"] != all_of_them["mia_min_k_auc"]
   assert few["mia_loss_auc"] == all_of_them["mia_loss_auc"]
+
+
+def test_unknown_words_are_a_mean_over_the_answers(records):
+  """The words of prompts and true responses are known, of every split."""
+  known = records["retain"][0].truth.split()[0]
+  answers = [f"{known} flurb", known, "zilch flurb"]
+  records["forget"] = [dataclasses.replace(record, answer=answer)
+                       for record, answer in zip(records["forget"], answers, strict=False)]
+  assert len(records["forget"]) == 3
+  assert Evaluation(records)["unknown_word_share"] == pytest.approx((0.5 + 0.0 + 1.0) / 3)

@@ -106,3 +106,12 @@ def test_greedy_takes_the_likeliest_and_ignores_keys(logits):
   np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
   np.testing.assert_array_equal(tokens, again)
   np.testing.assert_allclose(logprobs, np.log(softmax(logits).max(axis=-1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(V,), (4, 16, V)])
+def test_log_probs_are_along_the_last_axis_whatever_is_before_it(shape, logits):
+  """Learners ask for [B, T, V]; along another axis tokens would compete with other positions."""
+  strategy = Sample(temperature=0.7, top_k=7, top_p=0.8)
+  rows = logits[:max(1, int(np.prod(shape[:-1])))]
+  np.testing.assert_allclose(
+    strategy.logprobs(rows.reshape(shape)), strategy.logprobs(rows).reshape(shape), rtol=1e-5)

@@ -37,6 +37,8 @@ def test_a_token_that_was_cut_off_leaves_loss_and_gradient_finite():
     loss, gradient = jax.value_and_grad(
       lambda x, old=old: policy_loss(x, old, advantages, MASK, clip_eps=0.2)[0])(now)
     assert np.isfinite(float(loss)) and np.isfinite(gradient).all()
+  _, metrics = policy_loss(new, new - 200, advantages, MASK, clip_eps=0.2)
+  assert float(metrics["approx_kl"]) == pytest.approx(np.exp(20.0) - 21.0, rel=1e-5)
 
 
 def test_the_first_inner_step_is_the_plain_policy_gradient():

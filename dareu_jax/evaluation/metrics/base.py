@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
-from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, Record
+from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, Record
 
 CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
 HIGHER: Literal["↑"] = "↑"
@@ -48,7 +48,7 @@ class Evaluation:
       evaluation.original            the original's
   """
 
-  def __init__(self, records: Mapping[str, Iterable[Record]], *, min_k: float = 0.4,
+  def __init__(self, records: Mapping[str, Iterable[Record]], *, min_k: float = MIN_K,
                gibberish_bound: float | None = None,
                models: "Mapping[str, Evaluation] | None" = None):
     """
@@ -110,12 +110,14 @@ class Evaluation:
     return value
 
   def by_example(self, key: str) -> Float[np.ndarray, " E"]:
-    """The values of a metric of examples; nan where an example has none."""
+    """The values of a metric of examples; nan where an example has none, or lacks what it needs."""
     if key not in self._by_example:
       declared = METRICS[key]
       if not isinstance(declared, ExampleMetric):
         raise TypeError(f"{key} is a number of the model, it has no value for an example")
-      values = map(declared.example_function, self.records[declared.split])
+      fields = [need for need in declared.needs if need in FIELDS]
+      values = (declared.example_function(record) if all(map(record.has, fields)) else None
+                for record in self.records[declared.split])
       self._by_example[key] = np.array(
         [math.nan if value is None else value for value in values], np.float64)
     return self._by_example[key]
