@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dareu_jax import presets
@@ -18,6 +18,7 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
 from dareu_jax.pipeline import experiment, language_model, unlearning
@@ -99,7 +100,8 @@ class Result:
 def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget: Examples,
             retain: Examples, unseen: Examples = (), method: str | Method = "dareu",
             reward: Reward | None = None, settings: Mapping[str, Any] | None = None,
-            workdir: str | pathlib.Path | None = None, seed: int = 42) -> Result:
+            workdir: str | pathlib.Path | None = None, overwrite: bool = False,
+            seed: int = 42) -> Result:
   """Makes a model forget what it learnt from some owners.
 
   The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers
@@ -114,14 +116,15 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     unseen: examples of owners that the model has not seen; their queries give the level that the
       attribution score is to come down to. Without them, `settings` must give one:
       `{"monitor": {"target_score": 0.05}}`.
-    method: name of a method, with its settings of the preset for checkpoints
-      (`dareu_jax.presets.CHECKPOINT`); or an instance, taken as it is:
-      `dareu_jax.methods.dareu.DareU(c_seg=1.0)`.
+    method: name of a method, which then has its settings of the preset for checkpoints
+      (`from dareu_jax.presets import CHECKPOINT`); or an instance, which is taken as it is
+      (`from dareu_jax.methods.dareu import DareU`).
     reward: callable of `rl.reward_functions.Responses`, in place of DareU's attribution.
     settings: nested mapping over that preset, of the blocks in `SETTINGS`:
       `{"unlearning": {"dareu": {"epochs": 3}}}`.
     workdir: folder for checkpoints and metrics; the same call resumes from them. A temporary
       folder, if not given.
+    overwrite: accept a folder of another call; what differs runs again.
     seed: seed of everything random.
 
   Raises:
@@ -146,7 +149,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     if not model.config.lora.rank:
       original = model.trainable(chosen.lora, seed)
     run = make_run(chosen, seed, corpus, mesh, folder, original=original, reward=reward)
-    run.workdir.check_config(overwrite=False)
+    run.workdir.check_config(overwrite=overwrite)
     return _unlearn(run, original, name, reward)
 
 
@@ -222,7 +225,8 @@ def _example(example, name, index):
 
 def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: Examples = (),
              test: Examples = (), unseen: Examples = (), original: str | None = None,
-             result: Result | None = None, **options: Any) -> Table:
+             result: Result | None = None, max_new_tokens: int = 0, max_length: int = 512,
+             batch_size: int = 16, min_k: float = MIN_K, seed: int = 42) -> Table:
   """Compares models on the same examples.
 
   Metrics that the models or the examples do not allow are left out: closeness to the retrained
@@ -234,7 +238,11 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
     original: name of the model that the others came from; if not given, the one called "original",
       else the first.
     result: result of `unlearn`; its classifiers score the answers to forget queries.
-    options: further arguments of `pipeline.comparison.compare`: max_new_tokens, batch_size, ...
+    max_new_tokens: of greedy answers; 0: as many as the longest response has.
+    max_length: tokens of prompt and response; a longer example is an error.
+    batch_size: examples per forward pass.
+    min_k: share of the least likely tokens that the Min-K% attacks average.
+    seed: seed of the samples that ordinary text is measured on.
 
   Raises:
     InputError: for models or examples that cannot be used.
@@ -244,21 +252,24 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
               for split, part in splits.items()}
   if not models:
     raise InputError("there are no models to evaluate: give at least one.")
-  if result is not None:
-    options = {"classifier": result.classifier, "judge": result.judge} | options
   original = original or ("original" if "original" in models else next(iter(models)))
   with computing_on(mesh_of(next(iter(models.values())).model)):
-    return Table(compare(models, examples, original=original, **options))
+    return Table(compare(
+      models, examples, original=original, classifier=None if result is None else result.classifier,
+      judge=None if result is None else result.judge, max_new_tokens=max_new_tokens,
+      max_length=max_length, batch_size=batch_size, min_k=min_k, seed=seed))
 
 
-def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path,
-        **options: Any) -> dict[str, Any]:
+def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path, *,
+        overwrite: bool = False,
+        mirror: Callable[[str, int, dict[str, Any]], None] | None = None) -> dict[str, Any]:
   """The whole experiment: data, original and retrained models, methods, evaluation, report.
 
   Args:
-    settings: of `Settings`, or a nested mapping of those that differ from the defaults.
-    workdir: folder of results; `report.html` in it shows them.
-    options: as of `pipeline.experiment.run`.
+    settings: a `Settings`, or a nested mapping of those that differ from the defaults.
+    workdir: folder of results; `report.html` in it shows them. The same call resumes.
+    overwrite: accept a folder of other settings; the affected stages run again.
+    mirror: called with (stage, step, metrics) at each record of metrics.
 
   Returns: the summary, as in `summary.json`.
 
@@ -267,5 +278,5 @@ def run(settings: Settings | Mapping[str, Any], workdir: str | pathlib.Path,
   """
   if not isinstance(settings, Settings):
     settings = Settings.from_config(settings)
-  summary, _ = experiment.run(settings, workdir, **options)
+  summary, _ = experiment.run(settings, workdir, overwrite=overwrite, mirror=mirror)
   return summary
