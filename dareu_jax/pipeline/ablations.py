@@ -1,4 +1,4 @@
-"""A grid of runs that differ in a setting each. What several have in common is made once."""
+"""A grid of runs that differ in one setting each. Stages that they share run once."""
 
 import ast
 import pathlib
@@ -20,7 +20,7 @@ class Variant(NamedTuple):
   """A run of the grid."""
 
   study: str
-  label: str  # what it sets, as in the config
+  label: str  # its assignments, as in the config
   settings: Settings
 
   @property
@@ -33,11 +33,11 @@ def variants(config: ConfigDict, only: Iterable[str] | None = None) -> list[Vari
 
   Args:
     config: ConfigDict; `base` is a config of `dareu_jax.main`, `studies` maps a name to
-      assignments, each of one or more "key=value" apart by spaces.
+      assignments, each of one or more "key=value" separated by spaces.
     only: names of the studies to take; None: all.
 
   Raises:
-    InputError: for an unknown study, or an assignment that is none of a setting.
+    InputError: for an unknown study, or an assignment to an unknown setting.
   """
   studies = config.studies.to_dict()
   unknown = sorted(set(only or ()) - set(studies))
@@ -56,7 +56,7 @@ def _changed(base, assignments):
     for group in groups:
       block = block.get(group) if isinstance(block, dict) else None
     if not isinstance(block, dict) or name not in block:
-      raise InputError(f"{assignment!r} of the studies: config.{path} is no setting.")
+      raise InputError(f"{assignment!r} of the studies: config.{path} is not a setting.")
     block[name] = _value(text)
   return config
 
@@ -74,13 +74,13 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
 
   Args:
     grid: list of Variant.
-    workdir: folder; each run has its own in it.
-    command: what the user typed, for the reports.
+    workdir: folder; each run gets a subfolder.
+    command: command line of the user, for the reports.
     overwrite: as for `experiment.run`.
 
   Returns: a record for each variant: {"study", "label", "method", "models", "seeds", "epochs",
-    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. Of
-    several methods in a run it is the first.
+    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. If
+    a run has several methods, these are of the first.
   """
   workdir = pathlib.Path(workdir)
   records: list[dict[str, Any]] = []

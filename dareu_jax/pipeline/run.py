@@ -22,7 +22,7 @@ from dareu_jax.training.digests import hex_digest
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import MetricWriter, progress
 
-Mirror = Callable[[str, int, dict[str, Any]], None]  # of (stage, step, metrics)
+Mirror = Callable[[str, int, dict[str, Any]], None]  # called with (stage, step, metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Run:
   workdir: Workdir
   stages: dict[str, graph.Stage]
   mirror: Mirror | None = None
-  compile_only: bool = False  # stages compile their programs and learn nothing
+  compile_only: bool = False  # stages compile their programs without training
 
   @functools.cached_property
   def fingerprints(self) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Run:
     return graph.model_names(self.settings)
 
   def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
-    """Where a stage keeps what it does."""
+    """Where a stage saves its checkpoints and metrics."""
     writer = MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
     return StageIO(store, writer, progress(name, unit), self.compile_only)
 
@@ -59,12 +59,12 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   """The run of a seed in a folder.
 
   Args:
-    settings: of the experiment.
-    seed: of this run.
+    settings: settings of the experiment.
+    seed: seed of this run.
     source: the corpus as it was loaded.
-    mesh: that arrays lie on.
-    folder: of results and checkpoints.
-    original: the model to unlearn, where it is not to be made here.
+    mesh: the device mesh.
+    folder: folder of results and checkpoints.
+    original: the model to unlearn, if the caller gives it.
     options: further fields of Run.
   """
   workdir = Workdir(folder, settings, settings.checkpoint)
@@ -85,6 +85,6 @@ def digest_of(model: Model) -> str:
 
 
 def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:
-  """Where a seed's stages lie: in the workdir itself, or one folder a seed."""
+  """The folder of a seed's stages: the workdir itself, or a subfolder per seed."""
   folder = pathlib.Path(workdir)
   return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"
