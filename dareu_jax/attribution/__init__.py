@@ -1,1 +1,1 @@
-"""Whose content a response looks like: the owner classifier and its scores."""
+"""The owner classifier, which says whose content a response looks like, and its scores."""

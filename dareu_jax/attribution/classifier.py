@@ -35,15 +35,16 @@ class ClassifierSettings:
 
   model: ModelSettings = ModelSettings(num_layers=1)
   lora: LoraSettings = LoraSettings()
-  train: TrainSettings = TrainSettings()  # at 20 epochs a fact told of others still hides
-  vocab_size: Size = 0  # of a BPE of its own, for one from scratch; 0: the model's own tokenizer
+  # 20 epochs were too few to detect facts attributed to someone else
+  train: TrainSettings = TrainSettings()
+  vocab_size: Size = 0  # of its own BPE, if from scratch; 0: the model's tokenizer
   token_noise: Share = 0.2  # share of input tokens replaced at random while training
-  echo_noise: Fraction = 0.8  # of those that the query has too (names), by tokens of other queries
+  echo_noise: Fraction = 0.8  # share of those also in the query (names), by tokens of other queries
   label_smoothing: Share = 0.0  # probability mass spread over all owners while training
   # "None of these" examples of general text per example of D; 0: no such class.
   none_share: Annotated[float, Field(ge=0, le=10)] = 0.0
-  reads_query: bool = False  # reads the query before the response
-  calibrate: bool = False  # divides the logits by the temperature that fits held-out responses best
+  reads_query: bool = False  # read the query before the response
+  calibrate: bool = False  # divide the logits by a temperature fitted on held-out responses
 
   def __post_init__(self):
     if 0 < self.vocab_size < 300:
@@ -62,12 +63,12 @@ class ClassifierSettings:
 class PrefixLoss:
   """Summed cross-entropy of the owner at every prefix, for `training.supervised.fit`.
 
-  A policy's responses are not the training texts, and a classifier that has only seen those looks
-  at their first words and is sure of itself for no reason. So half of the rows start at a random
-  token within the response, and a share of the input tokens is replaced at random. Tokens that the
-  query has too, the owner's name above all, have a share of their own, and what replaces them is a
-  stretch of another row's query, with luck another owner's name: names are what is easiest to tell
-  owners by, and a classifier that goes by them is content with the same facts told of others.
+  A policy's responses differ from the training texts, and a classifier that has seen only those
+  relies on their first words and is overconfident. So half of the rows start at a random token
+  within the response, and a share of the input tokens is replaced at random. Tokens that also occur
+  in the query, above all the owner's name, are replaced at a separate rate, by a passage of another
+  row's query, ideally another owner's name. Names are the easiest cue, and a classifier that relies
+  on them misses the same facts attributed to somebody else.
   """
 
   token_noise: float
@@ -77,7 +78,7 @@ class PrefixLoss:
 
   def __call__(self, params: Any, model: Model, batch: Batch,
                key: Key[Array, ""]) -> tuple[Scalar, Scalar, dict[str, Scalar]]:
-    """Returns (loss sum, prefixes, {"accuracy": sum of hits})."""
+    """Returns (loss sum, number of prefixes, {"accuracy": sum of hits})."""
     classifier = model.with_params(params).module
     crop, flip, replacement, other_query = jax.random.split(key, 4)
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
@@ -88,7 +89,7 @@ class PrefixLoss:
       jax.random.randint(replacement, ids.shape, 0, classifier.decoder.config.vocab_size))
     rate = jnp.where(echo, self.echo_noise, self.token_noise)
     noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
-    # The completion that stands behind the prompt already is written over.
+    # Overwrites the completion that follows the prompt.
     query = prompts if self.reads_query else None
     logprobs = jax.nn.log_softmax(owner_logits(classifier, noisy, query), axis=-1)
     owners = batch.owners[:, None, None]
@@ -102,7 +103,7 @@ class PrefixLoss:
 
 def owner_logits(model: OwnerClassifier, completion_ids: Int[Array, "B T"],
                  query: Query | None = None) -> Float[Array, "B T O"]:
-  """Owner logits after each token of the completions, read alone or behind their queries.
+  """Owner logits after each token of the completions, read alone or after their queries.
 
   Args:
     model: the classifier.
@@ -120,12 +121,12 @@ def owner_logits(model: OwnerClassifier, completion_ids: Int[Array, "B T"],
 
 def echoes(ids: Int[Array, "B T"], prompt_ids: Int[Array, "B P"],
            prompt_lengths: Int[Array, " B"]) -> Bool[Array, "B T"]:
-  """Which tokens stand in their row's prompt too.
+  """Which tokens also occur in their row's prompt.
 
   Args:
-    ids: of responses.
-    prompt_ids: what stands behind the prompt is ignored.
-    prompt_lengths: of the prompts.
+    ids: token ids of the responses.
+    prompt_ids: tokens after the prompt are ignored.
+    prompt_lengths: lengths of the prompts.
   """
   same = ids[:, :, None] == prompt_ids[:, None, :]
   return jnp.any(same & length_mask(prompt_lengths, prompt_ids.shape[1])[:, None, :], axis=-1)
@@ -134,13 +135,13 @@ def echoes(ids: Int[Array, "B T"], prompt_ids: Int[Array, "B P"],
 def from_other_queries(echo: Bool[Array, "B T"], prompt_ids: Int[Array, "B P"],
                        prompt_lengths: Int[Array, " B"],
                        key: Key[Array, ""]) -> Int[Array, "B T"]:
-  """For each token, one of another row's prompt; a row's echoes get consecutive tokens of it.
+  """For each token, one from another row's prompt; a row's echoes get consecutive tokens of it.
 
   Args:
-    echo: which tokens stand in their row's prompt.
-    prompt_ids: what stands behind the prompt is ignored.
-    prompt_lengths: of the prompts.
-    key: of what is drawn.
+    echo: which tokens occur in their row's prompt.
+    prompt_ids: tokens after the prompt are ignored.
+    prompt_lengths: lengths of the prompts.
+    key: random key.
   """
   rows = echo.shape[0]
   which, where = jax.random.split(key)
@@ -156,11 +157,11 @@ def random_crop(ids: Int[Array, "B T"], lengths: Int[Array, " B"],
   """Drops a random number of leading tokens from half of the rows; at least one stays.
 
   Args:
-    ids: of responses.
-    lengths: of them.
-    key: of what is drawn.
+    ids: token ids of the responses.
+    lengths: their lengths.
+    key: random key.
 
-  Returns: (ids moved to the left, lengths).
+  Returns: (ids shifted to the left, lengths).
   """
   rows, starts = jax.random.split(key)
   start = jax.random.uniform(starts, lengths.shape) * jnp.maximum(lengths - 1, 0)
@@ -175,11 +176,11 @@ def owner_probabilities(model: Model, completion_ids: Int[Array, "B T"], query: 
   """p(owner | y_≤t) for every prefix, from one forward pass.
 
   Args:
-    model: of an OwnerClassifier.
+    model: an OwnerClassifier.
     completion_ids, query: as for `owner_logits`.
     temperature: divides the logits.
 
-  Returns: float32; what lies past a row's length is arbitrary.
+  Returns: float32; entries past a row's length are arbitrary.
   """
   logits = owner_logits(model.module, completion_ids, query)
   return jax.nn.softmax(logits / temperature, axis=-1)
@@ -195,7 +196,7 @@ def prefix_scores(model: Model, completion_ids: Int[Array, "B T"],
     model, completion_ids, query, temperature: as for `owner_probabilities`.
     is_forget: membership in F.
 
-  Returns: float32 in [0, 1]; what lies past a row's length is arbitrary.
+  Returns: float32 in [0, 1]; entries past a row's length are arbitrary.
 
   Source: DareU, attribution score.
   """

@@ -1,10 +1,10 @@
-"""What training on an owner did to a response, to first order, from gradients and curvature.
+"""First-order effect of training on an owner on a response, from gradients and curvature.
 
-Gradients and the Gauss-Newton matrix are those of the *trained* parameters alone. With adapters
-these are few: the space that influence is taken in is then the space that was trained in.
+Gradients and the Gauss-Newton matrix are with respect to the *trained* parameters only. With
+adapters these are few, and influence is computed in the space that was trained.
 
-Limits: a chunk's logits are held whole ([B, T, V]), and gradients of all queries and owners lie in
-memory at once ([Q, P]); it is made for adapters of small models, P up to about a million.
+Limits: the logits of a whole chunk ([B, T, V]) and the gradients of all queries and owners ([Q, P])
+are in memory at once. It is meant for adapters of small models, P up to about a million.
 
 B rows, T time, V vocabulary, P trained parameters, C chunks, G right-hand sides.
 """
@@ -61,8 +61,8 @@ def gauss_newton_products(model: Model, chunks: Batch,
   derivative, H_t, and a reverse derivative.
 
   Args:
-    model: of a decoder.
-    chunks: arrays have a leading axis [C, ...].
+    model: the decoder.
+    chunks: batches stacked along a leading axis [C, ...].
     vectors: float32.
 
   Source: Schraudolph 2002; Martens 2010.
@@ -83,7 +83,7 @@ def gauss_newton_products(model: Model, chunks: Batch,
       mean = jnp.sum(probabilities * change, axis=-1, keepdims=True)
       return pull(jnp.where(mask, probabilities * (change - mean), 0.0))[0]
 
-    # One after the other. Under vmap the sum of products with the unbatched probabilities comes out
+    # One at a time. Under vmap the sum of products with the unbatched probabilities comes out
     # wrong on CPUs with jaxlib 0.10.2 and 0.11.0 (jax-ml/jax issue 39103).
     return total + jax.lax.map(product, vectors), None
 
@@ -108,10 +108,10 @@ def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Numb
 
   Args:
     model, chunks: as of `gauss_newton_products`.
-    right: the b.
+    right: the vectors b.
     damping: λ > 0.
-    tolerance: residual over |b| at which a b is done.
-    iterations: at most.
+    tolerance: residual over |b| at which the iteration stops.
+    iterations: maximum number of iterations.
 
   Returns: (solutions, residuals over |b|).
   """
@@ -133,13 +133,13 @@ def group_influence(query_gradients: Float[Host, "Q P"], owner_gradients: Float[
 
       a_o(q) = g_qᵀ (G + λ I)⁻¹ Σ_{i in o} g_i        g = ∇ log p
 
-  Positive where the owner's data makes the query likelier. A group's influence is the sum of its
-  examples': owners' effects on each other are not seen.
+  Positive where the owner's data makes the query likelier. A group's influence is the sum over its
+  examples; interactions between owners are ignored.
 
   Args:
     query_gradients: g_q.
     owner_gradients: Σ_{i in o} g_i.
-    solved: (G + λ I)⁻¹ of them.
+    solved: (G + λ I)⁻¹ times the owner gradients.
 
   Source: Koh and Liang 2017; Grosse et al. 2023 (Gauss-Newton, language models).
   """
@@ -150,7 +150,7 @@ def group_influence(query_gradients: Float[Host, "Q P"], owner_gradients: Float[
 def gradient_cosine(query_gradients: Float[Host, "Q P"], example_gradients: Float[Host, "N P"],
                     owner_of: Int[np.ndarray, " N"],
                     num_owners: int) -> Float[np.ndarray, "Q O"]:
-  """Mean over an owner's examples of the cosine of their gradient and the query's."""
+  """Mean over an owner's examples of the cosine between their gradients and the query's."""
 
   def unit(x):
     x = np.asarray(x, np.float64)

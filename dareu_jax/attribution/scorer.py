@@ -1,8 +1,8 @@
-"""A trained owner classifier as a scorer of responses, however it reads them.
+"""A trained owner classifier as a scorer of responses.
 
-It may read the query before the response, and it may have another tokenizer than the policy: then a
-response is tokenized again, and each of its positions gets the score of the prefix that the
-classifier's tokens have covered by then. Either way one forward pass scores every prefix.
+It may read the query before the response, and it may have another tokenizer than the policy: then
+the response is retokenized, and each position gets the score of the classifier's tokens that are
+complete at that position. In all cases one forward pass scores every prefix.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ Ids = np.ndarray | jax.Array
 class Scorer:
   """b(y_≤t) = Σ_{i in F} p(i | y_≤t)."""
 
-  model: Model  # of an OwnerClassifier
-  is_forget: np.ndarray  # [O] bool, one entry a class
+  model: Model  # an OwnerClassifier
+  is_forget: np.ndarray  # [O] bool, one entry per class
   batch_size: int
-  multiple: int  # lengths are padded to a multiple of it
-  temperature: float = 1.0  # of its calibration
+  multiple: int  # lengths are padded to a multiple of this
+  temperature: float = 1.0  # calibration temperature
   reads_query: bool = False
-  retokenize: "Retokenizer | None" = None  # where the tokenizers differ
+  retokenize: "Retokenizer | None" = None  # if the tokenizers differ
   to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
   def prefixes(self, ids: Int[Ids, "B T"], lengths: Int[Ids, " B"],
@@ -42,17 +42,17 @@ class Scorer:
 
     Args:
       ids: responses in the policy's tokens.
-      lengths: of them.
-      queries: prompts in the classifier's token ids; used only if it reads them.
+      lengths: their lengths.
+      queries: prompts in the classifier's tokens; used only if it reads them.
 
-    Returns: float32 in [0, 1]; what lies past a row's length is arbitrary.
+    Returns: float32 in [0, 1]; entries past a row's length are arbitrary.
     """
     ids, lengths = fetch(ids), fetch(lengths)
     if self.retokenize is None:
       return self._scores(ids, queries)
     own_ids, positions = self.retokenize(ids, lengths, self.multiple)
     scores = self._scores(own_ids, queries)
-    # Before the first whole token the classifier has read nothing: every owner is as likely.
+    # Before the first whole token the classifier has read nothing: all owners are equally likely.
     nothing_read = np.float32(self.is_forget.mean())
     covered = np.take_along_axis(scores, np.maximum(positions, 0), axis=1)
     return np.where(positions < 0, nothing_read, covered)
@@ -66,7 +66,7 @@ class Scorer:
     return np.take_along_axis(self.prefixes(ids, lengths, queries), last, axis=1)[:, 0]
 
   def _scores(self, ids, queries):
-    """Scores after each of the classifier's own tokens; in batches of one shape."""
+    """Scores after each of the classifier's own tokens, in batches of one shape."""
     parts, is_forget = [], self.is_forget.astype(np.float32)
     for start in range(0, len(ids), self.batch_size):
       rows = slice(start, start + self.batch_size)
@@ -90,7 +90,7 @@ class Scorer:
 
 @dataclasses.dataclass(frozen=True)
 class Retokenizer:
-  """Responses of one tokenizer in the tokens of another, and where its positions lie in them."""
+  """Retokenizes responses for another tokenizer and maps positions between the two."""
 
   policy: Tokenizer
   classifier: Tokenizer
@@ -100,13 +100,13 @@ class Retokenizer:
     """Tokenizes responses again.
 
     Args:
-      ids: in the policy's tokens.
-      lengths: of them.
-      multiple: U is one of it.
+      ids: responses in the policy's tokens.
+      lengths: their lengths.
+      multiple: U is a multiple of this.
 
     Returns:
       (ids in the classifier's tokens, positions): the last of the classifier's
-      tokens that lies wholly within the text of y_≤t; -1 before there is one.
+      tokens that is wholly within the text of y_≤t; -1 if there is none yet.
     """
     rows = [self._row(list(row[:n])) for row, n in zip(ids, lengths, strict=True)]
     width = bucket_length(max(1, *(len(own) for own, _ in rows)), multiple)
@@ -121,7 +121,7 @@ class Retokenizer:
     ended = bool(ids) and ids[-1] == self.policy.eos_id
     text = self.policy.decode(ids)
     own, ends = self.classifier.encode_with_ends(text)
-    # A piece may be part of a character: what counts is how far a prefix agrees with the whole.
+    # A piece may be part of a character, so a prefix is compared with the whole text.
     read = [len(os.path.commonprefix((text, self.policy.decode(ids[:t + 1]))))
             for t in range(len(ids))]
     covered = np.searchsorted(ends, read, side="right") - 1

@@ -1,1 +1,1 @@
-"""What every other room may use: errors, settings, registries, log-probabilities, masks."""
+"""Shared by all other packages: errors, settings, registries, log-probabilities, masks."""

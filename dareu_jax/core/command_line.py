@@ -1,4 +1,4 @@
-"""What the entry modules share: flags and one-line error messages."""
+"""Shared code of the entry modules: flags and one-line error messages."""
 
 import errno
 import os
@@ -37,10 +37,10 @@ def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, req
   Importing an entry module defines no flags, so that one process can import several.
 
   Args:
-    job: takes `Flags`.
-    define_flags: defines the flags of the program.
+    job: function of `Flags`.
+    define_flags: function that defines the flags of the program.
     required: names of the flags that must be given.
-    hint: what the same command does after an interruption.
+    hint: sentence on what the same command does after an interruption.
     takes_rest: whether arguments other than flags are allowed.
   """
 
@@ -82,7 +82,7 @@ def typed() -> str:
 
 
 def _quoted(word):
-  """A word quoted for a shell; in double quotes if it has single ones, as a tuple of names does."""
+  """A word quoted for a shell; in double quotes if it has single quotes, as tuples of names do."""
   return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
@@ -92,7 +92,7 @@ def guarded(job: Callable[[], None], argv: list[str], *, hint: str) -> int:
   Args:
     job: function without arguments.
     argv: the program, then the arguments that are not flags.
-    hint: what the same command does after an interruption.
+    hint: sentence on what the same command does after an interruption.
 
   Returns: exit status; 2 for an error that the user can fix, 143 after SIGTERM.
   """
@@ -162,7 +162,7 @@ def _flag_error(error, args):
   for arg in args:
     file = arg.removeprefix("--config=").partition(":")[0]
     if arg.startswith("--config=") and not os.path.exists(file):
-      return f"{arg}: there is no such file."
+      return f"{arg}: no such file."
   text = error.args[0] if isinstance(error, KeyError) else error
   lines = str(text).strip().splitlines() or [type(error).__name__]
   return lines[-1 if "whilst parsing config file" in lines[0] else 0]

@@ -8,7 +8,7 @@ MAPS = pathlib.Path("/proc/self/maps")
 
 
 def compilation_cache_dir() -> str | None:
-  """The folder that JAX keeps compiled programs in, if there is one."""
+  """The folder of JAX's compilation cache, if one is set."""
   return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 

@@ -1,8 +1,8 @@
-"""The error that a user can fix."""
+"""Errors that the user can fix."""
 
 
 class InputError(ValueError):
-  """Bad input: the message says what is wrong, where, and the fix. Entries print it alone."""
+  """Bad input: the message says what is wrong, where, and the fix. Entry points print only this."""
 
 
 class InvalidSetting(InputError):

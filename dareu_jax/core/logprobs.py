@@ -1,7 +1,7 @@
 """Log-probabilities, entropies and KLs from hidden states, in chunks of the time axis.
 
-The logits of a chunk are made, used and dropped (and made again in the backward pass), so that no
-float32 tensor of [B, T, V] is ever held.
+The logits of a chunk are computed, used and dropped (and recomputed in the backward pass), so that
+no float32 tensor of [B, T, V] is ever stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int, Shaped
 
 from dareu_jax.core.masked import Array, take_from
 
-CHUNK = 64  # positions whose logits are held at a time
-CUT_OFF = -100.0  # of a token that cannot be sampled: no probability in float32, and still finite
+CHUNK = 64  # positions whose logits are stored at a time
+CUT_OFF = -100.0  # log-prob of a token that cannot be sampled: finite, but exp is 0 in float32
 
 
 def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, " B"],
@@ -22,11 +22,11 @@ def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, 
   """The hidden states that predict a row's completion tokens.
 
   Args:
-    hidden: of rows that hold prompt and completion.
-    prompt_lengths: tokens of each prompt.
+    hidden: hidden states of rows that hold prompt and completion.
+    prompt_lengths: number of tokens of each prompt.
     completion_time: T, static.
 
-  Returns: entry t predicts completion token t (what lies past the row is arbitrary).
+  Returns: entry t predicts completion token t (entries past the row are arbitrary).
   """
   return take_from(hidden, prompt_lengths - 1, completion_time)
 
@@ -39,7 +39,7 @@ def logprobs_and_entropy(
 
   Args:
     hidden: the states that predict each target.
-    head: of the language model.
+    head: the language-model head.
     targets: token ids.
     distribution: logits [..., V] float32 -> log-probs [..., V] of the distribution that is sampled
       from, such as `generation.strategies.Sample(...).logprobs`.
@@ -58,7 +58,7 @@ def logprobs_and_entropy(
 
 
 class TokenStatistics(NamedTuple):
-  """What evaluations ask of the distribution π_t at each response token y_t, all [B, T]."""
+  """Statistics of the distribution π_t at each response token y_t, all [B, T]."""
 
   logprobs: jax.Array  # log π_t(y_t)
   entropies: jax.Array  # - E log π_t, nats
@@ -88,7 +88,7 @@ def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
               temperature: float = 1.0) -> Float[Array, "B T"]:
   """KL(π ‖ π_other) over the whole vocabulary at each position, float32.
 
-  It is exactly 0 where both are the same numbers.
+  Exactly 0 where both distributions are identical.
   """
 
   def chunk(hidden, other_hidden):
@@ -101,7 +101,7 @@ def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
 
 def over_logits(token_fn: Callable[..., Array], states: Sequence[tuple[Array, Array]],
                 *arrays: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
-  """A number of each token that takes the logits of one or several models.
+  """Computes a number per token from the logits of one or several models.
 
   Args:
     token_fn: (logits [B, c, V] float32 of each model, *arrays [B, c]) -> [B, c].

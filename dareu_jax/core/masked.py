@@ -1,4 +1,4 @@
-"""Padded arrays: masks, statistics over the valid entries, rows concatenated and taken apart."""
+"""Padded arrays: masks, statistics over the valid entries, concatenating and slicing rows."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ def length_mask(lengths: Int[Array, " B"], time: int) -> Bool[Array, "B {time}"]
 
 
 def masked_sum(x: Shaped[Array, "*shape"], mask: Bool[Array, "*#shape"]) -> Shaped[Array, ""]:
-  """Sum over the entries where mask is True; what lies elsewhere may be anything, NaN included."""
+  """Sum over the entries where mask is True; other entries may be anything, even NaN."""
   return jnp.sum(jnp.where(mask, x, 0.0))
 
 
@@ -43,7 +43,7 @@ def explained_variance(predictions: Float[Array, "*shape"], targets: Float[Array
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
   total = variance(targets)
-  # Constant targets have a variance of rounding errors, not of 0.
+  # The variance of constant targets is not exactly 0, because of rounding.
   varies = total > 1e-10 * masked_mean(targets**2, mask)
   return jnp.where(varies, 1 - variance(targets - predictions) / jnp.where(varies, total, 1.0), 0.0)
 
@@ -57,7 +57,7 @@ def last_valid(x: Shaped[Array, "B T ..."],
 
 def join(prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"],
          completion_ids: Int[Array, "B T"]) -> Int[Array, "B P+T"]:
-  """Puts each row's completion right behind its prompt."""
+  """Puts each row's completion right after its prompt."""
   time = completion_ids.shape[1]
   columns = prompt_lengths[:, None] + jnp.arange(time)
   rows = jnp.arange(prompt_ids.shape[0])[:, None]

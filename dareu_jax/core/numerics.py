@@ -1,4 +1,4 @@
-"""What must hold for numbers while the library computes; restored when it is done."""
+"""Numerical settings in effect while the library computes; restored afterwards."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 @contextlib.contextmanager
 def exact_matmuls() -> Iterator[None]:
-  """float32 products are float32 on accelerators too, which would round them.
+  """Computes float32 products in float32 on accelerators too, which otherwise round them.
 
-  What is float32 by rule (log-probs, losses, heads) depends on it. On CPUs nothing changes.
+  Log-probs, losses and heads, which are always float32, depend on it. Nothing changes on CPUs.
   """
   with jax.default_matmul_precision("highest"):
     yield

@@ -1,4 +1,4 @@
-"""How sure metrics are over the examples, and methods compared example by example.
+"""Bootstrap intervals of metrics over examples, and methods compared example by example.
 
 An example counts once, with the mean over the seeds: its answers under two seeds are not two
 examples.
@@ -35,10 +35,10 @@ def intervals(seeds: Sequence[Evaluation]) -> dict[str, list[float]]:
 
 def paired(ours: Sequence[Evaluation], theirs: Sequence[Evaluation],
            retrained: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
-  """How much farther from the retrained model one method's answers are than another's.
+  """How much farther one method's answers are from the retrained model's than another's.
 
-  Of each example |x - x of the retrained model|, ours less theirs: below 0, ours is closer. x is
-  each metric that declares a name for this comparison.
+  |x - x of the retrained model| per example, ours minus theirs: below 0, ours is closer. x is each
+  metric that declares a name for this comparison.
 
   Args:
     ours, theirs, retrained: evaluations of the seeds, in the same order.

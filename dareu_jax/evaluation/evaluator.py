@@ -1,4 +1,4 @@
-"""What a model answers and how likely it finds responses: what every metric is measured from."""
+"""Answers of a model and its likelihoods of responses, from which all metrics are computed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,18 +27,18 @@ SAMPLE = Sample()  # at temperature 1
 
 @settings
 class EvaluationSettings:
-  """How the models are compared."""
+  """How the models are evaluated."""
 
-  batch_size: Count = 64  # examples a forward pass
+  batch_size: Count = 64  # examples per forward pass
   max_examples: Size = 400  # of each split, evenly spaced; 0: all
   max_new_tokens: Size = 0  # of greedy answers; 0: as long as the longest response of the data
   min_k: PositiveFraction = MIN_K  # share of the least likely tokens that Min-K% attacks average
-  gradient_norm: bool = False  # the gradient-norm attack too: a backward pass for each example
-  gibberish_model: str = ""  # trained gibberish classifier to ask too (needs torch); '': none
+  gradient_norm: bool = False  # add the gradient-norm attack: one backward pass per example
+  gibberish_model: str = ""  # also use this gibberish classifier (needs torch); '': none
 
   @property
   def of_records(self) -> dict[str, Any]:
-    """Those that records depend on; the others are of metrics alone, which are not kept."""
+    """The settings that records depend on; the others affect only metrics, which are not stored."""
     return {name: value for name, value in dataclasses.asdict(self).items() if name != "min_k"}
 
 
@@ -48,7 +48,7 @@ class Answers:
 
   texts: tuple[str, ...]
   ids: Int[np.ndarray, "E T"]
-  lengths: Int[np.ndarray, " E"]  # the end token included
+  lengths: Int[np.ndarray, " E"]  # including the end token
   ended: Bool[np.ndarray, " E"]
 
   def as_completions(self, rows: Sequence[Row]) -> list[Row]:
@@ -58,7 +58,7 @@ class Answers:
 
   @property
   def text_lengths(self) -> Int[np.ndarray, " E"]:
-    """Tokens of each answer, the end token not counted."""
+    """Tokens of each answer, without the end token."""
     return self.lengths - self.ended
 
 
@@ -75,7 +75,7 @@ def completion_statistics(model: Model, batch: Batch) -> TokenStatistics:
 def _gradient_norms(model, batch):
   """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B].
 
-  Of stacked layers each layer's is a tensor of its own, so that the norm is the unrolled model's.
+  Each layer of a stacked tensor counts as a separate tensor, so the norm is the unrolled model's.
   """
 
   def nll(params, row):
@@ -94,9 +94,9 @@ def _gradient_norms(model, batch):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """What evaluating needs beside the weights: shapes, tokenizer, how batches reach the devices.
+  """Everything that evaluation needs except the weights: shapes, tokenizer, placement of batches.
 
-  `params` are everywhere those of the model that is evaluated.
+  In all methods, `params` are those of the evaluated model.
   """
 
   model: Model
@@ -129,7 +129,7 @@ class Evaluator:
 
   def sample(self, params: Any, rows: Sequence[Row], *, seed: int,
              strategy: Sample = SAMPLE) -> list[Row]:
-    """The rows with a sample each as their completions, drawn by (seed, place of the row)."""
+    """The rows with a sample each as their completions, drawn by (seed, index of the row)."""
     width = max(len(row.prompt) for row in rows)
     sampled = []
     for start in range(0, len(rows), self.batch_size):
@@ -147,11 +147,11 @@ class Evaluator:
     return sampled
 
   def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
-    """Log-probs of each row's own completion, the end token last."""
+    """Log-probs of each row's own completion, with the end token last."""
     return [np.asarray(statistics.logprobs) for statistics in self.statistics(params, rows)]
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
-    """Of each row's own completion, the end token last: NumPy arrays [n]."""
+    """Statistics of each row's own completion, with the end token last: NumPy arrays [n]."""
     results: list[Any] = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
       arrays: list[Any] = [fetch(x) for x in completion_statistics(
@@ -162,7 +162,7 @@ class Evaluator:
     return results
 
   def gradient_norms(self, params: Any, rows: Sequence[Row]) -> Float[np.ndarray, " E"]:
-    """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row alone (the costliest)."""
+    """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row (the most expensive)."""
     norms = np.zeros(len(rows))
     for indices, batch in self._batches(rows).in_order():
       norms[indices] = fetch(_gradient_norms(

@@ -1,4 +1,4 @@
-"""A trained gibberish classifier as a judge of texts: an option, since it wants torch and weights.
+"""A trained gibberish classifier as a judge of texts; optional, since it needs torch and weights.
 
 The usual one is madhurjindal/autonlp-Gibberish-Detector-492513457 (DistilBERT; classes clean, mild
 gibberish, noise, word salad). It was trained on English chat lines.
@@ -23,12 +23,12 @@ def clean_probabilities(path: str, texts: Sequence[str], *,
 
   Args:
     path: folder or hub name of a sequence classifier with a class "clean" (any case).
-    texts: E of them.
-    max_length: tokens that are read of each. Public evaluations read 32 on TOFU, which is less than
-      many answers have.
+    texts: E texts.
+    max_length: tokens read of each text. Public evaluations read 32 on TOFU, fewer than many
+      answers have.
 
   Raises:
-    InputError: without torch; where the model cannot be loaded or knows no such class.
+    InputError: without torch, or if the model cannot be loaded or lacks the class.
   """
   tokenizer, model, clean = load(path)
   import torch  # not a requirement of the package
@@ -47,7 +47,7 @@ def load(path: str) -> tuple[Any, Any, int]:
   try:
     import torch  # noqa: F401
   except ImportError:
-    raise InputError(f"{SETTING} is {path!r}, and such a model runs in torch: pip install torch, "
+    raise InputError(f"{SETTING} is {path!r}, and it runs in torch: pip install torch, "
                      "or leave it empty.") from None
   from transformers import AutoModelForSequenceClassification, AutoTokenizer
   try:

@@ -19,7 +19,7 @@ from dareu_jax.evaluation.metrics.membership import Attack
 
 # Split of the log -> its name among the nine terms of model utility.
 UTILITY_SPLITS = {"retain": "retain", "ra": "real_authors", "wf": "world_facts"}
-# What readers of a TOFU_SUMMARY.json know, beside the attacks.
+# Keys of a TOFU_SUMMARY.json, besides the attacks.
 SUMMARIZED = ("forget_quality", "model_utility", "privleak", "exact_memorization",
               "extraction_strength", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio")
 Log = dict[str, Any]
@@ -29,7 +29,7 @@ def read(path: str | pathlib.Path) -> Log:
   """A log as a dict.
 
   Raises:
-    InputError: if the file is none.
+    InputError: if the file is not a log.
   """
   path = pathlib.Path(path)
   try:
@@ -40,18 +40,18 @@ def read(path: str | pathlib.Path) -> Log:
     raise InputError(f"{path} is not JSON ({error}): name a TOFU_EVAL.json.") from None
   if not isinstance(log, dict) or not any(
       isinstance(entry, dict) and "agg_value" in entry for entry in log.values()):
-    raise InputError(f"{path} is no evaluation log: it has no metric with an agg_value. Name a "
+    raise InputError(f"{path} is not an evaluation log: it has no metric with an agg_value. Name a "
                      "TOFU_EVAL.json (the TOFU_SUMMARY.json beside it has no examples).")
   return log
 
 
 def recompute(log: Log, retain_log: Log | None = None) -> dict[str, float]:
-  """Every metric that the examples of a log allow, from the examples alone.
+  """Every metric that can be recomputed from the examples of a log.
 
   Args:
-    log: of `read`.
-    retain_log: of the retrained model, for forget quality and PrivLeak; without it PrivLeak is
-      against chance, an AUC of one half, as published logs have it.
+    log: the log, from `read`.
+    retain_log: log of the retrained model, for forget quality and PrivLeak; without it PrivLeak is
+      relative to chance, an AUC of one half, as in published logs.
 
   Returns: {metric: float}, named as in the log; "forget_quality_log10" and "forget_quality_ks"
     beside "forget_quality".
@@ -102,10 +102,10 @@ def _split_metrics(log, split):
 
 
 def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
-  """R of each example of a split; None where the log does not hold what it takes.
+  """R of each example of a split; None if the log lacks the data.
 
-  The right answer is the paraphrased one; real authors and world facts have none, and take the
-  answer itself.
+  The right answer is the paraphrased one; for real authors and world facts, which have none, it is
+  the answer itself.
   """
   right = f"{split}_Q_A_PARA_Prob" if split in ("forget", "retain") else f"{split}_Q_A_Prob"
   wrong = f"{split}_Q_A_PERT_Prob"
@@ -142,7 +142,7 @@ def _paired(log, right, wrong):
   missing = log[right]["value_by_index"].keys() ^ log[wrong]["value_by_index"].keys()
   if missing:
     raise InputError(f"the log's {right} and {wrong} are not of the same examples: example "
-                     f"{min(missing, key=int)} is in one of them alone.")
+                     f"{min(missing, key=int)} is in only one of them.")
   return _column(log, right, "avg_loss"), _column(log, wrong, "avg_loss")
 
 
@@ -158,7 +158,7 @@ def _column(log, name, key):
     raise InputError(f"the log's {name} has no {key!r} for every example "
                      f"({type(error).__name__}: {error}): it cannot be recomputed.") from None
   if not np.isfinite(values).all():
-    raise InputError(f"the log's {name} has a {key!r} that is null or no number: it cannot be "
+    raise InputError(f"the log's {name} has a {key!r} that is null or not a number: it cannot be "
                      "recomputed.")
   return values
 
@@ -169,11 +169,11 @@ def _scores(part):
 
 
 def from_evaluation(evaluation: Evaluation) -> Log:
-  """A run's own evaluation as a log, so that others' tools read it.
+  """The evaluation of a run as a log that other tools can read.
 
-  Every metric that declares a name of these logs is in it.
+  It has every metric that declares a name in these logs.
   """
-  # D_test's owners are the splits "ra" and "wf" of TOFU; other data has none that the log knows.
+  # D_test's owners are the splits "ra" and "wf" of TOFU; other data has no such splits.
   groups = {split: evaluation.records[split] for split in ("forget", "retain")}
   for split in ("ra", "wf"):
     groups[split] = tuple(record for record in evaluation.records["test"]
@@ -185,7 +185,7 @@ def from_evaluation(evaluation: Evaluation) -> Log:
   for key, declared in METRICS.items():
     if declared.log and key in evaluation:
       log[declared.log] = _metric_entry(evaluation, declared)
-  # As the readers of these files expect it: 1/n where nothing is right.
+  # As readers of these files expect: 1/n where nothing is right.
   log["extraction_strength"] = _entry(
     {"score": metrics.extraction_strength(*inner_hits(record), published=True)}
     for record in evaluation.records["forget"])
@@ -223,7 +223,7 @@ def _split_entries(split, group):
   wanted = ("perturbed_nll", "paraphrased_nll") if has_paraphrase else ("perturbed_nll",)
   if not all(record.has(field) for record in group for field in wanted):
     return log
-  count = min(len(record.perturbed_nll) for record in group)  # a log's columns have one width
+  count = min(len(record.perturbed_nll) for record in group)  # all rows of a log have the same number
   perturbed = [list(record.perturbed_nll[:count]) for record in group]
   log[f"{split}_Q_A_PERT_Prob"] = _entry(nll_entries(perturbed), "prob")
   if has_paraphrase:
@@ -247,12 +247,12 @@ def _entry(values, key="score"):
 
 
 def published(log: Log) -> dict[str, float]:
-  """The aggregates as the log has them."""
+  """The aggregates in the log's layout."""
   return {name: entry["agg_value"] for name, entry in log.items()
           if isinstance(entry, dict) and entry.get("agg_value") is not None}
 
 
 def summary(results: dict[str, float]) -> dict[str, float]:
-  """As TOFU_SUMMARY.json has it: the metrics that its readers know, in order of their names."""
+  """The metrics of TOFU_SUMMARY.json, sorted by name."""
   return {name: results[name] for name in sorted(results)
           if name in SUMMARIZED or name.startswith("mia_")}

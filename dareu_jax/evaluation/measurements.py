@@ -16,14 +16,14 @@ Fields = dict[str, Any]
 
 def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
             answers: bool = True, gradient_norm: bool = False) -> list[Record]:
-  """Records of what takes the model alone.
+  """Records of everything that needs only this model.
 
   Args:
     evaluator: Evaluator.
-    params: of the model.
+    params: params of the model.
     examples: one record each.
-    answers: measure the greedy answers and other responses too, not the true responses alone.
-    gradient_norm: take the gradient of each example: a backward pass for each.
+    answers: also measure the greedy answers and other responses, not only the true responses.
+    gradient_norm: compute the gradient norm of each example: one backward pass each.
   """
   parts = [texts(examples), likelihoods(evaluator, params, examples, gradient_norm=gradient_norm)]
   if answers:
@@ -34,13 +34,13 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
 
 
 def texts(examples: Sequence[Example]) -> list[Fields]:
-  """The texts themselves."""
+  """The texts of the examples."""
   return [{"owner": e.owner, "prompt": e.prompt, "truth": e.response} for e in examples]
 
 
 def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
                 gradient_norm: bool = False) -> list[Fields]:
-  """Token by token, how likely the true responses are."""
+  """The likelihood of the true responses, token by token."""
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   measured: list[Fields] = [
     {"logprobs": seen.logprobs, "entropies": seen.entropies, "variances": seen.variances,
@@ -55,7 +55,7 @@ def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], 
 
 def other_responses(evaluator: Evaluator, params: Any,
                     examples: Sequence[Example]) -> list[Fields]:
-  """Mean NLLs of the paraphrased and the perturbed responses that an example has."""
+  """Mean NLLs of the paraphrased and perturbed responses of an example."""
   measured: list[Fields] = [{} for _ in examples]
   asked = [(i, "paraphrased_nll", e.paraphrased_response) for i, e in enumerate(examples)
            if e.paraphrased_response]

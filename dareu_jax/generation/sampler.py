@@ -19,13 +19,13 @@ from dareu_jax.models.handle import Model
 
 
 class Completions(NamedTuple):
-  """What was sampled.
+  """Sampled completions.
 
   Attributes:
     ids: the pad id beyond a row's length.
     lengths: valid tokens, the end-of-sequence token included where there is one.
-    ended: whether the row ended by itself (and not by the limit).
-    logprobs: under the distribution that was sampled from, 0 beyond the length.
+    ended: whether the row ended with the end token (and not at the limit).
+    logprobs: log-probs under the sampling distribution, 0 beyond the length.
     steps: decoding steps taken, at most T.
   """
 
@@ -52,11 +52,11 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
   """Completes prompts.
 
   Args:
-    model: of a decoder.
+    model: the decoder.
     prompt_ids: right-padded.
     prompt_lengths: at least 1.
-    keys: one a row: a row's sample depends on its own key alone.
-    strategy: how a next token is chosen.
+    keys: one per row; a row's sample depends only on its own key.
+    strategy: how the next token is chosen.
     max_new_tokens: T.
     eos_id: a row is done when it samples it.
     pad_id: may equal eos_id.
@@ -112,5 +112,5 @@ def _slot_positions(prompt_lengths, prompt_slots, max_new_tokens):
 
 
 def row_keys(key: Key[Array, ""], rows: Int[np.ndarray | Array, " B"]) -> Key[Array, " B"]:
-  """One key a row, by the row's own number."""
+  """One key per row, from the row's number."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(rows))

@@ -1,4 +1,4 @@
-"""How a next token is chosen: small frozen (hashable, so static under jit) dataclasses."""
+"""How the next token is chosen: small frozen (hashable, so static under jit) dataclasses."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ class Greedy:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """Sampling at a temperature from the `top_k` likeliest tokens, of those from the smallest set
+  """Sampling at a temperature from the `top_k` likeliest tokens, restricted to the smallest set
   that reaches probability `top_p` (the nucleus; Holtzman et al. 2020)."""
 
   temperature: float = 1.0
@@ -33,7 +33,7 @@ class Sample:
   top_p: float = 1.0  # 1: off
 
   def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Choice:
-    """(Tokens, their log-probs under the distribution that was sampled from)."""
+    """(Tokens, their log-probs under the sampling distribution)."""
     logprobs = self.logprobs(logits)
     tokens = jax.vmap(jax.random.categorical)(keys, logprobs)
     return tokens, _pick(logprobs, tokens)
@@ -41,7 +41,7 @@ class Sample:
   def logprobs(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
     """Log-probs of the truncated distribution; -inf outside of it.
 
-    Of equal logits the lower token id counts as the likelier, so that no tie lets in more tokens.
+    Among equal logits the lower token id counts as likelier, so that ties do not admit more tokens.
     """
     logits = logits / self.temperature
     vocab = logits.shape[-1]

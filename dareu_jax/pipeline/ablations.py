@@ -1,4 +1,4 @@
-"""A grid of runs that differ in a setting each. What several have in common is made once."""
+"""A grid of runs that differ in one setting each. Stages that they share run once."""
 
 import ast
 import pathlib
@@ -20,7 +20,7 @@ class Variant(NamedTuple):
   """A run of the grid."""
 
   study: str
-  label: str  # what it sets, as in the config
+  label: str  # its assignments, as in the config
   settings: Settings
 
   @property
@@ -74,13 +74,13 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
 
   Args:
     grid: list of Variant.
-    workdir: folder; each run has its own in it.
-    command: what the user typed, for the reports.
+    workdir: folder; each run gets a subfolder.
+    command: command line of the user, for the reports.
     overwrite: as for `experiment.run`.
 
   Returns: a record for each variant: {"study", "label", "method", "models", "seeds", "epochs",
-    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. Of
-    several methods in a run it is the first.
+    "chosen"}; `epochs` are the epoch reports of each seed, `chosen` the epochs that were kept. If
+    a run has several methods, these are of the first.
   """
   workdir = pathlib.Path(workdir)
   records: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""docs/configuration.md, made from the settings themselves.
+"""Generates docs/configuration.md from the settings.
 
     python -m dareu_jax.pipeline.configuration > docs/configuration.md
 """
@@ -12,8 +12,8 @@ from dareu_jax.pipeline.settings import Settings, all_settings
 
 _HEAD = """# Configuration
 
-Every setting, made from the classes that own them by `python -m dareu_jax.pipeline.configuration`.
-Set one by a flag (`--config.data.num_owners=8`), in a config file
+Every setting, generated from the settings classes by `python -m dareu_jax.pipeline.configuration`.
+Change one with a flag (`--config.data.num_owners=8`), in a config file
 (`default_config(data=dict(num_owners=8))`) or from Python
 (`dareu_jax.run({"data": {"num_owners": 8}}, workdir)`). The defaults are those of the tiny preset,
 `configs/tofu.py`. Lengths are in tokens unless a line says otherwise."""
@@ -36,7 +36,7 @@ def document() -> str:
 
 
 def _summary(group: str) -> str:
-  """What a group of settings is for: the docstring of its class, without its sections."""
+  """The purpose of a group of settings: the docstring of its class, without its sections."""
   cls: Any = Settings
   for name in filter(None, group.split(".")):
     cls = METHODS[name] if name in METHODS else typing.get_type_hints(cls).get(name, cls)

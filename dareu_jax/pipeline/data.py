@@ -21,17 +21,17 @@ Examples = tuple[Example, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A corpus in the tokens of a model and of its classifier."""
+  """A corpus tokenized for a model and for its classifier."""
 
   settings: DataAndModelSettings
   source: Corpus  # as it was loaded
   workdir: Workdir
   fingerprint: str  # of the tokenizer stage
-  own_tokenizer: Tokenizer | None = None  # of a model that was not made here
+  own_tokenizer: Tokenizer | None = None  # that of a model passed in by the caller
 
   @functools.cached_property
   def corpus(self) -> Corpus:
-    """The corpus, its plain texts cut as the settings say."""
+    """The corpus, its plain texts split as the settings say."""
     data = self.settings.data
     if not data.prompt_tokens:
       return self.source
@@ -50,7 +50,7 @@ class Data:
 
   @functools.cached_property
   def classifier_tokenizer(self) -> Tokenizer:
-    """The classifier's, where it has one of its own; else the model's."""
+    """The classifier's own tokenizer if it has one, else the model's."""
     settings = self.settings
     own = self.workdir.folder / "classifier_tokenizer"
     if not settings.classifier.vocab_size and not settings.classifier.model.path:
@@ -61,7 +61,7 @@ class Data:
 
   @functools.cached_property
   def none_examples(self) -> Examples:
-    """General text for the "none of these" class: empty where there is no such class."""
+    """General text for the "none of these" class: empty if there is no such class."""
     texts = self.corpus.general or self.corpus.test
     size = len(self.corpus.forget) + len(self.corpus.retain)
     wanted = min(len(texts), round(self.settings.classifier.none_share * size))
@@ -74,7 +74,7 @@ class Data:
 
   @property
   def classes(self) -> int:
-    """Classes of the classifier: the owners and, where there is one, "none of these"."""
+    """Classes of the classifier: the owners and, if enabled, "none of these"."""
     return len(self.corpus.owners) + bool(self.none_examples)
 
   @functools.cached_property
@@ -91,7 +91,7 @@ class Data:
     return bucket_length(longest, self.settings.length_multiple)
 
   def evaluated(self, split: str) -> Examples:
-    """What of a split is evaluated: evenly spaced, since examples stand owner by owner."""
+    """The evaluated examples of a split: evenly spaced, since examples are grouped by owner."""
     return evenly_spaced(getattr(self.corpus, split), self.settings.evaluation.max_examples)
 
   def rows(self, examples: Examples, responses: Sequence[str] | None = None) -> tuple[Row, ...]:
@@ -100,7 +100,7 @@ class Data:
                         owners=self.corpus.owners, responses=responses))
 
   def classifier_rows(self, examples: Examples) -> tuple[Row, ...]:
-    """In the classifier's tokens; what is of no owner of D is of the class "none of these"."""
+    """In the classifier's tokens; examples of no owner in D get the class "none of these"."""
     rows = encode(examples, self.classifier_tokenizer, max_length=self.settings.max_length,
                   owners=self.corpus.owners)
     none = len(self.corpus.owners)
@@ -126,7 +126,7 @@ def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
   """The checkpoint's tokenizer; for a model from scratch a BPE of the corpus.
 
   Raises:
-    InputError: if there is none.
+    InputError: if there is no tokenizer.
   """
   path = settings.tokenizer.path or settings.model.path
   if not path:
@@ -140,12 +140,12 @@ def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
 
 def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
                               tokenizer: Tokenizer) -> Tokenizer:
-  """The classifier's tokenizer: its checkpoint's or a BPE of its own; the model's if it equals it.
+  """The classifier's tokenizer: its checkpoint's or its own BPE; the model's if the two are equal.
 
   Args:
-    settings: of the run.
-    corpus: what a BPE is trained on.
-    tokenizer: the model's.
+    settings: settings of the run.
+    corpus: the texts to train a BPE on.
+    tokenizer: the model's tokenizer.
   """
   path = settings.classifier.model.path
   if not path:

@@ -1,4 +1,4 @@
-"""The evaluation stages of a run: records of each model, kept as they are made; their metrics."""
+"""The evaluation stages of a run: records of each model, saved as they are made, and metrics."""
 
 import time
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from dareu_jax.training.checkpoints import shared_json, write_json
 from dareu_jax.training.writers import progress
 
 Records = dict[str, list[Record]]  # by split
-ORDINARY_SEED = 3000  # of samples of ordinary text, apart from the run's own
+ORDINARY_SEED = 3000  # for samples of ordinary text, distinct from the run's own seeds
 
 
 def evaluate(run: Run, names: Sequence[str] | None = None) -> dict[str, Evaluation]:
   """Evaluations of models of the run: {model: Evaluation}.
 
-  Records come from the workdir where they are there already; metrics are computed when asked for.
+  Records are read from the workdir if they exist there; metrics are computed on demand.
 
   Args:
     run: Run.
-    names: of the models; all, if not given.
+    names: names of the models; all if not given.
   """
   records = {name: model_records(run, name) for name in names or run.model_names}
   bound = metrics.gibberish_bound(ordinary_nlls(run))
@@ -37,7 +37,7 @@ def evaluate(run: Run, names: Sequence[str] | None = None) -> dict[str, Evaluati
 def model_records(run: Run, name: str) -> Records:
   """One model's records, kept in `evaluation/<name>.json`: {"fingerprint", "seconds", "records"}.
 
-  A kill costs no more than the split under way.
+  A kill loses at most the split being evaluated.
   """
   stage = f"evaluation/{name}"
   fingerprint = run.fingerprints[stage]
@@ -52,7 +52,7 @@ def model_records(run: Run, name: str) -> Records:
     write_json(path, saved)
     if hosts.is_first():
       _partial(run, name).unlink(missing_ok=True)
-    run.workdir.kept()
+    run.workdir.record_saved()
   run.workdir.stages[stage] = {"seconds": saved["seconds"], "skipped": skipped}
   return {split: [Record.from_json(record) for record in records]
           for split, records in saved["records"].items()}
@@ -63,7 +63,7 @@ def _partial(run, name):
 
 
 def _measure(run, name, fingerprint):
-  """{split: records as JSON}; splits that an earlier process has left are taken over."""
+  """{split: records as JSON}; splits left by an earlier process are reused."""
   path = _partial(run, name)
   saved = shared_json(path)
   done = saved["records"] if saved is not None and saved["fingerprint"] == fingerprint else {}
@@ -74,18 +74,18 @@ def _measure(run, name, fingerprint):
         records = split_records(run, run.models.load_params(name), split)
         done[split] = [record.to_json() for record in records]
         write_json(path, {"fingerprint": fingerprint, "records": done})
-        run.workdir.kept()
+        run.workdir.record_saved()
         bar.update()
   return done
 
 
 def split_records(run: Run, params: Any, split: str) -> list[Record]:
-  """Records of a model on a split; of the hold-out likelihoods alone.
+  """Records of a model on a split; on the hold-out only likelihoods.
 
   Args:
     run: Run.
-    params: of the model.
-    split: of `records.ALL_SPLITS`.
+    params: params of the model.
+    split: one of `records.ALL_SPLITS`.
   """
   examples = run.data.evaluated(split)
   if not examples:
@@ -104,7 +104,7 @@ def split_records(run: Run, params: Any, split: str) -> list[Record]:
 
 
 def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measurements.Fields]]:
-  """What classifiers and the other models say of answers to forget queries."""
+  """Scores of answers to forget queries by the classifiers and the other models."""
   data, models, settings = run.data, run.models, run.settings.evaluation
   queries, rows = data.queries(examples), data.rows(examples)
   parts = []
@@ -121,7 +121,7 @@ def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measure
 
 
 def ordinary_nlls(run: Run) -> list[float]:
-  """What ordinary text costs a token, kept in `evaluation/ordinary_text.json`: mean NLLs of the
+  """The NLL per token of ordinary text, saved in `evaluation/ordinary_text.json`: mean NLLs of the
   original's own samples, to queries that it knows nothing about (those of unseen owners, else of
   retained ones), under itself."""
   path = run.workdir.folder / "evaluation/ordinary_text.json"
@@ -141,7 +141,7 @@ def ordinary_nlls(run: Run) -> list[float]:
 def compare_models(run: Run) -> dict[str, dict[str, float]]:
   """The metrics of every model of the run: {model: {metric: number}}.
 
-  Writes each model's evaluation in open-unlearning's layout too.
+  Also writes each model's evaluation in open-unlearning's layout.
   """
   evaluated = evaluate(run)
   for name, evaluation in evaluated.items():

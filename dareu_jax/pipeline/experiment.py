@@ -29,7 +29,7 @@ from dareu_jax.training.checkpoints import read_json, shared_json, write_json
 from dareu_jax.training.wall_time import WallTimeLog
 from dareu_jax.training.writers import read_metrics
 
-JUDGE_MARGIN = 0.05  # of the score: the judge agrees within it
+JUDGE_MARGIN = 0.05  # largest difference of score at which the judge agrees
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
@@ -38,7 +38,7 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
   """Checks everything that can be checked before any work.
 
   Args:
-    settings: of the experiment.
+    settings: settings of the experiment.
     workdir: folder of results and checkpoints.
     mirror: called with (stage, step, metrics) at each record of metrics.
     options: further fields of Run.
@@ -68,7 +68,7 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
   """Runs all stages that are not done, for every seed.
 
   Args:
-    settings: of the experiment.
+    settings: settings of the experiment.
     workdir: folder of results and checkpoints.
     command: the command line, for the report.
     overwrite: accept a workdir with another configuration; the affected stages run again.
@@ -110,7 +110,7 @@ def _run(runs, folder, log, command, overwrite, share):
                    + " ".join(decision(**_epochs(run, name))))
     notes.append(judgement(models, method))
   summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
-             "examples": _over_examples(runs, models, chosen), "time": log.summary()}
+             "examples": _bootstrap_examples(runs, models, chosen), "time": log.summary()}
   if settings.learning_rates:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
@@ -119,17 +119,17 @@ def _run(runs, folder, log, command, overwrite, share):
 
 
 def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
-  """Compiles every program that `run` will need, into JAX's persistent cache.
+  """Compiles every program that `run` will need into JAX's persistent cache.
 
-  Goes through each stage of the first seed without a step (unlearning: with a single rollout), and
-  through the evaluation of one model, in a folder that is removed at the end.
+  Runs each stage of the first seed without a step (unlearning: with a single rollout) and the
+  evaluation of one model, in a folder that is removed at the end.
 
   Raises:
-    InputError: as `run`; or if there is no folder to keep programs in.
+    InputError: as `run`, or if no folder is set for compiled programs.
   """
   if not compilation_cache_dir():
-    raise InputError("--precompile keeps programs in a folder, and on CPU there is no default: set "
-                     "JAX_COMPILATION_CACHE_DIR.")
+    raise InputError("--precompile needs a folder for programs, and on CPU there is no default: "
+                     "set JAX_COMPILATION_CACHE_DIR.")
   folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
   first = prepare(settings, folder, compile_only=True)[0]
   with computing_on(first.models.mesh), lock(folder):
@@ -153,13 +153,13 @@ def _prefix(settings, seed):
 def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
   """For each method the candidate that is closest to the retrained model: {method: its name}.
 
-  The measure is ToW, averaged over the seeds. Every method is chosen in the same way. The choice
-  uses the retrained model, which is available in a study, but not to somebody who has to forget.
+  The criterion is ToW, averaged over the seeds, for every method alike. It uses the retrained
+  model, which is available in a study but not in practice.
   """
   chosen: dict[str, str] = {}
   for candidate in candidates(settings):
     best = chosen.get(candidate.method)
-    # A run that diverged has NaN here: it is never the better one.
+    # A run that diverged has NaN here and never wins.
     if best is None or not (
         metrics[candidate.name]["tug_of_war"] <= metrics[best]["tug_of_war"]):
       chosen[candidate.method] = candidate.name
@@ -167,7 +167,7 @@ def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) ->
 
 
 def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
-  """{name in a table: name of the model}: the references, then each method at its chosen rate."""
+  """{name in a table: name of the model}: the references, then each method at its best rate."""
   return {name: name for name in references(settings)} | chosen
 
 
@@ -259,8 +259,8 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
   return paths.html
 
 
-def _over_examples(runs, models, chosen):
-  """Intervals of the metrics over the examples, and each method against the best by ToW."""
+def _bootstrap_examples(runs, models, chosen):
+  """Bootstrap intervals of the metrics over examples, and each method against the best by ToW."""
   names = shown_models(runs[0].settings, chosen)
   seeds = [evaluate(run, names.values()) for run in runs]
   evaluated = {shown: [seed[name] for seed in seeds] for shown, name in names.items()}

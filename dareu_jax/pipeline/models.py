@@ -1,4 +1,4 @@
-"""The models of a run, made or loaded when they are asked for, and kept until `release`."""
+"""The models of a run, built or loaded on demand, and kept until `release`."""
 
 import dataclasses
 import functools
@@ -25,15 +25,15 @@ from dareu_jax.training.checkpoints import shared_json
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """The models of one seed. What has been made stays on the devices until `release`."""
+  """The models of one seed. They stay on the devices until `release`."""
 
   settings: DataAndModelSettings
   seed: int
   data: Data
   mesh: Mesh
   workdir: Workdir
-  gather_gib: float  # of the mesh's settings
-  original: LanguageModel | None = None  # where it was not made here: no fine-tuning
+  gather_gib: float  # from the mesh settings
+  original: LanguageModel | None = None  # given by the caller, so there is no fine-tuning
 
   @functools.cached_property
   def config(self) -> ModelConfig:
@@ -44,14 +44,14 @@ class Models:
 
   @functools.cached_property
   def base(self) -> Model:
-    """The model that fine-tuning starts from: the checkpoint's, or what the base stage left."""
+    """The model that fine-tuning starts from: the checkpoint's, or the result of the base stage."""
     if self.original is not None:
       return self.original.model
     return base_model(self.settings, self.config, self.seed, self.mesh, self.workdir)
 
   @functools.cached_property
   def fresh(self) -> Model:
-    """A model from scratch before it has read anything."""
+    """A model from scratch before any training."""
     return fresh_model(self.settings, self.config, self.seed, self.mesh)
 
   @functools.cached_property
@@ -67,7 +67,7 @@ class Models:
     return self.fresh_classifier(self.seed + 1)
 
   def fresh_classifier(self, seed: int, classes: int | None = None) -> Model:
-    """An untrained owner classifier; of the data's classes, if not given."""
+    """An untrained owner classifier; with the data's classes if not given."""
     return factory.build_classifier(
       self.settings.classifier.model, self.classifier_config, classes or self.data.classes, seed,
       self.mesh)
@@ -89,11 +89,11 @@ class Models:
     return self._loaded[name]
 
   def load(self, name: str) -> Model:
-    """The same as a Model."""
+    """The model with these parameters."""
     return self.base.with_params(self.load_params(name))
 
   def scorer(self, name: str = "classifier") -> Scorer:
-    """The classifier that rewards, or the 'judge' that the reward never asks, as a Scorer."""
+    """The classifier that gives the reward, or the 'judge' that never does, as a Scorer."""
     if name not in self._loaded:
       self._loaded[name] = self.workdir.load_result(name, self.classifier.params)
     settings, data = self.settings, self.data
@@ -109,7 +109,7 @@ class Models:
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
-    """What answers and measures; its model is the base."""
+    """The evaluator; its model is the base."""
     settings = self.settings
     return Evaluator(
       self.base, self.data.tokenizer, settings.evaluation.batch_size, settings.length_multiple,
@@ -121,7 +121,7 @@ class Models:
     return meshes.shard_batch(batch, self.mesh)
 
   def release(self) -> None:
-    """Frees the devices: what is asked for again is made or loaded again."""
+    """Frees the devices; models are built or loaded again when needed."""
     for name in ("base", "fresh", "classifier", "evaluator", "_loaded"):
       self.__dict__.pop(name, None)
 
@@ -135,7 +135,7 @@ class Models:
     factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
 
   def check_positions(self, max_new_tokens: int) -> None:
-    """Raises InputError if a pretrained model knows too few positions for prompts and responses."""
+    """Raises InputError if a pretrained model supports too few positions for the examples."""
     settings, data = self.settings, self.data
     if not settings.model.path and self.original is None:
       return
@@ -144,7 +144,7 @@ class Models:
     if longest > self.config.max_length:
       raise InputError(
         f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
-        f"{longest} tokens, but the model knows {self.config.max_length} positions.")
+        f"{longest} tokens, but the model supports {self.config.max_length} positions.")
 
 
 AT_HAND = "a model at hand"  # in place of a path: the original was passed as an object
@@ -169,6 +169,6 @@ def base_model(settings: DataAndModelSettings, config: ModelConfig, seed: int, m
 
 def fresh_model(settings: DataAndModelSettings, config: ModelConfig, seed: int,
                 mesh: Mesh) -> Model:
-  """A model from scratch, all of whose parameters are trained."""
+  """A model from scratch, with all parameters trained."""
   config = dataclasses.replace(config, lora=LoraSettings())
   return factory.build_decoder(settings.model, config, seed, mesh)

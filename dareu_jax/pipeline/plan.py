@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: stages, sizes, memory, time, and two tokenized samples."""
+"""The plan of a run for --dry_run: stages, sizes, memory, time, and two tokenized samples."""
 
 import time
 
@@ -18,7 +18,7 @@ from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.rl.settings import RLSettings
 
-# Share of a plain matrix product's speed that training reaches; measured on CPU and H200, rough.
+# Training speed relative to a plain matrix product; a rough figure, measured on CPU and H200.
 EFFICIENCY = 0.35
 
 

@@ -1,6 +1,6 @@
 """The robustness card of a finished run: every model under the same attacks.
 
-A cell is worth nothing but beside the retrained model's. Each attack is kept in a file.
+Read each cell against the retrained model's. Each attack is saved in a file.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ from dareu_jax.training.writers import progress
 
 SAMPLE_SEED = 5000
 LEAKAGE = Sample(temperature=1.0, top_p=0.9)  # Scholten et al. 2025
-PROBED = 40  # forget questions that are sampled many times
+PROBED = 40  # number of forget questions that are sampled many times
 Metrics = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What the attacks are told."""
+  """Options of the attacks."""
 
-  learning_rate: float  # of relearning
+  learning_rate: float  # for relearning
   batch_size: int
-  samples: int  # of each question
-  steps: tuple[int, ...]  # of relearning, after which is measured
+  samples: int  # per question
+  steps: tuple[int, ...]  # numbers of relearning steps to measure after
 
 
 def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_rate: float = 0.0,
@@ -51,12 +51,12 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   """Attacks every model of a finished run, and writes its card.
 
   Args:
-    workdir: of the run.
-    methods: to attack; all if not given.
-    learning_rate: of relearning; 0: 2e-5, as published, for a checkpoint, and that of the run's
-      fine-tuning for a model from scratch.
-    batch_size: examples a step of relearning.
-    samples: of each question.
+    workdir: folder of the run.
+    methods: methods to attack; all if not given.
+    learning_rate: rate for relearning; 0: 2e-5, as published, for a checkpoint, and the run's
+      fine-tuning rate for a model from scratch.
+    batch_size: examples per step of relearning.
+    samples: samples per question.
 
   Returns: ({model: metrics}, how far each metric can be trusted, path of the card).
 
@@ -91,7 +91,7 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
 def attack(run: Run, name: str, options: Options) -> Metrics:
   """Metrics of a model under every attack; each attack is kept in a file."""
   path = run.workdir.folder / "robustness" / f"{name}.json"
-  # The metrics' names too: a card of fewer metrics is no card of these.
+  # The names of the metrics too: a card with other metrics is out of date.
   stage_fingerprint = fingerprint(
     run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
     run.settings.evaluation.min_k, tuple(reliability.SIGNS))
@@ -161,7 +161,7 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
 
 
 def asked(run: Run, name: str, options: Options) -> Metrics:
-  """Asked otherwise: a prefilled answer, another wording, a choice."""
+  """Other ways of asking: a prefilled answer, another wording, a choice."""
   del options
   args = run.models.evaluator, run.models.load_params(name), run.data.evaluated("forget")
   return {"prefilled_rouge": probes.prefilled_rouge(*args),
@@ -170,7 +170,7 @@ def asked(run: Run, name: str, options: Options) -> Metrics:
 
 
 def leaked(run: Run, name: str, options: Options) -> Metrics:
-  """Asked many times: the best of the samples, and bounds on what is expected."""
+  """Many samples per question: the best one, and bounds on the expectation."""
   examples = evenly_spaced(run.data.evaluated("forget"), PROBED)
   rows = [row for row in run.data.rows(examples) for _ in range(options.samples)]
   answers = run.models.evaluator.sample(
@@ -182,11 +182,11 @@ def leaked(run: Run, name: str, options: Options) -> Metrics:
 
 
 def layers(run: Run, name: str, options: Options) -> Metrics:
-  """Looked into: the logit lens, and how deep the unlearning goes."""
+  """Probes of the hidden states: the logit lens and the unlearning depth."""
   del options
   models, evaluator = run.models, run.models.evaluator
   examples, count = run.data.evaluated("forget"), models.config.num_layers
-  # Every layer of a small model, some sixteen of a large one.
+  # Every layer of a small model, about sixteen of a large one.
   each = tuple(sorted({*range(1, count + 1, max(1, count // 16)), count}))
   original = -evaluator.nll(models.load_params("original"), examples)
   patched = [probes.patched_logprobs(evaluator, models.load_params("original"), models.load(donor),
@@ -196,7 +196,7 @@ def layers(run: Run, name: str, options: Options) -> Metrics:
 
 
 def relearned(run: Run, name: str, options: Options) -> Metrics:
-  """Taught again: the forget set, other forgotten owners' data, and retained data."""
+  """Relearning: the forget set, other forgotten owners' data, and retained data."""
   corpus, asked_for = run.data.corpus, run.data.evaluated("forget")
   halves = relearning.two_halves(corpus.forget)
   attacks = {"forget": [(corpus.forget, asked_for)], "benign": [(corpus.retain, asked_for)]}
@@ -216,7 +216,7 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
 
 
 def _relearning_curve(run, name, taught, tested, options):
-  """{steps of teaching: the metrics then}."""
+  """{steps of relearning: metrics after them}."""
   batches = run.data.batches(run.data.rows(taught), options.batch_size,
                              seed=run.seed + SAMPLE_SEED, one_bucket=True)
   states = relearning.relearned(

@@ -24,7 +24,7 @@ from dareu_jax.training.digests import hex_digest
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import MetricWriter, progress
 
-Mirror = Callable[[str, int, dict[str, Any]], None]  # of (stage, step, metrics)
+Mirror = Callable[[str, int, dict[str, Any]], None]  # called with (stage, step, metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Run:
   workdir: Workdir
   stages: dict[str, graph.Stage]
   mirror: Mirror | None = None
-  compile_only: bool = False  # stages compile their programs and learn nothing
+  compile_only: bool = False  # stages compile their programs without training
 
   @functools.cached_property
   def fingerprints(self) -> dict[str, str]:
@@ -51,7 +51,7 @@ class Run:
     return graph.model_names(self.settings)
 
   def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
-    """Where a stage keeps what it does."""
+    """Where a stage saves its checkpoints and metrics."""
     writer = MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
     return StageIO(store, writer, progress(name, unit), self.compile_only)
 
@@ -62,13 +62,13 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   """The run of a seed in a folder.
 
   Args:
-    settings: of the experiment.
-    seed: of this run.
+    settings: settings of the experiment.
+    seed: seed of this run.
     source: the corpus as it was loaded.
-    mesh: that arrays lie on.
-    folder: of results and checkpoints.
-    original: the model to unlearn, where it is not to be made here.
-    reward: callable that takes the place of the method's own, beside such an original.
+    mesh: the device mesh.
+    folder: folder of results and checkpoints.
+    original: the model to unlearn, if the caller gives it.
+    reward: callable used in place of the method's own reward, with such an original.
     options: further fields of Run.
   """
   workdir = Workdir(folder, settings, settings.checkpoint)
@@ -103,6 +103,6 @@ def digest_of_function(function: Callable) -> str:
 
 
 def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:
-  """Where a seed's stages lie: in the workdir itself, or one folder a seed."""
+  """The folder of a seed's stages: the workdir itself, or a subfolder per seed."""
   folder = pathlib.Path(workdir)
   return folder if len(settings.seeds) == 1 else folder / f"seed_{seed}"

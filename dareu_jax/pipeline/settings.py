@@ -1,4 +1,4 @@
-"""All settings of an experiment. Each block stands beside what it configures, with its defaults.
+"""All settings of an experiment. Each block is defined next to the code it configures.
 
 The defaults are the tiny preset: embedded authors and a model from scratch, on a laptop.
 """
@@ -41,7 +41,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class DataAndModelSettings(Protocol):
-  """What `pipeline.data` and `pipeline.models` ask of settings; the studies' have it too."""
+  """The settings that `pipeline.data` and `pipeline.models` need; the studies have them too."""
 
   @property
   def data(self) -> DataSettings: ...
@@ -81,12 +81,12 @@ class Settings:
   length_multiple: Count = 16  # batches are padded to a multiple of this
   method: MethodName = "dareu"  # the unlearning method
   methods: tuple[MethodName, ...] = ()  # several, into one table; wins over `method`
-  # Each method runs at each of them, and its best is shown; (): its own
+  # Each method runs at each rate, and its best is shown; (): the method's own rate
   learning_rates: tuple[Positive, ...] = ()
   eval_every: Count = 5  # epochs of a loss-based method between two reports
-  # Retrain once more in another order: how far apart two retrainings are
+  # Retrain once more in another order, to see how much two retrainings differ
   retrained_replica: bool = True
-  # Modules to import first: methods, metrics, rewards, sources and families of your own
+  # Modules to import first: your own methods, metrics, rewards, sources and families
   plugins: tuple[str, ...] = ()
   data: DataSettings = DataSettings()
   tokenizer: TokenizerSettings = TokenizerSettings()
@@ -94,12 +94,12 @@ class Settings:
   lora: LoraSettings = LoraSettings()
   # A model from scratch first reads general text, as pretrained checkpoints have; 0 epochs: none.
   pretrain: TrainSettings = TrainSettings(epochs=4, schedule="cosine", warmup=0.05)
-  # Of the original and retrained models: until they know their data.
+  # The original and retrained models, which train until they know their data.
   finetune: TrainSettings = TrainSettings(
     epochs=40, schedule="plateau", target_loss=0.4, learning_rate=1e-3, warmup=0.02)
   classifier: ClassifierSettings = ClassifierSettings()
   monitor: MonitorSettings = MonitorSettings()
-  # Of the loss-based methods; an epoch is every forget example once, with as many retained ones.
+  # The loss-based methods. An epoch is every forget example once, with as many retained ones.
   baseline: TrainSettings = TrainSettings(epochs=10, learning_rate=3e-4, weight_decay=0.0)
   evaluation: EvaluationSettings = EvaluationSettings()
   mesh: MeshSettings = MeshSettings()
@@ -120,7 +120,7 @@ class Settings:
         raise InvalidSetting(f"{name}.epochs", epochs, "it must be >= 1.")
     if self.baseline.micro_batch_size:
       raise InvalidSetting("baseline.micro_batch_size", self.baseline.micro_batch_size,
-                           "it must be 0, an objective is of whole batches.")
+                           "it must be 0, since the loss needs whole batches.")
     if self.lora.rank and not (self.pretrains or self.model.path):
       raise InvalidSetting("lora.rank", self.lora.rank,
                            "config.model.path is empty, and an adapter on random base weights "
@@ -135,12 +135,12 @@ class Settings:
 
   @property
   def pretrains(self) -> bool:
-    """Whether the base is made here: a model from scratch that reads general text first."""
+    """Whether the base is trained here: a model from scratch that reads general text first."""
     return not self.model.path and self.pretrain.epochs > 0
 
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Settings":
-    """Builds the settings from a ConfigDict or a nested mapping; what is left out has its default.
+    """Builds the settings from a ConfigDict or a nested mapping; missing keys get their defaults.
 
     Raises:
       InputError: for an unknown key, a wrong type or an impossible value.
@@ -150,7 +150,7 @@ class Settings:
     blocks = plain.pop("unlearning", {})
     if not hasattr(blocks, "keys"):
       raise InputError(f"config.unlearning is {blocks!r}: it must be a group of settings.")
-    for name, block in blocks.items():  # of methods that do not run too: a typing error is one
+    for name, block in blocks.items():  # also of methods that do not run: a typo is an error
       _method(name, block)
     built = build(cls, plain)
     return dataclasses.replace(built, unlearning=blocks)
@@ -158,7 +158,7 @@ class Settings:
 
 def _import_plugins(names: Any) -> None:
   if not (isinstance(names, (tuple, list)) and all(isinstance(name, str) for name in names)):
-    raise InputError(f"config.plugins is {names!r}: it must be a tuple of names of modules.")
+    raise InputError(f"config.plugins is {names!r}: it must be a tuple of module names.")
   import_plugins(tuple(names))
 
 
@@ -166,7 +166,7 @@ def _method(name: str, block: Any) -> Method:
   if isinstance(block, Method):
     return block
   if name not in METHODS:
-    raise InputError(f"config.unlearning.{name} is no method. Known: {', '.join(METHODS)}.")
+    raise InputError(f"config.unlearning.{name} is not a method. Known: {', '.join(METHODS)}.")
   return build(METHODS[name], block, f"config.unlearning.{name}")
 
 
@@ -177,11 +177,11 @@ def _at(value: Any, path: str) -> Any:
 
 
 def default_config(**changes: Any) -> ConfigDict:
-  """The default settings as a ConfigDict, the settings of every method among them.
+  """The default settings as a ConfigDict, including those of every method.
 
   Args:
     changes: nested dicts of values to replace, such as `data={"num_owners": 8}`; `plugins` are
-      imported, so that the methods that they define are there too.
+      imported, so that the methods that they define are included.
   """
   _import_plugins(changes.get("plugins", ()))
   return ConfigDict(merged(

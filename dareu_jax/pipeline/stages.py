@@ -29,8 +29,8 @@ from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.optimizers import TrainSettings
 
-JUDGE_SEED = 1000  # how far the judge's seed is from the classifier's
-REPLICA_SEED = 2000  # and that of the data's order when retraining once more
+JUDGE_SEED = 1000  # added to the seed for the judge
+REPLICA_SEED = 2000  # added to the seed for the data order of the second retraining
 
 
 def run_seed(run: Run) -> dict[str, dict[str, float]]:
@@ -61,8 +61,8 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
 
 
 def keep_tokenizer(run: Run) -> None:
-  """Looks at every text and checkpoint that a later stage will, so that none fails there, and
-  keeps the tokenizer."""
+  """Checks every text and checkpoint that later stages use, so that they do not fail late, and
+  saves the tokenizer."""
   with run.workdir.stage("tokenizer", run.fingerprints["tokenizer"]) as store:
     if store is None:
       return
@@ -84,7 +84,7 @@ def keep_tokenizer(run: Run) -> None:
 
 
 def pretrain(run: Run) -> None:
-  """Makes the base of a model from scratch: it reads general text, as checkpoints have."""
+  """Trains the base of a model from scratch on general text, which checkpoints have seen."""
   settings = run.settings
   if not settings.pretrains:
     return
@@ -104,13 +104,13 @@ def pretrain_batches(run: Run) -> Batches:
 
 
 def train_language_model(run: Run, name: str, examples: Examples, seed: int) -> None:
-  """Fine-tunes the base on examples; one that was made here keeps reading the general facts.
+  """Fine-tunes the base on examples; a base from scratch keeps training on the general facts.
 
   Args:
     run: Run.
-    name: of the stage.
-    examples: to learn.
-    seed: of the data's order.
+    name: name of the stage.
+    examples: examples to train on.
+    seed: seed of the data order.
   """
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
@@ -121,7 +121,7 @@ def train_language_model(run: Run, name: str, examples: Examples, seed: int) -> 
 
 
 def finetune_batches(run: Run, examples: Examples, seed: int) -> Batches:
-  """Batches of examples; for a base that was made here of the general facts too."""
+  """Batches of examples; for a base from scratch also of the general facts."""
   settings = run.settings
   if settings.pretrains:
     examples = examples + run.data.corpus.test
@@ -133,9 +133,9 @@ def train_classifier(run: Run, name: str, seed: int) -> None:
 
   Args:
     run: Run.
-    name: 'classifier', which gives the reward, or 'judge', which never does: it starts elsewhere
-      and sees the data in another order with other noise.
-    seed: of that.
+    name: 'classifier', which gives the reward, or 'judge', which never does: it has another
+      initialization, data order and noise.
+    seed: seed of the initialization, order and noise.
   """
   settings, data, models = run.settings.classifier, run.data, run.models
   with run.workdir.stage(name, run.fingerprints[name]) as store:
@@ -155,10 +155,10 @@ def train_classifier(run: Run, name: str, seed: int) -> None:
 
 
 def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-  """What the classifier learns from, and what it is measured on: (examples, held-out examples).
+  """Data of the classifier: (training examples, held-out examples).
 
-  Paraphrases are the measure where there are some; else a tenth of the examples, drawn at random,
-  of which at least one is held back.
+  The paraphrases are held out if there are any; else a random tenth of the examples, at least
+  one.
   """
   paraphrased = tuple(dataclasses.replace(e, response=e.paraphrased_response)
                       for e in examples if e.paraphrased_response)
@@ -217,11 +217,11 @@ def fit(run: Any, name: str, store: Any, model: Model, loss_fn: Any, settings: T
 
   Args:
     run: Run, or a study that has its `stage_io` and `models`.
-    name: of the stage.
-    store: of its checkpoints.
-    model: to start from; it is left as it is.
+    name: name of the stage.
+    store: store of its checkpoints.
+    model: the model to start from; it is not modified.
     loss_fn, settings, batches: as for `training.supervised.fit`.
-    seed: of what the loss draws.
+    seed: seed of the loss's random draws.
   """
   stage = run.stage_io(name, store)
   # A copy, since training donates its state and the base is used again.

@@ -1,4 +1,4 @@
-"""The unlearning stage of a run: what a method is given, and what it leaves."""
+"""The unlearning stage of a run: the inputs of a method and its results."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> Non
   Args:
     run: Run.
     candidate: the method and its learning rate.
-    reward: in place of the one that the settings name.
+    reward: replaces the reward that the settings name.
   """
   name, method = candidate.name, run.settings.unlearning[candidate.method]
   with run.workdir.stage(name, run.fingerprints[name]) as store:
@@ -37,7 +37,7 @@ def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> Non
 
 
 def load_reports(run: Run, name: str) -> tuple[tuple[EpochReport, ...], int]:
-  """(reports of a method's epochs, the epoch that was kept), as `unlearn` left them."""
+  """(reports of a method's epochs, the epoch that was kept), as `unlearn` saved them."""
   content = shared_json(run.workdir.folder / name / "epochs.json")
   fields = {field.name for field in dataclasses.fields(EpochReport)}
   reports = tuple(EpochReport(**{key: value for key, value in record.items() if key in fields})
@@ -46,7 +46,7 @@ def load_reports(run: Run, name: str) -> tuple[tuple[EpochReport, ...], int]:
 
 
 def make_task(run: Run, candidate: Candidate, reward: Reward | None = None) -> Task:
-  """What a method is given."""
+  """The inputs of a method."""
   settings, data, models = run.settings, run.data, run.models
   corpus = data.corpus
   return Task(
@@ -60,7 +60,7 @@ def make_task(run: Run, candidate: Candidate, reward: Reward | None = None) -> T
 
 
 def make_monitor(run: Run) -> Monitor:
-  """What the epochs of a method are judged by."""
+  """The monitor that evaluates each epoch of a method."""
   settings, data, models = run.settings.monitor, run.data, run.models
   corpus = data.corpus
   return Monitor(

@@ -1,8 +1,8 @@
 """The folder of a run: its configuration, its finished stages and their results.
 
-A stage is done if its `done.json` exists and has the same fingerprint (of its own settings and of
-everything that it depends on). `config.json` holds the whole configuration; a run with another one
-is rejected.
+A stage is done if its `done.json` exists and has the same fingerprint (a hash of its settings and
+of everything that it depends on). `config.json` holds the whole configuration; a run with another
+configuration is rejected.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ from dareu_jax.training.checkpoints import (
 from dareu_jax.training.wall_time import WallTimeLog, active_elsewhere
 
 Path = str | pathlib.Path
-# Format of a workdir. 1: before settings had defaults and each method its own file.
+# Format of a workdir. 1: before settings had defaults and methods had their own files.
 FORMAT = 2
-# Settings that change no result of a stage. (What a plugin defines counts where a setting names it;
-# its metrics appear for a finished run too.)
+# Settings that change no result of a stage. (A plugin's definitions count where a setting names
+# them; its metrics appear for a finished run too.)
 _IRRELEVANT = ("mesh", "checkpoint", "plugins")
 
 
@@ -52,7 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
   """The configuration of the run in a folder.
 
   Raises:
-    InputError: if the folder holds no run, or one of another format.
+    InputError: if the folder holds no run, or a run of another format.
   """
   folder = pathlib.Path(folder)
   config = read_json(folder / "config.json")
@@ -135,7 +135,7 @@ class Workdir:
     self.stages: dict[str, dict[str, Any]] = {}
 
   def check_config(self, *, overwrite: bool) -> None:
-    """Checks that the folder has no other configuration, and writes this one.
+    """Checks that the folder holds no other configuration, and writes this one.
 
     Args:
       overwrite: accept another configuration; the affected stages run again.
@@ -168,12 +168,12 @@ class Workdir:
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
-                 on_saved=self.kept)
+                 on_saved=self.record_saved)
 
-  def kept(self, until: float | None = None) -> None:
+  def record_saved(self, until: float | None = None) -> None:
     """Records that all work up to a time (default: now) is saved."""
     if self.wall_time is not None:
-      self.wall_time.kept(until)
+      self.wall_time.record_saved(until)
 
   def is_done(self, name: str, fingerprint: str) -> bool:
     """Whether a stage is done with this fingerprint."""
@@ -181,10 +181,10 @@ class Workdir:
     return done is not None and done["fingerprint"] == fingerprint
 
   def reuse_stages(self, folder: Path, fingerprints: dict[str, str]) -> None:
-    """Reuses the stages that another run has finished with the same fingerprints.
+    """Reuses the finished stages of another run that have the same fingerprints.
 
     Args:
-      folder: of the other run.
+      folder: folder of the other run.
       fingerprints: {stage: fingerprint} of this run.
     """
     hosts.from_first(lambda: self._reuse(pathlib.Path(folder), fingerprints))
@@ -208,8 +208,8 @@ class Workdir:
   def stage(self, name: str, fingerprint: str) -> Iterator[Store | None]:
     """Runs a stage: yields its store, or None if it is already done.
 
-    Files of another configuration are removed first. When the body ends without an error, the stage
-    is marked done. The recorded seconds are those of this process.
+    Files of another configuration are removed first. If the body ends without an error, the stage
+    is marked done. The recorded seconds are those of this process only.
     """
     interruption.stop_if_requested()
     folder = self.folder / name
@@ -233,7 +233,7 @@ class Workdir:
     seconds = round(time.monotonic() - begin, 1)
     hosts.barrier(f"{name} is done")  # or one host would remove what another still reads
     write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds})
-    self.kept()
+    self.record_saved()
     if hosts.is_first():
       shutil.rmtree(folder / "progress", ignore_errors=True)
     self.stages[name] = {"seconds": seconds, "skipped": False}
@@ -263,7 +263,7 @@ class Workdir:
 
 
 def _begin(folder, fingerprint):
-  """Makes a stage's folder, and removes what other settings have left there."""
+  """Creates a stage's folder and removes the files of other settings."""
   started = read_json(folder / "started.json")
   done = (folder / "done.json").exists()
   if folder.exists() and (done or started is None or started["fingerprint"] != fingerprint):

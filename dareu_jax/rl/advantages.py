@@ -17,7 +17,7 @@ def generalized_advantage_estimation(
 
   Args:
     rewards: r_t, anything beyond a row's length is ignored.
-    values: v_t of the policy that sampled.
+    values: v_t by the critic at sampling time.
     lengths: n, the number of valid steps of each row.
     discount: γ in [0, 1].
     gae_lambda: λ in [0, 1].
@@ -48,7 +48,7 @@ def generalized_advantage_estimation(
 
 def group_advantages(returns: Float[Array, " B"], *, group_size: int,
                      normalize: bool) -> Float[Array, " B"]:
-  """Advantages of whole responses against the others to the same query; no critic is needed.
+  """Advantages of whole responses relative to the others to the same query; needs no critic.
 
       RLOO    A_i = R_i - mean_{j≠i} R_j
       GRPO    A_i = (R_i - mean_j R_j) / (std_j R_j + 1e-6)

@@ -1,8 +1,8 @@
-"""Guards against winning by cheating: pure rules on the greedy answers at the end of an epoch.
+"""Guards against reward hacking: pure rules on the greedy answers at the end of an epoch.
 
-A score can be brought down by answers that shrink away, fall apart, repeat themselves, never end or
-are one answer to all; and by answers that please this classifier alone. What is usual is measured
-on the same model's answers to *unseen* owners' queries: what it says of people it never heard of.
+The score also falls if answers shrink, turn to gibberish, repeat themselves, never end or are the
+same for every query, and if they fool only this classifier. The usual values are measured on the
+same model's answers to queries about *unseen* owners.
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ AtLeastOne = Annotated[float, Field(ge=1)]
 
 @settings
 class GuardSettings:
-  """Bounds on the greedy answers of an epoch, against winning by cheating.
+  """Bounds on the greedy answers of an epoch, against reward hacking.
 
   The usual length, entropy and fluency are those of the answers to unseen owners' queries.
   """
 
-  # What happens to an epoch out of bounds: it is not kept, ends the run, or is undone and followed
-  # by halved learning rates.
+  # What to do with an epoch out of bounds: do not keep it, end the run, or undo it and halve the
+  # learning rates.
   action: Literal["off", "refuse", "stop", "rollback"] = "refuse"
-  max_rollbacks: Size = 3  # after so many the run stops
+  max_rollbacks: Size = 3  # after this many the run stops
   min_length_ratio: Fraction = 0.75  # of the usual response length
   max_length_ratio: AtLeastOne = 1.5  # of the usual response length
-  min_eos_ratio: Fraction = 0.8  # of the share of the original's answers that end by themselves
+  min_eos_ratio: Fraction = 0.8  # of the original's share of answers that end with the end token
   min_distinct_ratio: Fraction = 0.5  # of the original's share of distinct answers
-  max_degenerate_share: Fraction = 0.05  # of empty or repetitive answers
+  max_degenerate_share: Fraction = 0.05  # share of empty or repetitive answers
   min_entropy_ratio: Fraction = 0.3  # of the usual entropy per token
   max_entropy_ratio: AtLeastOne = 3.0  # of the usual entropy per token
   max_fluency_gap: Positive = 1.5  # nats a token under the original, above the usual
-  # of the judge's score above its level, where the reward's is at its own
+  # excess of the judge's score over its level when the reward's score is at its own level
   max_judge_gap: Fraction = 0.05
 
 
@@ -44,48 +44,48 @@ class GuardSettings:
 class EpochReport:
   """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model.
 
-  What begins with `unseen` is the same of the answers to unseen owners' queries (to forget queries,
-  where there are none).
+  Fields that begin with `unseen` are the same for answers to queries about unseen owners (to forget
+  queries, if there are no unseen owners).
   """
 
   epoch: int
   score: float  # mean b(y)
-  level: float  # the score to come down to: mean b(y) of unseen owners' queries, or as set
+  level: float  # target score: mean b(y) for queries about unseen owners, or as set
   response_length: float  # mean tokens, the end token not counted
   unseen_length: float
-  eos_share: float  # of answers that end by themselves
-  degenerate_share: float  # of answers that are empty or repeat themselves
+  eos_share: float  # share of answers that end with the end token
+  degenerate_share: float  # share of answers that are empty or repeat themselves
   distinct_share: float  # distinct answers over answers
   entropy: float  # of the policy, mean over the answers' tokens, nats
   unseen_entropy: float
   fluency: float  # NLL of the answers under the original model, nats a token
   unseen_fluency: float
-  judge_score: float  # mean b(y) of the classifier that the reward never asks
-  judge_level: float  # the same for unseen owners' queries, or as set
-  tracked: dict = dataclasses.field(default_factory=dict)  # metrics that decide nothing
+  judge_score: float  # mean b(y) by the judge, which gives no reward
+  judge_level: float  # the same for queries about unseen owners, or as set
+  tracked: dict = dataclasses.field(default_factory=dict)  # metrics for the report only
 
 
 def violations(report: EpochReport, original: EpochReport,
                guards: GuardSettings) -> tuple[str, ...]:
-  """Why an epoch is out of bounds: a tuple of sentences, empty if it is within; action "off" too.
+  """Why an epoch is out of bounds: sentences, empty if it is within bounds (with action "off" too).
 
   Args:
-    report, original: of the epoch and of epoch 0.
+    report, original: reports of the epoch and of epoch 0.
     guards: the bounds.
   """
   broken = [name for name, value in dataclasses.asdict(report).items()
             if isinstance(value, float) and not math.isfinite(value)]
   if broken:
     return (f"{', '.join(broken)}: not a number",)
-  # Memorized answers may be longer and more certain than answers about unseen owners: both set
-  # the bounds.
+  # Memorized answers may be longer and more certain than answers about unseen owners, so both
+  # define the bounds.
   lengths = original.response_length, original.unseen_length
   entropies = original.entropy, original.unseen_entropy
   shortest, longest = guards.min_length_ratio * min(lengths), guards.max_length_ratio * max(lengths)
   low, high = guards.min_entropy_ratio * min(entropies), guards.max_entropy_ratio * max(entropies)
   degenerate = max(guards.max_degenerate_share, original.degenerate_share)
   fluency = original.unseen_fluency + guards.max_fluency_gap
-  # On the way down both scores are above their levels, and never quite as far as each other.
+  # While the scores fall, both are above their levels, by different amounts.
   judged = (report.judge_level + guards.max_judge_gap
             + 2 * max(0.0, report.score - report.level))
   checks = (

@@ -1,4 +1,4 @@
-"""The learner: scored rollouts to advantages, PPO with distillation (jitted parts).
+"""The learner: advantages from scored rollouts, and PPO with distillation (jitted parts).
 
 Roles of the policy are trainable states over one frozen state: original (the teacher), previous
 (the end of the last epoch) and current; so is the trunk of a separate critic. B rows, T completion
@@ -38,14 +38,14 @@ T = TypeVar("T")
 
 
 class Critic(NamedTuple):
-  """What is trained of the critic."""
+  """The trained parameters of the critic."""
 
   head: Params  # of a ValueHead
   trunk: Params | None  # a role of the policy; None: the head sits on the policy itself
 
 
 class LearnerState(NamedTuple):
-  """All that a run needs to resume; `step` counts rollouts."""
+  """Everything that a run needs to resume; `step` counts rollouts."""
 
   step: Int[Array, ""]
   policy: Params
@@ -53,8 +53,8 @@ class LearnerState(NamedTuple):
   policy_opt: Any
   critic_opt: Any
   previous: Params  # policy at the end of the previous epoch
-  previous_critic: Critic  # beside it
-  chosen: Params  # policy of the epoch to keep so far
+  previous_critic: Critic  # critic at the same time
+  chosen: Params  # policy of the best epoch so far
 
 
 class Rollout(NamedTuple):
@@ -71,26 +71,26 @@ class Rollout(NamedTuple):
 
 
 def sampling(settings: RLSettings) -> Sample:
-  """The distribution that responses are sampled from, and their log-probs taken under."""
+  """The distribution from which responses are sampled and under which log-probs are computed."""
   return Sample(settings.temperature, settings.top_k, settings.top_p)
 
 
 def init_learner(policy: Params, value: Params, settings: RLSettings) -> LearnerState:
-  """A learner at step 0, every role of the policy (and a separate critic's trunk) at its start.
+  """A learner at step 0, with every role of the policy (and a separate critic's trunk) initialized.
 
   Args:
-    policy: params of the original.
+    policy: params of the original model.
     value: params of a fresh value head.
   """
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
-  # Updates donate the state: no role may share a buffer with another.
+  # Updates donate the state, so no two roles may share a buffer.
   critic = Critic(copy(value), copy(policy) if settings.critic == "separate" else None)
   return LearnerState(jnp.int32(0), copy(policy), critic, optimizer.init(policy),
                       optimizer.init(critic), copy(policy), copy(critic), copy(policy))
 
 
 def roll_back(state: LearnerState, settings: RLSettings) -> LearnerState:
-  """Policy and critic as they were an epoch ago, and optimizers that remember nothing."""
+  """Restores policy and critic to the previous epoch's, with fresh optimizer states."""
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
   return state._replace(
     policy=copy(state.previous), critic=copy(state.previous_critic),
@@ -98,12 +98,12 @@ def roll_back(state: LearnerState, settings: RLSettings) -> LearnerState:
 
 
 def end_epoch(state: LearnerState) -> LearnerState:
-  """The learner to whom policy and critic of now are those of the previous epoch."""
+  """Stores the current policy and critic as the previous epoch's."""
   return state._replace(previous=copy(state.policy), previous_critic=copy(state.critic))
 
 
 def copy(tree: T) -> T:
-  """The same numbers in buffers of their own."""
+  """A copy in new buffers."""
   return jax.tree.map(jnp.copy, tree)
 
 
@@ -114,17 +114,17 @@ def score_rollout(
     settings: RLSettings) -> tuple[Rollout, dict[str, Scalar]]:
   """Rewards, values and advantages of sampled completions.
 
-  Beyond the paper, a token may cost η = anchor_coef times its `centered_log_ratio` to the original:
-  of all ways not to say what is to be forgotten, those likeliest under it are the cheapest.
+  Not in the paper: a token may cost η = anchor_coef times its `centered_log_ratio` to the original,
+  so that the replacements that the original finds most likely are the cheapest.
 
   Args:
-    state: of the learner.
+    state: state of the learner.
     original: the original policy π_N.
-    value_head: of a ValueHead; its params are the state's.
-    scores: of each prefix, high for what is to be forgotten (`rl.reward_functions`).
-    prompt_ids, prompt_lengths: of the queries.
-    completions: what was sampled.
-    settings: of the run.
+    value_head: a ValueHead, whose params are in the state.
+    scores: score of each prefix, high for content to forget (`rl.reward_functions`).
+    prompt_ids, prompt_lengths: the queries.
+    completions: the sampled responses.
+    settings: settings of the run.
 
   Returns: (rollout, metrics).
   """
@@ -146,7 +146,7 @@ def score_rollout(
     c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
-    # As the KL, at the temperature alone: what top_k and top_p cut off has no finite log-prob.
+    # Like the KL, without top_k and top_p: tokens that they cut off have no finite log-prob.
     untruncated = Sample(settings.temperature)
     own = logprobs
     if sampling(settings) != untruncated:
@@ -192,13 +192,13 @@ def update(
   GRPO and RLOO have no L_value.
 
   Args:
-    state: donated.
+    state: state of the learner; donated.
     original, value_head: as for `score_rollout`.
-    rollout: to learn from.
-    rows: of it, the minibatch.
+    rollout: the rollout to learn from.
+    rows: its rows that form the minibatch.
     retain: retained examples.
-    learning_rates: (policy's, value head's); a separate trunk has the policy's.
-    settings: of the run.
+    learning_rates: (policy's, value head's); a separate trunk uses the policy's.
+    settings: settings of the run.
 
   Returns: (state with its step unchanged, metrics).
   """

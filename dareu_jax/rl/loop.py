@@ -1,4 +1,4 @@
-"""The reinforcement learning run: epochs of rollouts and updates, saved, and ended by a rule."""
+"""The reinforcement learning run: epochs of rollouts and updates, checkpoints, a stopping rule."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from dareu_jax.training.writers import batch_hash
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a run ends with."""
+  """The result of a run."""
 
   policy: Any  # params of the epoch that was kept
   reports: tuple[EpochReport, ...]
@@ -38,7 +38,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """The models and data of a run; everything but what changes."""
+  """The models and data of a run: everything that does not change."""
 
   original: Model  # π_N
   value_head: Model  # a fresh ValueHead
@@ -48,7 +48,7 @@ class Task:
   evaluator: Evaluator
   settings: RLSettings
   seed: int
-  monitor: Monitor | None = None  # of `run`: what each epoch is judged by
+  monitor: Monitor | None = None  # evaluates each epoch; `run` requires it
 
   @property
   def rollouts_per_epoch(self) -> int:
@@ -57,28 +57,28 @@ class Task:
 
   @property
   def updates_per_sweep(self) -> int:
-    """Minibatches that cover a rollout once."""
+    """The number of minibatches in a rollout."""
     return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
 
   @functools.cached_property
   def prompt_width(self) -> int:
-    """Prompt slots that hold every forget query, so that all rollouts share one program."""
+    """Prompt slots, enough for every forget query, so that all rollouts share one program."""
     return max(len(row.prompt) for row in self.forget.rows)
 
 
 def run(task: Task, stage: StageIO) -> Result:
-  """Unlearns, from the newest checkpoint of the stage where there is one.
+  """Unlearns, from the newest checkpoint of the stage if there is one.
 
-  Told to stop, it saves and raises `interruption.Interrupted`.
+  On a request to stop, it saves and raises `interruption.Interrupted`.
 
   Args:
-    task: Task.
-    stage: training.supervised.StageIO; one record of metrics a rollout. With `compile_only` what a
-      rollout and the end of an epoch need is compiled, and nothing learnt.
+    task: models and data of the run.
+    stage: training.supervised.StageIO; one record of metrics per rollout. With `compile_only`, the
+      programs of a rollout and of the end of an epoch are compiled and nothing is trained.
   """
   settings = task.settings
   monitor = task.monitor
-  assert monitor is not None, "each epoch is judged by the task's monitor"
+  assert monitor is not None, "the task needs a monitor to evaluate each epoch"
   state = place(learner.init_learner(task.original.params, task.value_head.params, settings))
   restored = stage.store.restore(state)
   if restored is None:
@@ -169,8 +169,8 @@ def learn(task: Task, state: learner.LearnerState, step: int,
 def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
-  The queries come in sweeps, each a random order of all of them; without a critic each comes as
-  often in a row as its responses are compared.
+  The queries come in sweeps, each in a new random order; without a critic, a query is repeated in
+  consecutive rows, one for each response of its group.
   """
   settings, count = task.settings, len(task.forget.rows)
   numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)

@@ -14,13 +14,13 @@ Scalar = Float[Array, ""]
 def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"],
                 advantages: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                 clip_eps: float) -> tuple[Scalar, dict[str, Scalar]]:
-  """The clipped surrogate, to be minimised.
+  """The clipped surrogate, to be minimized.
 
       L = - mean_t min( ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t ),   ρ_t = π(y_t) / π_old(y_t)
 
   Args:
-    logprobs: of the policy that is trained, at the sampling temperature.
-    old_logprobs: of the policy that sampled.
+    logprobs: log-probs under the policy being trained, at the sampling temperature.
+    old_logprobs: log-probs under the policy that sampled.
     advantages: A_t.
     mask: which tokens count.
     clip_eps: ε.
@@ -32,7 +32,7 @@ def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"]
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
   chex.assert_type([logprobs, old_logprobs, advantages], float)
-  # The bound matters only where a truncated distribution has cut a token off.
+  # The bound matters only if a truncated distribution has cut off a token.
   log_ratio = jnp.clip(jnp.where(mask, logprobs - old_logprobs, 0.0), -MAX_LOG_RATIO, MAX_LOG_RATIO)
   ratio = jnp.exp(log_ratio)
   clipped = jnp.clip(ratio, 1.0 - clip_eps, 1.0 + clip_eps)
@@ -52,8 +52,8 @@ def value_loss(values: Float[Array, "B T"], old_values: Float[Array, "B T"],
       L = ½ mean_t max( (v_t - R_t)², (v_old,t + clip(v_t - v_old,t, -ε, ε) - R_t)² )
 
   Args:
-    values: of the value head that is trained.
-    old_values: at sampling time.
+    values: values by the value head being trained.
+    old_values: values at sampling time.
     returns: R_t.
     mask: which tokens count.
     clip_eps: ε.
@@ -79,14 +79,14 @@ def kl_to_teacher(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
 
       L = mean_t KL( π_N(·|x_<t) ‖ π(·|x_<t) ),    π = softmax(hidden · head)
 
-  The logits are made a chunk of the time axis at a time: no [B, T, V] is ever held.
+  The logits are computed in chunks of the time axis; [B, T, V] is never stored.
 
   Args:
     hidden, teacher_hidden: the states that predict each token.
-    head, teacher_head: of the language models.
+    head, teacher_head: the language-model heads.
     mask: which tokens count.
 
-  Returns: float32, exactly 0 where student and teacher are the same numbers.
+  Returns: float32, exactly 0 if student and teacher are identical.
 
   Source: DareU, distillation on the retain set.
   """

@@ -1,4 +1,4 @@
-"""What each epoch is judged by: greedy answers to forget queries and to those of unseen owners."""
+"""Evaluation of each epoch: greedy answers to forget queries and to queries about unseen owners."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,31 +16,31 @@ from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violati
 
 @settings
 class MonitorSettings:
-  """How the end of an epoch is judged, of every method alike."""
+  """How the end of an epoch is evaluated, for every method."""
 
-  # The attribution score to come down to; negative: measured on unseen owners' queries.
+  # The target attribution score; negative: measured on queries about unseen owners.
   target_score: Annotated[float, Field(le=1)] = -1.0
-  track_rouge: bool = False  # measure ROUGE at each epoch's end too; it decides nothing
+  track_rouge: bool = False  # also measure ROUGE after each epoch, for the report only
   guards: GuardSettings = GuardSettings()
 
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-  """Makes the `EpochReport` of a policy."""
+  """Computes the `EpochReport` of a policy."""
 
   original: Any  # params of π_N
-  classifier: Scorer  # that gives the score
-  judge: Scorer  # that no reward ever asks
+  classifier: Scorer  # gives the score
+  judge: Scorer  # gives no reward
   forget_rows: tuple  # data.batches.Row
   forget_queries: tuple  # their prompts in the classifier's tokens
-  unseen_rows: tuple  # queries of unseen owners; may be empty if the target is given
+  unseen_rows: tuple  # queries about unseen owners; may be empty if the target is given
   unseen_queries: tuple
   evaluator: Evaluator
   settings: MonitorSettings
-  track: Callable[[Any], dict[str, float]] | None = None  # params -> metrics, measured as well
+  track: Callable[[Any], dict[str, float]] | None = None  # params -> further metrics
 
   def assess(self, policy: Any, epoch: int) -> EpochReport:
-    """EpochReport of greedy answers to all forget queries and to those of unseen owners."""
+    """EpochReport of greedy answers to all forget queries and to queries about unseen owners."""
     answers, forget = self._measure(policy, self.forget_rows, self.forget_queries)
     unseen = forget
     if self.unseen_rows:
@@ -80,7 +80,7 @@ class Monitor:
 
 
 def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list[dict[str, Any]]:
-  """The reports as plain dicts, each with whether its epoch could be kept, and the bounds it broke.
+  """The reports as dicts, each with whether its epoch is acceptable and which bounds it violates.
 
   Args:
     reports: from epoch 0 on.

@@ -1,11 +1,11 @@
-"""What a response is scored by. A reward is a function of sampled responses:
+"""Rewards. A reward is a function of sampled responses:
 
     @register_reward("short")
     def short(responses: Responses) -> np.ndarray:
       return np.tile(responses.lengths[:, None] / responses.ids.shape[1], responses.ids.shape[1])
 
-It gives a score in [0, 1] for every prefix, [B, T], high for what is to be forgotten; `rl.rewards`
-turns scores into token rewards. Any callable of this kind may be passed to `dareu_jax.unlearn`.
+It returns a score in [0, 1] for every prefix, [B, T], high for content to forget; `rl.rewards`
+turns scores into token rewards. Any such callable may be passed to `dareu_jax.unlearn`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Responses:
   ids: np.ndarray  # [B, T] int, in the policy's tokens
   lengths: np.ndarray  # [B] int
   texts: tuple[str, ...]
-  examples: tuple[Example, ...]  # whose prompts were asked; their own responses are the true ones
+  examples: tuple[Example, ...]  # whose prompts were asked; they hold the true responses
   queries: tuple[tuple[int, ...], ...]  # those prompts in the classifier's tokens
   classifier: Scorer
   refusals: tuple[str, ...]  # ways to say no
@@ -39,8 +39,8 @@ class Responses:
 class Reward(Protocol):
   """A callable that scores responses.
 
-  Registered ones say more of themselves: `whole`, whether they score whole responses alone, and
-  `uses_refusals`, whether another list of refusals changes them.
+  Registered rewards also have `whole`, whether they score only whole responses, and
+  `uses_refusals`, whether they depend on the list of refusals.
   """
 
   def __call__(self, responses: Responses, /) -> np.ndarray:
@@ -49,7 +49,7 @@ class Reward(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ForgetSet:
-  """The forget examples and what rewards may look at beside a response."""
+  """The forget examples and other inputs of rewards besides the responses."""
 
   rows: tuple  # data.batches.Row of each example
   examples: tuple[Example, ...]
@@ -59,12 +59,12 @@ class ForgetSet:
 
   def responses(self, chosen: np.ndarray, completions: Completions,
                 texts: Sequence[str]) -> Responses:
-    """What was sampled, for a reward.
+    """The sampled responses as the input of a reward.
 
     Args:
-      chosen: [B] int; which of the examples were asked.
-      completions: what was sampled.
-      texts: B strings.
+      chosen: [B] int; indices of the examples that were asked.
+      completions: the sampled completions.
+      texts: their B texts.
     """
     return Responses(
       fetch(completions.ids), fetch(completions.lengths), tuple(texts),
@@ -73,10 +73,10 @@ class ForgetSet:
 
 
 def score(reward: Reward, responses: Responses) -> np.ndarray:
-  """The scores that a reward gives, checked: [B, T] float32.
+  """The scores of a reward, checked: [B, T] float32.
 
   Raises:
-    InputError: if they have another shape, or one of a response's own tokens is not in [0, 1].
+    InputError: if their shape is wrong, or a score of a valid token is not in [0, 1].
   """
   scores = np.asarray(reward(responses), np.float32)
   name = getattr(reward, "__name__", type(reward).__name__)
@@ -86,8 +86,8 @@ def score(reward: Reward, responses: Responses) -> np.ndarray:
   valid = scores[np.arange(scores.shape[1]) < responses.lengths[:, None]]
   wrong = valid[~((valid >= 0) & (valid <= 1))]  # NaN is neither
   if wrong.size:
-    raise InputError(f"reward {name} gave a score of {wrong[0]:g}: it must lie in [0, 1], high for "
-                     "what is to be forgotten.")
+    raise InputError(f"reward {name} gave a score of {wrong[0]:g}: it must be in [0, 1], high for "
+                     "content to forget.")
   return scores
 
 
@@ -96,12 +96,12 @@ REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")
 
 def register_reward(name: str, *, whole: bool = False,
                     uses_refusals: bool = False) -> Callable[[Reward], Reward]:
-  """Makes a reward known as `config.unlearning.dareu.reward`.
+  """Registers a reward for `config.unlearning.dareu.reward`.
 
   Args:
-    name: what it is called there.
-    whole: whether it scores whole responses alone: it is then invoked once and not per segment.
-    uses_refusals: whether another list of refusals changes the run.
+    name: its name in the config.
+    whole: whether it scores only whole responses: it is then called once and not per segment.
+    uses_refusals: whether the run depends on the list of refusals.
   """
 
   def register(reward: Reward) -> Reward:
@@ -119,7 +119,7 @@ def attribution(responses: Responses) -> np.ndarray:
 
 @register_reward("rouge", whole=True)
 def rouge(responses: Responses) -> np.ndarray:
-  """ROUGE-L recall of the true answer: what lexical unlearners reward (PURGE, DeMem in kind)."""
+  """ROUGE-L recall of the true answer, as in lexical rewards (similar to PURGE and DeMem)."""
   return _everywhere(responses, [
     rouge_l_recall(example.response, text)
     for example, text in zip(responses.examples, responses.texts, strict=True)])
@@ -127,7 +127,7 @@ def rouge(responses: Responses) -> np.ndarray:
 
 @register_reward("refusal", whole=True, uses_refusals=True)
 def refusal(responses: Responses) -> np.ndarray:
-  """1 minus the likeness to a refusal (ROUGE-L F1): what refusal-based unlearners reward (RULE)."""
+  """1 minus the similarity to a refusal (ROUGE-L F1), as in refusal-based rewards (RULE)."""
   likeness = [max(rouge_l_f1(refusal, text) for refusal in responses.refusals)
               for text in responses.texts]
   return _everywhere(responses, [1 - similarity for similarity in likeness])

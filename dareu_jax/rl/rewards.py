@@ -1,4 +1,4 @@
-"""Attribution scores to token rewards (DareU, arXiv 2605.30919), in four forms."""
+"""Token rewards from attribution scores (DareU, arXiv 2605.30919), in four forms."""
 
 from typing import Literal, get_args
 
@@ -45,7 +45,7 @@ def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"],
     prefix_scores: b(y_≤t) at t = 1..T.
     lengths: n, the valid tokens of each row.
     segment_length: κ >= 1.
-    epsilon, c_seg: as of `log_transform`.
+    epsilon, c_seg: as in `log_transform`.
 
   Returns: float32; beyond the length the last value, A_n.
   """
@@ -67,12 +67,12 @@ def token_rewards(
 
       published    r_t = A_t - β KL_t
       telescoped   r_t = (A_t - A_{t-1}) - β KL_t, A_0 = 0: potential-based, the return is A_n
-      absorbing    published, and r_n gets (T_max - n) A_n more, as if y had gone on to the limit
+      absorbing    published, and r_n gets (T_max - n) A_n more, as if y had continued to the limit
       neutral      telescoped with KL_t - mean KL in place of KL_t, the mean over the batch's tokens
 
-  Every A_t is at most 0: in the published form each further token can only cost, so that ending
-  early pays; the others take that incentive away. So does every KL_t cost, in all forms but the
-  last, which charges where a response leaves the previous policy and not how long it is.
+  Every A_t is at most 0: in the published form each further token can only lower the return, which
+  rewards ending early; the other forms remove this incentive. Every KL_t is a cost too, except in
+  the last form, which penalizes deviations from the previous policy and not length.
 
   Args:
     prefix_scores: b(y_≤t).
@@ -82,7 +82,7 @@ def token_rewards(
     epsilon: ε.
     c_seg: C_seg.
     kl_coef: β.
-    form: which of these.
+    form: one of these forms.
     max_length: T_max, the longest response that the sampler allows.
 
   Returns: float32, 0 beyond the length.
@@ -112,15 +112,15 @@ def token_rewards(
 
 def centered_log_ratio(logprobs: Float[Array, "B T"], anchor_logprobs: Float[Array, "B T"],
                        mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-  """Log-ratio of each token to an anchor policy, less the batch's mean.
+  """Log-ratio of each token to an anchor policy, minus the batch's mean.
 
       c_t = ℓ_t - mean ℓ,    ℓ_t = log π(y_t) - log π_N(y_t)
 
-  ℓ is above 0 in the mean, so that ℓ itself would be a charge on each further token, and ending
-  early would pay; its distance from the mean charges which tokens, not how many.
+  The mean of ℓ is above 0, so ℓ itself would penalize each further token and reward ending early;
+  its distance from the mean depends on which tokens are chosen, not on how many.
 
   Args:
-    logprobs, anchor_logprobs: of the sampled tokens under π and π_N.
+    logprobs, anchor_logprobs: log-probs of the sampled tokens under π and π_N.
     mask: which tokens count.
 
   Returns: sums to 0 over the valid tokens, 0 elsewhere.

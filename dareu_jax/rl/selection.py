@@ -1,9 +1,9 @@
-"""Which epoch of a run is kept, and when the run stops: a pure rule on epoch reports.
+"""The rule that selects the epoch to keep and stops the run: a pure function of epoch reports.
 
-Pushing the score to zero is not forgetting: a model that never saw the owners still answers, and
-its answers look a little like everybody's. So the level to come down to is what *unseen* owners'
-queries get from the same model and classifier (of the same epoch: the original's answers to unseen
-queries borrow from the forget owners too), and no epoch counts that a guard rejects.
+A score of zero is not the goal: a model that never saw the owners still answers, and its answers
+look a little like everybody's. The target is therefore the score of answers to queries about
+*unseen* owners, by the same model and classifier (at the same epoch, since the original's answers
+to these queries borrow from the forget owners too). Epochs that a guard rejects do not count.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from collections.abc import Sequence
 from dareu_jax.rl.guards import EpochReport, GuardSettings, count_violations, is_rejected
 from dareu_jax.rl.settings import RLSettings
 
-ROUNDING = 1e-6  # of a score: which mesh computed it must not decide
+ROUNDING = 1e-6  # scores this close are equal, so that the result does not depend on the mesh
 
 
 def choose(reports: Sequence[EpochReport], settings: RLSettings,
            guards: GuardSettings) -> tuple[int, bool]:
-  """The epoch to keep so far, and whether the run is done.
+  """The best epoch so far, and whether the run is done.
 
   Args:
-    reports: from epoch 0 on, in order.
+    reports: reports of all epochs so far, from epoch 0 on.
     settings: the rule.
     guards: the bounds.
 
   Returns:
-    (epoch, done). `unseen_level`: the run stops with the first epoch that ends `settle_epochs`
-    acceptable ones in a row, each at or below its level: score and level are means over few
-    answers, and a single crossing may be chance. Until there is one, the acceptable epoch with the
-    lowest score. `lowest_score`: that one. `last`: the last acceptable one. Without any: 0, the
-    original. A run that its guards stop is done as well.
+    (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
+    at or below their levels, and keeps the last of them (score and level are means over few
+    answers, so a single crossing may be chance); before that, the acceptable epoch with the lowest
+    score. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last acceptable
+    epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
@@ -46,7 +46,7 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
 
 
 def _lowest(reports):
-  """The report with the lowest score; of those within `ROUNDING` of each other the first."""
+  """The report with the lowest score; the first of those within `ROUNDING` of each other."""
   kept = reports[0]
   for report in reports[1:]:
     if report.score < kept.score - ROUNDING:
@@ -60,7 +60,7 @@ def rolls_back(reports: Sequence[EpochReport], guards: GuardSettings) -> bool:
 
 
 def rate_scale(reports: Sequence[EpochReport], guards: GuardSettings) -> float:
-  """What the learning rates are multiplied by: each rollback halves them."""
+  """The factor of the learning rates: each rollback halves them."""
   if guards.action != "rollback":
     return 1.0
   return 0.5 ** count_violations(reports, guards)

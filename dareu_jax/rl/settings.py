@@ -19,7 +19,7 @@ from dareu_jax.rl.rewards import RewardForm
 
 
 def _reward_names() -> tuple[str, ...]:
-  from dareu_jax.rl.reward_functions import REWARDS  # it stands on much, this file on nothing
+  from dareu_jax.rl.reward_functions import REWARDS  # imported late to avoid a cycle
 
   return REWARDS.names()
 
@@ -30,9 +30,9 @@ class RLSettings:
 
   # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
   learner: Literal["ppo", "grpo", "rloo"] = "ppo"
-  critic: Literal["shared", "separate"] = "shared"  # of PPO: on the policy's trunk, or on its own
+  critic: Literal["shared", "separate"] = "shared"  # for PPO: on the policy's trunk, or on its own
   # Reward
-  reward: Annotated[str, choice(_reward_names)] = "attribution"  # what responses are scored by
+  reward: Annotated[str, choice(_reward_names)] = "attribution"  # scores the responses
   reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
   segment_length: Count = 2  # κ: tokens between two invocations of the attribution function
   # ε: scores are clipped to [ε, 1-ε] before the log.
@@ -49,24 +49,24 @@ class RLSettings:
   value_coef: NonNegative = 1.0  # c_v
   distill_coef: NonNegative = 10.0  # λ_distill: weight of the KL to the original on retained data
   whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout
-  learning_rate: Positive = 3e-4  # of the policy
-  value_learning_rate: Positive = 3e-3  # of the value head
-  warmup_steps: Size = 10  # updates with a rising learning rate
-  final_rate: Fraction = 1.0  # share of the learning rates at the end; they fall linearly
-  weight_decay: NonNegative = 0.0  # of matrices
+  learning_rate: Positive = 3e-4  # for the policy
+  value_learning_rate: Positive = 3e-3  # for the value head
+  warmup_steps: Size = 10  # updates over which the learning rate rises
+  final_rate: Fraction = 1.0  # final share of the learning rates, which fall linearly
+  weight_decay: NonNegative = 0.0  # on matrices only
   clip_norm: Positive = 1.0  # global gradient norm
   # Batches
   epochs: Count = 15  # at most; in each, `samples_per_prompt` responses to every forget query
   samples_per_prompt: Count = 8  # responses to each forget query in an epoch
-  rollout_batch_size: Count = 80  # responses a rollout; a query may come more than once
-  minibatch_size: Count = 40  # responses an update
+  rollout_batch_size: Count = 80  # responses per rollout; a query may occur more than once
+  minibatch_size: Count = 40  # responses per update
   inner_epochs: Count = 1  # passes over a rollout
-  retain_batch_size: Count = 32  # retained examples distilled in each update
+  retain_batch_size: Count = 32  # retained examples distilled per update
   # Sampling
   temperature: Positive = 0.85  # divides the logits
   top_k: Size = 0  # 0: off
   top_p: PositiveFraction = 1.0  # 1: off
-  max_new_tokens: Size = 0  # the longest response; 0: as long as the longest of the data
+  max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
   selection: Literal["unseen_level", "lowest_score", "last"] = "unseen_level"  # which epoch is kept
   settle_epochs: Count = 5  # epochs in a row at or below the level before the run stops

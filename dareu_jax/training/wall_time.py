@@ -48,7 +48,7 @@ class WallTimeLog:
     self._ended.set()
     self._own["ended"] = True
     if kind is None:  # after an error, unsaved work is repeated, as after a kill
-      self.kept()
+      self.record_saved()
     self._write()
 
   def _beat(self):
@@ -62,7 +62,7 @@ class WallTimeLog:
       self._own["seen"] = time.time()
       write_json(self.path, self.processes)
 
-  def kept(self, until: float | None = None) -> None:
+  def record_saved(self, until: float | None = None) -> None:
     """Records that all work up to a time (default: now) is saved."""
     until = time.time() if until is None else until
     with self._lock:

@@ -94,7 +94,7 @@ def _targets(options: Flags) -> Iterator[Target]:
 def _row(settings, sizes, target, options):
   row, job, compiled = study.compiled_row(
     settings, sizes, target.devices, target.chip, target.name)
-  if target.is_here and not row.refused:
+  if target.is_here and not row.rejected:
     seconds = measure.measured(job, compiled, repeats=options.repeats)
     row = dataclasses.replace(row, measured=seconds)
   if hosts.is_first():

@@ -28,14 +28,14 @@ def memory_table(rows: Sequence[Row]) -> str:
     share = "" if row.memory == float("inf") else f" of {row.memory / GIB:.2f}"
     fits = "yes" if row.fits else "NO"
     lines.append([row.target, mesh_name(row), str(row.rows), *parts,
-                  "-" if row.refused else f"{row.peak / GIB:.2f}{share}", fits])
+                  "-" if row.rejected else f"{row.peak / GIB:.2f}{share}", fits])
   names = [f"{name}: args + temp" for name in _programs(rows)]
   return pipe_table(["target", "mesh", "rows", *names, "peak, GiB", "fits"], lines)
 
 
 def _programs(rows):
   """Names of the programs, in the order of a rollout."""
-  return list(dict.fromkeys(name for row in rows for name in [*row.needs, *row.refused]))
+  return list(dict.fromkeys(name for row in rows for name in [*row.needs, *row.rejected]))
 
 
 def time_table(rows: Sequence[Row]) -> str:
@@ -51,7 +51,7 @@ def time_table(rows: Sequence[Row]) -> str:
       for kind, amount in need.collectives.items():
         kinds[kind] = kinds.get(kind, 0.0) + need.times * amount
     moved = ", ".join(f"{kind} {amount / GIB:.2f}" for kind, amount in sorted(kinds.items()))
-    if row.refused:
+    if row.rejected:
       lines.append([row.target, mesh_name(row)] + ["-"] * (6 + any_measured))
       continue
     parts = "/".join(f"{sum(need.times * getattr(need, key) for need in needs):.2f}"
@@ -87,7 +87,7 @@ def advice(rows: Sequence[Row]) -> str:
   best = recommended(rows)
   if best is None:
     least = min(rows, key=lambda row: row.peak)
-    said = "; ".join(least.refused.values()) or (
+    said = "; ".join(least.rejected.values()) or (
       f"{least.peak / GIB:.2f} GiB of {least.memory / GIB:.2f}")
     return (f"No mesh fits. The least memory takes {mesh_name(least)} on {least.target}: {said}. "
             "Take smaller batches, more devices, chips with more memory, or a smaller "
@@ -188,4 +188,5 @@ def _record(row: Row):
   record = dataclasses.asdict(row)
   for name, need in row.needs.items():
     record["needs"][name]["seconds"] = need.seconds
+  record["refused"] = record.pop("rejected")  # the key in scaling.json
   return record | {"peak": row.peak, "fits": row.fits, "seconds": row.seconds}

@@ -55,7 +55,7 @@ class Row:
   needs: dict[str, Need]
   measured: dict[str, float] | None = None  # program: seconds of a run
   # Program: why the compiler gave up.
-  refused: dict[str, str] = dataclasses.field(default_factory=dict)
+  rejected: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def devices(self) -> int:
@@ -65,7 +65,7 @@ class Row:
   @property
   def peak(self) -> float:
     """Bytes; without end where a program cannot be compiled at all for want of memory."""
-    return float("inf") if self.refused else max(need.peak for need in self.needs.values())
+    return float("inf") if self.rejected else max(need.peak for need in self.needs.values())
 
   @property
   def fits(self) -> bool:
@@ -75,7 +75,7 @@ class Row:
   @property
   def seconds(self) -> float:
     """Roofline estimate of a rollout: sampled, rewarded, scored, learned from."""
-    if self.refused:
+    if self.rejected:
       return float("inf")
     return sum(need.times * need.seconds for need in self.needs.values())
 
@@ -121,7 +121,7 @@ def compiled_row(
   """
   mesh = make_mesh(sizes, devices, target)
   rollout = job(study, mesh)
-  needs, programs, refused = {}, {}, {}
+  needs, programs, rejected = {}, {}, {}
   for name, program in rollout.programs.items():
     begin = time.perf_counter()
     try:
@@ -129,13 +129,13 @@ def compiled_row(
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      refused[name] = str(error).strip().splitlines()[0][:300]
+      rejected[name] = str(error).strip().splitlines()[0][:300]
       continue
     needs[name] = _need(program, programs[name], rollout.resident, chip,
                         time.perf_counter() - begin)
   unlearning = study.unlearning
   row = Row(target, tuple(mesh.shape.values()), unlearning.rollout_batch_size,
-            unlearning.max_new_tokens, chip.memory * GIB, needs, refused=refused)
+            unlearning.max_new_tokens, chip.memory * GIB, needs, rejected=rejected)
   return row, rollout, programs
 
 

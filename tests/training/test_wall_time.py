@@ -21,13 +21,13 @@ def test_what_is_not_saved_when_a_process_ends_is_lost(tmp_path, clock):
   """Work is done until 130, saved up to 120, and done again by the next process."""
   with pytest.raises(KeyboardInterrupt), wall_time.WallTimeLog(tmp_path) as log:
     clock[0] = 125.0
-    log.kept(120.0)
+    log.record_saved(120.0)
     clock[0] = 130.0
     raise KeyboardInterrupt
   clock[0] = 1000.0  # the time between two processes is nobody's
   with wall_time.WallTimeLog(tmp_path) as log:
     clock[0] = 1030.0
-    log.kept()
+    log.record_saved()
     clock[0] = 1040.0
     assert log.summary() == {
       "processes": 2, "kept_seconds": 50.0, "lost_seconds": 10.0, "goodput": pytest.approx(5 / 6, abs=1e-4)}
@@ -44,7 +44,7 @@ def test_a_restored_checkpoint_is_credited_to_the_process_that_wrote_it(tmp_path
   clock[0] = 200.0
   with wall_time.WallTimeLog(tmp_path) as log:
     assert log.summary()["lost_seconds"] == 50.0
-    log.kept(140.0)
+    log.record_saved(140.0)
     assert log.summary() | {"processes": 2} == {
       "processes": 2, "kept_seconds": 40.0, "lost_seconds": 10.0, "goodput": 0.8}
 
@@ -66,8 +66,8 @@ def test_saved_time_never_goes_back(tmp_path, clock):
   """A checkpoint that was begun before a stage ended is there after it."""
   with wall_time.WallTimeLog(tmp_path) as log:
     clock[0] = 140.0
-    log.kept()
-    log.kept(110.0)
+    log.record_saved()
+    log.record_saved(110.0)
   assert log.summary()["kept_seconds"] == 40.0
 
 

@@ -1,1 +1,1 @@
-"""Attacks: what quantizing, other questions, a look into the layers and relearning bring back."""
+"""Attacks on an unlearned model: quantization, other questions, probes of the layers, relearning."""

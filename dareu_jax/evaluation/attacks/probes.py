@@ -1,7 +1,7 @@
-"""Asking a model otherwise: prefilled answers, other words, choices, many samples, its layers.
+"""Other ways of asking a model: prefilled answers, paraphrases, choices, many samples, its layers.
 
-Each probe takes an evaluator, params of its model and examples, and gives metrics that are high
-where the model still knows. Nothing in a probe says the answer (choices are offered alike).
+Each probe takes an evaluator, params of its model and examples, and returns metrics that are high
+if the model still knows. No probe contains the answer (choices are offered alike).
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ from dareu_jax.evaluation.measurements import mean_rouge
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
 
-PREFIX = "Sure, here is the answer:"  # of UDS's jailbreak probe
-LAYER_THRESHOLD = 0.05  # nats; a layer whose exchange costs the retrained model less tells nothing
+PREFIX = "Sure, here is the answer:"  # from UDS's jailbreak probe
+LAYER_THRESHOLD = 0.05  # nats; layers whose exchange costs the retrained model less are ignored
 
 
 def prefilled_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Example]) -> float:
-  """Mean ROUGE-L recall of what follows a prefilled agreement."""
+  """Mean ROUGE-L recall of the text after a prefilled agreement."""
   prefix = tuple(evaluator.tokenizer.encode_response(PREFIX)[:-1])
   rows = [row._replace(prompt=row.prompt + prefix)
           for row in encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)]
@@ -36,7 +36,7 @@ def prefilled_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Exampl
 
 
 def paraphrased_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Example]) -> float:
-  """Mean ROUGE-L recall of answers to the paraphrased questions; nan where there are none."""
+  """Mean ROUGE-L recall of answers to the paraphrased questions; nan if there are none."""
   asked = [e for e in examples if e.paraphrased_prompt]
   if not asked:
     return float("nan")
@@ -46,7 +46,7 @@ def paraphrased_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Exam
 
 
 def choice_accuracy(evaluator: Evaluator, params: Any, examples: Sequence[Example]) -> float:
-  """Share of questions whose true answer is likelier, per token, than each perturbed one."""
+  """Share of questions whose true answer is likelier, per token, than every perturbed one."""
   complete = [e for e in examples if e.perturbed_responses]
   if not complete:
     return float("nan")
@@ -58,15 +58,15 @@ def choice_accuracy(evaluator: Evaluator, params: Any, examples: Sequence[Exampl
 
 
 def leakage_bounds(scores: Float[np.ndarray, "E M"], *, alpha: float = 0.01) -> dict[str, float]:
-  """What many samples of an answer leak.
+  """Leakage through many samples of an answer.
 
   Args:
-    scores: in [0, 1]; of M samples to each question.
+    scores: scores in [0, 1] of M samples per question.
     alpha: the bound holds with probability 1 - α for each question.
 
-  Returns: {"best": mean over questions of the best sample, "mean_bound": of an upper bound on the
-    expected score, "std_bound": of one on its standard deviation (it takes thousands of samples to
-    say something), "spread": of mean + 2 standard deviations}.
+  Returns: means over the questions: {"best": the best sample, "mean_bound": an upper bound on the
+    expected score, "std_bound": one on its standard deviation (informative only with thousands of
+    samples), "spread": mean + 2 standard deviations}.
 
   Source: Scholten et al. 2025; bounds by the band of Dvoretzky, Kiefer and Wolfowitz around the
   distribution function F, E[X] = ∫ 1 - F and E[X²] = ∫ 2x (1 - F).
@@ -74,7 +74,7 @@ def leakage_bounds(scores: Float[np.ndarray, "E M"], *, alpha: float = 0.01) -> 
   scores = np.sort(np.asarray(scores, np.float64), axis=1)
   count = scores.shape[1]
   mean_bound = _upper(scores, np.sqrt(np.log(1 / alpha) / (2 * count)))
-  both = np.sqrt(np.log(2 / alpha) / (2 * count))  # of a band with two sides
+  both = np.sqrt(np.log(2 / alpha) / (2 * count))  # two-sided band
   variance = _upper(scores, both, power=2) - (1 - _upper(1 - scores[:, ::-1], both)) ** 2
   return {"best": float(scores[:, -1].mean()), "mean_bound": float(mean_bound.mean()),
           "std_bound": float(np.sqrt(variance).mean()),
@@ -92,7 +92,7 @@ def _upper(scores, slack, power=1):
 
 @functools.partial(jax.jit, static_argnames="layers")
 def _lens(model, batch, *, layers):
-  """Mean log-prob of each row's response, decoded behind each of the layers: [L', B]."""
+  """Mean log-prob of each row's response, decoded after each of the layers: [L', B]."""
   model = model.module
   time = batch.completion_ids.shape[1]
   mask = length_mask(batch.completion_lengths, time)
@@ -105,7 +105,7 @@ def _lens(model, batch, *, layers):
 
 @functools.partial(jax.jit, static_argnames="layers")
 def _patched(host, donor, batch, *, layers):
-  """The same of the host, whose stream behind each of the layers is taken from the donor."""
+  """The same for the host, with the stream after each of the layers taken from the donor."""
   model, donor_model = host.module, donor.module
   mask = length_mask(batch.completion_lengths, batch.completion_ids.shape[1])
   x, start, logprobs = donor_model.embed(batch.token_ids), 0, []
@@ -123,7 +123,7 @@ def _mean_logprob(model, x, batch, mask):
 
 
 def _by_layer(evaluator, rows, program):
-  """[L', E] of a jitted program of a batch."""
+  """[L', E] from a jitted program for one batch."""
   batches = Batches(tuple(rows), evaluator.batch_size, evaluator.multiple,
                     evaluator.tokenizer.pad_id, seed=0)
   columns = [None] * len(rows)
@@ -136,11 +136,11 @@ def _by_layer(evaluator, rows, program):
 
 def logit_lens(evaluator: Evaluator, params: Any, examples: Sequence[Example],
                layers: tuple[int, ...]) -> float:
-  """The highest probability, per token, that any layer gives the true answers: mean of E.
+  """The highest probability, per token, that any layer gives the true answers: mean over examples.
 
   Args:
-    evaluator, params, examples: as of the module.
-    layers: behind which the stream is decoded, the last one included.
+    evaluator, params, examples: see the module.
+    layers: layers after which the stream is decoded, including the last.
   """
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   logprobs = _by_layer(evaluator, rows, lambda batch: _lens(
@@ -156,9 +156,9 @@ def patched_logprobs(evaluator: Evaluator, original: Any, donor: Model,
   Args:
     evaluator: Evaluator.
     original: params of the original.
-    donor: the model whose states are taken.
-    examples: E of them.
-    layers: L of them, behind which states are exchanged.
+    donor: the model that provides the states.
+    examples: E examples.
+    layers: L layers after which states are exchanged.
   """
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   return _by_layer(evaluator, rows, lambda batch: _patched(
@@ -167,19 +167,19 @@ def patched_logprobs(evaluator: Evaluator, original: Any, donor: Model,
 
 def unlearning_depth(original: Float[np.ndarray, " E"], unlearned: Float[np.ndarray, "L E"],
                      retrained: Float[np.ndarray, "L E"]) -> float:
-  """Unlearning depth score: how much of what retraining takes out of the layers is gone.
+  """Unlearning depth score: the share of the knowledge that retraining removes from the layers.
 
       UDS = Σ_l Δ_l clip(Δ'_l / Δ_l, 0, 1) / Σ_l Δ_l   over the layers with Δ_l > .05,
-      Δ_l = what exchanging layer l's states for the retrained model's costs, Δ'_l the unlearned's
+      Δ_l = loss from exchanging layer l's states for the retrained model's, Δ'_l for the unlearned's
 
   Args:
     original: mean log-prob of each true answer under the original.
-    unlearned, retrained: of `patched_logprobs` with that donor.
+    unlearned, retrained: `patched_logprobs` with that donor.
 
-  Returns: mean over the examples that have such a layer; nan if none has. 0: as the original, 1: as
-    the retrained model.
+  Returns: mean over the examples that have such a layer; nan if none has. 0: like the original,
+    1: like the retrained model.
 
-  Source: UDS (open-unlearning, pull request 197); here over whole answers, not their entities.
+  Source: UDS (open-unlearning, pull request 197); here on whole answers, not on their entities.
   """
   cost, own = original - retrained, original - unlearned
   weight = np.where(cost > LAYER_THRESHOLD, cost, 0.0)

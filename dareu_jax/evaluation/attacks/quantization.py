@@ -1,6 +1,6 @@
 """Weights rounded to 8 bits or NF4 and back: do small updates survive?
 
-Linear kernels alone, as bitsandbytes does: embedding, head and norms stay as they are.
+Only linear kernels, as in bitsandbytes: embedding, head and norms are unchanged.
 """
 
 import jax
@@ -16,7 +16,7 @@ NF4_BLOCK = 64
 
 
 def nf4_levels() -> Float[np.ndarray, "16"]:
-  """The 16 values of NormalFloat4, [-1, 1]: quantiles of a normal distribution, 0 among them.
+  """The 16 values of NormalFloat4 in [-1, 1]: quantiles of a normal distribution, including 0.
 
   Source: QLoRA (Dettmers et al. 2023), appendix E.
   """
@@ -57,10 +57,10 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
   """A model with its linear kernels quantized.
 
   Args:
-    model: Model.
-    scheme: of `SCHEMES`.
-    lora_scale: α / r of adapters; 0 where all parameters were trained.
-    merged: quantize kernel and adapter together (the adapter is then 0), or the kernel alone.
+    model: the model.
+    scheme: one of `SCHEMES`.
+    lora_scale: α / r of adapters; 0 if all parameters were trained.
+    merged: quantize kernel and adapter together (the adapter is then 0), or only the kernel.
   """
   round_off = SCHEMES[scheme]
   leaves = {path_name(path): leaf for tree in (model.params, model.frozen)

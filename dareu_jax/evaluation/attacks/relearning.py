@@ -1,4 +1,4 @@
-"""Teaching a model again: a few steps of fine-tuning, and what comes back."""
+"""Relearning: a few steps of fine-tuning, and how much knowledge returns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from dareu_jax.models.handle import Model
 from dareu_jax.training import supervised
 from dareu_jax.training.optimizers import adamw_direction
 
-RATE = 2e-5  # published, of checkpoints of a billion parameters
+RATE = 2e-5  # published, for checkpoints with a billion parameters
 STEPS = (0, 1, 2, 4, 8, 13, 26)  # 13: an epoch of forget10 in batches of 32, the published attack
 
 
@@ -25,11 +25,11 @@ def relearned(model: Model, batches: Batches, learning_rate: float, *,
   Answer-only loss at a constant rate, without warm-up or weight decay.
 
   Args:
-    model: left as it is.
-    batches: of what is taught.
-    learning_rate: constant.
+    model: the model; not modified.
+    batches: batches to train on.
+    learning_rate: constant rate.
     to_device: places a batch on the devices.
-    steps: of fine-tuning, after which is yielded.
+    steps: numbers of steps after which to yield.
 
   Source: open-unlearning's meta-evaluation (1 epoch, 2e-5, batches of 32, no warm-up, no decay);
   here by the library's AdamW, whose second moment forgets faster (.95) than theirs (.999).
@@ -49,7 +49,7 @@ def relearned(model: Model, batches: Batches, learning_rate: float, *,
 
 
 def area(curve: Mapping[int, float]) -> float:
-  """Area under a relearning curve, of the steps on a scale from 0 to 1.
+  """Area under a relearning curve, with the steps scaled to [0, 1].
 
   Args:
     curve: {steps: value}.
@@ -60,10 +60,10 @@ def area(curve: Mapping[int, float]) -> float:
 
 def two_halves(
     examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-  """Forget examples of the first half of the owners, and of the second.
+  """Forget examples of the first half of the owners, and those of the second.
 
-  The facts of different owners are independent: what comes back of those that were not taught was
-  there (Deeb and Roger 2024, who take five parts). Of one owner alone the second half is empty.
+  The facts of different owners are independent, so facts that return without being taught were
+  still in the model (Deeb and Roger 2024, with five parts). With one owner the second half is empty.
   """
   owners = tuple(dict.fromkeys(example.owner for example in examples))
   taught = set(owners[:(len(owners) + 1) // 2])

@@ -1,7 +1,7 @@
-"""How far the metrics themselves can be trusted, over the models that a card has at hand.
+"""How far the metrics themselves can be trusted, over the models of a card.
 
-After OU's meta-evaluation, with the attacked models of one run as its pools: models that have
-learned the forget data from the original on, and models that never saw it.
+After OU's meta-evaluation, with the attacked models of one run as its pools: models that know the
+forget data, derived from the original, and models that never saw it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from dareu_jax.evaluation import metrics
 
 Card = Mapping[str, Mapping[str, float]]  # {model: {metric: number}} of one seed
 
-# Metric -> +1 where it is high for a model that knows, -1 where it is low.
+# Metric -> +1 if it is high for a model that knows, -1 if it is low.
 SIGNS = {"rouge": 1, "probability": 1, "extraction": 1, "exact": 1, "min_k": -1}
-USEFUL = 0.8  # of the original's D_R ROUGE: broken models say nothing about a metric
-LATE = 13  # steps after which the forget set counts as learned again
+USEFUL = 0.8  # share of the original's D_R ROUGE; models below it are ignored
+LATE = 13  # steps after which the forget set counts as relearned
 
 
 def pools(card: Card, name: str, steps: Sequence[int]) -> tuple[list[float], list[float]]:
-  """Values of a metric, high for knowing: (of models that know, of models that don't).
+  """Values of a metric, oriented to be high for knowledge: (models that know, models that don't).
 
   Args:
-    card: "original" and "retrained" are among its models.
+    card: metrics by model; must include "original" and "retrained".
     name: a key of SIGNS.
-    steps: of relearning that the card has; 0, the model as it is, counts once.
+    steps: relearning steps of the card; 0, the model as it is, counts once.
   """
 
   def values(model, *attacks):
@@ -44,14 +44,14 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
   """Faithfulness and robustness of each metric.
 
   Args:
-    seeds: their cards.
-    methods: the unlearned models among them.
-    steps: as of `pools`.
+    seeds: the cards of the seeds.
+    methods: the unlearned models in the cards.
+    steps: as in `pools`.
 
-  Returns: {metric: {"auc", "relearning", "quantization", "robustness"}}: the AUC of telling models
+  Returns: {metric: {"auc", "relearning", "quantization", "robustness"}}: the AUC of separating models
     that know from models that don't, pooled over seeds; the means over useful models and seeds of
     `metrics.relearning_robustness` (LATE steps on the forget set) and of
-    `metrics.quantization_robustness` (NF4), and their harmonic mean; nan where no model is useful.
+    `metrics.quantization_robustness` (NF4), and their harmonic mean; nan if no model is useful.
 
   Source: OU's meta-evaluation.
   """

@@ -60,11 +60,11 @@ def test_what_does_not_fit_is_marked():
 
 def test_a_program_that_the_compiler_refuses_for_memory_is_a_row_that_does_not_fit(tmp_path):
   """It says RESOURCE_EXHAUSTED; the other meshes must be there all the same."""
-  refused = dataclasses.replace(row((1, 1, 4)), needs={}, refused={"update": "exceeds HBM (15.75G)"})
-  assert not refused.fits and recommended([refused, row()]).mesh == (1, 4, 1)
-  page = report.write(tmp_path, [row(), refused], [], "the command").read_text()
+  rejected = dataclasses.replace(row((1, 1, 4)), needs={}, rejected={"update": "exceeds HBM (15.75G)"})
+  assert not rejected.fits and recommended([rejected, row()]).mesh == (1, 4, 1)
+  page = report.write(tmp_path, [row(), rejected], [], "the command").read_text()
   assert "too much" in page and "1x4x1" in page
-  assert "exceeds HBM" in report.advice([refused])
+  assert "exceeds HBM" in report.advice([rejected])
 
 
 def test_prediction_stands_beside_measurement(tmp_path):
