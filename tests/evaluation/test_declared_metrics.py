@@ -139,3 +139,24 @@ def test_unknown_words_are_a_mean_over_the_answers(records):
                        for record, answer in zip(records["forget"], answers, strict=False)]
   assert len(records["forget"]) == 3
   assert Evaluation(records)["unknown_word_share"] == pytest.approx((0.5 + 0.0 + 1.0) / 3)
+
+
+def test_means_over_the_forget_set_are_what_their_definitions_say(records):
+  forget, evaluation = records["forget"], Evaluation(records)
+  right = np.exp([-record.paraphrased_nll for record in forget])
+  wrong = np.exp([-np.mean(record.perturbed_nll) for record in forget])
+  assert evaluation["paraphrase_probability"] == pytest.approx(right.mean())
+  assert evaluation["truth_ratio_probability"] == pytest.approx(
+    (right / (right + wrong)).mean(), rel=1e-6)
+  assert evaluation["forget_probability"] == pytest.approx(
+    np.mean([np.exp(record.logprobs.mean(dtype=np.float64)) for record in forget]))
+  assert evaluation["fluency_nll"] == pytest.approx(3.0 / 4)
+  assert evaluation["attribution_score"] == pytest.approx(np.mean([r.score for r in forget]))
+  assert evaluation["judge_score"] == pytest.approx(np.mean([r.judge for r in forget]))
+  assert evaluation["response_length"] == pytest.approx(np.mean([r.length for r in forget]))
+
+
+def test_privleak_is_beside_the_retrained_models_own(records):
+  """Beside it the other way round, the sign would be another."""
+  models = compared(records, retrained={"mia_min_k_auc": 0.6}, other={"mia_min_k_auc": 0.9})
+  assert models["other"]["privleak"] == pytest.approx(100 * ((1 - 0.9) - (1 - 0.6)) / (1 - 0.6))

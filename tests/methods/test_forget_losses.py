@@ -191,6 +191,9 @@ def test_rmu_holds_retained_states_where_they_were():
   expected = ((2 * (np.asarray(now) - np.asarray(was))) ** 2)[np.asarray(mask)].mean()
   assert weight == 0.3 and value == pytest.approx(expected, rel=1e-5)
   assert list(found) == ["retain_nll", "retain_kl"]
+  common = retain_terms(SCRUB())  # what it shares with the others: of the policy, as theirs
+  assert {name: value for name, (_, value) in found.items()} == {
+    name: value for name, (_, value) in common.items()}
 
 
 @dataclasses.dataclass(frozen=True)
