@@ -72,7 +72,7 @@ def write(folder: str | pathlib.Path, records: Sequence[Record], command: str) -
   for name, figure in pictures.items():
     (folder / "plots" / f"{name}.png").write_bytes(to_png_bytes(figure))
   lines = ["# Ablations", "", f"    {command}", "", table(records), "",
-           "Behind the slash: the retrained model's number, which is the one to come close to. "
+           "After the slash: the retrained model's number, which is the target. "
            "epoch: the one that was kept; out of bounds: epochs that violate a guard."]
   lines += [f"\n![{name}](plots/{name}.png)" for name in pictures]
   (folder / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

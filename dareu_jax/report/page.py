@@ -115,7 +115,7 @@ def headline(models: tables.Models, method: str) -> str:
 
 def decision(epochs: Sequence[Row], target_score: float | None,
              chosen_epoch: int | None) -> list[str]:
-  """Sentences: which epoch was kept, how it compares with the target, which violated bounds and how."""
+  """Sentences: which epoch was kept, how it compares with the target, which violated bounds."""
   if not epochs:
     return []
   by_number = {record["epoch"]: record for record in epochs}
@@ -166,7 +166,7 @@ def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[st
 
 def _verdict(record, chosen_epoch):
   if record["epoch"] == chosen_epoch or record.get("accepted", True):
-    return "was out of bounds, and guards are off"
+    return "was out of bounds, and no guard acts"
   return "was rejected"
 
 
@@ -290,7 +290,7 @@ def _shown(text):
 
 
 def _escape(text):
-  """Text escaped so that a Markdown renderer shows it literally: no markup, HTML, image or formula."""
+  """Text that a Markdown renderer shows literally: no markup, HTML, image or formula."""
   text = str(text)
   for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
     text = text.replace(character, entity)

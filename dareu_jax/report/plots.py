@@ -196,7 +196,7 @@ def _draw_target(ax, target_score):
 
 
 def _from_zero(ax):
-  """Sets the lower limit to 0 if no value is below it, so that lengths and divergences start at zero."""
+  """Sets the lower limit to 0 if no value is below it: lengths and divergences start at zero."""
   low, high = ax.dataLim.intervaly
   if ax.lines and math.isfinite(high) and low >= 0:
     ax.set_ylim(0, 1.12 * high if high > 0 else 1)
@@ -256,8 +256,8 @@ def _place_labels(ax, points, styles, obstacles):
   """Writes each model's name near its point, at the position of least cost.
 
   A position costs 100 for leaving the axes and for each name it covers, 10 for each marker or
-  contour label, 5 for each crossing of a name and a leader line, 2 if another model's point is nearer
-  than its own, and a little for its distance.
+  contour label, 5 for each crossing of a name and a leader line, 2 if another model's point is
+  nearer than its own, and a little for its distance.
   """
   from matplotlib.patheffects import withStroke
   from matplotlib.text import Text

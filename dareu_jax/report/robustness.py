@@ -54,9 +54,10 @@ CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners
 
 TRUST = """Faithfulness: the AUC of separating models that know the forget data (the original as it
 is, quantized, and trained on retained data; the retrained model trained on the forget set) from
-models that do not (the retrained model as it is, quantized, and trained on anything else). Robust: 1
-if relearning changes a method's metric as much as the retrained model's, and if NF4 does not change
-it, over the methods that kept 80% of the original's D_R ROUGE; both: the harmonic mean."""
+models that do not (the retrained model as it is, quantized, and trained on anything else).
+Robust: 1 if relearning changes a method's metric as much as the retrained model's, and if NF4
+does not change it, over the methods that kept 80% of the original's D_R ROUGE; both: the
+harmonic mean."""
 
 
 def table(models: tables.Models) -> str:

@@ -50,8 +50,8 @@ class Damaged(Exception):
 class Store:
   """The checkpoints of a stage, in one folder.
 
-  Not Orbax's CheckpointManager, which does not save a step that is not beyond its newest: a run that
-  resumes from an older checkpoint, because the newest is damaged, has to.
+  Not Orbax's CheckpointManager, which saves only steps beyond its newest: a run that resumes from
+  an older checkpoint, because the newest is damaged, has to save earlier ones.
   """
 
   def __init__(self, folder: Path, settings: CheckpointSettings, stage_folder: Path | None = None,
