@@ -18,7 +18,7 @@ def _define_flags():
   config_flags.DEFINE_config_file(
     "config", None, "Config file: the base config and the studies.", lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
-  flags.DEFINE_bool("overwrite", False, "Accept a workdir of other configs; affected runs start again.")
+  flags.DEFINE_bool("overwrite", False, "Accept a workdir of other configs; affected stages rerun.")
   flags.DEFINE_list("only", None, "Studies to run, separated by commas; all if not given.")
 
 

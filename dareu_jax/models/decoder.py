@@ -114,8 +114,8 @@ class Decoder(nnx.Module):
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
   def gathered(self) -> "Decoder":
-    """The decoder for a loop over tokens: weights split by `fsdp` are gathered once instead of at each
-    token, if the weights per device are then at most `config.gather_gib`."""
+    """The decoder for a loop over tokens: weights split by `fsdp` are gathered once, not at each
+    token, if those of a device are at most `config.gather_gib`."""
     graphdef, state = nnx.split(self)
     return nnx.merge(graphdef, constrain_gathered(state, self.config.gather_gib * 2**30))
 

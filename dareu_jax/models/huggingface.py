@@ -30,8 +30,8 @@ def load(
 ) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
-  GPUs and TPUs round float32 products by default; `jax.default_matmul_precision("highest")` prevents
-  this.
+  GPUs and TPUs round float32 products by default; `jax.default_matmul_precision("highest")`
+  prevents this.
 
   Args:
     path_or_id: folder, or name of a model on the hub.
@@ -75,8 +75,8 @@ def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> path
     return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub ({reason}). Name the "
-                     "folder of a checkpoint, or check the network.") from None
+    raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
+                     f"({reason}). Name the folder of a checkpoint, or check the network.") from None
 
 
 def save(

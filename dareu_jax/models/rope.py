@@ -77,7 +77,7 @@ def rotation(
   rope: RopeConfig, head_dim: int, positions: Int[Array, "B T"],
   lengths: Int[Array | np.ndarray, " B"],
 ) -> tuple[Float[Array, "B T 1 Half"], Float[Array, "B T 1 Half"]]:
-  """Sine and cosine of each position's angles: float32 [B, T, H/2].
+  """Sine and cosine of each position's angles: float32 [B, T, 1, H/2].
 
   Args:
     rope: the RopeConfig.

@@ -105,7 +105,7 @@ def register_family(name: str) -> Callable[[F], F]:
   def register(cls: F) -> F:
     declared = vars(cls)  # a family may derive from another, but these two are never inherited
     if "architectures" not in declared:
-      raise ValueError(f"{cls.__name__} must list the architectures of a config.json that it reads.")
+      raise ValueError(f"{cls.__name__} must list the architectures of config.json that it reads.")
     cls.name, cls.model_type = name, declared.get("model_type", name)
     register_shardings(cls.shardings)
     FAMILIES.register(name, cls)
