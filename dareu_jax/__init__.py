@@ -1,4 +1,4 @@
-"""Make a language model forget what it learnt from some data owners, and keep the rest.
+"""Make a language model forget what it learned from some data owners, and keep the rest.
 
     import dareu_jax
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
   from dareu_jax.pipeline.language_model import LanguageModel
   from dareu_jax.pipeline.settings import Settings
 
-# Public name -> the module that has it, imported when first asked for: jax takes seconds.
+# Public name -> its module, imported on first use: importing jax takes seconds.
 _PUBLIC = {
   "load_model": "api", "load_run": "api", "unlearn": "api", "evaluate": "api", "run": "api",
   "Result": "api", "Table": "pipeline.comparison", "InputError": "core.errors",

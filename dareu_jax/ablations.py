@@ -1,9 +1,9 @@
-"""Entry: a grid of runs that differ in a setting each, in one table and one plot.
+"""Entry: a grid of runs that differ in one setting each, in one table and one plot.
 
     python -m dareu_jax.ablations --config=configs/ablations.py --workdir=runs/ablations
 
-What several runs have in common (base, original and retrained model, classifiers) is made once.
-Given again, the same command resumes.
+Stages that runs share (base, original and retrained model, classifiers) run once. The same command
+resumes a stopped grid.
 """
 
 from absl import flags
@@ -18,12 +18,12 @@ def _define_flags():
   config_flags.DEFINE_config_file(
     "config", None, "Config file: the base config and the studies.", lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
-  flags.DEFINE_bool("overwrite", False, "Take a workdir of other configs; what changed runs again.")
+  flags.DEFINE_bool("overwrite", False, "Accept a workdir of other configs; affected stages rerun.")
   flags.DEFINE_list("only", None, "Studies to run, separated by commas; all if not given.")
 
 
 def main(options: Flags) -> None:
-  """Runs the grid, by its flags."""
+  """Runs the grid as the flags say."""
   records = ablations.run(ablations.variants(options.config, options.only), options.workdir,
                           command=typed(), overwrite=options.overwrite)
   print(comparison.table(records), f"Report: {options.workdir}/ablations.md", sep="\n\n")

@@ -1,4 +1,4 @@
-"""Entry: published evaluation logs recomputed, and several runs as one leaderboard.
+"""Entry: recomputes published evaluation logs, and merges several runs into one leaderboard.
 
     python -m dareu_jax.compare --log=TOFU_EVAL.json --retain_log=RETAIN/TOFU_EVAL.json
     python -m dareu_jax.compare --reports runs/a runs/b runs/c
@@ -18,19 +18,19 @@ from dareu_jax.pipeline.workdir import check_format
 from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
-# What two runs must share for their metrics to be compared.
+# Settings that two runs must share for their metrics to be comparable.
 COMPARED = ("data", "model", "tokenizer", "pretrain", "lora", "finetune", "seeds", "evaluation")
 
 
 def _define_flags():
   flags.DEFINE_string("log", None, "A TOFU_EVAL.json to recompute.")
-  flags.DEFINE_string("retain_log", None, "That of the retrained model: for forget quality.")
+  flags.DEFINE_string("retain_log", None, "Log of the retrained model, for forget quality.")
   flags.DEFINE_string("output", None, "File, or folder, for TOFU_SUMMARY.json or leaderboard.md.")
-  flags.DEFINE_list("reports", None, "Workdirs of finished runs, to be one leaderboard.")
+  flags.DEFINE_list("reports", None, "Workdirs of finished runs to merge into one leaderboard.")
 
 
 def main(options: Flags) -> None:
-  """Recomputes a log, or merges runs, by its flags."""
+  """Recomputes a log or merges runs, as the flags say."""
   if bool(options.log) == bool(options.reports):
     raise InputError("give --log=TOFU_EVAL.json, or --reports and the workdirs of runs.")
   if options.log:
@@ -53,7 +53,7 @@ def _recompute(options):
 
 
 def comparison(recomputed: Mapping[str, float], published: Mapping[str, float]) -> str:
-  """What was recomputed beside what the log says, as a Markdown table."""
+  """Recomputed metrics next to those in the log, as a Markdown table."""
   rows = []
   for name, value in recomputed.items():
     stated = published.get(name)
@@ -63,7 +63,7 @@ def comparison(recomputed: Mapping[str, float], published: Mapping[str, float]) 
 
 
 def _file(output, name):
-  """The file to write: `output` itself where it has an ending, else one of that name in it."""
+  """The file to write: `output` itself if it has a suffix, else a file of that name in it."""
   path = pathlib.Path(output)
   return path if path.suffix else path / name
 
@@ -79,10 +79,10 @@ def _leaderboard(workdirs, output):
 
 
 def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
-  """The methods of several runs in one table, best ToW first; of each run its references too.
+  """The methods of several runs in one table, best ToW first, with the references of each run.
 
   Raises:
-    InputError: for a folder without a finished run, or with one of another format.
+    InputError: for a folder without a finished run, or with a run of another format.
   """
   rows: dict[str, Mapping[str, float]] = {}
   configs: dict[str, Mapping[str, Any]] = {}
@@ -94,7 +94,7 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
     configs[run] = read_json(folder / "config.json") or {}
     if configs[run]:
       check_format(configs[run], folder)
-    import_plugins(tuple(configs[run].get("plugins", ())))  # they declare metrics
+    import_plugins(tuple(configs[run].get("plugins", ())))  # they may declare metrics
     rows |= {f"{run}: {name}": metrics for name, metrics in summary["models"].items()}
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}
   below = (tables.markdown_table(rows, columns) for columns in tables.more(rows).values())
@@ -110,7 +110,7 @@ def unlike(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
   first, *other_runs = configs
   parts = {run: [part for part in COMPARED if configs[run].get(part) != configs[first].get(part)]
            for run in other_runs}
-  return [f"Not alike: {run} differs from {first} in config.{', config.'.join(names)}."
+  return [f"Not comparable: {run} differs from {first} in config.{', config.'.join(names)}."
           for run, names in parts.items() if names]
 
 

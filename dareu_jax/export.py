@@ -1,4 +1,4 @@
-"""Entry: a model of a run as a Hugging Face folder, or as a PEFT adapter.
+"""Entry: exports a model of a run as a Hugging Face folder or as a PEFT adapter.
 
     python -m dareu_jax.export --workdir=runs/tofu --method=dareu --output=exported
 """
@@ -21,14 +21,14 @@ def _define_flags():
     "method", "dareu", "Which model: original, retrained, or a method's name (npo, npo@0.001).")
   flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
   flags.DEFINE_enum("adapter", "merged", ["merged", "apart"],
-                    "Whether LoRA adapters are merged, or go alone (PEFT).")
-  flags.DEFINE_integer("seed", None, "Of a run with several; the first if not given.")
+                    "Whether to merge LoRA adapters or export them separately (PEFT).")
+  flags.DEFINE_integer("seed", None, "Seed, if the run has several; the first if not given.")
   flags.DEFINE_string(
-    "push_to_hub", None, "Name of a repository of the hub (owner/name) to upload to as well.")
+    "push_to_hub", None, "Hub repository (owner/name) to upload to as well.")
 
 
 def main(options: Flags) -> None:
-  """Exports, by its flags."""
+  """Exports as the flags say."""
   export(options.workdir, options.method, options.output, adapter=options.adapter,
          seed=options.seed, push_to_hub=options.push_to_hub)
 
@@ -42,8 +42,8 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
     workdir: folder of the run.
     method: 'original', 'retrained' or a method's name.
     output: folder; it must not exist.
-    adapter: 'merged', or 'apart' for the adapter alone.
-    seed: of a run with several.
+    adapter: 'merged', or 'apart' for only the adapter.
+    seed: seed, if the run has several.
     push_to_hub: repository to upload the folder to, or None.
 
   Raises:
@@ -59,7 +59,7 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
 
 
 def _card(workdir, method, settings):
-  path = settings.model.path  # a folder means nothing on another machine
+  path = settings.model.path  # a folder is meaningless on another machine
   base = f"base_model: {path}\n" if path and not pathlib.Path(path).exists() else ""
   forgotten = ", ".join(settings.data.forget_owners) or settings.data.forget
   summary = read_json(pathlib.Path(workdir) / "summary.json")
@@ -76,9 +76,9 @@ def _push(folder, repository):
   try:
     api.create_repo(repository, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=folder)
-  except Exception as error:  # noqa: BLE001 - offline, not logged in, no right: kinds of their own
+  except Exception as error:  # noqa: BLE001 - offline, not logged in, denied: no common class
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{folder} is written, but the hub did not take it as {repository} ({reason})."
+    raise InputError(f"{folder} is written, but the upload failed for {repository} ({reason})."
                      " Log in with `hf auth login`, and upload the folder.") from None
   print(f"Uploaded to {repository}.")
 

@@ -1,4 +1,4 @@
-"""Entry: flags to settings to `experiment.run`.
+"""Entry: runs an experiment from flags.
 
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu
 """
@@ -17,11 +17,11 @@ from dareu_jax.report.tables import stage_table, text_table, time_line
 
 def _define_flags():
   config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a preset behind a colon: configs/tofu.py:qwen3_0_6b.",
+    "config", None, "Config file, with a preset after a colon: configs/tofu.py:qwen3_0_6b.",
     lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of checkpoints and results.")
   flags.DEFINE_bool(
-    "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
+    "overwrite", False, "Accept a workdir with another configuration; affected stages run again.")
   flags.DEFINE_bool(
     "dry_run", False, "Print stages, sizes, memory, time and two samples, and stop.")
   flags.DEFINE_bool(
@@ -32,7 +32,7 @@ def _define_flags():
 
 
 def main(options: Flags) -> None:
-  """Runs the job, by its flags."""
+  """Runs the job as the flags say."""
   settings = Settings.from_config(options.config)
   hosts.start_by_flags(options)
   with hosts.ended_together():
@@ -49,7 +49,7 @@ def _main(settings, options):
   if options.precompile:
     experiment.precompile(settings, options.workdir)
     if hosts.is_first():
-      print(f"Programs lie in {compilation_cache_dir()}.")
+      print(f"Compiled programs are in {compilation_cache_dir()}.")
     return
   summary, page = experiment.run(
     settings, options.workdir, command=typed(), overwrite=options.overwrite,
@@ -61,7 +61,7 @@ def _main(settings, options):
 
 
 def _wandb_mirror(options):
-  """Begins a run at W&B; gives what takes it the metrics, each stage under its own step."""
+  """Starts a W&B run; returns the function that logs metrics, each stage under its own step."""
   try:
     import wandb
   except ImportError:

@@ -2,8 +2,8 @@
 
     python -m dareu_jax.robustness --workdir=runs/tofu
 
-Every model of the run, the original and the retrained one among them, under the same attacks. Given
-again, the command resumes with the attack it was at.
+Every model of the run, including the original and the retrained one, under the same attacks. The
+same command resumes a stopped card.
 """
 
 from absl import flags
@@ -18,13 +18,13 @@ def _define_flags():
   flags.DEFINE_list("models", None, "Methods to attack, separated by commas; all if not given.")
   flags.DEFINE_float(
     "relearning_rate", 0.0, "Learning rate of relearning; 0: 2e-5, as published, for a checkpoint, "
-    "and that of the run's fine-tuning for a model from scratch.")
-  flags.DEFINE_integer("relearning_batch_size", 32, "Examples a step of it.", lower_bound=1)
-  flags.DEFINE_integer("samples", 128, "Samples of each question.", lower_bound=2)
+    "and the run's fine-tuning rate for a model from scratch.")
+  flags.DEFINE_integer("relearning_batch_size", 32, "Examples per relearning step.", lower_bound=1)
+  flags.DEFINE_integer("samples", 128, "Samples per question.", lower_bound=2)
 
 
 def main(options: Flags) -> None:
-  """Makes the card, by its flags."""
+  """Makes the card as the flags say."""
   models, trust, page = robustness.run(
     options.workdir, methods=options.models or (), learning_rate=options.relearning_rate,
     batch_size=options.relearning_batch_size, samples=options.samples)

@@ -37,7 +37,7 @@ class Example:
   paraphrased_prompt: str | None = None
   paraphrased_response: str | None = None
   perturbed_responses: tuple[str, ...] = ()
-  # For plain text: the whole text, of which prompt and response are parts.
+  # For plain text: the whole text, which contains prompt and response.
   text: str | None = dataclasses.field(default=None, repr=False)
 
 
@@ -55,7 +55,7 @@ class Corpus:
   owners: tuple[str, ...]  # every owner of D, in order of first appearance
   forget_owners: tuple[str, ...]
   general: tuple[Example, ...] = ()
-  refusals: tuple[str, ...] = ()  # that come with the data; if none do, the library's own are used
+  refusals: tuple[str, ...] = ()  # refusals of the data; if empty, the library's own are used
 
 
 def read_jsonl(path: Path) -> tuple[Example, ...]:
@@ -106,7 +106,7 @@ def keep_owners(examples: Sequence[Example], settings: Any, where: object) -> Se
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
-  """`count` items at even distances; all items if there are no more, or if `count` is 0."""
+  """`count` evenly spaced items; all items if there are not more, or if `count` is 0."""
   if not count or count >= len(items):
     return tuple(items)
   return tuple(items[i * len(items) // count] for i in range(count))

@@ -171,7 +171,7 @@ def load(path: str, template: str = "auto") -> Tokenizer:
   """Loads the tokenizer of a folder or a hub name.
 
   Raises:
-    InputError: if there is none, or its template cannot be determined.
+    InputError: if there is no tokenizer, or its template cannot be determined.
   """
   try:
     backend = _transformers().AutoTokenizer.from_pretrained(

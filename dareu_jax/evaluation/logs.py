@@ -223,7 +223,7 @@ def _split_entries(split, group):
   wanted = ("perturbed_nll", "paraphrased_nll") if has_paraphrase else ("perturbed_nll",)
   if not all(record.has(field) for record in group for field in wanted):
     return log
-  count = min(len(record.perturbed_nll) for record in group)  # all rows of a log have the same number
+  count = min(len(record.perturbed_nll) for record in group)  # a log needs one number
   perturbed = [list(record.perturbed_nll[:count]) for record in group]
   log[f"{split}_Q_A_PERT_Prob"] = _entry(nll_entries(perturbed), "prob")
   if has_paraphrase:

@@ -1,6 +1,6 @@
-"""What is measured of one example: raw material that metrics are computed from.
+"""Measurements of one example, from which metrics are computed.
 
-Records are what an evaluation keeps. Metrics are never kept: a new one needs no new answers.
+An evaluation stores records, never metrics, so a new metric needs no new answers.
 """
 
 import base64
@@ -12,42 +12,42 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 UNMEASURED: Any = None
-SPLITS = ("forget", "retain", "test")  # whose queries are answered
+SPLITS = ("forget", "retain", "test")  # splits whose queries are answered
 MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
-ALL_SPLITS = (*SPLITS, "holdout")  # "holdout", of owners no model has seen: likelihoods alone
+ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen; likelihoods only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
   """One example of a split under one model.
 
-  What was not measured is None, whatever its type: a metric that has the field among its needs
-  finds it there.
+  Fields that were not measured are None, whatever their type; a metric that lists a field in its
+  needs can rely on it.
   """
 
   owner: str
   prompt: str
   truth: str  # the true response
-  # Of the n tokens of the true response y given the prompt, the end token last; π_t is the model's
+  # For the n tokens of the true response y given the prompt, the end token last; π_t is the model's
   # distribution at token t:
   logprobs: Float[np.ndarray, " n"]  # log π_t(y_t), float32
   entropies: Float[np.ndarray, " n"]  # -E log π_t in nats, float32
   variances: Float[np.ndarray, " n"]  # Var log π_t, float32
   hits: Bool[np.ndarray, " n"]  # whether y_t is the likeliest token
   gradient_norm: float | None = UNMEASURED  # mean over the trained tensors of ‖∂ NLL / ∂θ‖
-  # Mean NLL a token of other responses to the prompt:
-  paraphrased_nll: float | None = UNMEASURED  # of the true one in other words
-  perturbed_nll: tuple[float, ...] = ()  # of wrong ones
+  # Mean NLL per token of other responses to the prompt:
+  paraphrased_nll: float | None = UNMEASURED  # the paraphrased true response
+  perturbed_nll: tuple[float, ...] = ()  # wrong responses
   # The greedy answer:
   answer: str = UNMEASURED
-  length: int = UNMEASURED  # tokens, the end token not counted
-  ended: bool = UNMEASURED  # whether it ended by itself
-  # On the forget set, of that answer:
+  length: int = UNMEASURED  # tokens, without the end token
+  ended: bool = UNMEASURED  # whether it ended with the end token
+  # On the forget set, for that answer:
   score: float = UNMEASURED  # probability of the forget owners, by the reward's classifier
-  judge: float = UNMEASURED  # the same by a classifier that the reward never asked
+  judge: float = UNMEASURED  # the same by the judge, which gives no reward
   clean: float = UNMEASURED  # probability of clean text, by a gibberish classifier
   retrained_nll_sum: float = UNMEASURED  # its NLL under the retrained model
-  retrained_tokens: int = UNMEASURED  # of as many tokens, the end token included
+  retrained_tokens: int = UNMEASURED  # number of its tokens, including the end token
   original_nll_sum: float = UNMEASURED  # the same under the original
   original_tokens: int = UNMEASURED
 
@@ -57,14 +57,14 @@ class Record:
     return value is not None and not (isinstance(value, tuple) and not value)
 
   def to_json(self) -> dict[str, Any]:
-    """The record as JSON, in which every float comes back to the last bit."""
+    """The record as JSON, which preserves every float exactly."""
     measured = {field: getattr(self, field) for field in FIELDS if self.has(field)}
     return measured | {field: _pack(measured[field]) for field in _ARRAYS} | {
       "hits": "".join("01"[int(hit)] for hit in self.hits)}
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> "Record":
-    """The record of `to_json`."""
+    """The inverse of `to_json`."""
     arrays = {field: _unpack(value[field]) for field in _ARRAYS}
     hits = np.array([hit == "1" for hit in value["hits"]], bool)
     return cls(**{**value, **arrays, "hits": hits,
@@ -85,6 +85,6 @@ def _unpack(text):
 
 
 def merged(*parts: Sequence[Mapping[str, Any]]) -> list[Record]:
-  """Records from parts, each with some fields of the same examples."""
+  """Records merged from parts, each with some fields of the same examples."""
   return [Record(**{field: value for part in fields for field, value in part.items()})
           for fields in zip(*parts, strict=True)]

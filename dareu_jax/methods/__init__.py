@@ -1,1 +1,1 @@
-"""Unlearning methods, one file each; `base` says what a method is, `METHODS` knows them all."""
+"""Unlearning methods, one file each; `base` defines the interface and the registry `METHODS`."""

@@ -1,4 +1,4 @@
-"""AltPO: DPO towards the original's own other answers (Mekala et al. 2024)."""
+"""AltPO: DPO towards alternative answers of the original (Mekala et al. 2024)."""
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.settings import Count, Positive
@@ -8,20 +8,20 @@ from dareu_jax.methods.base import Task, register_method
 from dareu_jax.methods.dpo import DPO
 from dareu_jax.methods.loss_based import Others
 
-SAMPLE_SEED = 4  # apart from the run's own
+SAMPLE_SEED = 4  # distinct from the run's seeds
 
 
 @register_method("altpo")
 class AltPO(DPO):
-  """DPO whose chosen responses are the original's samples that are least like the truth.
+  """DPO whose chosen responses are the samples of the original least similar to the truth.
 
-  A small model's samples at temperature 1 are the true answer again and again, so that five of
-  sixteen at 1.5 are taken here; the published setting is five at 1.
+  A small model's samples at temperature 1 mostly repeat the true answer, so five of sixteen samples
+  at 1.5 are used here; the published setting is five at 1.
   """
 
-  samples: Count = 16  # responses sampled to each forget query
-  alternates: Count = 5  # of them that are kept
-  temperature: Positive = 1.5  # that they are sampled at
+  samples: Count = 16  # responses sampled for each forget query
+  alternates: Count = 5  # number of them that are kept
+  temperature: Positive = 1.5  # sampling temperature
 
   def __post_init__(self):
     if self.alternates > self.samples:

@@ -26,10 +26,10 @@ def ceu(logits: Float[Array, "B T V"], labels: Int[Array, "B T"], mask: Bool[Arr
       L = mean_t CE( softmax(z with z_{y_t} = -∞), π ),  no gradient through the target
 
   Args:
-    logits: of the policy.
+    logits: logits of the policy.
     labels: y_t.
     mask: which tokens count.
-    ignore_first: response tokens that are left out at the start of each row.
+    ignore_first: response tokens to ignore at the start of each row.
 
   Source: CE-U (2503.01224).
   """
@@ -38,7 +38,7 @@ def ceu(logits: Float[Array, "B T V"], labels: Int[Array, "B T"], mask: Bool[Arr
 
 
 def without_first(mask: Bool[Array, "B T"], count: int) -> Bool[Array, "B T"]:
-  """A mask of tokens from the left without the first `count` columns."""
+  """The mask without its first `count` columns."""
   return mask & (jnp.arange(mask.shape[1]) >= count)
 
 
@@ -46,7 +46,7 @@ def without_first(mask: Bool[Array, "B T"], count: int) -> Bool[Array, "B T"]:
 class CEU(LossMethod):
   """Learns the policy's own distribution without the true tokens."""
 
-  ignore_first: Size = 1  # response tokens left out
+  ignore_first: Size = 1  # response tokens to ignore
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     mask = without_first(batch.policy.mask, self.ignore_first)

@@ -15,7 +15,7 @@ def dpo(chosen_logprobs: Float[Array, "B T"], chosen_ref: Float[Array, "B T"],
         chosen_mask: Bool[Array, "B T"], rejected_logprobs: Float[Array, "B U"],
         rejected_ref: Float[Array, "B U"], rejected_mask: Bool[Array, "B U"], *,
         beta: float) -> Scalar:
-  """Direct preference optimization: what is chosen above what is to be forgotten, row by row.
+  """Direct preference optimization: prefers chosen responses to those to forget, row by row.
 
       L = - (2/β) mean_b log σ( β [ (S - S_ref)(chosen) - (S - S_ref)(rejected) ] )
 
@@ -33,7 +33,7 @@ class DPO(LossMethod):
   """Prefers a refusal to each forget response (the DPO of TOFU)."""
 
   retain_nll_coef: NonNegative = 1.0
-  beta: Positive = 0.1  # β: how far from the original it goes before it levels off; small is far
+  beta: Positive = 0.1  # β: smaller values go farther from the original before leveling off
 
   @property
   def uses_refusals(self) -> bool:

@@ -1,4 +1,4 @@
-"""Fine-tuning on retained data alone: what forgets by itself, and the weakest baseline."""
+"""Fine-tuning on retained data only: passive forgetting, the weakest baseline."""
 
 from dareu_jax.core.settings import NonNegative
 from dareu_jax.methods.base import register_method
@@ -7,7 +7,7 @@ from dareu_jax.methods.loss_based import LossMethod
 
 @register_method("finetune")
 class FineTune(LossMethod):
-  """Learns the retained data on."""
+  """Continues training on the retained data."""
 
   forget_coef: NonNegative = 0.0
   retain_nll_coef: NonNegative = 1.0

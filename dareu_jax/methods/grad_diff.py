@@ -7,6 +7,6 @@ from dareu_jax.methods.gradient_ascent import GradientAscent
 
 @register_method("grad_diff")
 class GradDiff(GradientAscent):
-  """Gradient ascent with the NLL of retained responses beside it."""
+  """Gradient ascent plus the NLL of retained responses."""
 
   retain_nll_coef: NonNegative = 1.0

@@ -8,7 +8,7 @@ from dareu_jax.methods.terms import nll
 
 
 def gradient_ascent(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Scalar:
-  """mean_t log π(y_t): the likelihood is pushed down, without bound.
+  """mean_t log π(y_t): pushes the likelihood down, without bound.
 
   Source: Jang et al. 2023; the forget term of GradDiff (Liu et al. 2022) and of KL minimization.
   """
@@ -17,7 +17,7 @@ def gradient_ascent(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> 
 
 @register_method("gradient_ascent")
 class GradientAscent(LossMethod):
-  """Pushes the likelihood of forget responses down, with nothing to hold the rest."""
+  """Pushes the likelihood of forget responses down, without a retain term."""
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     return gradient_ascent(batch.policy.logprobs, batch.policy.mask)

@@ -7,7 +7,7 @@ from dareu_jax.methods.terms import nll
 
 
 def refusals(task: Task) -> Others:
-  """For each forget query every refusal as a Row."""
+  """Every refusal as a Row, for each forget query."""
   tokenizer = task.evaluator.tokenizer
   texts = [tuple(tokenizer.encode_response(text)) for text in task.refusals]
   return tuple(tuple(row._replace(completion=ids) for ids in texts) for row in task.forget)

@@ -1,4 +1,4 @@
-"""KL minimization: gradient ascent, and a KL that holds the model on retained data."""
+"""KL minimization: gradient ascent, plus a KL to the original on retained data."""
 
 import chex
 from jaxtyping import Array, Bool, Float
@@ -15,7 +15,7 @@ def kl_minimization(logits: Float[Array, "B T V"], ref_logits: Float[Array, "B T
                     mask: Bool[Array, "B T"]) -> Scalar:
   """mean_t KL(π_ref ‖ π), the retain term.
 
-  Over response tokens alone: OU's mean is over prompt and padding too.
+  Only over response tokens; OU's mean includes prompt and padding.
 
   Source: Maini et al. 2024 (TOFU).
   """
@@ -25,6 +25,6 @@ def kl_minimization(logits: Float[Array, "B T V"], ref_logits: Float[Array, "B T
 
 @register_method("kl_minimization")
 class KLMinimization(GradientAscent):
-  """Gradient ascent with KL(π_N ‖ π) on retained responses beside it."""
+  """Gradient ascent plus KL(π_N ‖ π) on retained responses."""
 
   retain_kl_coef: NonNegative = 1.0

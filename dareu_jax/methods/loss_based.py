@@ -1,11 +1,11 @@
-"""Methods that minimize a loss, and their run by the supervised loop.
+"""Methods that minimize a loss with the supervised loop.
 
 Every one of them minimizes
 
     w_f · forget_coef · L_forget + w_r · (retain_nll_coef · NLL_retain + retain_kl_coef · KL_retain)
 
-with its own L_forget; w_f and w_r are 1 where a method does not say otherwise. A step takes a batch
-of forget responses (every one once an epoch), a batch of retained ones and, for some methods, other
+with its own L_forget; w_f and w_r are 1 unless a method overrides them. A step takes a batch of
+forget responses (each once per epoch), a batch of retained ones and, for some methods, other
 responses to the same forget queries.
 """
 
@@ -34,7 +34,7 @@ Others = tuple[tuple[Row, ...], ...]
 
 
 class View:
-  """Responses of a batch as a model sees them; what is asked for is computed, once."""
+  """Responses of a batch under a model; properties are computed once, on demand."""
 
   def __init__(self, model: Any, batch: Batch):
     self.model, self.batch = model, batch
@@ -56,7 +56,7 @@ class View:
     return logprobs_and_entropy(hidden, head, self.labels)[0]
 
   def layer(self, depth: float) -> Float[Array, "B T D"]:
-    """States behind the layer at a share of the depth, at least the first, float32."""
+    """States after the layer at a share of the depth (at least the first layer), float32."""
     index = max(1, round(depth * self.model.config.num_layers))
     x = self.model.layers_between(self.model.embed(self.batch.token_ids), 0, index)
     return self._at_responses(x).astype(jnp.float32)
@@ -69,22 +69,22 @@ class View:
 
   def mean_of_labels(self, token_fn: Callable, *other_views: "View",
                      mask: Array | None = None) -> Scalar:
-    """The same of a function that takes the labels behind the logits."""
+    """The same for a function that takes logits and labels."""
     tokens = over_logits(token_fn, [view.states for view in (self, *other_views)], self.labels)
     return masked_mean(tokens, self.mask if mask is None else mask)
 
 
 class ForgetBatch(NamedTuple):
-  """Forget responses under policy and original, and what else a forget loss may ask for."""
+  """Forget responses under policy and original, and further inputs of forget losses."""
 
   policy: View
   original: View
-  other_views: tuple[View, View] | None  # the same of the responses in their place, row by row
+  other_views: tuple[View, View] | None  # the same for the replacement responses, row by row
   seed: int
 
   @property
   def other_policy(self) -> View:
-    """The responses to put in their place under the policy; of methods with `other_responses`."""
+    """The replacement responses under the policy, for methods with `other_responses`."""
     return self._others()[0]
 
   @property
@@ -94,14 +94,14 @@ class ForgetBatch(NamedTuple):
 
   def _others(self):
     if self.other_views is None:
-      raise ValueError("a forget loss asks for other responses, and its method gives none: "
+      raise ValueError("the forget loss needs other responses, but its method has none: "
                        "override other_responses")
     return self.other_views
 
 
 @settings
 class LossMethod(Method):
-  """A method that minimizes a loss. A subclass gives `forget_loss`; the rest it may override."""
+  """A method that minimizes a loss. A subclass defines `forget_loss` and may override the rest."""
 
   forget_coef: NonNegative = 1.0  # weight of the forget term
   retain_nll_coef: NonNegative = 0.0  # weight of the NLL of retained responses
@@ -114,17 +114,17 @@ class LossMethod(Method):
     raise NotImplementedError(f"{type(self).__name__} has no forget_loss")
 
   def retain_terms(self, policy: View, original: View) -> dict[str, tuple[float, Callable]]:
-    """Terms on retained data by the names of their metrics: (weight, function that gives it)."""
+    """Terms on retained data by the names of their metrics: (weight, function that computes it)."""
     return {
       "retain_nll": (self.retain_nll_coef, lambda: terms.nll(policy.logprobs, policy.mask)),
       "retain_kl": (self.retain_kl_coef, lambda: policy.mean(terms.kl_tokens, original))}
 
   def other_responses(self, task: Task) -> Others:
-    """For each forget example the responses to put in its place, as Rows; () for none at all."""
+    """Replacement responses for each forget example, as Rows; () for none at all."""
     return ()
 
   def initial_state(self) -> dict[str, float]:
-    """What changes along a run beside the weights; a checkpoint keeps it."""
+    """The state of the method besides the weights; saved in checkpoints."""
     return {}
 
   def weights(self, epoch: int, state: dict[str, float]) -> tuple[float, float]:
@@ -132,7 +132,7 @@ class LossMethod(Method):
     return 1.0, 1.0
 
   def after_update(self, state: dict[str, float], epoch: int, metrics: dict) -> dict[str, float]:
-    """The state after an update; `epoch` counts those that are complete."""
+    """The state after an update; `epoch` counts complete epochs."""
     return state
 
   def trained(self, params: Any) -> Any:
@@ -140,7 +140,7 @@ class LossMethod(Method):
     return params
 
   def merged(self, original: Any, params: Any) -> Any:
-    """The unlearned params, from the original's and those that the training ended with."""
+    """The unlearned params, from the original's and those at the end of training."""
     return params
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
@@ -151,7 +151,7 @@ class LossMethod(Method):
     return updates, tokens * (shapes.training_cost + 2) * shapes.model_parameters
 
   def unlearn(self, task: Task, stage: supervised.StageIO) -> Unlearned:
-    """The run of the supervised loop, to its last epoch."""
+    """Runs the supervised loop to its last epoch."""
     training = task.training
     if task.learning_rate:
       training = dataclasses.replace(training, learning_rate=task.learning_rate)
@@ -172,13 +172,13 @@ class LossMethod(Method):
     reports = [task.monitor.assess(original.params, 0),
                *(EpochReport(**report) for report in schedule.reports)]
     merged = self.merged(original.params, params)
-    if merged is not params:  # the reports were of the model that was trained, not of this one
+    if merged is not params:  # the reports are of the trained model, not of this one
       params, reports = merged, [reports[0], task.monitor.assess(merged, reports[-1].epoch)]
     return Unlearned(params, tuple(reports), reports[-1].epoch)
 
 
 class Step(NamedTuple):
-  """What an update learns from."""
+  """The inputs of an update."""
 
   forget: Batch
   retain: Batch
@@ -188,7 +188,7 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveLoss:
-  """The loss of a method, for `training.supervised.fit`; fixed are (Model, π_N's params)."""
+  """The loss of a method, for `training.supervised.fit`; `fixed` is (Model, π_N's params)."""
 
   method: LossMethod
   seed: int
@@ -226,8 +226,8 @@ class ObjectiveSchedule(Schedule):
     method: LossMethod.
     evaluate: (params, epoch) -> EpochReport.
     eval_every: epochs between two reports; the last epoch always has one.
-    state: of the method.
-    reports: so far, as dicts.
+    state: state of the method.
+    reports: reports so far, as dicts.
   """
 
   method: LossMethod = dataclasses.field(kw_only=True)
@@ -257,7 +257,7 @@ class Steps:
 
   forget: Batches
   retain: Batches
-  other_responses: Others  # as of LossMethod.other_responses
+  other_responses: Others  # from LossMethod.other_responses
   seed: int
   schedule: ObjectiveSchedule
 

@@ -17,11 +17,10 @@ def maximum_entropy_tokens(logits: Float[Array, "*tokens V"]) -> Float[Array, "*
 
 
 def maximum_entropy(logits: Float[Array, "B T V"], mask: Bool[Array, "B T"]) -> Scalar:
-  """mean_t KL(π ‖ uniform): the policy is to know nothing.
+  """mean_t KL(π ‖ uniform).
 
-  Source: Yuan et al. 2024 (ME), as the paper writes it: log V less the entropy. Public copies of
-  its code call `kl_div(log π, uniform)`, which is KL(uniform ‖ π). On responses alone, prompts are
-  not ours to flatten.
+  Source: Yuan et al. 2024 (ME), as in the paper: log V minus the entropy. Public copies of its code
+  call `kl_div(log π, uniform)`, which is KL(uniform ‖ π). Only response tokens count, not prompts.
   """
   return masked_mean(maximum_entropy_tokens(logits), mask)
 

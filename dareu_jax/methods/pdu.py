@@ -17,7 +17,7 @@ def pdu_tokens(logits: Float[Array, "*tokens V"]) -> Float[Array, "*tokens"]:
 def pdu_forget(logits: Float[Array, "B T V"], mask: Bool[Array, "B T"]) -> Scalar:
   """Flattens the logits: mean_t ( max_v z_v - mean_v z_v )².
 
-  Source: PDU, primal-dual unlearning (2506.05314), as OU has it; `dual_step` moves its multiplier.
+  Source: PDU, primal-dual unlearning (2506.05314), as in OU; `dual_step` updates its multiplier.
   """
   return masked_mean(pdu_tokens(logits), mask)
 
@@ -31,15 +31,15 @@ def dual_step(multiplier: float, retain_nll: float, *, step_size: float, target:
 class PDU(LossMethod):
   """Flattens the logits while a multiplier keeps NLL_retain below a target: w_r = λ.
 
-  The published multiplier of 100 is for rates of 1e-5; here it starts at 1, and moves after an
-  epoch.
+  The published multiplier of 100 is for rates of 1e-5; here it starts at 1 and is first updated
+  after an epoch.
   """
 
-  retain_nll_coef: Positive = 1.0  # of what the multiplier weighs
+  retain_nll_coef: Positive = 1.0  # weight of the constrained NLL, times λ
   multiplier: NonNegative = 1.0  # λ at the start
   step_size: NonNegative = 1.0  # η
-  target: NonNegative = 0.3  # ε, nats a token
-  warmup_epochs: Size = 1  # before λ moves
+  target: NonNegative = 0.3  # ε, nats per token
+  warmup_epochs: Size = 1  # epochs before λ is updated
 
   def initial_state(self) -> dict[str, float]:
     return {"multiplier": self.multiplier}

@@ -18,12 +18,12 @@ def rmu_forget(hidden: Float[Array, "B T D"], direction: Float[Array, " D"],
   """Steers the states of one layer to a random direction: mean_t mean_d ( h - c u/‖u‖ )².
 
   Args:
-    hidden: of the layer, at response tokens.
+    hidden: states of the layer at response tokens.
     direction: u, drawn once, uniform in [0, 1).
     mask: which tokens count.
     scale: c.
 
-  Source: Li et al. 2024 (WMDP), mean over features as OU.
+  Source: Li et al. 2024 (WMDP), with the mean over features as in OU.
   """
   goal = scale * direction / jnp.linalg.norm(direction)
   return masked_mean(jnp.mean((hidden - goal) ** 2, axis=-1), mask)
@@ -31,16 +31,16 @@ def rmu_forget(hidden: Float[Array, "B T D"], direction: Float[Array, " D"],
 
 def rmu_retain(hidden: Float[Array, "B T D"], ref_hidden: Float[Array, "B T D"],
                mask: Bool[Array, "B T"]) -> Scalar:
-  """Keeps the states where they were on retained data: mean_t mean_d ( h - h_ref )²."""
+  """Keeps the states on retained data unchanged: mean_t mean_d ( h - h_ref )²."""
   chex.assert_equal_shape([hidden, ref_hidden])
   return masked_mean(jnp.mean((hidden - ref_hidden) ** 2, axis=-1), mask)
 
 
 @register_method("rmu")
 class RMU(LossMethod):
-  """Steers the states of one layer; retained states are held by a term of their own."""
+  """Steers the states of one layer; a separate term keeps the retained states."""
 
-  depth: Fraction = 0.25  # of the layer, as a share of all
+  depth: Fraction = 0.25  # depth of the layer, as a share of all layers
   scale: Positive = 2.0  # c: length of the random direction
   retain_states_coef: NonNegative = 1.0  # weight of the squared distance of retained states
 

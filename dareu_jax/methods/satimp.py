@@ -18,7 +18,7 @@ def satimp(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *, beta1: fl
       L = mean_t π(y_t)^β₁ (1 - π(y_t))^β₂ log π(y_t),  no gradient through the weight
 
   Args:
-    logprobs: of the policy.
+    logprobs: log-probs under the policy.
     mask: which tokens count.
     beta1, beta2: β₁, β₂ >= 0.
 
@@ -36,8 +36,8 @@ class SatImp(LossMethod):
 
   forget_coef: NonNegative = 0.1
   retain_nll_coef: NonNegative = 1.0
-  beta1: NonNegative = 5.0  # β₁, of saturation
-  beta2: NonNegative = 1.0  # β₂, of importance
+  beta1: NonNegative = 5.0  # β₁, exponent of saturation
+  beta2: NonNegative = 1.0  # β₂, exponent of importance
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     return satimp(batch.policy.logprobs, batch.policy.mask, beta1=self.beta1, beta2=self.beta2)

@@ -1,4 +1,4 @@
-"""SCRUB: a student that disobeys its teacher on forget data (Kurmanji et al. 2023)."""
+"""SCRUB: a student that diverges from its teacher on forget data (Kurmanji et al. 2023)."""
 
 from dareu_jax.core.settings import NonNegative
 from dareu_jax.methods.base import register_method
@@ -8,7 +8,7 @@ from dareu_jax.methods.terms import kl_tokens
 
 @register_method("scrub")
 class SCRUB(LossMethod):
-  """Epochs that maximize KL(π_N ‖ π) on forget data, in turns with epochs on retained data."""
+  """Alternates epochs that maximize KL(π_N ‖ π) on forget data with epochs on retained data."""
 
   retain_nll_coef: NonNegative = 0.99
   retain_kl_coef: NonNegative = 0.001

@@ -18,10 +18,10 @@ def simnpo(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *, beta: flo
       L = - (2/β) mean_b log σ( β ( -S_b / |y_b| - δ ) )
 
   Args:
-    logprobs: of the policy.
+    logprobs: log-probs under the policy.
     mask: which tokens count.
     beta: β > 0.
-    delta: δ; the margin, within the product with β (OU; the paper puts γ outside of it).
+    delta: δ, the margin, inside the product with β (as in OU; the paper has γ outside).
 
   Source: Fan et al. 2024.
   """
@@ -36,7 +36,7 @@ class SimNPO(LossMethod):
 
   forget_coef: NonNegative = 0.125
   retain_nll_coef: NonNegative = 1.0
-  beta: Positive = 4.5  # β: small is far
+  beta: Positive = 4.5  # β: smaller values go farther
   delta: float = 0.0  # δ: margin of the mean NLL, nats
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:

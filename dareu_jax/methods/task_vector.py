@@ -1,4 +1,4 @@
-"""Task vector: learns the forget data once more, and goes the other way."""
+"""Task vector: trains further on the forget data, then negates that change."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from dareu_jax.parallel.mesh import path_name
 
 
 def task_vector(params: Any, reinforced: Any, *, alpha: float) -> Any:
-  """θ - α (θ_reinforced - θ): away from a model that learnt the forget data once more.
+  """θ - α (θ_reinforced - θ): away from a model trained further on the forget data.
 
   Args:
-    params, reinforced: trees of arrays; the original, and it fine-tuned on the forget data. Of
-      adapters with the same factor A: the weights W + BA are linear in B, not in both.
+    params, reinforced: trees of arrays; the original, and the original fine-tuned on the forget
+      data. Adapters must share the factor A: the weights W + BA are linear in B, not in both.
     alpha: α > 0.
 
   Source: Ilharco et al. 2023.
@@ -26,9 +26,9 @@ def task_vector(params: Any, reinforced: Any, *, alpha: float) -> Any:
 
 @register_method("task_vector")
 class TaskVector(LossMethod):
-  """Fine-tunes on the forget data, and subtracts what that changed."""
+  """Fine-tunes on the forget data and subtracts α times the change."""
 
-  alpha: Positive = 5.0  # α: how far
+  alpha: Positive = 5.0  # α: scale of the subtraction
 
   def trained(self, params: Any) -> Any:
     """The factor A of adapters gets no gradient: see `task_vector`."""

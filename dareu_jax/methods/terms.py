@@ -1,9 +1,9 @@
-"""Terms that several losses share: pure functions on arrays, to be minimized.
+"""Terms that several losses share: pure functions of arrays, to be minimized.
 
-Log-probs, logits and labels are those of response tokens: entry t is about response token t, the
-end token included. B responses, T tokens, V vocabulary. Means over tokens are over all valid tokens
-of the batch; means over responses leave out rows without a valid token (padding). Everything is
-computed in the dtype that comes in. OU: open-unlearning, whose values the tests hold.
+Log-probs, logits and labels are those of response tokens: entry t belongs to response token t,
+including the end token. B responses, T tokens, V vocabulary. Means over tokens are over all valid
+tokens of the batch; means over responses exclude rows without a valid token (padding). Results
+have the dtype of the inputs. OU: open-unlearning, whose values are reproduced in the tests.
 """
 
 import chex
@@ -15,7 +15,7 @@ from dareu_jax.core.masked import masked_mean
 
 
 def nll(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, ""]:
-  """Mean negative log-likelihood a token: - mean_t log π(y_t)."""
+  """Mean negative log-likelihood per token: - mean_t log π(y_t)."""
   chex.assert_equal_shape([logprobs, mask])
   return -masked_mean(logprobs, mask)
 

@@ -24,11 +24,11 @@ def undial_tokens(logits: Float[Array, "*tokens V"], ref_logits: Float[Array, "*
 
 def undial(logits: Float[Array, "B T V"], ref_logits: Float[Array, "B T V"],
            labels: Int[Array, "B T"], mask: Bool[Array, "B T"], *, strength: float) -> Scalar:
-  """Self-distillation on the original's logits with that of the true token lowered.
+  """Self-distillation on the original's logits, with the true token's logit lowered.
 
       L = mean_t CE( softmax(z_ref - s · onehot(y_t)), π )
 
-  Over response tokens alone: OU's mean takes in prompt and padding, whose label it reads as a row.
+  Only over response tokens; OU's mean includes prompt and padding, whose label it uses as an index.
 
   Source: Dong et al. 2024, eq. 4.
   """
@@ -41,7 +41,7 @@ def undial(logits: Float[Array, "B T V"], ref_logits: Float[Array, "B T V"],
 class UNDIAL(LossMethod):
   """Distills the original with the true tokens' logits lowered."""
 
-  strength: Positive = 10.0  # s: what is taken from the logit of the true token
+  strength: Positive = 10.0  # s: subtracted from the logit of the true token
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     tokens = functools.partial(undial_tokens, strength=self.strength)

@@ -12,12 +12,12 @@ from dareu_jax.methods.loss_based import ForgetBatch, LossMethod, Scalar
 
 
 def wga(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *, beta: float) -> Scalar:
-  """Weighted gradient ascent: tokens that are unlikely already are left alone.
+  """Weighted gradient ascent: tokens that are already unlikely get little weight.
 
       L = mean_t π(y_t)^β log π(y_t),  no gradient through the weight
 
   Args:
-    logprobs: of the policy.
+    logprobs: log-probs under the policy.
     mask: which tokens count.
     beta: β >= 0; 0 is gradient ascent.
 

@@ -1,4 +1,4 @@
-"""How attention is computed: one function, three implementations.
+"""Attention: one function, three implementations.
 
 B batch, T time, S key slots, N heads, K kv heads, H head dim.
 """
@@ -14,23 +14,23 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.parallel.mesh import BATCH
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
-SPLASH_BLOCK = 128  # its lengths and head dims are multiples of this
+SPLASH_BLOCK = 128  # lengths and head dims must be multiples of this
 
 
 def causal_attention(
   q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *,
   implementation: Implementation) -> Float[Array, "B T N H"]:
-  """Attention of right-padded rows over themselves: a query sees the keys up to its own position.
+  """Self-attention of right-padded rows: a query sees the keys up to its own position.
 
-  Padding stands behind all valid positions, so that causality alone keeps them apart.
+  Padding comes after all valid positions, so the causal mask alone excludes it.
 
   Args:
     q, k, v: queries, keys and values, rotated.
     implementation: 'xla'; 'cudnn' (flash attention on NVIDIA GPUs); 'splash' (on TPUs); 'auto'
-      takes 'cudnn' where it can be used and 'xla' elsewhere.
+      uses 'cudnn' if possible, else 'xla'.
 
   Raises:
-    InputError: where the shapes do not allow the implementation that was asked for.
+    InputError: if the shapes do not allow the requested implementation.
   """
   if implementation == "splash":
     return _splash(q, k, v)
@@ -51,9 +51,9 @@ def masked_attention(
 
   Args:
     q, k, v: queries, keys and values, rotated.
-    q_positions: of the queries.
-    k_positions: of the keys; of an empty slot anything larger than every query's.
-    window: how many positions back a query sees, its own included; None: all.
+    q_positions: positions of the queries.
+    k_positions: positions of the keys; for an empty slot, anything larger than every query's.
+    window: number of positions that a query sees, including its own; None: all.
   """
   distance = q_positions[:, :, None] - k_positions[:, None]  # [B, T, S]
   mask = distance >= 0
@@ -73,14 +73,14 @@ def _why_not_cudnn(q):
     return f"but it has no {q.dtype} kernel"
   widest = 256 if float(device.compute_capability) >= 9.0 else 128
   if q.shape[-1] % 8 or q.shape[-1] > widest:
-    return f"but head_dim {q.shape[-1]} is no multiple of 8 up to {widest}"
+    return f"but head_dim {q.shape[-1]} is not a multiple of 8 up to {widest}"
   if q.shape[1] % 2:  # jax 0.11.2: "Unsupported sequence length Q 77, KV 77", from the gradient
     return f"but {q.shape[1]} positions are an odd number"
   return None
 
 
 def _splash(q, k, v):
-  """Splash attention, split over batch and heads where there are several devices."""
+  """Splash attention, split over batch and heads on several devices."""
   time, head_dim = q.shape[1], q.shape[-1]
   if time % SPLASH_BLOCK or head_dim % SPLASH_BLOCK:
     raise InputError(
@@ -95,7 +95,7 @@ def _splash(q, k, v):
     rows = BATCH if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     spec = P(rows, "tensor" if ways > 1 else None)
     kernel = jax.shard_map(kernel, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
-  # It scales nothing itself, and wants [B, N, T, H].
+  # It does not scale the logits, and takes [B, N, T, H].
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * head_dim**-0.5, k, v))
   return jnp.swapaxes(kernel(q, k, v), 1, 2)
 

@@ -1,4 +1,4 @@
-"""What a decoder is: its settings, and its architecture in full."""
+"""Settings of a decoder, and its full architecture."""
 
 import dataclasses
 from typing import Annotated, Literal, get_args
@@ -25,8 +25,8 @@ def _families() -> Registry:
 class ModelSettings:
   """A decoder: a checkpoint by path or hub name, or dimensions to train one from scratch."""
 
-  path: str = ""  # folder or hub name of a checkpoint; '' makes one of the dimensions below
-  # a registered model family; a checkpoint says its own
+  path: str = ""  # folder or hub name of a checkpoint; '' builds a model of the dimensions below
+  # a registered model family; a checkpoint names its own
   architecture: Annotated[str, choice(lambda: _families().names())] = "llama"
   embed_dim: Count = 128  # D
   mlp_dim: Count = 344  # F
@@ -34,7 +34,7 @@ class ModelSettings:
   num_heads: Count = 4  # N
   num_kv_heads: Count = 4  # K
   head_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # H; rotary embeddings need it even
-  dtype: Literal["float32", "bfloat16"] = "float32"  # of base weights and activations
+  dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of base weights and activations
   scan_layers: bool = False  # compile one layer and scan it (accelerators), or unroll all (CPU)
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
   # 'cudnn' on NVIDIA GPUs, 'splash' on TPUs; 'auto' takes what can be used.
@@ -56,7 +56,7 @@ class LoraSettings:
 
   def __post_init__(self):
     if self.rank and not self.targets:
-      raise InvalidSetting("targets", self.targets, "an adapter needs a layer to sit on.")
+      raise InvalidSetting("targets", self.targets, "an adapter needs at least one layer.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,8 @@ class ModelConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  architecture: str = "llama"  # its model family, for names in files; the fields below say it all
-  max_length: int = 2048  # of pretraining, with its stretching
+  architecture: str = "llama"  # the model family, for names in files; the fields below define it
+  max_length: int = 2048  # length of pretraining, including RoPE scaling
   rope: RopeConfig = RopeConfig()
   norm_eps: float = 1e-6
   qkv_bias: bool = False
@@ -79,7 +79,7 @@ class ModelConfig:
   mlp_bias: bool = False
   qk_norm: bool = False
   tie_embeddings: bool = True
-  windows: tuple[int | None, ...] = ()  # of each layer's sliding attention; (): none slides
+  windows: tuple[int | None, ...] = ()  # sliding window of each layer; (): no layer slides
   dtype: str = "float32"
   scan_layers: bool = False
   remat: bool = False
@@ -89,7 +89,7 @@ class ModelConfig:
 
   @property
   def layer_windows(self) -> tuple[int | None, ...]:
-    """The sliding window of each layer, None where it sees everything before."""
+    """The sliding window of each layer, None if it sees all earlier positions."""
     return self.windows or (None,) * self.num_layers
 
   @property

@@ -1,6 +1,6 @@
 """config.json of Hugging Face checkpoints: read strictly, and written.
 
-What differs between model families is theirs to say (`models.families`); here is what all share.
+Shared keys; family-specific keys are in `models.families`.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ def from_huggingface(folder: str | pathlib.Path, **runtime: Any) -> ModelConfig:
   every missing dimension with a default, and its import takes seconds.
 
   Args:
-    folder: of the checkpoint.
-    runtime: what the file does not say: dtype, scan_layers, remat, attention, lora.
+    folder: folder of the checkpoint.
+    runtime: fields that the file does not have: dtype, scan_layers, remat, attention, lora.
 
   Raises:
     InputError: for a missing file or key, an unsupported architecture, rope_type or activation.
@@ -56,7 +56,7 @@ def from_huggingface(folder: str | pathlib.Path, **runtime: Any) -> ModelConfig:
 def to_huggingface(config: ModelConfig) -> dict[str, Any]:
   """The config.json of a decoder, in the form of transformers 5 with the old keys beside it.
 
-  Returns: without the ids of special tokens, which the tokenizer knows.
+  Returns: the JSON object, without the ids of special tokens, which the tokenizer has.
   """
   family = FAMILIES[config.architecture]
   rope = config.rope
@@ -119,7 +119,7 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
 
 
 def _fields(raw: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
-  """The fields of ModelConfig that a config.json says."""
+  """The fields of ModelConfig that a config.json sets."""
   for key in _REQUIRED:
     if key not in raw:
       raise InputError(f"{key} is missing.")
@@ -153,15 +153,15 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
                      "Face checkpoint folder or a model of the hub.") from None
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     line = getattr(error, "lineno", 1)
-    raise InputError(f"{path}, line {line}: no valid JSON ({error}).") from None
+    raise InputError(f"{path}, line {line}: not valid JSON ({error}).") from None
   if not isinstance(raw, dict):
-    raise InputError(f"{path} holds no JSON object.")
+    raise InputError(f"{path} is not a JSON object.")
   return raw
 
 
 def _read_rope(raw: Mapping[str, Any], max_length: int) -> RopeConfig:
-  # New files keep everything in rope_parameters; old ones theta at the top and rope_scaling beside,
-  # which transformers lets win where a file has both.
+  # New files have everything in rope_parameters; old ones have theta at the top level and
+  # rope_scaling, which takes precedence in transformers if a file has both.
   rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind not in ROPE_TYPES:
@@ -178,7 +178,7 @@ def _read_rope(raw: Mapping[str, Any], max_length: int) -> RopeConfig:
     if value is not None:
       values[ours] = value
   if kind in ("llama3", "yarn"):
-    outside = raw.get("original_max_position_embeddings")  # wins too
+    outside = raw.get("original_max_position_embeddings")  # takes precedence too
     values["original_max_length"] = outside or values.get("original_max_length", max_length)
   if kind == "dynamic":
     values["original_max_length"] = max_length
@@ -191,7 +191,7 @@ def _read_rope(raw: Mapping[str, Any], max_length: int) -> RopeConfig:
 
 
 def _yarn_attention_factor(factor, mscale, mscale_all_dim):
-  """0.1 m ln(factor) + 1 (Peng et al. 2023, eq. 22), as a quotient where the file gives two m."""
+  """0.1 m ln(factor) + 1 (Peng et al. 2023, eq. 22), as a quotient if the file has two m."""
 
   def scale(m):
     return 0.1 * m * math.log(factor) + 1.0 if factor > 1 else 1.0

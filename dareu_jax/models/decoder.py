@@ -22,8 +22,8 @@ from dareu_jax.parallel.mesh import (
   register_shardings,
 )
 
-# How the parameters lie on a mesh. Columns of what fans out and rows of what fans in are split over
-# `tensor`, so that tensor-parallel attention and MLPs need one reduction each.
+# Shardings of the parameters. Columns of up-projections and rows of down-projections are split
+# over `tensor`, so that tensor-parallel attention and MLPs need one reduction each.
 SHARDINGS = {
   r"embedding": ("vocab", "embed"),
   r"lm_head": ("embed", "vocab"),
@@ -42,13 +42,13 @@ SHARDINGS = {
 }
 register_shardings(SHARDINGS)
 
-Cache = KVCache | tuple[KVCache, ...]  # of all layers: stacked if scanned, else one a layer
+Cache = KVCache | tuple[KVCache, ...]  # of all layers: stacked if scanned, else one per layer
 TokenIds = Int[Array | np.ndarray, "B T"]
 Lengths = Int[Array | np.ndarray, " B"]
 
 
 def abstract_decoder(config: ModelConfig) -> "Decoder":
-  """A decoder of shapes alone."""
+  """A decoder with shapes only."""
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))))
 
 
@@ -81,12 +81,12 @@ class Decoder(nnx.Module):
 
   def hidden_states(
     self, token_ids: TokenIds, lengths: Lengths | None = None) -> Float[Array, "B T D"]:
-    """Final-norm hidden states of right-padded rows; causal, so padding reaches no valid position.
+    """Final-norm hidden states of right-padded rows; causal, so padding affects no valid position.
 
     Args:
       token_ids: right-padded.
-      lengths: valid tokens of each row, all where not given. (Only 'dynamic' rotary embeddings,
-        beyond their original length, depend on it.)
+      lengths: valid tokens of each row; all if not given. (Only 'dynamic' rotary embeddings beyond
+        their original length depend on it.)
 
     Returns: the states, arbitrary beyond a row's length.
     """
@@ -99,7 +99,7 @@ class Decoder(nnx.Module):
 
     Args:
       token_ids: right-padded.
-      lengths: valid tokens of each row, all where not given.
+      lengths: valid tokens of each row; all if not given.
 
     Returns: float32, 0 beyond a row's length.
     """
@@ -114,8 +114,8 @@ class Decoder(nnx.Module):
     return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
   def gathered(self) -> "Decoder":
-    """The decoder for a loop over tokens: weights that `fsdp` splits are gathered once and not at
-    each token, if those of a device are at most `config.gather_gib`."""
+    """The decoder for a loop over tokens: weights split by `fsdp` are gathered once, not at each
+    token, if those of a device are at most `config.gather_gib`."""
     graphdef, state = nnx.split(self)
     return nnx.merge(graphdef, constrain_gathered(state, self.config.gather_gib * 2**30))
 
@@ -140,11 +140,11 @@ class Decoder(nnx.Module):
 
     Args:
       token_ids: right-padded rows, or their next tokens.
-      positions: of the tokens.
-      lengths: valid tokens of each row so far, up to its last position where not given.
-      cache: as of `empty_cache`.
+      positions: positions of the tokens.
+      lengths: valid tokens of each row so far; up to its last position if not given.
+      cache: from `empty_cache`.
       key_positions: the position of the token in each cache slot, now or later. A token sees the
-        slots up to its own position, so a slot that stays empty has a large one.
+        slots up to its own position, so a slot that stays empty gets a large position.
       slot: the first cache slot that these tokens fill.
 
     Returns: (hidden states, the updated cache).
@@ -154,7 +154,7 @@ class Decoder(nnx.Module):
     return self.final_norm(x), cache
 
   def embed(self, token_ids: TokenIds) -> Float[Array, "B T D"]:
-    """What the first layer reads."""
+    """The input of the first layer."""
     return constrain_batch(jnp.take(constrain_lookup(self.embedding[...]), token_ids, axis=0))
 
   def layers_between(
@@ -164,10 +164,10 @@ class Decoder(nnx.Module):
     `layers_between(embed(ids), 0, L)`, normed by `final_norm`, is `hidden_states(ids)`.
 
     Args:
-      x: what layer `start` reads.
+      x: input of layer `start`.
       start, stop: 0 <= start <= stop <= L.
 
-    Returns: what layer `stop` would read.
+    Returns: the input of layer `stop`.
     """
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     return self._run(x, self._context(positions, None, None, 0), None, start, stop)[0]
@@ -194,11 +194,11 @@ class Decoder(nnx.Module):
     windows = self.config.layer_windows[start:stop]
     if not any(windows):
       windows = None
-    else:  # one program for all layers: a window that nothing falls out of stands for none
+    else:  # one program: a window covering the whole sequence means no window
       windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in windows])
 
-    # The whole cache is carried along and written in place: of one that is handed in and out
-    # layer by layer each token would copy all of it.
+    # The whole cache is carried along and written in place: passing it in and out layer by
+    # layer would copy all of it at each token.
     def body(carry, inputs):
       state, window, index = inputs
       x, stack = carry

@@ -18,7 +18,7 @@ from dareu_jax.parallel.mesh import Mesh, path_name, shard, shardings
 
 
 def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:
-  """The architecture that the settings name; reads the checkpoint's config.json where there is one.
+  """The architecture that the settings name; reads the config.json of a checkpoint.
 
   Raises:
     InputError: for a checkpoint that cannot be used, or a tokenizer larger than its embedding.
@@ -35,17 +35,17 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> M
 
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Mesh) -> Model:
-  """The language model, its base weights from the checkpoint where there is one."""
+  """The language model, with base weights from the checkpoint if there is one."""
   return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
 
 
 def check_decoder(model: ModelSettings, config: ModelConfig) -> None:
-  """Raises InputError unless the checkpoint, where there is one, fits the model exactly."""
+  """Raises InputError unless the checkpoint, if there is one, fits the model exactly."""
   _check(lambda: Decoder(config, rngs=_rngs(0)), model, config)
 
 
 def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int) -> None:
-  """The same for a classifier's."""
+  """The same for a classifier's checkpoint."""
   _check(lambda: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
 
 
@@ -64,7 +64,7 @@ def _rngs(seed):
 
 
 def abstract_model(config: ModelConfig) -> Model:
-  """The decoder as a Model of shapes."""
+  """The decoder as a Model with shapes only."""
   return split(abstract_decoder(config), adapters_only=config.lora.rank > 0)
 
 
@@ -79,11 +79,11 @@ def with_weights(model: Model, weights: PyTree) -> Model:
   """The model with the base weights of another of the same architecture.
 
   Args:
-    model: whose adapters and heads stay.
-    weights: state with a float32 leaf for every base weight, by the same path names.
+    model: the model, whose adapters and heads stay.
+    weights: state with a float32 leaf for every base weight, under the same path names.
 
   Raises:
-    ValueError: if the model has no place for one of them.
+    ValueError: if the model lacks one of them.
   """
   leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
 
@@ -117,7 +117,7 @@ def _build(make: Callable[[nnx.Rngs], nnx.Module], model: ModelSettings, config:
   if not model.path:
     params, frozen = jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))()
     return Model(params, frozen, abstract.static)
-  # Only what the checkpoint does not hold is made here: adapters and the owner head.
+  # Only parameters that are not in the checkpoint are initialized: adapters and the owner head.
   initialized = jax.jit(lambda: _without_weights(initialize()),
                         out_shardings=_all_shardings(_without_weights(shapes), mesh))()
   weights = Weights(checkpoint_folder(model.path), config)

@@ -1,4 +1,4 @@
-"""A model as one value: what is trained, what is frozen, and the static part that joins them.
+"""A model as one value: trained parameters, frozen parameters, and the static part that joins them.
 
 A *role* of a model (original, previous epoch, current) is a set of parameters over one shared
 frozen state, never a second model: with adapters it is the adapter, else all parameters.
@@ -22,12 +22,12 @@ class Static:
 
 @struct.dataclass
 class Model:
-  """A pytree that stands for a module; functions that are jitted take it like an array.
+  """A module as a pytree, which can be an argument of jitted functions.
 
   Attributes:
-    params: state of what is trained, float32; None where a function is given it apart.
+    params: state of the trained parameters, float32; None if they are passed separately.
     frozen: state of the rest.
-    static: its static part, which keys compiled programs.
+    static: the static part, a key of compiled programs.
   """
 
   params: Any
@@ -35,12 +35,12 @@ class Model:
   static: Static = struct.field(pytree_node=False)
 
   def with_params(self, params: Any) -> "Model":
-    """Another role of the model."""
+    """The model with other params: another role."""
     return dataclasses.replace(self, params=params)
 
   @property
   def module(self) -> Any:
-    """The module itself; cheap, and meant to be made under jit."""
+    """The module; cheap, and meant to be built under jit."""
     return nnx.merge(
       self.static.graphdef, _cast(self.params, self.static.dtype), self.frozen)
 
@@ -48,11 +48,11 @@ class Model:
 def split(module: nnx.Module, *, adapters_only: bool) -> Model:
   """A module as a Model.
 
-  What is trained is float32, whatever it is computed with: small updates of a bfloat16 weight round
-  away.
+  Trained parameters are float32, whatever the compute dtype: small updates of a bfloat16 weight
+  would be lost by rounding.
 
   Args:
-    module: of arrays or of shapes.
+    module: the module, with arrays or shapes.
     adapters_only: train the LoRAParam variables (adapters and heads), else every parameter.
   """
   dtype = next(str(leaf.dtype) for leaf in jax.tree.leaves(
@@ -81,7 +81,7 @@ def _with_dtype(leaf, dtype):
 
 
 def bytes_of(state: Any) -> int:
-  """Bytes that a state (of arrays or of shapes) takes."""
+  """Bytes of a state (of arrays or shapes)."""
   return sum(
     int(np.prod(leaf.shape)) * jax.numpy.dtype(leaf.dtype).itemsize
     for leaf in jax.tree.leaves(state))

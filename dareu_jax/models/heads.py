@@ -13,7 +13,7 @@ from dareu_jax.parallel.mesh import REPLICATED, register_shardings
 register_shardings({
   r"owner_kernel": ("embed", "owners"),
   r"owner_bias": REPLICATED,
-  # A value head, alone and as `head` of a critic.
+  # A value head, on its own and as `head` of a critic.
   r"^(kernel|bias)|head/(kernel|bias)": REPLICATED,
 })
 

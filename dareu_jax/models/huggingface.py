@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in and out: a decoder with its tokenizer from a folder, and back."""
+"""Reads and writes Hugging Face checkpoints: a decoder with its tokenizer."""
 
 import contextlib
 import functools
@@ -30,14 +30,14 @@ def load(
 ) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
-  GPUs and TPUs round the products of float32 numbers unless told not to, as within
-  `jax.default_matmul_precision("highest")`.
+  GPUs and TPUs round float32 products by default; `jax.default_matmul_precision("highest")`
+  prevents this.
 
   Args:
-    path_or_id: folder, or name of a model of the hub.
-    dtype: of weights and activations, 'float32' or 'bfloat16'.
-    mesh: where the weights go, of `parallel.mesh.make_mesh`; one device if not given.
-    template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
+    path_or_id: folder, or name of a model on the hub.
+    dtype: dtype of weights and activations, 'float32' or 'bfloat16'.
+    mesh: mesh for the weights, from `parallel.mesh.make_mesh`; one device if not given.
+    template: prompt template, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
     scan_layers, remat, attention: see `config.ModelSettings`.
 
   Raises:
@@ -58,13 +58,13 @@ def load(
 
 @functools.cache
 def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
-  """The local folder of a checkpoint: `path` itself, or the hub's model of that name, downloaded.
+  """The local folder of a checkpoint: `path` itself, or the downloaded hub model of that name.
 
   Args:
-    weights: whether they are needed too, or only the configuration and the tokenizer.
+    weights: whether to download the weights, or only the configuration and the tokenizer.
 
   Raises:
-    InputError: if it is neither.
+    InputError: if `path` is neither.
   """
   if pathlib.Path(path).is_dir():
     return pathlib.Path(path)
@@ -73,10 +73,10 @@ def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> path
   patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
-  except Exception as error:  # noqa: BLE001 - offline, unknown and gated all raise kinds of their own
+  except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
     reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{path!r} is no folder, and the hub did not give it ({reason}). Name the "
-                     "folder of a checkpoint, or check the network.") from None
+    raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
+                     f"({reason}). Name the folder of a checkpoint, or check the network.") from None
 
 
 def save(
@@ -85,11 +85,11 @@ def save(
   """Writes a decoder as a Hugging Face checkpoint, adapters merged; all of it or nothing.
 
   Args:
-    model: with adapters or without.
+    model: the model, with or without adapters.
     path: folder; it must not exist yet.
-    tokenizer: to put beside.
+    tokenizer: tokenizer to save with it.
     card: text of the README.md, if any.
-    max_shard_bytes: of a file; one tensor may be more.
+    max_shard_bytes: maximum size of a file, except for a larger tensor.
 
   Raises:
     InputError: if the folder exists.
@@ -97,7 +97,7 @@ def save(
   special = {}
   if tokenizer is not None:
     backend = tokenizer.backend
-    # Answers end with the template's token, which need not be the tokenizer's own.
+    # Answers end with the template's end token, which may differ from the tokenizer's.
     ends = list(dict.fromkeys([tokenizer.eos_id, backend.eos_token_id]))
     special = {"bos_token_id": backend.bos_token_id, "pad_token_id": tokenizer.pad_id,
                "eos_token_id": ends[0] if len(ends) == 1 else ends}
@@ -108,7 +108,7 @@ def save(
 
 
 def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
-  """Yields (name, bytes, function that gives the tensor) in the checkpoint's layout."""
+  """Yields (name, bytes, function that returns the tensor) in the checkpoint's layout."""
   flat = {path_name(path): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
   for path, leaf in flat.items():
@@ -123,7 +123,7 @@ def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.n
 
 def _merged_tensor(
   flat: dict[str, Any], path: str, layer: int | None, lora: LoraSettings) -> np.ndarray:
-  """W, or W + A B α/r where there is an adapter, as [out, in]."""
+  """W, or W + A B α/r if there is an adapter, as [out, in]."""
   module, _, kind = path.rpartition("/")
   weight = on_host(flat[path], layer)
   if kind == "kernel" and f"{module}/lora_a" in flat:
@@ -154,7 +154,7 @@ def _write_tensors(folder, tensors, max_shard_bytes):
   for number, shard in enumerate(shards, start=1):
     file = (f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1
             else "model.safetensors")
-    # Contiguous: the writer takes a transposed array's memory as it lies.
+    # Contiguous: the writer ignores the strides of a transposed array.
     arrays = {name: np.ascontiguousarray(tensor()) for name, tensor in shard.items()}
     save_file(arrays, folder / file, metadata={"format": "pt"})
     files |= dict.fromkeys(shard, file)
@@ -167,11 +167,11 @@ def _write_tensors(folder, tensors, max_shard_bytes):
 def new_folder(
   path: str | pathlib.Path, tokenizer: tokenizers.Tokenizer | None, card: str,
 ) -> Iterator[pathlib.Path]:
-  """A temporary folder beside `path` that becomes it when the body ends without error.
+  """A temporary folder next to `path`, renamed to it if the body ends without an error.
 
   Args:
     path: folder; it must not exist yet.
-    tokenizer: that it is to hold too.
+    tokenizer: tokenizer to save with it.
     card: text of its README.md, if any.
 
   Raises:
@@ -179,7 +179,7 @@ def new_folder(
   """
   path = pathlib.Path(path)
   if path.exists():
-    raise InputError(f"{path} exists already: choose another folder, or remove it.")
+    raise InputError(f"{path} already exists: choose another folder, or remove it.")
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)

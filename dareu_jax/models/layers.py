@@ -19,7 +19,7 @@ from dareu_jax.parallel.mesh import constrain_cache
 class Linear(nnx.Module):
   """x W (+ b) (+ x A B α/r): a linear map with an optional low-rank adapter.
 
-  The adapter is float32 and starts at zero (B = 0), so that it changes nothing until trained.
+  The adapter is float32 and starts at zero (B = 0), so it has no effect before training.
   """
 
   def __init__(self, name: str, in_dim: int, out_dim: int, config: ModelConfig, *, rngs: nnx.Rngs,
@@ -67,7 +67,7 @@ class KVCache(NamedTuple):
   values: Float[Array, "*L B S K H"]
 
   def written(self, new: "KVCache", slot: Int[Array, ""] | int) -> "KVCache":
-    """With the keys and values of new tokens from a slot on; of one layer."""
+    """Adds the keys and values of new tokens from a slot on; for one layer."""
     return KVCache(*(constrain_cache(jax.lax.dynamic_update_slice_in_dim(
       old, part.astype(old.dtype), slot, axis=1)) for old, part in zip(self, new, strict=True)))
 
@@ -83,7 +83,7 @@ class StackedCache(NamedTuple):
   layer: Int[Array, ""]
 
   def written(self, new: KVCache, slot: Int[Array, ""] | int) -> "StackedCache":
-    """With the keys and values of new tokens from a slot on, in this layer."""
+    """Adds the keys and values of new tokens from a slot on, in this layer."""
     return StackedCache(KVCache(*(constrain_cache(jax.lax.dynamic_update_slice(
       old, part.astype(old.dtype)[None], (self.layer, 0, slot, 0, 0)))
       for old, part in zip(self.stack, new, strict=True))), self.layer)
@@ -94,17 +94,17 @@ class StackedCache(NamedTuple):
                      for x in self.stack))
 
 
-AnyCache = KVCache | StackedCache  # of one layer
+AnyCache = KVCache | StackedCache  # the cache of one layer
 
 
 class Context(NamedTuple):
-  """What all layers share about the tokens at hand.
+  """Inputs that all layers share.
 
   Attributes:
-    sin, cos: of `rope.rotation`.
-    positions: of the tokens.
-    key_positions: of the cache's slots, larger than any query's where a slot is empty; None without
-      a cache.
+    sin, cos: from `rope.rotation`.
+    positions: positions of the tokens.
+    key_positions: positions of the cache's slots, larger than any query's if a slot is empty; None
+      without a cache.
     slot: the first cache slot that these tokens fill.
   """
 
@@ -133,15 +133,15 @@ class Attention(nnx.Module):
   def __call__(
     self, x: Float[Array, "B T D"], context: Context, window: Int[Array, ""] | int | None,
     cache: AnyCache | None) -> tuple[Float[Array, "B T D"], AnyCache | None]:
-    """Without a cache over the tokens themselves, else over the cache's slots.
+    """Attends to the tokens themselves or, with a cache, to its slots.
 
     Args:
-      x: what the layer reads, normed.
-      context: of the tokens.
-      window: the positions back that a query sees, its own included; None: all.
-      cache: of this layer.
+      x: input of the layer, after its norm.
+      context: shared inputs of the layers.
+      window: number of positions that a query sees, including its own; None: all.
+      cache: cache of this layer.
 
-    Returns: (what attention adds, the cache with these tokens in it).
+    Returns: (output of attention, the cache with these tokens).
     """
     config = self.config
     batch, time, _ = x.shape
@@ -188,7 +188,7 @@ class Layer(nnx.Module):
   def __call__(
     self, x: Float[Array, "B T D"], context: Context, window: Int[Array, ""] | int | None = None,
     cache: AnyCache | None = None) -> tuple[Float[Array, "B T D"], AnyCache | None]:
-    """The residual stream behind the layer, and its cache; see `Attention`."""
+    """The residual stream after the layer, and its cache; see `Attention`."""
     y, cache = self.attention(self.attention_norm(x), context, window, cache)
     x = x + y
     return x + self.mlp(self.mlp_norm(x)), cache

@@ -21,7 +21,7 @@ _BYTES = range(3, 259)  # ids of the byte tokens; before them unknown, BOS and E
 
 def load(
   folder: str | pathlib.Path, *, dtype: str = "float32") -> tuple[Decoder, tokenizers.Tokenizer]:
-  """The decoder and the tokenizer of a folder with one model `*.bin` and its `tok*.bin`.
+  """The decoder and the tokenizer from a folder with one model `*.bin` and its `tok*.bin`.
 
   Raises:
     InputError: if a file is missing, or is not as long as its header says.
@@ -44,7 +44,7 @@ def _read_model(path, dtype):
   """(ModelConfig, {our path: array [in, out]})."""
   raw = path.read_bytes()
   if len(raw) < 4 * len(_HEADER):
-    raise InputError(f"{path} is no llama2.c checkpoint: it has {len(raw)} bytes.")
+    raise InputError(f"{path} is not a llama2.c checkpoint: it has {len(raw)} bytes.")
   h = dict(zip(_HEADER, struct.unpack_from("<7i", raw), strict=True))
   tied, vocab = h["vocab"] > 0, abs(h["vocab"])
   dim, hidden, layers, head_dim = h["dim"], h["hidden"], h["layers"], h["dim"] // h["heads"]
@@ -56,7 +56,7 @@ def _read_model(path, dtype):
     "attention/o_proj/kernel": (layers, dim, dim), "mlp_norm/scale": (layers, dim),
     "mlp/gate_proj/kernel": (layers, hidden, dim), "mlp/down_proj/kernel": (layers, dim, hidden),
     "mlp/up_proj/kernel": (layers, hidden, dim), "final_norm/scale": (dim,),
-    "rotary": (h["length"], head_dim),  # cosines and sines, which the decoder makes itself
+    "rotary": (h["length"], head_dim),  # cosines and sines, which the decoder computes itself
   } | ({} if tied else {"lm_head": (vocab, dim)})
   size = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
   if len(raw) - 4 * len(_HEADER) != size:
@@ -93,7 +93,7 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
   """The tokenizer of a llama2.c file: a SentencePiece BPE whose merges follow the scores.
 
   Args:
-    path: the file: int32 longest token, then for each token float32 score, int32 length, bytes.
+    path: file with int32 longest token, then for each token float32 score, int32 length, bytes.
     vocab_size: tokens to read.
 
   Returns: a tokenizer with the 'raw' template: text after BOS, until EOS.

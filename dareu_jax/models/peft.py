@@ -18,13 +18,13 @@ from dareu_jax.parallel.mesh import path_name
 def save(
   model: Decoder, path: str | pathlib.Path, *, base: str | pathlib.Path,
   tokenizer: Tokenizer | None = None, card: str = "") -> None:
-  """Writes a decoder's adapters alone, for PEFT to put on the checkpoint they were trained on.
+  """Writes only a decoder's adapters, for PEFT to load on top of their base checkpoint.
 
   Args:
-    model: with adapters.
+    model: a model with adapters.
     path: folder; it must not exist yet.
     base: folder or hub name of that checkpoint.
-    tokenizer: to put beside.
+    tokenizer: tokenizer to save with them.
     card: text of the README.md, if any.
 
   Raises:

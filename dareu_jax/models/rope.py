@@ -15,7 +15,7 @@ ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-  """θ, and how the rotation is stretched beyond the length of pretraining.
+  """θ, and how positions beyond the length of pretraining are scaled.
 
   'linear' divides every frequency by `factor` (Chen et al. 2023); 'dynamic' raises θ with the row's
   length once that passes `original_max_length` (NTK-aware scaling); 'llama3' divides the long
@@ -26,7 +26,7 @@ class RopeConfig:
   theta: float = 10000.0
   kind: str = "default"
   factor: float = 1.0
-  original_max_length: int = 8192  # of pretraining; of 'dynamic' the length it begins to stretch at
+  original_max_length: int = 8192  # length of pretraining; 'dynamic': where scaling begins
   low_freq_factor: float = 1.0  # llama3
   high_freq_factor: float = 4.0  # llama3
   beta_fast: float = 32.0  # yarn: turns from which a frequency is kept
@@ -38,7 +38,7 @@ class RopeConfig:
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> Float[np.ndarray, " Half"]:
   """Angular frequencies [H/2] in float32, as the reference implementations round them.
 
-  Of 'dynamic' they are those of rows within the original length; see `rotation`.
+  For 'dynamic', those of rows within the original length; see `rotation`.
   """
   # Rounded to float32 where the references round: at position 1000 one unit in the last place of a
   # frequency is 6e-5 of a turn, and sharp attention multiplies that.
@@ -68,7 +68,7 @@ def _dimension_of_turns(rope, head_dim, turns):
 
 
 def _blend(freqs, factor, kept):
-  """Frequencies of which the share `kept` (cut to [0, 1]) stays and the rest is divided."""
+  """Frequencies with the share `kept` (clipped to [0, 1]) unchanged and the rest divided."""
   kept = np.clip(kept, 0.0, 1.0).astype(np.float32)
   return kept * freqs + (1 - kept) * freqs / np.float32(factor)
 
@@ -77,13 +77,13 @@ def rotation(
   rope: RopeConfig, head_dim: int, positions: Int[Array, "B T"],
   lengths: Int[Array | np.ndarray, " B"],
 ) -> tuple[Float[Array, "B T 1 Half"], Float[Array, "B T 1 Half"]]:
-  """Sine and cosine of each position's angles: float32, half as many as a head is wide.
+  """Sine and cosine of each position's angles: float32 [B, T, 1, H/2].
 
   Args:
-    rope: how fast each dimension turns.
+    rope: the RopeConfig.
     head_dim: H.
-    positions: of the tokens.
-    lengths: valid tokens of each row, which 'dynamic' stretches by.
+    positions: positions of the tokens.
+    lengths: valid tokens of each row, on which the scaling of 'dynamic' depends.
   """
   freqs = jnp.asarray(rope_frequencies(rope, head_dim))
   if rope.kind == "dynamic":
@@ -100,7 +100,7 @@ def rotation(
 def rotate(
   x: Float[Array, "B T N H"], sin: Float[Array, "B T 1 H//2"], cos: Float[Array, "B T 1 H//2"],
 ) -> Float[Array, "B T N H"]:
-  """Rotates the halves of each head (the Hugging Face layout), by what `rotation` gives."""
+  """Rotates the halves of each head (the Hugging Face layout), with the output of `rotation`."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face checkpoint: safetensors, read part by part, each accounted for.
+"""The tensors of a Hugging Face checkpoint: safetensors, read in parts, with none left over.
 
 A decoder's parameters and a checkpoint's tensors are matched by name; linear weights are stored
 [out, in] there and [in, out] here, and layers may be stacked here.
@@ -21,7 +21,7 @@ from dareu_jax.models.families.base import FAMILIES
 from dareu_jax.parallel.mesh import Mesh, parameter_spec, path_name
 
 _HEAD = "lm_head"
-# Buffers that old checkpoints carry; they hold no weights.
+# Buffers in old checkpoints, which hold no weights.
 _IGNORED = ("rotary_emb.inv_freq",)
 
 
@@ -31,12 +31,12 @@ def checkpoint_names(path: str, config: ModelConfig) -> tuple[list[str], bool]:
 
 
 def is_transposed(path: str) -> bool:
-  """Whether a parameter is stored the other way round in a checkpoint."""
+  """Whether a parameter is stored transposed in a checkpoint."""
   return path.endswith(("kernel", _HEAD))
 
 
 class Weights:
-  """The tensors of a checkpoint folder for a decoder of a config."""
+  """The tensors of a checkpoint folder for the decoder of a config."""
 
   def __init__(self, folder: str | pathlib.Path, config: ModelConfig):
     self.folder = pathlib.Path(folder)
@@ -56,16 +56,16 @@ class Weights:
     return self._open[file].get_slice(name)
 
   def check_all_used(self) -> None:
-    """Raises InputError if the checkpoint holds tensors that the model has no place for."""
+    """Raises InputError if the checkpoint has tensors that the model does not use."""
     unused = [name for name in self._files if name not in self._used
               and not name.endswith(_IGNORED)]
     (head,), _ = checkpoint_names(_HEAD, self.config)
-    if head in unused:  # that of a classifier, or a copy of the tied one
+    if head in unused:  # unused by a classifier, or a copy of the tied embedding
       unused.remove(head)
       if self.config.tie_embeddings:
         self._check_tied(head)
     if unused:
-      raise InputError(f"{self.folder}: tensor {unused[0]} (of {len(unused)}) has no place in the "
+      raise InputError(f"{self.folder}: tensor {unused[0]} (of {len(unused)}) is not used by the "
                        "model; the checkpoint is of another architecture.")
 
   def _check_tied(self, head_name):
@@ -77,14 +77,14 @@ class Weights:
       np.array_equal(head[rows], embedding[rows]) for rows in parts)
     if not same:
       raise InputError(f"{self.folder}: config.json ties the embeddings, but tensor {head_name} "
-                       "is another one: set tie_word_embeddings to false there.")
+                       "differs from them: set tie_word_embeddings to false there.")
 
   def slices(self, path: str, shape: tuple[int, ...]) -> list[Any]:
-    """The tensors of one of our parameters, not read yet.
+    """The tensors of one of our parameters, read lazily.
 
     Args:
-      path: of the parameter, as of `mesh.path_name`.
-      shape: of the parameter, in our layout.
+      path: path of the parameter, from `mesh.path_name`.
+      shape: shape of the parameter, in our layout.
 
     Raises:
       InputError: if one is missing or has another shape.
@@ -102,7 +102,7 @@ class Weights:
   def array(
     self, path: str, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding,
   ) -> Float[Array, "..."]:
-    """One of our parameters on the devices, each of which reads its own part of the file alone."""
+    """One of our parameters on the devices, each of which reads only its own part of the file."""
     slices = self.slices(path, shape)
     _, stacked = checkpoint_names(path, self.config)
     transposed = is_transposed(path)
@@ -120,13 +120,13 @@ class Weights:
 
 
 def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> PyTree:
-  """A state whose leaves come from `initialized` where it holds them, else from the checkpoint.
+  """A state whose leaves come from `initialized` if they are there, else from the checkpoint.
 
   Args:
     shapes: nnx.State of ShapeDtypeStructs.
     initialized: nnx.State of some of its leaves.
-    weights: of the checkpoint.
-    mesh: where they go.
+    weights: weights of the checkpoint.
+    mesh: mesh to place them on.
   """
   ready = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(initialized)}
 

@@ -1,1 +1,1 @@
-"""Meshes and how arrays lie on them."""
+"""Device meshes, shardings and multi-host jobs."""

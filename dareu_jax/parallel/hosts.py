@@ -1,4 +1,4 @@
-"""Several processes as one job: how they start, which one writes, and what they must agree on.
+"""Several processes as one job: startup, writing by the first process, agreement between them.
 
 Every process runs the same Python on the same settings; arrays are global, and the folder of
 results is shared. Only the first process writes files and progress bars.
@@ -87,7 +87,7 @@ def ended_together() -> Iterator[None]:
 def lost_another(error: BaseException) -> bool:
   """Whether an error, or its cause, says that another process is gone.
 
-  JAX has no exception type for this, and Orbax reports it as a timeout of its own.
+  JAX has no exception type for this, and Orbax reports it as a timeout.
   """
   signs = ("gloo", "connection closed", "connection reset", "heartbeat", "coordination service")
   cause: BaseException | None = error

@@ -1,8 +1,8 @@
-"""The device mesh, and one table that says how each array lies on it.
+"""The device mesh, and one table with the sharding of every array.
 
 Mesh axes: `data` splits the batch, `fsdp` splits the batch and the weights, `tensor` splits heads,
-mlp and vocabulary. The rules of the table are registered where the parameters are made. A parameter
-that matches no rule is an error: replicated by oversight, it would be held whole by every device.
+mlp and vocabulary. The rules of the table are registered where the parameters are defined. A
+parameter that matches no rule is an error, since it would silently be replicated on every device.
 """
 
 import re
@@ -22,13 +22,13 @@ from dareu_jax.core.settings import NonNegative, settings
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# Logical axis -> mesh axis. An axis that its mesh axis does not divide stays whole.
+# Logical axis -> mesh axis. A dimension that its mesh axis does not divide is not split.
 LOGICAL_AXES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor",
                 "rank": None, "owners": None}
-REPLICATED = ()  # the rule of what lies whole on every device: norms, biases, counters
+REPLICATED = ()  # the rule for replicated parameters: norms, biases, counters
 
 # Pattern of a path's end -> logical axes of the last dimensions; see `register_shardings`.
-_RULES: dict[str, tuple[str, ...]] = {r"step|count": REPLICATED}  # of training and optimizers
+_RULES: dict[str, tuple[str, ...]] = {r"step|count": REPLICATED}  # of training and optimizer states
 
 
 def register_shardings(rules: Mapping[str, tuple[str, ...]]) -> None:
@@ -37,10 +37,10 @@ def register_shardings(rules: Mapping[str, tuple[str, ...]]) -> None:
   Args:
     rules: {regular expression of the last parts of the path: logical axes of the last dimensions},
       such as {r"(gate|up)_proj/kernel": ("embed", "mlp")}. Dimensions before them (stacked layers)
-      stay whole; `REPLICATED` keeps all of them whole.
+      are not split; `REPLICATED` splits none of them.
 
   Raises:
-    ValueError: for an unknown logical axis, or a pattern that has another rule already.
+    ValueError: for an unknown logical axis, or a pattern that already has another rule.
   """
   for pattern, axes in rules.items():
     for axis in axes:
@@ -53,12 +53,12 @@ def register_shardings(rules: Mapping[str, tuple[str, ...]]) -> None:
 
 @settings
 class MeshSettings:
-  """Devices along each axis; -1 (at one axis) takes what is left."""
+  """Devices along each axis; -1 (for one axis) takes the remaining devices."""
 
   data: int = 1  # splits the batch
   fsdp: int = -1  # splits the batch and the weights
   tensor: int = 1  # splits heads, mlp and vocabulary
-  # GiB of weights a device, up to which fsdp gathers them once to decode; 0: never
+  # largest GiB of weights per device that fsdp gathers once for decoding; 0: never
   gather_gib: NonNegative = 7.0
 
   def __post_init__(self):
@@ -71,18 +71,18 @@ class MeshSettings:
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
-  """A mesh over the devices; over the first of them if the axes ask for fewer.
+  """A mesh over the devices, or over the first ones if the axes need fewer.
 
   Devices of several slices (TPU pods joined by a data-center network) are rows of the `data` axis:
-  what splits weights stays within a slice.
+  axes that split weights stay within a slice.
 
   Args:
     settings: sizes of the axes.
-    devices: to take in place of `jax.devices()`, such as a topology's.
+    devices: devices to use instead of `jax.devices()`, such as a topology's.
 
   Raises:
-    InputError: if the axes ask for more devices than there are, -1 cannot be filled evenly, or the
-      `data` axis does not hold the slices.
+    InputError: if the axes need more devices than there are, -1 cannot be filled evenly, or the
+      `data` axis does not contain whole slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = [settings.data, settings.fsdp, settings.tensor]
@@ -95,12 +95,12 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
     sizes[sizes.index(-1)] = len(devices) // fixed
   elif fixed > len(devices):
     raise InputError(f"config.mesh is {shape} and needs {fixed} devices, but there are "
-                     f"{len(devices)}: make it smaller, or give one axis -1 to take what there is.")
-  # Auto axes: the compiler places the collectives (explicit ones are make_mesh's default).
+                     f"{len(devices)}: make it smaller, or give one axis -1 to take all devices.")
+  # Auto axes: the compiler places the collectives (make_mesh defaults to explicit axes).
   types = (AxisType.Auto,) * 3
   devices = devices[:int(np.prod(sizes))]
   _check_all_processes(devices, shape)
-  # Elsewhere each host counts as a slice, though its network may be that between all GPUs.
+  # Elsewhere each host counts as a slice, though all GPUs may share one network.
   slices = len({getattr(device, "slice_index", 0) for device in devices
                 if device.platform == "tpu"}) or 1
   if sizes[0] % slices:
@@ -110,7 +110,7 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
 
 
 def _grid(sizes, devices, slices, shape):
-  """Devices by their place in the mesh. Axes take whole dimensions of the torus where they can."""
+  """Devices arranged as the mesh. Axes take whole dimensions of the torus if possible."""
   within = sizes[0] // slices, *sizes[1:]
   for split in (False, True):
     try:
@@ -125,7 +125,7 @@ def _grid(sizes, devices, slices, shape):
 
 
 def _check_all_processes(devices, shape):
-  if devices[0] not in jax.devices():  # of a topology: nothing runs there
+  if devices[0] not in jax.devices():  # a topology's: nothing runs there
     return
   if len({device.process_index for device in devices}) < jax.process_count():
     raise InputError(f"config.mesh is {shape} and leaves the devices of some processes out: make "
@@ -143,7 +143,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
   if not rules:
     raise ValueError(
       f"no sharding rule matches the parameter {path!r} of shape {tuple(shape)}. Register one "
-      "beside the code that makes it, with dareu_jax.parallel.mesh.register_shardings({pattern of "
+      "next to the code that defines it, with dareu_jax.parallel.mesh.register_shardings({pattern of "
       f"the path: logical axes of its last dimensions}}), the axes of {', '.join(LOGICAL_AXES)}; "
       "REPLICATED keeps it whole on every device.")
   if len(set(rules.values())) > 1:
@@ -157,8 +157,8 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
 
 
 def _spec(axes, shape, mesh):
-  """Without axes that do not divide, axes of one device, and Nones at the end: there is one spec
-  for each layout, the one that comes out of the compiler, so that nothing is compiled twice."""
+  """The spec without axes that do not divide, axes of one device, and trailing Nones: one canonical
+  spec per layout, the one that the compiler returns, so that nothing is compiled twice."""
 
   def usable(axis, size):
     names = axis if isinstance(axis, tuple) else (axis,)
@@ -195,21 +195,21 @@ def is_stacked(name: str) -> bool:
 
 
 def shard(state: PyTree, mesh: Mesh) -> PyTree:
-  """Puts each parameter where the table says."""
+  """Places each parameter as the table says."""
   return jax.device_put(state, shardings(state, mesh))
 
 
 def place(state: PyTree) -> PyTree:
-  """The state where the table says, on the mesh that is set; unchanged on one device.
+  """Places the state as the table says, on the current mesh; does nothing on one device.
 
-  So it comes back from updates: one made on the first device would have them compiled twice.
+  Updates return it like this: a state on the first device would have them compiled twice.
   """
   mesh = jax.sharding.get_mesh()
   return state if mesh.empty or mesh.size == 1 else shard(state, mesh)
 
 
 def mesh_of(tree: PyTree) -> Mesh:
-  """The mesh that a tree's arrays lie on; one of the first device, if they lie on none."""
+  """The mesh of a tree's arrays; a mesh of the first device if they have none."""
   for leaf in jax.tree.leaves(tree):
     if isinstance(getattr(leaf, "sharding", None), NamedSharding):
       return leaf.sharding.mesh
@@ -217,17 +217,17 @@ def mesh_of(tree: PyTree) -> Mesh:
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
-  """Of an array whose first axis is the batch: split over `data` and `fsdp`, where it divides."""
+  """Sharding of an array whose first axis is the batch: over `data` and `fsdp`, if they divide it."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []
   return NamedSharding(mesh, _spec(axes, shape, mesh))
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree[Array]:
-  """Puts a tree of arrays on the devices, each split as `batch_sharding` says."""
+  """Places a tree of arrays on the devices with `batch_sharding`."""
 
   def to_devices(x):
     x = np.asarray(x)
-    # Of a batch that all hosts have alike, each puts its own share on its devices.
+    # All hosts have the same batch, and each places its own share on its devices.
     return jax.make_array_from_callback(x.shape, batch_sharding(x.shape, mesh), lambda i: x[i])
 
   return jax.tree.map(to_devices, batch)
@@ -247,16 +247,15 @@ def constrain_cache(x: Float[Array, "*L B S K H"]) -> Float[Array, "*L B S K H"]
 
 
 def constrain_lookup(embedding: Float[Array, "V D"]) -> Float[Array, "V D"]:
-  """An embedding as a look-up needs it: whole rows, the vocabulary over `tensor`.
+  """Shards an embedding for lookup: whole rows, the vocabulary over `tensor`.
 
-  Rows that are split over `fsdp`, looked up by a batch that is split over it too, make the compiler
-  gather everything it has.
+  If rows are split over `fsdp` and the batch is too, the compiler would gather everything.
   """
   return _constrain(embedding, ["tensor"], even_if_whole=True)
 
 
 def constrain_parameters(state: PyTree) -> PyTree:
-  """Keeps what an update returns where the table says, so that the next one is the same program."""
+  """Shards the result of an update as the table says, so that the next one reuses the program."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return state
@@ -266,7 +265,7 @@ def constrain_parameters(state: PyTree) -> PyTree:
 
 
 def constrain_gathered(state: PyTree, limit: int | float) -> PyTree:
-  """Parameters whole along `fsdp`; as they lie if a device's are then more than `limit` bytes."""
+  """Gathers parameters along `fsdp`, unless a device would then hold more than `limit` bytes."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not gathered_bytes(state, mesh, limit):
     return state
@@ -279,8 +278,8 @@ def constrain_gathered(state: PyTree, limit: int | float) -> PyTree:
 
 
 def gathered_bytes(state: PyTree, mesh: Mesh | AbstractMesh, limit: int | float) -> int:
-  """Bytes of parameters (arrays or shapes) on one device where they are whole along `fsdp`; 0 where
-  they are not gathered: `fsdp` splits nothing, or they are more than `limit`."""
+  """Bytes of gathered parameters (arrays or shapes) on one device; 0 if they are not gathered,
+  because `fsdp` splits nothing or they are more than `limit`."""
 
   def size(path, leaf):
     spec = _gathered(parameter_spec(path_name(path), leaf.shape, mesh))
@@ -298,7 +297,7 @@ def _gathered(spec):
 
 
 def _constrain(x, axes, *, even_if_whole=False):
-  """What nothing divides is left to the compiler, or kept whole on each device."""
+  """Dimensions that no axis divides are left to the compiler, or replicated."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x

@@ -1,1 +1,1 @@
-"""Reports: plain dicts in; tables, plots and files out. Knows no model and no jax."""
+"""Reports: plain dicts in; tables, plots and files out. Independent of models and jax."""

@@ -1,4 +1,4 @@
-"""Runs that differ in a setting each, side by side: one table, one plot, and their epochs."""
+"""Runs that differ in one setting each, side by side: one table, one plot, and their epochs."""
 
 import math
 import pathlib
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 HEADER = ("study", "setting", "ToW (↑)", "D_F ROUGE", "D_R ROUGE", "attribution", "judge",
           "fluency NLL", "length", "distinct", "epoch", "out of bounds")
-# Title, key in an epoch's report or among the metrics that it tracked.
+# Title, key in an epoch's report or in its tracked metrics.
 TRAJECTORY = (("D_F ROUGE", "forget_rouge"), ("ToW", "tug_of_war"),
               ("attribution score", "score"), ("response length (tokens)", "response_length"))
 
 
-Record = Mapping[str, Any]  # a run, as of `pipeline.ablations.run`
+Record = Mapping[str, Any]  # a run, from `pipeline.ablations.run`
 
 
 def table(records: Sequence[Record]) -> str:
-  """The runs as a Markdown table; behind each slash the retrained model's number."""
+  """The runs as a Markdown table; after each slash, the retrained model's number."""
   rows = []
   for record in records:
     ours, retrained = (record["models"][name] for name in (record["method"], "retrained"))
@@ -72,16 +72,16 @@ def write(folder: str | pathlib.Path, records: Sequence[Record], command: str) -
   for name, figure in pictures.items():
     (folder / "plots" / f"{name}.png").write_bytes(to_png_bytes(figure))
   lines = ["# Ablations", "", f"    {command}", "", table(records), "",
-           "Behind the slash: the retrained model's number, which is the one to come close to. "
+           "After the slash: the retrained model's number, which is the target. "
            "epoch: the one that was kept; out of bounds: epochs that violate a guard."]
   lines += [f"\n![{name}](plots/{name}.png)" for name in pictures]
   (folder / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def overview(records: Sequence[Record]) -> "Figure":
-  """A panel for each study: ToW, and length and fluency beside the retrained model's.
+  """A panel per study: ToW, and length and fluency relative to the retrained model's.
 
-  All three are 1 where the run is like the retrained model.
+  All three are 1 if the run is like the retrained model.
   """
   studies = list(dict.fromkeys(record["study"] for record in records))
   columns = min(3, len(studies))
@@ -134,15 +134,15 @@ def _short_of(record):
 
 
 def _short(label):
-  """"unlearning.c_seg=3.0" as "3.0"; of several assignments the values one below the other."""
+  """"unlearning.c_seg=3.0" as "3.0"; several assignments give one value per line."""
   return "\n".join(part.partition("=")[2] for part in label.split())
 
 
 def trajectories(records: Sequence[Record]) -> "Figure":
-  """Metrics over the epochs, a line for each run: the mean over seeds, and their range.
+  """Metrics over the epochs, a line per run: the mean over seeds, and their range.
 
   Args:
-    records: of one study, with tracked ROUGEs.
+    records: records of one study, with tracked ROUGEs.
   """
   figure = make_figure(10, 6.6)
   axes = figure.subplots(2, 2, sharex=True)
@@ -180,7 +180,7 @@ def _is_tracked(record):
 
 
 def _value_of(report, key, record):
-  """A metric of an epoch; ToW of its tracked ROUGEs against the retrained model's."""
+  """A metric of an epoch; ToW is computed from its tracked ROUGEs."""
   if key == "tug_of_war":
     retrained = record["models"]["retrained"]
     return math.prod(1 - abs(value - retrained[name]) for name, value in report["tracked"].items())

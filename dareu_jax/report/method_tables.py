@@ -1,4 +1,4 @@
-"""What a report says of the methods beside the table of metrics: rates, time, how sure it is."""
+"""Tables of the methods besides the main metrics: rates, time, confidence intervals."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dareu_jax.evaluation.metrics.base import GROUPS, ExampleMetric, in_group
 from dareu_jax.report import tables
 
-Summary = Mapping[str, Any]  # of summary.json
+Summary = Mapping[str, Any]  # the content of summary.json
 
 
 class Table(NamedTuple):
@@ -20,10 +20,10 @@ class Table(NamedTuple):
 
 
 def of_summary(summary: Summary) -> tuple[Table, ...]:
-  """The tables that a run's summary.json has the numbers for.
+  """The tables that can be made from a run's summary.json.
 
   Args:
-    summary: {"models", "stages"} and, of a whole run, "chosen" and "examples".
+    summary: {"models", "stages"} and, for a whole run, "chosen" and "examples".
   """
   tables = []
   if summary.get("chosen"):
@@ -39,7 +39,7 @@ def _example_metrics():
 
 
 def methods_table(summary: Summary) -> Table:
-  """A method a line: its learning rate and seconds, and how it does against the best by ToW."""
+  """A line per method: its learning rate and seconds, and its comparison with the best by ToW."""
   chosen, models = summary["chosen"], summary["models"]
   best, paired = (summary.get("examples", {}).get(key) for key in ("best", "paired"))
   header: tuple[str, ...] = ("method", "learning rate", "ToW", "seconds")
@@ -66,7 +66,7 @@ def methods_table(summary: Summary) -> Table:
 
 
 def mean_seconds(stages: Mapping[str, Mapping[str, Any]], name: str) -> float | None:
-  """Mean over the seeds of what a stage took; None where it is not told."""
+  """Mean seconds of a stage over the seeds; None if not recorded."""
   own = re.compile(rf"(seed_\d+/)?{re.escape(name)}")
   seconds = [stage["seconds"] for key, stage in stages.items()
              if own.fullmatch(key) and tables.is_number(stage.get("seconds"))]
@@ -74,7 +74,7 @@ def mean_seconds(stages: Mapping[str, Mapping[str, Any]], name: str) -> float | 
 
 
 def examples_table(summary: Summary) -> Table:
-  """A model a line: metrics with their 95% intervals over the examples."""
+  """A line per model: metrics with their 95% intervals over the examples."""
   intervals = summary["examples"]["intervals"]
   columns = [column for column in _example_metrics()
              if any(column.key in row for row in intervals.values())]

@@ -1,7 +1,7 @@
-"""The report of a run: report.md with its plots beside it, and report.html all in one file.
+"""The report of a run: report.md with its plots next to it, and report.html in a single file.
 
-Answers are model text and so untrusted: the HTML escapes everything that is put in and forbids
-scripts and other hosts; the Markdown escapes what would be markup.
+Answers are model text and therefore untrusted: the HTML escapes all content and forbids scripts
+and other hosts; the Markdown escapes markup.
 """
 
 import base64
@@ -20,7 +20,7 @@ SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": 
 EPOCH_HEADER = ("epoch", "score", "target", "length (tokens)", "EOS share", "degenerate share",
                 "decision")
 NOTHING = "Nothing recorded."
-Row = Mapping[str, Any]  # of a table: an epoch, a step, an example
+Row = Mapping[str, Any]  # a row of a table: an epoch, a step, an example
 
 
 class ReportPaths(NamedTuple):
@@ -46,25 +46,25 @@ def write_report(
   methods: Sequence[str] = ("dareu",),
   notes: Sequence[str] = (),
 ) -> ReportPaths:
-  """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each whole or not at all.
+  """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each atomically.
 
   Args:
     folder: made if missing.
     title: one line.
     summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}, and
-      what `report.method_tables` makes tables of.
-    classifier: {name: number} of the owner classifier.
-    history: a record for each PPO step, see `plots.training_curves`.
-    epochs: a record for each epoch end, {"epoch", "score", "level" (the target then),
+      the inputs of `report.method_tables`.
+    classifier: {name: number} for the owner classifier.
+    history: a record per PPO step, see `plots.training_curves`.
+    epochs: a record per epoch end, {"epoch", "score", "level" (the target then),
       "response_length", "eos_share", "degenerate_share", "accepted", "reason"}; epoch 0 is the
       original model.
-    target_score: the level the score is to come down to, or None.
-    chosen_epoch: the epoch whose weights were taken, or None.
+    target_score: the target level of the score, or None.
+    chosen_epoch: the epoch that was kept, or None.
     answers: [{"split", "prompt", "truth", "original", "retrained", <method>, ...}].
     facts: {name: text} for the header.
     methods: the keys of the unlearned models in `summary` and `answers`; history and epochs are
       those of the first.
-    notes: sentences to put beside what was decided.
+    notes: sentences to add to the section on decisions.
   """
   folder = pathlib.Path(folder)
   models = summary.get("models", {})
@@ -99,7 +99,7 @@ def write_report(
 
 
 def headline(models: tables.Models, method: str) -> str:
-  """One sentence with what matters most: ToW, attribution and length beside the references."""
+  """One sentence with the main results: ToW, attribution and length next to the references."""
   parts = []
   for key in ("tug_of_war", "attribution_score", "response_length"):
     column = METRICS[key]
@@ -115,7 +115,7 @@ def headline(models: tables.Models, method: str) -> str:
 
 def decision(epochs: Sequence[Row], target_score: float | None,
              chosen_epoch: int | None) -> list[str]:
-  """Sentences: which epoch was taken, how it stands to the target, which broke bounds and how."""
+  """Sentences: which epoch was kept, how it compares with the target, which violated bounds."""
   if not epochs:
     return []
   by_number = {record["epoch"]: record for record in epochs}
@@ -130,14 +130,14 @@ def decision(epochs: Sequence[Row], target_score: float | None,
   if tables.is_number(target_score):
     lines.append(
       f"The target level is {target_score:.3f}: the attribution score that the greedy responses "
-      "to forget queries are to come down to."
+      "to forget queries should reach."
     )
     if chosen is not None and tables.is_number(chosen.get("score")):
       stands = "at or below" if chosen["score"] <= target_score else "above"
       lines.append(f"The chosen epoch scores {chosen['score']:.3f}, {stands} the target.")
   broken = [f"Epoch {record['epoch']} {_verdict(record, chosen_epoch)}: "
             f"{record['reason'].rstrip('.')}." for record in trained if record.get("reason")]
-  return [*lines, *(broken or ["No guard was tripped."])]
+  return [*lines, *(broken or ["No guard was violated."])]
 
 
 def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[str, ...]]:
@@ -167,7 +167,7 @@ def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[st
 def _verdict(record, chosen_epoch):
   if record["epoch"] == chosen_epoch or record.get("accepted", True):
     return "was out of bounds, and no guard acts"
-  return "was refused"
+  return "was rejected"
 
 
 def _spoken(name):
@@ -191,7 +191,7 @@ def _by_split(answers):
 
 
 def _clean(answer):
-  """Text as strings, with control characters shown as the replacement character."""
+  """Converts text to strings, with control characters shown as the replacement character."""
   return {
     key: None if text is None else "".join(map(_printable, str(text)))
     for key, text in answer.items()
@@ -290,7 +290,7 @@ def _shown(text):
 
 
 def _escape(text):
-  """Text that a Markdown renderer shows as it is: no markup, no HTML, no image, no formula."""
+  """Text that a Markdown renderer shows literally: no markup, HTML, image or formula."""
   text = str(text)
   for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;")):
     text = text.replace(character, entity)
@@ -298,7 +298,7 @@ def _escape(text):
 
 
 def _write(path, data):
-  """Writes a file whole: beside its place, then renamed into it."""
+  """Writes a file atomically: to a temporary file, which is then renamed."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     temporary.write_bytes(data)

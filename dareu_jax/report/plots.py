@@ -1,6 +1,6 @@
 """Plots of a run: training curves and the forget-retain plane.
 
-matplotlib's object-oriented interface alone: no pyplot, no global state, no display.
+Uses only matplotlib's object-oriented interface: no pyplot, no global state, no display.
 """
 
 import io
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from dareu_jax.report import tables
 
-if TYPE_CHECKING:  # matplotlib is imported when it draws
+if TYPE_CHECKING:  # matplotlib is imported when drawing
   from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]  # of a step or an epoch
+Row = Mapping[str, Any]  # the record of a step or an epoch
 
-# After Okabe and Ito, told apart with every common color blindness; the last two darker, so that
-# text in them can be read on white.
+# After Okabe and Ito, distinguishable with every common color blindness; the last two are darker,
+# so that text in them is readable on white.
 BLUE, VERMILLION, GREEN, PURPLE, OCHRE = "#0072B2", "#D55E00", "#009E73", "#A8417F", "#9A6A00"
 INK, GRAY, FAINT = "#222222", "#6B6B6B", "#DDDDDD"
 METHOD_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, OCHRE)
@@ -32,9 +32,9 @@ def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score:
     history: a record for each PPO step, {"step", "epoch", "score", "reward", "response_length",
       "kl", ...}; absent, None and NaN values leave a gap.
     epochs: a record for each epoch end, {"epoch", "score", "response_length", "accepted", ...};
-      each is drawn at its epoch's last step, hollow where it was refused.
-    target_score: the level that the score is to come down to, or None.
-    chosen_epoch: the epoch whose weights were taken, or None.
+      each is drawn at its epoch's last step, hollow if it was rejected.
+    target_score: the target level of the score, or None.
+    chosen_epoch: the epoch that was kept, or None.
 
   Returns:
     A matplotlib Figure of 2x2 axes.
@@ -73,7 +73,7 @@ def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score:
 
 
 def forget_retain_plane(models: tables.Models) -> "Figure":
-  """Where each model stands between forgetting and keeping.
+  """D_R ROUGE over D_F ROUGE of each model.
 
   Args:
     models: {"original": {"forget_rouge": float, "retain_rouge": float, ...}, ...}; a model without
@@ -84,7 +84,7 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
 
       (1 - |Δ D_F|) (1 - |Δ D_R|)
 
-    which is ToW where the D_test ROUGE is the retrained model's.
+    which is ToW if the D_test ROUGE is the retrained model's.
   """
   figure = make_figure(7.2, 5.2)
   ax = figure.subplots()
@@ -129,7 +129,7 @@ def _label(ax, title, ylabel):
 
 
 def _finish(ax):
-  """Quiet spines and ticks; a word where there is nothing to see."""
+  """Styles spines and ticks; writes a note if there is nothing to plot."""
   ax.set_axisbelow(True)
   ax.tick_params(colors=GRAY, labelsize=9, length=3)
   for side, spine in ax.spines.items():
@@ -146,7 +146,7 @@ def _value(record, key):
 
 
 def _last_of_each_step(history):
-  """The records by step; of a step that a resumed run logged again, the last."""
+  """The records by step; the last record of a step that a resumed run logged again."""
   return [record for _, record in sorted({r["step"]: r for r in history}.items())]
 
 
@@ -173,11 +173,11 @@ def _draw_steps(ax, history, key):
 
 
 def _draw_epochs(ax, ends, key, chosen_epoch):
-  """Greedy responses at the epoch ends: filled where accepted, hollow where refused, a ring around
-  the chosen one."""
+  """Greedy responses at the epoch ends: filled if accepted, hollow if rejected, a ring around the
+  chosen one."""
   drawn = [(x, _value(record, key), record) for x, record in ends]
   drawn = [(x, y, record) for x, y, record in drawn if not math.isnan(y)]
-  for accepted, label in ((True, "epoch end, greedy"), (False, "epoch end, refused")):
+  for accepted, label in ((True, "epoch end, greedy"), (False, "epoch end, rejected")):
     kind = [(x, y) for x, y, record in drawn if bool(record.get("accepted", True)) is accepted]
     if kind:
       face = VERMILLION if accepted else "white"
@@ -196,7 +196,7 @@ def _draw_target(ax, target_score):
 
 
 def _from_zero(ax):
-  """Lower limit 0 where all is at or above it: lengths and divergences are read from zero."""
+  """Sets the lower limit to 0 if no value is below it: lengths and divergences start at zero."""
   low, high = ax.dataLim.intervaly
   if ax.lines and math.isfinite(high) and low >= 0:
     ax.set_ylim(0, 1.12 * high if high > 0 else 1)
@@ -253,18 +253,18 @@ def _draw_contours(ax, retrained):
 
 
 def _place_labels(ax, points, styles, obstacles):
-  """Writes each model's name beside its point, where the cost of the place is least.
+  """Writes each model's name near its point, at the position of least cost.
 
-  A place costs 100 for leaving the axes and for each name it covers, 10 for each marker or contour
-  label, 5 for each crossing of a name and a leader line, 2 if another model's point is nearer to it
-  than its own, and a little for its distance.
+  A position costs 100 for leaving the axes and for each name it covers, 10 for each marker or
+  contour label, 5 for each crossing of a name and a leader line, 2 if another model's point is
+  nearer than its own, and a little for its distance.
   """
   from matplotlib.patheffects import withStroke
   from matplotlib.text import Text
   from matplotlib.transforms import Bbox
 
   renderer = ax.figure.canvas.get_renderer()
-  pixels = ax.figure.dpi / 72  # of a point
+  pixels = ax.figure.dpi / 72  # pixels per point
   frame = ax.get_window_extent(renderer)
   taken = [text.get_window_extent(renderer) for text in obstacles]
   centers = {name: ax.transData.transform(point) for name, point in points.items()}

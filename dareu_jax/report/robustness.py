@@ -1,4 +1,4 @@
-"""The robustness card: models by attacks, each cell with its gap to the retrained model."""
+"""The robustness card: attacks by models, each cell with its gap to the retrained model."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -52,18 +52,19 @@ ROWS = (
 CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners' data"),
           ("benign", "retained data"))
 
-TRUST = """Faithfulness: the AUC of telling models that know the forget data (the original as it is,
-rounded and taught retained data; the retrained model taught the forget set) from models that don't
-(the retrained model as it is, rounded, and taught anything else). Robust: 1 where relearning moves
-a method's metric as it moves the retrained model's, and where NF4 leaves it, over the methods that
-kept 80% of the original's D_R ROUGE; both: the harmonic mean."""
+TRUST = """Faithfulness: the AUC of separating models that know the forget data (the original as it
+is, quantized, and trained on retained data; the retrained model trained on the forget set) from
+models that do not (the retrained model as it is, quantized, and trained on anything else).
+Robust: 1 if relearning changes a method's metric as much as the retrained model's, and if NF4
+does not change it, over the methods that kept 80% of the original's D_R ROUGE; both: the
+harmonic mean."""
 
 
 def table(models: tables.Models) -> str:
   """The card as a Markdown table: attacks by models.
 
   Args:
-    models: "retrained" among them.
+    models: metrics by model; must include "retrained".
   """
   retrained = models["retrained"]
   names = tables.ordered(models)
@@ -90,7 +91,7 @@ def trust_table(trust: Mapping[str, Mapping[str, float]]) -> str:
   """How far each metric can be trusted, as a Markdown table.
 
   Args:
-    trust: as of `attacks.reliability.trust`.
+    trust: from `attacks.reliability.trust`.
   """
   return tables.pipe_table(
     ["metric", "faithfulness AUC", "robust to relearning", "robust to NF4", "both"],
@@ -117,7 +118,7 @@ def write(folder: str | pathlib.Path, models: tables.Models, options: Any,
 
 
 def curves(models: tables.Models, steps: Sequence[int]) -> "Figure":
-  """ROUGE over the steps of relearning, a panel for each thing taught, a line for each model."""
+  """ROUGE over the steps of relearning: a panel per training data, a line per model."""
   figure = make_figure(11, 3.8)
   axes = figure.subplots(1, len(CURVES), sharey=True)
   for ax, (attack, title) in zip(axes, CURVES, strict=True):

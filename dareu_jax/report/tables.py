@@ -1,6 +1,6 @@
 """Tables of a run: models by metrics, and stages by time, for the terminal, Markdown and HTML.
 
-Columns are the declared metrics: `evaluation.metrics.base` says what each is called and means.
+Columns are the declared metrics: their titles and meanings are in `evaluation.metrics.base`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from dareu_jax.evaluation.metrics.base import (
 )
 
 DASH = "—"
-# Rows that are compared with, not compared.
+# Reference rows, which are not candidates for the best.
 REFERENCES = ("original", "retrained", "retrained_replica")
 Models = Mapping[str, Mapping[str, float]]  # {model: {metric: number}}
 Columns = Sequence[Metric]
@@ -31,7 +31,7 @@ def main_columns() -> Columns:
 
 
 def is_reference(name: str) -> bool:
-  """Whether a row is compared with, not compared: "retrained", or "<run>: retrained"."""
+  """Whether a row is a reference, such as "retrained" or "<run>: retrained"."""
   return name.rpartition(": ")[2] in REFERENCES
 
 
@@ -45,19 +45,19 @@ class Cell:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-  """Whether `value` is there and finite."""
+  """Whether `value` is a finite number."""
   return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-  """"0.401"; a dash where the value is absent, "nan" where it was measured and is none."""
+  """"0.401"; a dash if the value is absent, "nan" if the measured value is not finite."""
   if value is None:
     return DASH
   return f"{value:.{digits}f}"
 
 
 def format_seconds(seconds: float | None) -> str:
-  """"8.2 s", "4 min 05 s" or "2 h 03 min"; a dash where the time is absent."""
+  """"8.2 s", "4 min 05 s" or "2 h 03 min"; a dash if the time is absent."""
   if not is_number(seconds):
     return DASH
   if seconds < 59.95:
@@ -76,7 +76,7 @@ def ordered(models: Iterable[str]) -> list[str]:
 
 
 def best_first(names: Iterable[str], models: Models) -> list[str]:
-  """The names by the ToW of their rows; a model that fell apart has none and comes last."""
+  """The names sorted by ToW; a model without a finite ToW comes last."""
 
   def loss(name):
     value = models[name].get("tug_of_war")
@@ -86,9 +86,9 @@ def best_first(names: Iterable[str], models: Models) -> list[str]:
 
 
 def best_models(models: Models, column: Metric) -> set[str]:
-  """The names of the best rows of a column, both references left out.
+  """The names of the best rows of a column, excluding both references.
 
-  Closest to the retrained model where the arrow is (→), highest where it is (↑). Rows that tie at
+  Closest to the retrained model if the arrow is (→), highest if it is (↑). Rows that tie at
   the printed decimals are all best. Empty unless two rows can be compared.
   """
   values = {name: metrics.get(column.key) for name, metrics in models.items()}
@@ -107,7 +107,7 @@ def best_models(models: Models, column: Metric) -> set[str]:
 
 
 def more(models: Models) -> dict[str, Columns]:
-  """{title: columns} below the main table: the metrics that some model has."""
+  """{title: columns} of the tables below the main one: the metrics that some model has."""
   measured = {title: tuple(column for column in in_group(group)
                            if any(row.get(column.key) is not None for row in models.values()))
               for group, title in GROUPS.items() if group != MAIN}
@@ -115,7 +115,7 @@ def more(models: Models) -> dict[str, Columns]:
 
 
 def model_cells(models: Models, columns: Columns | None = None) -> list[tuple[str, list[Cell]]]:
-  """[(name, [Cell of each column])], a table (the main one by default) before it is laid out."""
+  """[(name, [Cell of each column])]: a table (by default the main one) before layout."""
   columns = main_columns() if columns is None else columns
   best = {column.key: best_models(models, column) for column in columns}
   return [
@@ -134,7 +134,7 @@ def _cell(metrics, column, best):
 
 
 def legend(models: Models, best_mark: str = "*", columns: Columns | None = None) -> str:
-  """One line on how to read the table; names only the signs that occur in it."""
+  """One line on how to read the table; explains only the signs that occur in it."""
   cells = [cell for _, row in model_cells(models, columns) for cell in row]
   signs = [
     f"({CLOSER}) closer to the retrained model is better",
@@ -157,7 +157,7 @@ def text_table(models: Models) -> str:
       is shown as a dash, `<metric>_ci95` as ±, and the best of several methods with a star.
 
   Returns:
-    Lines joined by newlines: three of header, a rule, one for each model, the legend.
+    Lines joined by newlines: three header lines, a rule, one line per model, the legend.
   """
   rows = model_cells(models)
   blocks = [_left_block("model", [name for name, _ in rows])]
@@ -174,7 +174,7 @@ def _left_block(title, names):
 
 
 def _number_block(column, cells):
-  """The lines of one column: its title over two lines, its arrow, its cells; the digits align."""
+  """The lines of one column: its title on two lines, its arrow, its cells with aligned digits."""
   title = column.title_lines
   head = [""] * (2 - len(title)) + title + [f"({column.arrow})"]
   tails = [f" {cell.interval}".rstrip() + "*" * cell.best for cell in cells]
@@ -205,8 +205,8 @@ def pipe_table(header: Sequence[Any], rows: Iterable[Sequence[Any]],
                left: Sequence[int] = (0,)) -> str:
   """A Markdown table, padded to align as long as cells are short.
 
-  The columns whose indices are in `left` are set to the left, the others to the right. A `|` in a
-  cell is escaped and a line break becomes a space, so that each row keeps its cells.
+  The columns whose indices are in `left` are left-aligned, the others right-aligned. A `|` in a
+  cell is escaped and a line break becomes a space.
   """
   grid = [[_pipe_cell(cell) for cell in row] for row in [header, *rows]]
   widths = [min(80, max(3, *map(len, column))) for column in zip(*grid, strict=True)]
@@ -254,10 +254,10 @@ def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def time_line(time: Mapping[str, float]) -> str:
-  """One sentence: the wall time that was kept and what kills cost.
+  """One sentence: the wall time that was kept and the time lost to kills.
 
   Args:
-    time: as of `training.wall_time.WallTimeLog.summary`.
+    time: from `training.wall_time.WallTimeLog.summary`.
   """
   line = f"Time: {format_seconds(time['kept_seconds'])}"
   if time["processes"] > 1:

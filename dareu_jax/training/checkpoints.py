@@ -50,8 +50,8 @@ class Damaged(Exception):
 class Store:
   """The checkpoints of a stage, in one folder.
 
-  Not Orbax's CheckpointManager, which never saves a step again that is not beyond its newest: a run
-  that resumes from an older checkpoint, because the newest is damaged, has to.
+  Not Orbax's CheckpointManager, which saves only steps beyond its newest: a run that resumes from
+  an older checkpoint, because the newest is damaged, has to save earlier ones.
   """
 
   def __init__(self, folder: Path, settings: CheckpointSettings, stage_folder: Path | None = None,
@@ -61,7 +61,7 @@ class Store:
     self.stage_folder = stage_folder or self.folder
     self.settings = settings
     self._on_saved = on_saved
-    # (step, best, time) of the one being written.
+    # (step, best, time) of the checkpoint being written.
     self._pending: tuple[int, bool, float] | None = None
     self._best: int | None = None  # the step of the last best one
     self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -126,7 +126,7 @@ class Store:
 
     Args:
       template: a tree of arrays with the wanted shapes, dtypes and shardings; the mesh may differ
-        from the one that was saved from.
+        from that of the saved arrays.
 
     Raises:
       InputError: if there are checkpoints, but none can be used.
@@ -150,11 +150,11 @@ class Store:
       raise InputError(
         f"no checkpoint in {self.folder} can be used:\n  " + "\n  ".join(problems) +
         f"\nDelete {self.stage_folder} to run this stage again; the other stages are kept.")
-    _digests(flatten(template))  # compiles it now rather than at the first save
+    _digests(flatten(template))  # compile now rather than at the first save
     return None
 
   def _remove_unfinished(self):
-    """Removes what a kill has left of an unfinished checkpoint."""
+    """Removes the files of an unfinished checkpoint after a kill."""
     if hosts.is_first() and self.folder.exists():
       for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -169,10 +169,10 @@ class Store:
                 for name, leaf in zip(names, leaves, strict=True)}
     arrays, content = self._read(folder, abstract)
     if content.pop("digest", None) != _text_digest(content):
-      raise Damaged("its JSON is not what was saved")
+      raise Damaged("its JSON differs from what was saved")
     for name, digest in _digests(arrays).items():
       if digest != content["digests"].get(name):
-        raise Damaged(f"array {name} is not what was saved (its digest is {digest}, not "
+        raise Damaged(f"array {name} differs from what was saved (its digest is {digest}, not "
                       f"{content['digests'].get(name)})")
     self._best = content["best"]
     if self._on_saved:
@@ -242,7 +242,7 @@ def _problem_of_files(folder):
     if name not in listed:
       return f"its file {name} was not saved with it"
     if present[name] != listed[name]:
-      return f"its file {name} is not what was saved"
+      return f"its file {name} differs from what was saved"
   return ""
 
 
@@ -298,5 +298,5 @@ def read_json(path: Path) -> Any:
 
 
 def shared_json(path: Path) -> Any:
-  """What the first process reads, on all processes; all of them must call this."""
+  """Reads JSON on the first process and returns it on all; all processes must call this."""
   return hosts.from_first(lambda: read_json(path))

@@ -24,11 +24,11 @@ class TrainSettings:
   learning_rate: Positive = 3e-3  # peak
   batch_size: Count = 32  # examples per step, over all devices
   micro_batch_size: Size = 0  # examples per forward pass; 0: the whole batch at once
-  epochs: Size = 40  # passes over the data; of a plateau: the maximum
+  epochs: Size = 40  # passes over the data; for 'plateau', the maximum
   warmup: Fraction = 0.1  # share of the steps
   schedule: Literal["linear", "cosine", "constant", "plateau"] = "linear"  # after the warm-up
-  target_loss: NonNegative = 0.0  # nats per token; the mean of an epoch at which a plateau ends
-  weight_decay: NonNegative = 0.1  # of matrices
+  target_loss: NonNegative = 0.0  # nats per token; mean loss of an epoch at which 'plateau' decays
+  weight_decay: NonNegative = 0.1  # on matrices only
   clip_norm: Positive = 1.0  # global gradient norm
 
   def __post_init__(self):
@@ -68,7 +68,7 @@ class Schedule:
   After a linear warm-up, 'linear' and 'cosine' decay to 0 at the last step, and 'constant' stays.
   'plateau' stays until the mean loss of an epoch reaches `target_loss` (or few epochs are left),
   then decays linearly to 0 over `COOLDOWN` times the steps so far: the data decides how long.
-  So it has a state, which `optax.schedules` have not, and it is evaluated on the host.
+  It therefore has state, unlike `optax.schedules`, and is evaluated on the host.
   """
 
   settings: TrainSettings
@@ -83,7 +83,7 @@ class Schedule:
 
   @property
   def num_steps(self) -> int:
-    """The number of steps, as far as it is known."""
+    """The number of steps, as far as known."""
     if self.cooldown_start < 0:
       return self.limit
     return min(self.limit, self.cooldown_start + round(COOLDOWN * self.cooldown_start))
@@ -110,8 +110,8 @@ class Schedule:
 
     Args:
       done: the number of steps so far, including this one.
-      metrics: of the step, with "loss".
-      params: after the step; for schedules that depend on the model.
+      metrics: metrics of the step, including "loss".
+      params: params after the step, for schedules that depend on the model.
     """
     del params
     if self.settings.schedule != "plateau" or self.cooldown_start >= 0:

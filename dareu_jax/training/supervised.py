@@ -31,11 +31,11 @@ class StageIO(NamedTuple):
   store: Any  # training.checkpoints.Store
   writer: Any  # training.writers.MetricWriter
   bar: Any  # training.writers.progress of the stage: bar(total, initial)
-  compile_only: bool = False  # compile the programs, and take no step
+  compile_only: bool = False  # compile the programs without taking a step
 
 
 class TrainState(NamedTuple):
-  """What a supervised stage needs to resume."""
+  """The state that a supervised stage needs to resume."""
 
   step: jax.Array
   params: Any
@@ -71,8 +71,8 @@ def update(state: TrainState, fixed: Any, batch: Any, key: Key[Array, ""],
   Args:
     state: TrainState; donated.
     batch: arrays whose first axis is the batch; `micro_batches` must divide it.
-    key: of the step.
-    fixed: what else the loss needs, such as a models.handle.Model without params.
+    key: random key of the step.
+    fixed: further inputs of the loss, such as a models.handle.Model without params.
     loss_fn: (params, fixed, batch, key) -> (loss sum, token count, metric sums).
     micro_batches: number of passes; their gradient sums are added, then divided by the count.
 

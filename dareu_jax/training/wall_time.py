@@ -53,7 +53,7 @@ class WallTimeLog:
 
   def _beat(self):
     while not self._ended.wait(BEAT):
-      # A failed write, as on a disk that is full for a moment, must not end the heartbeat.
+      # A failed write, as on a disk that is briefly full, must not end the heartbeat.
       with contextlib.suppress(OSError):
         self._write()
 

@@ -1,1 +1,1 @@
-"""Data sources, one file each; `base` defines what a source is and registers them in `SOURCES`."""
+"""Data sources, one file each; `base` defines the interface and the registry `SOURCES`."""

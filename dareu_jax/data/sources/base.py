@@ -1,10 +1,10 @@
-"""What a data source is: a function from settings to the corpus, registered under its name.
+"""Data sources: functions from settings to the corpus, registered by name.
 
     @register_source("mine")
     def load(settings: DataSettings) -> Corpus:
       ...
 
-The function checks data and owners, before any long work.
+The function checks data and owners before any long computation.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""JSON Lines files of the user.
+"""The user's JSON Lines files.
 
 `config.data.dir` is a folder with `train.jsonl` (D) and, optionally, `test.jsonl`, `holdout.jsonl`
 and `general.jsonl`, or a single file, which is then D. `data.examples` describes the lines.

@@ -90,7 +90,7 @@ def _refusals(folder):
 
 
 def _authors(rows):
-  """Examples of `full`, with what the perturbed files add to the first and the last rows."""
+  """Examples of `full`, with the paraphrases and wrong answers for the first and the last rows."""
   full = rows["full"]
   if not full or len(full) % QA_PER_AUTHOR:
     raise InputError(

@@ -1,1 +1,1 @@
-"""Attacks on an unlearned model: quantization, other questions, probes of the layers, relearning."""
+"""Attacks on an unlearned model: quantization, other questions, probes of layers, relearning."""

@@ -167,10 +167,10 @@ def patched_logprobs(evaluator: Evaluator, original: Any, donor: Model,
 
 def unlearning_depth(original: Float[np.ndarray, " E"], unlearned: Float[np.ndarray, "L E"],
                      retrained: Float[np.ndarray, "L E"]) -> float:
-  """Unlearning depth score: the share of the knowledge that retraining removes from the layers.
+  """Unlearning depth score: how much of the knowledge that retraining removes from layers is gone.
 
       UDS = Σ_l Δ_l clip(Δ'_l / Δ_l, 0, 1) / Σ_l Δ_l   over the layers with Δ_l > .05,
-      Δ_l = loss from exchanging layer l's states for the retrained model's, Δ'_l for the unlearned's
+      Δ_l = cost of exchanging layer l's states for the retrained model's, Δ'_l the unlearned's
 
   Args:
     original: mean log-prob of each true answer under the original.

@@ -62,8 +62,8 @@ def two_halves(
     examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
   """Forget examples of the first half of the owners, and those of the second.
 
-  The facts of different owners are independent, so facts that return without being taught were
-  still in the model (Deeb and Roger 2024, with five parts). With one owner the second half is empty.
+  Facts of different owners are independent, so facts that return without being taught were still in
+  the model (Deeb and Roger 2024, with five parts). With one owner the second half is empty.
   """
   owners = tuple(dict.fromkeys(example.owner for example in examples))
   taught = set(owners[:(len(owners) + 1) // 2])

@@ -48,8 +48,8 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
     methods: the unlearned models in the cards.
     steps: as in `pools`.
 
-  Returns: {metric: {"auc", "relearning", "quantization", "robustness"}}: the AUC of separating models
-    that know from models that don't, pooled over seeds; the means over useful models and seeds of
+  Returns: {metric: {"auc", "relearning", "quantization", "robustness"}}: AUC of models with and
+    without the knowledge, pooled over seeds; the means over useful models and seeds of
     `metrics.relearning_robustness` (LATE steps on the forget set) and of
     `metrics.quantization_robustness` (NF4), and their harmonic mean; nan if no model is useful.
 

@@ -1,9 +1,9 @@
-"""Metrics of unlearning: numbers and texts in, numbers out. They know no model and no file.
+"""Metrics of unlearning: pure functions of numbers and texts, independent of models and files.
 
-A file for each theme holds the formulas and, below them, what is declared of them: see `base`.
+Each file holds the formulas of one topic and, below them, their declarations: see `base`.
 
-NLLs are mean negative log-likelihoods in nats per response token, the end token included, unless
-said otherwise. E examples, J perturbed answers, n response tokens.
+NLLs are mean negative log-likelihoods in nats per response token, including the end token, unless
+noted otherwise. E examples, J perturbed answers, n response tokens.
 """
 
 from dareu_jax.evaluation.metrics.base import (

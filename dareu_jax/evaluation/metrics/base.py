@@ -1,4 +1,4 @@
-"""What a metric is: one declaration, from which tables, report, docs, summary and logs are made.
+"""Declarations of metrics, from which tables, report, docs, summary and logs are generated.
 
     @example_metric("ended_share", title="ended", needs=("ended",), meaning="answers that end")
     def ended_share(record: Record) -> float:
@@ -8,14 +8,14 @@
     def rouge_gap(evaluation: Evaluation) -> float:
       return evaluation["forget_rouge"] - evaluation.retrained["forget_rouge"]
 
-What a metric `needs` is named; where an evaluation lacks some of it, the metric is left out, so
-that its function may rely on it. A need is one of
+A metric lists its `needs`. If an evaluation lacks one of them, the metric is left out, so its
+function can rely on them. A need is one of
 
-- a split ("forget", "retain", "test", "holdout"): that it has examples;
-- a field of `records.Record` ("answer", "perturbed_nll", ...): that the metric's split has it;
+- a split ("forget", "retain", "test", "holdout"), which must have examples;
+- a field of `records.Record` ("answer", "perturbed_nll", ...), which the metric's split must have;
 - "gibberish_bound";
-- the key of another metric: that it is not left out;
-- "retrained" or "original": that model, and that it has all the rest too.
+- the key of another metric, which must not be left out;
+- "retrained" or "original": that model, which must meet the other needs too.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ BOUND = "gibberish_bound"
 class Evaluation:
   """The records of a model, and the metrics that they allow.
 
-      evaluation["forget_rouge"]     a metric, computed once; KeyError where it is left out
-      evaluation.records["forget"]   tuple of `records.Record`, empty where the data has none
+      evaluation["forget_rouge"]     a metric, computed once; KeyError if it is left out
+      evaluation.records["forget"]   tuple of `records.Record`, empty if the data has none
       evaluation.retrained           the retrained model's Evaluation
       evaluation.original            the original's
   """
@@ -55,8 +55,8 @@ class Evaluation:
     Args:
       records: {split: records}; the same examples in the same order for every model.
       min_k: share of the least likely tokens that the Min-K% attacks average.
-      gibberish_bound: of `text.gibberish_bound`; None: not measured.
-      models: those evaluated together, "retrained" and "original" among them where they exist.
+      gibberish_bound: from `text.gibberish_bound`; None: not measured.
+      models: the models evaluated together, including "retrained" and "original" if they exist.
     """
     self.records = {split: tuple(records.get(split, ())) for split in ALL_SPLITS}
     self.min_k, self._gibberish_bound = min_k, gibberish_bound
@@ -66,25 +66,24 @@ class Evaluation:
 
   @property
   def retrained(self) -> "Evaluation":
-    """The retrained model's; KeyError where there is no such model."""
+    """The retrained model's evaluation; KeyError if there is no such model."""
     return self._beside("retrained")
 
   @property
   def original(self) -> "Evaluation":
-    """The original's; KeyError where there is no such model."""
+    """The original's evaluation; KeyError if there is no such model."""
     return self._beside("original")
 
   @property
   def gibberish_bound(self) -> float:
-    """Of `text.gibberish_bound`; KeyError where it was not measured."""
+    """From `text.gibberish_bound`; KeyError if it was not measured."""
     if self._gibberish_bound is None:
-      raise KeyError(f"there is no {BOUND} here: a metric that takes it has it among its needs")
+      raise KeyError(f"there is no {BOUND} here: list it in the metric's `needs`")
     return self._gibberish_bound
 
   def _beside(self, name):
     if name not in self._models:
-      raise KeyError(f"there is no {name} model here: a metric that takes it has {name!r} among "
-                     "its needs")
+      raise KeyError(f"there is no {name} model here: list {name!r} in the metric's `needs`")
     return self._models[name]
 
   def metrics(self) -> dict[str, float]:
@@ -92,7 +91,7 @@ class Evaluation:
     return {key: self[key] for key in METRICS if key in self}
 
   def get(self, key: str) -> float | None:
-    """A metric; None where it is left out."""
+    """A metric; None if it is left out."""
     if key not in self._computed:
       declared = METRICS[key]
       value = declared.function(self) if self.meets(declared) else None
@@ -110,11 +109,11 @@ class Evaluation:
     return value
 
   def by_example(self, key: str) -> Float[np.ndarray, " E"]:
-    """The values of a metric of examples; nan where an example has none, or lacks what it needs."""
+    """The values of a metric per example; nan for one that has none, or lacks what it needs."""
     if key not in self._by_example:
       declared = METRICS[key]
       if not isinstance(declared, ExampleMetric):
-        raise TypeError(f"{key} is a number of the model, it has no value for an example")
+        raise TypeError(f"{key} is computed over the whole split: it has no value per example")
       fields = [need for need in declared.needs if need in FIELDS]
       values = (declared.example_function(record) if all(map(record.has, fields)) else None
                 for record in self.records[declared.split])
@@ -123,7 +122,7 @@ class Evaluation:
     return self._by_example[key]
 
   def meets(self, declared: "Metric") -> bool:
-    """Whether what a metric needs is there."""
+    """Whether the needs of a metric are met."""
     names = [need for need in declared.needs if need in REFERENCES]
     if any(name not in self._models for name in names):
       return False
@@ -143,12 +142,12 @@ class Evaluation:
 
 def evaluations(records: Mapping[str, Mapping[str, Iterable[Record]]], *, min_k: float,
                 gibberish_bound: float | None = None) -> dict[str, Evaluation]:
-  """Evaluations of models that are compared: {model: Evaluation}.
+  """Evaluations of the compared models: {model: Evaluation}.
 
   Args:
-    records: {model: {split: records}}; metrics that take another model look for "retrained" and
-      "original" among them.
-    min_k, gibberish_bound: as of `Evaluation`.
+    records: {model: {split: records}}; metrics that need a reference model look for "retrained" and
+      "original" here.
+    min_k, gibberish_bound: as in `Evaluation`.
   """
   models: dict[str, Evaluation] = {}
   for name, splits in records.items():
@@ -158,24 +157,24 @@ def evaluations(records: Mapping[str, Mapping[str, Iterable[Record]]], *, min_k:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-  """One number of a model, with all that is said about it."""
+  """One number per model, with its name, format and documentation."""
 
   key: str  # its name in summary.json
-  function: Callable[[Evaluation], float | None]  # None: the records do not allow it
-  title: str = ""  # of its column; "- " is where the terminal may break a word; '': the key
+  function: Callable[[Evaluation], float | None]  # None: it cannot be computed from the records
+  title: str = ""  # column title; "- " marks where the terminal may break a word; '': the key
   arrow: Literal["→", "↑"] = CLOSER  # which way is better
   digits: int = 3  # decimals that tables show
-  group: str | None = MORE  # of `GROUPS`: the table that shows it; None: summary.json alone
-  order: float = math.inf  # place in that table, from the left; equal ones by key
-  meaning: str = ""  # in a few words, for the report and the docs
+  group: str | None = MORE  # the table of `GROUPS` that shows it; None: only summary.json
+  order: float = math.inf  # position in that table, from the left; ties by key
+  meaning: str = ""  # short description for the report and the docs
   needs: tuple[str, ...] = ()  # see the module
-  split: str = "forget"  # whose records must have the fields that it needs
-  log: str = ""  # its name in open-unlearning's logs; '': it is not in them
+  split: str = "forget"  # the split whose records must have the needed fields
+  log: str = ""  # its name in open-unlearning's logs; '': not in them
 
   def __post_init__(self):
     object.__setattr__(self, "title", self.title or self.key.replace("_", " "))
     if self.key in (*ALL_SPLITS, *FIELDS, *REFERENCES, BOUND):
-      raise InputError(f"a metric cannot be called {self.key!r}: that is another need's name.")
+      raise InputError(f"a metric cannot be called {self.key!r}: that name is reserved for a need.")
     if self.arrow not in (CLOSER, HIGHER):
       raise InputError(f"{self.key}: the arrow is {self.arrow!r}, it must be {CLOSER} or {HIGHER}.")
     if self.group is not None and self.group not in GROUPS:
@@ -201,11 +200,11 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleMetric(Metric):
-  """The mean of a number of each example of a split."""
+  """The mean of a per-example number over a split."""
 
-  example_function: Callable[[Record], float | None]  # None: this example has none
+  example_function: Callable[[Record], float | None]  # None: no value for this example
   interval: bool = False  # whether reports show its bootstrap interval over the examples
-  # Key under which methods are compared by it example by example in summary.json; '': they are not.
+  # Key in summary.json of the comparison of methods by this metric, example by example; '': none.
   paired: str = ""
 
 
@@ -214,8 +213,8 @@ F = TypeVar("F", bound=Callable)
 
 
 def register(declared: Metric, function: Callable) -> Metric:
-  """Adds a metric; `function` is where it was declared, by which a second declaration is told from
-  one that runs again."""
+  """Adds a metric; `function` is the declared function, used to distinguish a redefinition from a
+  name clash."""
   for name in ("__module__", "__qualname__"):
     object.__setattr__(declared, name, getattr(function, name))
   return METRICS.register(declared.key, declared)
@@ -259,7 +258,7 @@ def in_group(group: str | None) -> tuple[Metric, ...]:
 def metrics_table() -> str:
   """All metrics as Markdown, a table for each group."""
   parts = []
-  for group, title in (*GROUPS.items(), (None, "In summary.json alone")):
+  for group, title in (*GROUPS.items(), (None, "Only in summary.json")):
     lines = [f"### {title}", "", "| metric | key | meaning |", "|---|---|---|"]
     for declared in in_group(group):
       meaning = declared.meaning.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Many metrics as one: closeness to the retrained model, utility, and the field's aggregates."""
+"""Aggregates: closeness to the retrained model, utility, and published combinations of metrics."""
 
 from collections.abc import Mapping
 
@@ -33,7 +33,7 @@ def tug_of_war(rouge: ArrayLike, retrained_rouge: ArrayLike) -> float:
 
       ToW = Π_s ( 1 - |ROUGE_s - ROUGE_s(retrained)| ),   s in {D_F, D_R, D_test}
 
-  With the AUC of a membership attack in place of the first it is the ToW-MIA of the same source.
+  With the AUC of a membership attack in place of the first ROUGE, it is ToW-MIA of the same source.
 
   Args:
     rouge, retrained_rouge: [S] float; mean ROUGE-L recalls in [0, 1], in the same order.
@@ -48,7 +48,7 @@ def model_utility(terms: Mapping[str, float]) -> float:
   """Harmonic mean of the nine terms of TOFU.
 
   Args:
-    terms: one of each of `MODEL_UTILITY_TERMS`: probability (normalized on real
+    terms: one for each of `MODEL_UTILITY_TERMS`: probability (normalized on real
       authors and world facts), ROUGE-L recall and `retain_truth_ratio` of each split.
 
   Source: TOFU (Maini et al. 2024).
@@ -58,22 +58,22 @@ def model_utility(terms: Mapping[str, float]) -> float:
 
 def memorization(extraction: float, exact: float, paraphrase_probability: float,
                  truth_ratio: float) -> float:
-  """HM(1 - ES, 1 - EM, 1 - P(paraphrase), 1 - TR): high where little is left.
+  """HM(1 - ES, 1 - EM, 1 - P(paraphrase), 1 - TR): high if little is left.
 
   Args:
     extraction, exact: means of the extraction strength and of the exact memorization.
-    paraphrase_probability: mean.
+    paraphrase_probability: mean probability of the paraphrased answers.
     truth_ratio: mean of `truth_ratio(form="probability")`.
 
-  Source: OU's meta-evaluation. Not referred to the retrained model: over-forgetting is rewarded.
+  Source: OU's meta-evaluation. Not relative to the retrained model: it rewards over-forgetting.
   """
   return harmonic_mean([1 - extraction, 1 - exact, 1 - paraphrase_probability, 1 - truth_ratio])
 
 
 def closeness(value: float, retrained: float, original: float) -> float:
-  """1 where a metric is the retrained model's, 0 where it is as far off as the original's, or more.
+  """1 if a metric equals the retrained model's, 0 if it is as far off as the original's or farther.
 
-  Source: OU's meta-evaluation, of the AUC of a membership attack; it goes for any metric.
+  Source: OU's meta-evaluation, for the AUC of a membership attack; here for any metric.
   """
   span = abs(original - retrained)
   if span == 0:
@@ -82,9 +82,9 @@ def closeness(value: float, retrained: float, original: float) -> float:
 
 
 def utility(model_utility_score: float, fluency: float) -> float:
-  """HM(model utility, fluency), fluency the share of sound answers to forget queries.
+  """HM(model utility, fluency); fluency is the share of forget answers that are not gibberish.
 
-  Source: OU's meta-evaluation, where a classifier of gibberish says what is sound.
+  Source: OU's meta-evaluation, where a classifier detects gibberish.
   """
   return harmonic_mean([model_utility_score, fluency])
 
@@ -97,10 +97,11 @@ def overall(memorization_score: float, privacy_score: float, utility_score: floa
 
 
 def discrimination_auc(with_knowledge: ArrayLike, without: ArrayLike) -> float:
-  """How well a metric tells models that know from models that don't: AUC, .5 is chance.
+  """How well a metric separates models that know from models that don't: AUC, .5 is chance.
 
   Args:
-    with_knowledge, without: [M], [M'] float; the metric of models of either kind, high for knowing.
+    with_knowledge, without: [M], [M'] float; the metric for the two kinds of models, high for
+    knowledge.
 
   Source: the faithfulness of a metric in OU's meta-evaluation.
   """
@@ -110,7 +111,7 @@ def discrimination_auc(with_knowledge: ArrayLike, without: ArrayLike) -> float:
 
 def relearning_robustness(before: float, after: float, retrained_before: float,
                           retrained_after: float) -> float:
-  """1 where an attack moves a metric as much as it moves the retrained model's.
+  """1 if an attack changes a metric as much as it changes the retrained model's.
 
       R = 1 - |Δ - Δ_retrained| / (|Δ| + |Δ_retrained|),   Δ = before - after
 
@@ -120,7 +121,7 @@ def relearning_robustness(before: float, after: float, retrained_before: float,
 
 
 def quantization_robustness(before: float, after: float) -> float:
-  """1 where quantizing the weights leaves a metric: 1 - |before - after| / (|before| + |after|)."""
+  """1 if quantization does not change a metric: 1 - |before - after| / (|before| + |after|)."""
   return _alike(before, after)
 
 
@@ -128,7 +129,7 @@ def _alike(a, b):
   return float(1 - abs(a - b) / (abs(a) + abs(b) + 1e-10))
 
 
-# Attacks and kinds of memorization that the aggregates take.
+# Attacks and kinds of memorization in the aggregates.
 ATTACKS = ("mia_loss_auc", "mia_zlib_auc", "mia_min_k_auc", "mia_min_k_plus_plus_auc")
 MEMORIZATION = ("extraction_strength", "exact_memorization", "paraphrase_probability",
                 "truth_ratio_probability")
@@ -145,8 +146,8 @@ def _tug_of_war(evaluation, keys):
 
 @metric("tug_of_war", title="ToW", arrow=HIGHER, group=MAIN, order=40,
         needs=("forget_rouge", "retrained"),
-        meaning="tug of war: (1-|ΔD_F|)·(1-|ΔD_R|)·(1-|ΔD_test|), Δ the ROUGE less the retrained "
-                "model's; it does not see answers that are cut short, so read it beside the length")
+        meaning="tug of war: (1-|ΔD_F|)·(1-|ΔD_R|)·(1-|ΔD_test|), Δ the ROUGE minus the retrained "
+                "model's; it does not detect answers that are cut short, so check the length too")
 def tug_of_war_of(evaluation: Evaluation) -> float:
   return _tug_of_war(evaluation, _rouges(evaluation))
 
@@ -159,10 +160,10 @@ def tug_of_war_mia(evaluation: Evaluation) -> float:
 
 
 def utility_terms(evaluation: Evaluation) -> dict[str, float]:
-  """The terms of model utility that the data allows: nine on TOFU.
+  """The terms of model utility available in the data: nine on TOFU.
 
-  Retained data gives three; so does each owner of D_test (TOFU: real authors and world facts),
-  whose probability is that among the options.
+  Retained data gives three, and so does each owner of D_test (TOFU: real authors and world facts),
+  for which the probability is normalized over the options.
   """
   groups = {"retain": [r for r in evaluation.records["retain"] if r.perturbed_nll]}
   for record in evaluation.records["test"]:
@@ -184,7 +185,7 @@ def utility_terms(evaluation: Evaluation) -> dict[str, float]:
 
 
 @metric("model_utility", title="utility", arrow=HIGHER, order=50,
-        meaning="harmonic mean of probability, ROUGE and truth ratio on what is kept (TOFU: nine "
+        meaning="harmonic mean of probability, ROUGE and truth ratio on retained data (TOFU: nine "
                 "terms)")
 def model_utility_of(evaluation: Evaluation) -> float | None:
   terms = utility_terms(evaluation)
@@ -206,8 +207,8 @@ def privacy(evaluation: Evaluation) -> float:
 
 @metric("memorization", title="memo- rization", arrow=HIGHER, order=80, needs=MEMORIZATION,
         meaning="harmonic mean of 1 - extraction, 1 - exact memorization, 1 - paraphrase "
-                "probability, 1 - truth ratio; not referred to the retrained model, so "
-                "over-forgetting is rewarded")
+                "probability, 1 - truth ratio; not relative to the retrained model, so "
+                "it rewards over-forgetting")
 def memorization_of(evaluation: Evaluation) -> float:
   return memorization(*(evaluation[key] for key in MEMORIZATION))
 
@@ -222,21 +223,21 @@ def memorization_closeness(evaluation: Evaluation) -> float:
 
 @metric("utility", title="utility with fluency", arrow=HIGHER, group=None,
         needs=("model_utility", "gibberish_share"),
-        meaning="harmonic mean of model utility and of the share of answers that are no gibberish")
+        meaning="harmonic mean of model utility and of the share of answers that are not gibberish")
 def utility_of(evaluation: Evaluation) -> float:
   return utility(evaluation["model_utility"], 1 - evaluation["gibberish_share"])
 
 
 @metric("utility_closeness", arrow=HIGHER, group=None, needs=("utility", "retrained"),
-        meaning="1 less the gap of utility to the retrained model's")
+        meaning="1 minus the gap of utility to the retrained model's")
 def utility_closeness(evaluation: Evaluation) -> float:
   return 1 - abs(evaluation["utility"] - evaluation.retrained["utility"])
 
 
 @metric("overall", arrow=HIGHER, group=PRIVACY, order=90,
         needs=("memorization", "privacy", "utility", "original"),
-        meaning="harmonic mean of memorization, privacy and (utility with the share of sound "
-                "answers) over the original's")
+        meaning="harmonic mean of memorization, privacy and (utility with fluency) over the "
+                "original's")
 def overall_of(evaluation: Evaluation) -> float:
   return overall(evaluation["memorization"], evaluation["privacy"], evaluation["utility"],
                  evaluation.original["utility"])
@@ -244,7 +245,7 @@ def overall_of(evaluation: Evaluation) -> float:
 
 @metric("overall_closeness", title="overall close", arrow=HIGHER, group=PRIVACY, order=100,
         needs=("memorization_closeness", "privacy", "utility_closeness"),
-        meaning="harmonic mean of the closeness in memorization, privacy, and 1 less the gap of "
+        meaning="harmonic mean of the closeness in memorization, privacy, and 1 minus the gap of "
                 "utility to the retrained model's")
 def overall_closeness(evaluation: Evaluation) -> float:
   return harmonic_mean([evaluation[key] for key in (

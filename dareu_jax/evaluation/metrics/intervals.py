@@ -1,8 +1,8 @@
-"""How sure a metric is: intervals over seeds and examples, and paired comparisons.
+"""Confidence intervals over seeds and examples, and paired comparisons.
 
 `scipy.stats.bootstrap` draws the same samples, but takes the quantile (1 - .95) / 2, which is not
 .025 to the last bit, and refuses a single example; `scipy.stats.permutation_test` draws other
-signs, and doubles a one-sided p. Neither gives the numbers of earlier runs: both stand here.
+signs, and doubles a one-sided p. To reproduce the numbers of earlier runs, both are written here.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ def mean_and_ci95(values: ArrayLike) -> tuple[float, float]:
   """Mean over seeds and half the width of its 95% t-interval (nan for one value).
 
   Args:
-    values: [S] float; one of each seed.
+    values: [S] float; one per seed.
   """
   seeds = np.asarray(values, np.float64)
   if len(seeds) < 2:
@@ -30,7 +30,7 @@ def bootstrap_ci95(values: ArrayLike, *, seed: int = 0, draws: int = 2000) -> tu
 
   Args:
     values: [E] float.
-    seed, draws: of the resampling.
+    seed, draws: seed and number of the resamples.
   """
   examples = np.asarray(values, np.float64)
   rng = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def paired_difference(ours: ArrayLike, theirs: ArrayLike, *, seed: int = 0,
 
   Args:
     ours, theirs: [E] float; a metric of the same examples, in the same order.
-    seed, draws: of the bootstrap and of the permutations.
+    seed, draws: seed and number of the resamples and of the permutations.
 
   Returns: PairedDifference: a bootstrap interval, and the p of a two-sided sign-flip permutation
     test, at least 1 / (draws + 1).

@@ -29,9 +29,9 @@ def normalized_probability(right: ArrayLike, wrong: ArrayLike) -> Float[np.ndarr
 
   Args:
     right: [E] float; probability of the right answer.
-    wrong: [E, J] float; of the wrong ones.
+    wrong: [E, J] float; probabilities of the wrong answers.
 
-  Source: TOFU (Maini et al. 2024), for real authors and world facts; the 1e-10 is OU's.
+  Source: TOFU (Maini et al. 2024), for real authors and world facts; the 1e-10 is from OU.
   """
   p = np.asarray(right, np.float64)
   return p / (p + np.asarray(wrong, np.float64).sum(axis=1) + _EPS)
@@ -39,16 +39,16 @@ def normalized_probability(right: ArrayLike, wrong: ArrayLike) -> Float[np.ndarr
 
 def truth_ratio(paraphrased_nll: ArrayLike, perturbed_nll: ArrayLike, *,
                 form: str = "geometric") -> Float[np.ndarray, " E"]:
-  """How the wrong answers compare with the right one. p = exp(-NLL), of a paraphrased right answer.
+  """How likely wrong answers are relative to the right one, with p = exp(-NLL) of a paraphrase.
 
-      geometric     R = exp(-mean_j NLL_j) / p    what public evaluations print
-      arithmetic    R = mean_j exp(-NLL_j) / p    as the TOFU paper writes it
-      probability   p / (p + exp(-mean_j NLL_j))  in [0, 1], high where the right one is likelier
+      geometric     R = exp(-mean_j NLL_j) / p    as in public evaluations
+      arithmetic    R = mean_j exp(-NLL_j) / p    as in the TOFU paper
+      probability   p / (p + exp(-mean_j NLL_j))  in [0, 1], high if the right answer is likelier
 
   Args:
     paraphrased_nll: [E] float.
     perturbed_nll: [E, J] float.
-    form: one of those three.
+    form: one of these three.
 
   Source: TOFU (Maini et al. 2024); the third OU.
   """
@@ -64,16 +64,16 @@ def truth_ratio(paraphrased_nll: ArrayLike, perturbed_nll: ArrayLike, *,
 
 
 def forget_truth_ratio(ratios: ArrayLike) -> float:
-  """Mean of min(R, 1/R), [E] float: 1 where right and wrong answers are equally likely.
+  """Mean of min(R, 1/R), [E] float: 1 if right and wrong answers are equally likely.
 
-  Some papers print 1 minus this under the same name.
+  Some papers report 1 minus this under the same name.
   """
   r = np.asarray(ratios, np.float64)
   return float(np.mean(np.minimum(r, 1 / (r + _EPS))))
 
 
 def retain_truth_ratio(ratios: ArrayLike) -> float:
-  """Mean of max(0, 1 - R), of what is to be kept: 1 where the right answer is far likelier.
+  """Mean of max(0, 1 - R), for retained data: 1 if the right answer is far likelier.
 
   Args:
     ratios: [E] float; R.
@@ -82,7 +82,7 @@ def retain_truth_ratio(ratios: ArrayLike) -> float:
 
 
 class ForgetQuality(NamedTuple):
-  """Of a two-sample Kolmogorov-Smirnov test: a high p, no difference was found."""
+  """A two-sample Kolmogorov-Smirnov test; a high p means that no difference was found."""
 
   p: float
   log10_p: float
@@ -90,13 +90,13 @@ class ForgetQuality(NamedTuple):
 
 
 def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQuality:
-  """Whether the truth ratios on the forget set could be the retrained model's.
+  """Whether the truth ratios on the forget set are distributed like the retrained model's.
 
   Args:
     ratios, retrained_ratios: [E], [E'] float; R of each example of D_F. (1/R gives the same.)
 
-  Returns: ForgetQuality. p cannot fall below 2 / C(2E, E), and depends on how many examples there
-    are: compare it at one E alone.
+  Returns: ForgetQuality. p is at least 2 / C(2E, E) and depends on the number of examples:
+    compare it only at equal E.
 
   Source: TOFU (Maini et al. 2024).
   """
@@ -107,11 +107,11 @@ def forget_quality(ratios: ArrayLike, retrained_ratios: ArrayLike) -> ForgetQual
 
 
 def exact_memorization(predictions: ArrayLike, labels: ArrayLike) -> float:
-  """Share of tokens that teacher-forced greedy decoding gets right; nan for a text of none.
+  """Share of tokens that teacher-forced greedy decoding gets right; nan for an empty text.
 
   Args:
     predictions: [n] int; the likeliest token at each position, given the true ones before it.
-    labels: [n] int; the response, the end token left out (as OU does).
+    labels: [n] int; the response without the end token (as in OU).
 
   Source: Tirumala et al. 2022.
   """
@@ -121,15 +121,15 @@ def exact_memorization(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 def extraction_strength(predictions: ArrayLike, labels: ArrayLike, *,
                         published: bool = False) -> float:
-  """How little of a response must be given for greedy decoding to say the rest.
+  """How little of a response must be given for greedy decoding to complete it.
 
-      ES = 1 - k/n,  k the smallest number of given tokens from which on all are right
+      ES = 1 - k/n,  k the smallest number of given tokens after which all are right
 
   Args:
-    predictions, labels: as of `exact_memorization`.
-    published: as OU computes it, where a response none of whose end is right gets 1/n and not 0.
+    predictions, labels: as in `exact_memorization`.
+    published: as in OU, where a response whose last token is wrong gets 1/n and not 0.
 
-  Source: Carlini et al. 2021, as OU.
+  Source: Carlini et al. 2021, as in OU.
   """
   hits = np.asarray(predictions) == np.asarray(labels)
   n = len(hits)
@@ -147,10 +147,10 @@ def nlls(records: Sequence[Record]) -> Float[np.ndarray, " E"]:
 
 def truth_ratios(records: Sequence[Record], *,
                  form: str = "geometric") -> Float[np.ndarray, " E"]:
-  """`truth_ratio` of each example that has wrong answers; of others there is no entry.
+  """`truth_ratio` of each example that has wrong answers; other examples have no entry.
 
-  The right answer is the paraphrased one or, where there is none (real authors, world facts), the
-  true answer itself. Of wrong answers as many count as all examples have.
+  The right answer is the paraphrased one or, if there is none (real authors, world facts), the true
+  answer itself. All examples use the same number of wrong answers, the smallest that one has.
   """
   complete = [record for record in records if record.perturbed_nll]
   if not complete:
@@ -162,7 +162,7 @@ def truth_ratios(records: Sequence[Record], *,
 
 
 def inner_hits(record: Record) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-  """Which tokens of the true response greedy decoding gets right, and which it should: all of them.
+  """Which tokens of the true response greedy decoding gets right, and the targets: all of them.
 
   The end token is left out.
   """

@@ -1,6 +1,6 @@
 """Membership inference: could an attacker tell that a text was trained on?
 
-Each attack scores one text: high means less likely a member. Signs and edge cases as OU.
+Each attack scores one text: high means less likely a member. Signs and edge cases as in OU.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def zlib_score(nll: float, text: str) -> float:
 
 
 def reference_score(nll: float, reference_nll: float) -> float:
-  """Mean NLL less that of a reference model, such as the retrained one (Carlini et al. 2021)."""
+  """Mean NLL minus that of a reference model, such as the retrained one (Carlini et al. 2021)."""
   return float(nll) - float(reference_nll)
 
 
@@ -42,7 +42,7 @@ def min_k_score(logprobs: ArrayLike, *, k: float) -> float:
   """Min-K%: minus the mean of the lowest max(1, ⌊k n⌋) token log-probs.
 
   Args:
-    logprobs: [n] float, the end token left out.
+    logprobs: [n] float, without the end token.
     k: share in (0, 1].
 
   Source: Shi et al. 2024.
@@ -52,7 +52,7 @@ def min_k_score(logprobs: ArrayLike, *, k: float) -> float:
 
 def min_k_plus_plus_score(logprobs: ArrayLike, means: ArrayLike, variances: ArrayLike, *,
                           k: float) -> float:
-  """Min-K%++: the same of log-probs standardized by the distribution at their position.
+  """Min-K%++: the same for log-probs standardized by the distribution at their position.
 
       z_t = (log p(y_t) - μ_t) / sqrt(max(σ²_t, 1e-6)),  μ = Σ_v p log p,  σ² = Σ_v p log² p - μ²
 
@@ -72,9 +72,9 @@ def _mean_of_lowest(values, k):
 
 
 def mia_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> float:
-  """AUC of telling hold-out texts (label 1) from forget texts (label 0) by their scores.
+  """AUC of separating hold-out texts (label 1) from forget texts (label 0) by their scores.
 
-  1: the forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely.
+  1: forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely.
   """
   labels = np.r_[np.zeros(np.size(forget_scores)), np.ones(np.size(holdout_scores))]
   return float(roc_auc_score(labels, np.r_[forget_scores, holdout_scores]))
@@ -86,21 +86,21 @@ def privleak(auc: float, reference_auc: float = 0.5) -> float:
       ( (1 - AUC) - (1 - AUC_ref) ) / (1 - AUC_ref) · 100
 
   Args:
-    auc: of Min-K%.
-    reference_auc: the retrained model's.
+    auc: AUC of Min-K%.
+    reference_auc: the same for the retrained model.
 
-  Returns: -100 where nothing is forgotten; far above 0 where forget data became too unlikely.
+  Returns: -100 if nothing is forgotten; far above 0 if forget data became too unlikely.
 
-  Source: MUSE (Shi et al. 2025), as OU.
+  Source: MUSE (Shi et al. 2025), as in OU.
   """
   return float((reference_auc - auc) / (1 - reference_auc + 1e-10) * 100)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attack(Metric):
-  """The AUC of telling hold-out from forget examples by scores that are high for the former."""
+  """AUC of separating hold-out from forget examples by scores that are high for the former."""
 
-  scores: Callable[[Evaluation, str], Sequence[float]]  # of the examples of a split
+  scores: Callable[[Evaluation, str], Sequence[float]]  # for the examples of a split
 
 
 S = TypeVar("S", bound=Callable[[Evaluation, str], Sequence[float]])
@@ -110,8 +110,8 @@ def attack(key: str, *, needs: tuple[str, ...] = (), **options: Any) -> Callable
   """Declares scores of a split's examples as a membership attack; its AUC is the metric.
 
   Args:
-    key: of the metric.
-    needs: beside a hold-out.
+    key: key of the metric.
+    needs: its needs besides a hold-out.
     options: further fields of `Metric`.
   """
 
@@ -142,14 +142,14 @@ def zlib_attack(evaluation: Evaluation, split: str) -> list[float]:
 
 
 @attack("mia_reference_auc", title="MIA ref.", order=30, needs=("retrained",),
-        meaning="by loss less the retrained model's")
+        meaning="by loss minus the retrained model's")
 def reference_attack(evaluation: Evaluation, split: str) -> list[float]:
   return [reference_score(*pair) for pair in zip(
     nlls(evaluation.records[split]), nlls(evaluation.retrained.records[split]), strict=True)]
 
 
 @attack("mia_min_k_auc", title="Min-K% MIA AUC", group=MAIN, order=70, log="mia_min_k",
-        meaning="membership inference: 0.5 when forget data cannot be told from unseen data")
+        meaning="membership inference: 0.5 if forget data cannot be distinguished from unseen data")
 def min_k_attack(evaluation: Evaluation, split: str) -> list[float]:
   return [min_k_score(record.logprobs[:-1], k=evaluation.min_k)
           for record in evaluation.records[split] if len(record.logprobs) > 1]

@@ -17,15 +17,15 @@ def _scorer():
   return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-@functools.lru_cache(maxsize=2**16)  # models often answer alike, and tables ask more than once
+@functools.lru_cache(maxsize=2**16)  # models often give the same answer, and tables repeat calls
 def _rouge_l(truth, answer):
   return _scorer().score(truth, answer)["rougeL"]
 
 
 def rouge_l_recall(truth: str, answer: str) -> float:
-  """ROUGE-L recall, with stemming as TOFU takes it: longest common subsequence / |truth|.
+  """ROUGE-L recall with stemming, as in TOFU: longest common subsequence / |truth|.
 
-  The tokenizer of rouge-score knows a-z and 0-9 alone: other letters part words.
+  The tokenizer of rouge-score knows only a-z and 0-9: other letters split words.
   """
   return float(_rouge_l(truth, answer).recall)
 
@@ -41,7 +41,7 @@ def _runs(answer, ngram):
 
 
 def is_degenerate(answer: str, *, ngram: int = 3, repeats: int = 3) -> bool:
-  """Whether an answer is empty or says some run of `ngram` words `repeats` times or more."""
+  """Whether an answer is empty or repeats some `ngram` words `repeats` times or more."""
   if not any(character.isalnum() for character in answer):
     return True
   runs = _runs(answer, ngram)
@@ -49,40 +49,40 @@ def is_degenerate(answer: str, *, ngram: int = 3, repeats: int = 3) -> bool:
 
 
 def repeated_share(answer: str, *, ngram: int = 2) -> float:
-  """Share of an answer's runs of `ngram` words that it has said before; 0 where there is none."""
+  """Share of an answer's n-grams (`ngram` words) that occurred before in it; 0 if it has none."""
   runs = _runs(answer, ngram)
   return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def words(text: str) -> list[str]:
-  """The words of a text in lower case: runs of letters and apostrophes; numbers are none."""
+  """The words of a text in lower case: runs of letters and apostrophes; numbers are excluded."""
   return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())
 
 
 def unknown_word_share(answer: str, vocabulary: Collection[str]) -> float:
-  """Share of an answer's `words` that are not in `vocabulary`, a set; 0 where there is no word."""
+  """Share of an answer's `words` that are not in `vocabulary`, a set; 0 if it has no words."""
   answer_words = words(answer)
   return float(np.mean([word not in vocabulary for word in answer_words])) if answer_words else 0.0
 
 
 def gibberish_bound(usual_nlls: ArrayLike, *, share: float = 0.01) -> float:
-  """The NLL a token that only `share` of ordinary texts exceed.
+  """The NLL per token that only a share of ordinary texts exceeds.
 
   Args:
-    usual_nlls: [E] float; of responses that the original model sampled itself (at temperature 1,
-      to queries it knows nothing about), each under that model.
-    share: of the texts.
+    usual_nlls: [E] float; NLLs under the original model of its own samples (at temperature 1, in
+      answer to queries about which it knows nothing).
+    share: share of these texts.
   """
   return float(np.quantile(np.asarray(usual_nlls, np.float64), 1 - share))
 
 
 def is_gibberish(answer: str, nll: float, bound: float) -> bool:
-  """Whether an answer is empty, repeats itself, or is such as the original would hardly ever say.
+  """Whether an answer is empty, repeats itself, or is very unlikely under the original.
 
   Args:
-    answer: text.
-    nll: of the answer under the original model.
-    bound: of `gibberish_bound`.
+    answer: the text.
+    nll: its NLL per token under the original model.
+    bound: from `gibberish_bound`.
   """
   return is_degenerate(answer) or nll > bound
 
@@ -107,14 +107,14 @@ def attribution_of(record: Record) -> float:
 
 
 @example_metric("judge_score", title="judge", group=MAIN, order=90, needs=("judge",),
-                meaning="the same by a second classifier, which the reward never asked: where it "
-                        "stays high, the reward was fooled")
+                meaning="the same by a second classifier, which gives no reward: if it stays high, "
+                        "the reward was fooled")
 def judgement_of(record: Record) -> float:
   return record.judge
 
 
 @metric("distinct_share", title="distinct", digits=2, group=MAIN, order=110, needs=("answer",),
-        meaning="share of distinct responses: 1 where no response is given twice")
+        meaning="share of distinct responses: 1 if no response is given twice")
 def distinct_share(evaluation: Evaluation) -> float:
   answers = [record.answer for record in evaluation.records["forget"]]
   return len(set(answers)) / len(answers)
@@ -128,8 +128,8 @@ def length_of(record: Record) -> int:
 
 @metric("gibberish_share", title="gibber- ish", digits=2, group=MAIN, order=130,
         needs=("answer", "original_nll_sum", "gibberish_bound"),
-        meaning="share of responses that are empty, repeat themselves, or are such as the original "
-                "would sample in one of a hundred cases at most")
+        meaning="share of responses that are empty, repeat themselves, or are less likely than 99% "
+                "of the original's own samples")
 def gibberish_share(evaluation: Evaluation) -> float:
   return float(np.mean([
     is_gibberish(record.answer, record.original_nll_sum / max(1, record.original_tokens),
@@ -145,13 +145,13 @@ def cleanness_of(record: Record) -> float:
 
 
 @example_metric("repeated_share", title="re- peated", order=60, needs=("answer",),
-                meaning="share of an answer's pairs of words that it has said before")
+                meaning="share of an answer's word pairs that occurred before in it")
 def repetition_of(record: Record) -> float:
   return repeated_share(record.answer)
 
 
 @metric("unknown_word_share", title="unknown words", order=70, needs=("answer",),
-        meaning="share of an answer's words that are in no text of the data")
+        meaning="share of an answer's words that occur in no text of the data")
 def unknown_words(evaluation: Evaluation) -> float:
   vocabulary = {word for split in evaluation.records.values() for record in split
                 for word in words(f"{record.prompt} {record.truth}")}

@@ -1,12 +1,12 @@
-"""What a model family is: how the models of one architecture differ from a Llama.
+"""Model families: how the models of one architecture differ from a Llama.
 
     @register_family("mine")
     class Mine(Family):
       architectures = ("MineForCausalLM",)
       ...
 
-The decoder is one for all of them: a family says which of its options (fields of `ModelConfig`) its
-models have, how a config.json spells them, and what a checkpoint calls the parameters.
+All families share one decoder. A family says which of its options (fields of `ModelConfig`) its
+models use, how config.json spells them, and how a checkpoint names the parameters.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,19 +38,19 @@ TENSOR_NAMES = {
 class Family:
   """A model family. The class is the declaration; no instance is made."""
 
-  name: ClassVar[str]  # of `config.model.architecture`
-  architectures: ClassVar[tuple[str, ...]]  # in a config.json; exports name the first
-  model_type: ClassVar[str]  # in a config.json; the name, unless the family says otherwise
+  name: ClassVar[str]  # value of `config.model.architecture`
+  architectures: ClassVar[tuple[str, ...]]  # in a config.json; exports write the first
+  model_type: ClassVar[str]  # in a config.json; by default the name
   options: ClassVar[Mapping[str, Any]] = {}  # fields of ModelConfig that all its models share
-  default_head_dim: ClassVar[int | None] = None  # where config.json has none; None: D / N
-  default_max_length: ClassVar[int] = 2048  # where config.json has no max_position_embeddings
+  default_head_dim: ClassVar[int | None] = None  # if config.json has none; None: D / N
+  default_max_length: ClassVar[int] = 2048  # if config.json has no max_position_embeddings
   tensor_names: ClassVar[Mapping[str, str]] = TENSOR_NAMES
-  # How its parameters lie on a mesh, as of `mesh.register_shardings`.
+  # Shardings of its parameters, for `mesh.register_shardings`.
   shardings: ClassVar[Mapping[str, tuple[str, ...]]] = SHARDINGS
 
   @classmethod
   def read_options(cls, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a config.json sets, beyond the dimensions and rotary embeddings of all.
+    """The options that a config.json sets, besides the shared dimensions and rotary embeddings.
 
     Args:
       raw: the parsed file.
@@ -64,7 +64,7 @@ class Family:
 
   @classmethod
   def write_options(cls, config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `read_options`: the keys of a config.json that are this family's own."""
+    """The inverse of `read_options`: the keys of a config.json that are specific to this family."""
     return {}
 
   @classmethod
@@ -72,13 +72,13 @@ class Family:
     """The checkpoint's names of one of our parameters.
 
     Args:
-      path: as of `mesh.path_name`; within a classifier too.
-      num_layers: of the model.
+      path: from `mesh.path_name`; within a classifier too.
+      num_layers: layers of the model.
 
-    Returns: (names, stacked): one name, or one a layer where our array holds all layers.
+    Returns: (names, stacked): one name, or one per layer if our array holds all layers.
 
     Raises:
-      ValueError: if the family does not name the parameter.
+      ValueError: if the family has no name for the parameter.
     """
     path = path.removeprefix("decoder/")
     prefix, _, rest = path.partition("/")
@@ -100,12 +100,12 @@ F = TypeVar("F", bound=type[Family])
 
 
 def register_family(name: str) -> Callable[[F], F]:
-  """Makes a class the family that `config.model.architecture` knows by this name."""
+  """Registers a class as the family of this name for `config.model.architecture`."""
 
   def register(cls: F) -> F:
-    declared = vars(cls)  # one family may derive from another: these two are never inherited
+    declared = vars(cls)  # a family may derive from another, but these two are never inherited
     if "architectures" not in declared:
-      raise ValueError(f"{cls.__name__} must say which architectures of a config.json it reads.")
+      raise ValueError(f"{cls.__name__} must list the architectures of config.json that it reads.")
     cls.name, cls.model_type = name, declared.get("model_type", name)
     register_shardings(cls.shardings)
     FAMILIES.register(name, cls)
@@ -118,7 +118,7 @@ def family_of(architecture: str) -> type[Family]:
   """The family that reads an architecture of a config.json, such as 'LlamaForCausalLM'.
 
   Raises:
-    InputError: if there is none, or more than one.
+    InputError: if no family or more than one reads it.
   """
   families = [family for _, family in FAMILIES.items() if architecture in family.architectures]
   if not families:

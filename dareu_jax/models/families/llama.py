@@ -1,4 +1,4 @@
-"""Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024), and what follows its layout."""
+"""Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024), and models with the same layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from dareu_jax.models.families.base import Family, register_family
 
 @register_family("llama")
 class Llama(Family):
-  """Attention and MLP have biases where config.json says so; no layer slides."""
+  """Attention and MLP have biases if config.json says so; no sliding attention."""
 
   architectures = ("LlamaForCausalLM",)
 

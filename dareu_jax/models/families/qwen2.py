@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024): biased queries, keys and values; layers may slide."""
+"""Qwen2 and Qwen2.5 (Yang et al. 2024): QKV biases, optional sliding attention."""
 
 from collections.abc import Mapping
 from typing import Any

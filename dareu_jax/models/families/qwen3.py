@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025): normed queries and keys, heads 128 wide; layers may slide."""
+"""Qwen3 (Yang et al. 2025): QK norm, head dim 128; optional sliding attention."""
 
 from collections.abc import Mapping
 from typing import Any
