@@ -54,6 +54,10 @@ TARGETS = {
 EQUIVALENT: dict[tuple[str, str, str], str] = {
   ("dareu_jax.core.logprobs", "hiddens,heads=zip(*states,strict=True)", "True -> False"):
     "all states are pairs",
+  ("dareu_jax.evaluation.metrics.closeness", "return_alike(before,after)",
+   "last two arguments swapped"): "it is symmetric",
+  ("dareu_jax.evaluation.metrics.intervals", 'returnfloat(seeds.mean()),float("nan")',
+   "mean -> sum"): "of one value both are that value",
 }
 
 SWAPPED = {"minimum": "maximum", "maximum": "minimum", "min": "max", "max": "min", "sum": "mean",

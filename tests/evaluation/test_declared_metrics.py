@@ -160,3 +160,22 @@ def test_privleak_is_beside_the_retrained_models_own(records):
   """Beside it the other way round, the sign would be another."""
   models = compared(records, retrained={"mia_min_k_auc": 0.6}, other={"mia_min_k_auc": 0.9})
   assert models["other"]["privleak"] == pytest.approx(100 * ((1 - 0.9) - (1 - 0.6)) / (1 - 0.6))
+
+
+def test_utility_counts_answers_that_are_not_gibberish_and_overall_is_relative_to_the_original(records):
+  models = compared(
+    records, original={"utility": 0.8},
+    a={"model_utility": 0.6, "gibberish_share": 0.25, "memorization": 0.5, "privacy": 0.9})
+  utility = 2 / (1 / 0.6 + 1 / 0.75)
+  assert models["a"]["utility"] == pytest.approx(utility)
+  assert models["a"]["overall"] == pytest.approx(3 / (1 / 0.5 + 1 / 0.9 + 0.8 / utility))
+
+
+def test_an_answer_of_one_token_counts_for_min_k(records):
+  """Its end token is left out, as everybody's."""
+  rng = np.random.default_rng(1)
+  short = dataclasses.replace(make_record(rng), logprobs=np.float32([-0.5, -9.0]))
+  records["forget"] = [short] * 4
+  records["holdout"] = [dataclasses.replace(record, logprobs=np.full(4, -2.0, np.float32))
+                        for record in records["holdout"]]
+  assert Evaluation(records)["mia_min_k_auc"] == 1.0

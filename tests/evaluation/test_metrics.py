@@ -1,5 +1,7 @@
 """Metrics against golden numbers of public evaluations and against hand-made cases."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,14 @@ def test_the_interval_over_seeds_is_the_t_interval():
   mean, half = metrics.mean_and_ci95([1.0, 2.0, 3.0])
   assert mean == 2.0
   assert half == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
+
+
+def test_two_seeds_have_an_interval_and_one_has_none():
+  """t of one degree of freedom: 12.706 · s / √2."""
+  mean, half = metrics.mean_and_ci95([0.4, 0.6])
+  assert (mean, half) == (pytest.approx(0.5), pytest.approx(12.7062 * 0.1, rel=1e-4))
+  mean, half = metrics.mean_and_ci95([0.4])
+  assert mean == 0.4 and math.isnan(half)
 
 
 def test_truth_ratios_have_three_forms(golden):
