@@ -76,7 +76,7 @@ def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> path
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
     reason = str(error).strip().splitlines()[0]
     raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
-                     f"({reason}). Name the folder of a checkpoint, or check the network.") from None
+                     f"({reason}). Name a checkpoint folder, or check the network.") from None
 
 
 def save(

@@ -1,4 +1,4 @@
-"""What comes before the retrainings: tokenizer, base, classifiers."""
+"""Stages before the retrainings: tokenizer, base, classifiers."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from studies.faithfulness.study import CLASSIFIERS, Study, stage_of
 
 
 def prepare(study: Study) -> None:
-  """Makes what is not there yet."""
+  """Runs the stages that are not done yet."""
   keep_tokenizer(study)
   pretrain(study)
   for name in CLASSIFIERS:
@@ -18,7 +18,7 @@ def prepare(study: Study) -> None:
 
 
 def keep_tokenizer(study: Study) -> None:
-  """Looks at every text, so that none fails later, and keeps the tokenizer."""
+  """Checks every text, so that none fails later, and saves the tokenizer."""
   with study.workdir.stage("tokenizer", study.fingerprints["tokenizer"]) as store:
     if store is None:
       return
