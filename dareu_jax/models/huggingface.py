@@ -179,7 +179,7 @@ def new_folder(
   """
   path = pathlib.Path(path)
   if path.exists():
-    raise InputError(f"{path} already exists: choose another folder, or remove it.")
+    raise InputError(f"{path} exists already: choose another folder, or remove it.")
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)

@@ -217,7 +217,7 @@ def mesh_of(tree: PyTree) -> Mesh:
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
-  """Sharding of an array whose first axis is the batch: over `data` and `fsdp` if they divide it."""
+  """Sharding of an array with a leading batch axis: over `data` and `fsdp` if they divide it."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []
   return NamedSharding(mesh, _spec(axes, shape, mesh))
 

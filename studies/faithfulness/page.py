@@ -184,8 +184,8 @@ def controls_section(results: dict[str, Any]) -> str:
     "Agreement with the classifier on sampled responses.",
     pipe_table(["score", "same top owner", "Spearman of the own owner's score"], agreement),
     "Model randomization: Spearman over owners of the scores at the full model and at adapters "
-    "that were never trained (mean over sampled responses). Scores that read only the text have 1 by "
-    "construction.",
+    "that were never trained (mean over sampled responses). Scores that read only the text have "
+    "1 by construction.",
     pipe_table(["score", "Spearman"], randomized)])
 
 

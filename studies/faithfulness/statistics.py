@@ -285,8 +285,8 @@ def correlation_over_checkpoints(
     resamples: int, seed: int) -> tuple[float, Interval]:
   """Spearman over the checkpoints of a run: (value, 95% interval).
 
-  Successive checkpoints are dependent, so the interval (a bootstrap over them) is too narrow and only
-  a guide.
+  Successive checkpoints are dependent, so the interval (a bootstrap over them) is too narrow and
+  only a guide.
   """
   scores, distances = np.asarray(scores, np.float64), np.asarray(distances, np.float64)
   rng = np.random.default_rng(seed)

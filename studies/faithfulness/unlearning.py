@@ -32,7 +32,7 @@ def checkpoints(study: Study, original: Any, form: RewardForm, epochs: int) -> I
 
 
 def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loop.Task:
-  """Models and data of the run: the study's classifier gives the reward, and epochs are not evaluated."""
+  """Models and data of the run: the study's classifier gives the reward, without a monitor."""
   settings, data, models = study.settings.unlearning, study.data, study.models
   settings = dataclasses.replace(
     settings, reward_form=form, epochs=epochs,

@@ -158,7 +158,7 @@ class Program:
     return 0
 
   def _product_flops(self, computation, op, summed):
-    """FLOPs of a matrix product; `summed` finds the dimensions of its left side that are summed over."""
+    """FLOPs of a matrix product; `summed` finds the contracted dimensions of its left side."""
     left = self._operands(computation, op)[0].shapes[0]
     dimensions = re.findall(r"\d+", re.search(summed, op.attributes)[1])
     return 2 * op.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)

@@ -47,7 +47,7 @@ class Program(NamedTuple):
 
 
 class Job(NamedTuple):
-  """All programs of a rollout on a mesh; `resident` is the tree of arrays that stay on the devices."""
+  """All programs of a rollout on a mesh; `resident`: the arrays that stay on the devices."""
 
   programs: dict[str, Program]
   resident: Any

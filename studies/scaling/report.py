@@ -39,7 +39,7 @@ def _programs(rows):
 
 
 def time_table(rows: Sequence[Row]) -> str:
-  """A line per mesh: work of a rollout with its updates on a device, and seconds by the roofline."""
+  """A line per mesh: work of a rollout with its updates on a device, and roofline seconds."""
   best, lines = recommended(rows), []
   any_measured = any(row.measured for row in rows)
   for row in rows:

@@ -23,7 +23,7 @@ def _tiny_run() -> Settings:
 class ScalingSettings:
   """The settings of a run, and the sizes that its data and tokenizers would have."""
 
-  run: Settings = dataclasses.field(default_factory=_tiny_run)  # a DareU run, with its response length
+  run: Settings = dataclasses.field(default_factory=_tiny_run)  # of DareU, with its response length
   vocab_size: Count = 2000  # of the model
   tie_embeddings: bool = True  # whether the head is the embedding
   classifier_vocab_size: Count = 2000  # of the classifier

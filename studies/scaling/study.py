@@ -157,8 +157,8 @@ def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: 
   memory = compiled.memory_analysis()
   temporaries = memory.temp_size_in_bytes + max(
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  # Resident arrays that are not arguments add to the peak. The memory analysis counts arguments,
-  # except unused ones.
+  # Resident arrays that are not arguments add to the peak. The memory analysis counts arguments
+  # except those that the program does not use, which stay on the devices too.
   arguments = {id(leaf) for leaf in jax.tree.leaves(program.args)}
   resident = jax.tree.leaves(resident)
   beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])

@@ -90,5 +90,5 @@ def test_metrics_of_other_examples_are_not_paired():
 
 def test_a_loss_that_is_null_is_refused():
   log = {"forget_Q_A_Prob": {"agg_value": 1.0, "value_by_index": {"0": {"avg_loss": None}}}}
-  with pytest.raises(InputError, match="null or no number"):
+  with pytest.raises(InputError, match="null or not a number"):
     logs.recompute(log)

@@ -26,8 +26,8 @@ def test_a_variant_differs_from_the_base_in_what_it_sets():
 
 
 @pytest.mark.parametrize(("label", "said"), [
-  ("unlearning.dareu.rate=1", "config.unlearning.dareu.rate is no setting"),
-  ("seeds.first=1", "config.seeds.first is no setting"),
+  ("unlearning.dareu.rate=1", "config.unlearning.dareu.rate is not a setting"),
+  ("seeds.first=1", "config.seeds.first is not a setting"),
   ("unlearning.dareu.kl_coef=-1", "config.unlearning.dareu.kl_coef is -1"),
 ])
 def test_an_assignment_that_is_none_is_refused_before_any_run(label, said):
