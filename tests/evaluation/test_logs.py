@@ -84,7 +84,7 @@ def test_metrics_of_other_examples_are_not_paired():
 
   log = {"forget_Q_A_PARA_Prob": entry((0, 1, 3), 1.0),
          "forget_Q_A_PERT_Prob": entry((0, 1, 2), [1.0, 2.0])}
-  with pytest.raises(InputError, match="example 2 is in one of them alone"):
+  with pytest.raises(InputError, match="example 2 is in only one of them"):
     logs.recompute(log)
 
 
