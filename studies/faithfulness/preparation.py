@@ -28,7 +28,7 @@ def keep_tokenizer(study: Study) -> None:
                     for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     if not data.none_examples:
       raise InputError(f"config.classifier.none_share is {study.settings.classifier.none_share}: "
-                       f"of {len(study.examples)} examples that is no text at all. Raise it.")
+                       f"of {len(study.examples)} examples that gives no text. Raise it.")
     data.tokenizer.save(study.workdir.folder / "tokenizer")
 
 
