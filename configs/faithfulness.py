@@ -1,4 +1,4 @@
-"""Is the owner classifier a fair stand-in for attribution? Small models, retrained many times.
+"""Is the owner classifier a good proxy for attribution? Small models, retrained many times.
 
     python -m studies.faithfulness --config=configs/faithfulness.py --workdir=runs/faithfulness
 

@@ -102,7 +102,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
             reward: Reward | None = None, settings: Mapping[str, Any] | None = None,
             workdir: str | pathlib.Path | None = None, overwrite: bool = False,
             seed: int = 42) -> Result:
-  """Makes a model forget what it learnt from some owners.
+  """Makes a model forget what it learned from some owners.
 
   The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers
   are trained on the examples, the method runs, and the epoch that its rule keeps is returned.

@@ -43,7 +43,7 @@ def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp
     (folder / "config.json").write_text(json.dumps({"seeds": seeds, "format": FORMAT}))
   text = compare.leaderboard([a, b])
   assert "**0.950**" in text and "**1.000**" not in text
-  assert text.endswith("Not alike: b differs from a in config.seeds.")
+  assert text.endswith("Not comparable: b differs from a in config.seeds.")
 
 
 def test_a_run_of_another_format_is_refused(tmp_path):

@@ -170,5 +170,5 @@ def test_texts_beyond_the_checkpoints_positions_are_refused(config, checkpoint, 
   (folder / "config.json").write_text(json.dumps(raw))
   config.model.path = str(folder)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  with pytest.raises(InputError, match="config.max_length is 512.* knows 300 positions"):
+  with pytest.raises(InputError, match="config.max_length is 512.* supports 300 positions"):
     keep_tokenizer(run)

@@ -241,7 +241,7 @@ def accuracy_and_calibration(probabilities: Float[np.ndarray, "E O"],
       ECE = Σ_bins (share of examples) · | accuracy - mean confidence |
 
   Args:
-    probabilities: of each example.
+    probabilities: p(owner | response) of each example.
     owners: the truth.
     bins: equal-width confidence bins.
 

@@ -107,7 +107,7 @@ def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Numb
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
 
   Args:
-    model, chunks: as of `gauss_newton_products`.
+    model, chunks: as in `gauss_newton_products`.
     right: the vectors b.
     damping: λ > 0.
     tolerance: residual over |b| at which the iteration stops.

@@ -43,7 +43,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
   """Tokenizes examples.
 
   Args:
-    examples: to encode.
+    examples: examples to encode.
     tokenizer: the model's, or the classifier's.
     max_length: the largest number of tokens of prompt and response together.
     owners: names in index order; others get -1.

@@ -76,7 +76,7 @@ def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> path
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
     reason = str(error).strip().splitlines()[0]
     raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
-                     f"({reason}). Name the folder of a checkpoint, or check the network.") from None
+                     f"({reason}). Name a checkpoint folder, or check the network.") from None
 
 
 def save(
@@ -179,7 +179,7 @@ def new_folder(
   """
   path = pathlib.Path(path)
   if path.exists():
-    raise InputError(f"{path} already exists: choose another folder, or remove it.")
+    raise InputError(f"{path} exists already: choose another folder, or remove it.")
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)

@@ -143,7 +143,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
   if not rules:
     raise ValueError(
       f"no sharding rule matches the parameter {path!r} of shape {tuple(shape)}. Register one "
-      "next to the code that defines it, with dareu_jax.parallel.mesh.register_shardings({pattern of "
+      "where it is defined, with dareu_jax.parallel.mesh.register_shardings({pattern of "
       f"the path: logical axes of its last dimensions}}), the axes of {', '.join(LOGICAL_AXES)}; "
       "REPLICATED keeps it whole on every device.")
   if len(set(rules.values())) > 1:
@@ -217,7 +217,7 @@ def mesh_of(tree: PyTree) -> Mesh:
 
 
 def batch_sharding(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> NamedSharding:
-  """Sharding of an array whose first axis is the batch: over `data` and `fsdp`, if they divide it."""
+  """Sharding of an array with a leading batch axis: over `data` and `fsdp` if they divide it."""
   axes = [BATCH] + [None] * (len(shape) - 1) if shape else []
   return NamedSharding(mesh, _spec(axes, shape, mesh))
 
@@ -297,7 +297,7 @@ def _gathered(spec):
 
 
 def _constrain(x, axes, *, even_if_whole=False):
-  """Dimensions that no axis divides are left to the compiler, or replicated."""
+  """An array that no axis divides is left to the compiler or, with `even_if_whole`, replicated."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x

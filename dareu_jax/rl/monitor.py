@@ -83,7 +83,7 @@ def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list
   """The reports as dicts, each with whether its epoch is acceptable and which bounds it violates.
 
   Args:
-    reports: from epoch 0 on.
+    reports: reports of all epochs, from epoch 0 on.
     guards: the bounds.
   """
   original = reports[0]

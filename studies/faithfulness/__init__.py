@@ -1,1 +1,1 @@
-"""Is an owner classifier a fair stand-in for attribution? Measured by retraining small models."""
+"""Is an owner classifier a good proxy for attribution? Measured by retraining small models."""

@@ -16,11 +16,11 @@ def _define_flags():
     "config", None, "Config file: configs/faithfulness.py.", lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of models and figures.")
   flags.DEFINE_bool(
-    "overwrite", False, "Take a workdir that holds another configuration; what changed runs again.")
+    "overwrite", False, "Accept a workdir with another configuration; affected stages run again.")
 
 
 def main(options: Flags) -> None:
-  """Runs the study, by its flags."""
+  """Runs the study as the flags say."""
   settings = FaithfulnessSettings.from_config(options.config)
   _, page = experiment.run(settings, options.workdir, overwrite=options.overwrite)
   print(f"Report: {page}")

@@ -17,13 +17,13 @@ Statistic = Callable[[Int[np.ndarray, " J"]], Float[np.ndarray, " Q"]]
 def compare_with_retraining(
     truth: Truth, scores: dict[str, Scores], owner_of: Int[np.ndarray, " Q"], *, resamples: int,
     seed: int) -> dict[str, Any]:
-  """All figures of one set of queries.
+  """All figures for one set of queries.
 
   Args:
-    truth: Truth of its queries.
+    truth: Truth of the queries.
     scores: {score name: scores}.
-    owner_of: -1 where a query is about none of the owners.
-    resamples, seed: of the bootstraps.
+    owner_of: owner of each query; -1 if it is about none of the owners.
+    resamples, seed: number and seed of the bootstrap resamples.
 
   Returns: {"scores": {score name: {figure: Estimate, ...}}, "ceiling": {...}, "threshold",
     "queries", "mean_delta"}.
@@ -85,7 +85,7 @@ def _bootstrap(statistic, truth, over, resamples, seed) -> Estimate:
 
 
 def _auc(truth, score, threshold, resamples, seed) -> Estimate:
-  """AUC of Δ > τ over all (query, owner) pairs: a number of the pairs, not a mean over queries."""
+  """AUC of Δ > τ over all (query, owner) pairs, not a mean over queries."""
   deltas, rng = truth.deltas, np.random.default_rng(seed)
   num_seeds, num_queries = len(deltas), len(score)
   all_queries, all_seeds = np.arange(num_queries), np.arange(num_seeds)
@@ -104,7 +104,7 @@ def _auc(truth, score, threshold, resamples, seed) -> Estimate:
 
 
 def noise_threshold(deltas: Float[np.ndarray, "R Q O"]) -> float:
-  """τ: twice the standard error of a Δ that is averaged over its trainings."""
+  """τ: twice the standard error of a Δ averaged over its trainings."""
   return float(2 * np.sqrt(np.mean(np.var(deltas, axis=0, ddof=1)) / len(deltas)))
 
 
@@ -112,8 +112,8 @@ def ceilings(truth: Truth, owner_of: Int[np.ndarray, " Q"] | None, *, resamples:
              seed: int) -> dict[str, dict[str, Any]]:
   """(d): reliability of the truth by split halves of the trainings, and the ceiling it sets.
 
-  Returns: {figure: {"reliability", "ceiling", and their "_interval", which draws queries}}; of what
-    leaves out the own owner only where there is one (`owner_of` not None).
+  Returns: {figure: {"reliability", "ceiling", and their "_interval", which draws queries}}; figures
+    that exclude the own owner only if there is one (`owner_of` not None).
   """
   repeats, num_seeds = len(truth.halves), len(truth.full)
   half_correlations = statistics.half_correlations

@@ -21,16 +21,16 @@ from studies.faithfulness.truth import Truth
 
 def score_texts(study: Study, queries: dict[str, Queries],
                 truths: dict[str, Truth]) -> dict[str, dict[str, Any]]:
-  """What the text readers say of each set.
+  """Scores of the text readers on each set.
 
   Args:
     study: Study.
     queries: {set name: Queries}.
-    truths: {set name: Truth} of those whose log-probs were taken.
+    truths: {set name: Truth} for the sets with log-probs.
 
   Returns: {set name: {"meaning", "queries", "mean_delta" (own owner's, where known), reader:
     {"accuracy", "own", "top"}}}; `accuracy` and `own` (mean score of the owner whom the query is
-    about) are None where there is none; `top` is the mean highest score.
+    about) are None if there is none; `top` is the mean highest score.
   """
   documents, result = owner_documents(study), {}
   for name, query_set in queries.items():
@@ -48,7 +48,7 @@ def score_texts(study: Study, queries: dict[str, Queries],
       figures[reader] = {"top": float(top.mean()), "accuracy": None, "own": None}
       if is_owned:
         right = (scores == top[:, None])[rows, owner_of]
-        # A text that shares no word with anybody has no owner, not the first.
+        # A text that shares no word with any owner has none, not the first.
         figures[reader]["accuracy"] = float(np.mean(right & (scores.min(axis=1) < top)))
         figures[reader]["own"] = float(scores[rows, owner_of].mean())
     result[name] = figures
@@ -65,10 +65,10 @@ def agreement(first: Float[np.ndarray, "Q O"], second: Float[np.ndarray, "Q O"],
 
 def without_training(study: Study, query_set: Queries,
                      scores: dict[str, Scores]) -> dict[str, float]:
-  """Model randomization: gradient scores at adapters that were never trained, beside `scores`.
+  """Model randomization: gradient scores at untrained adapters, compared with `scores`.
 
-  A score that depends on the model must change where the model does. One that reads the text alone
-  cannot: its correlation is 1 by construction.
+  A score that depends on the model must change with it. A score that reads only the text cannot:
+  its correlation is 1 by construction.
 
   Args:
     study: Study.

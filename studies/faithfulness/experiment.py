@@ -28,7 +28,7 @@ from studies.faithfulness.statistics import Estimate
 from studies.faithfulness.study import Study, make_study
 from studies.faithfulness.subsets import FULL
 
-# Sets of queries whose likelihood every model gives, and those of them with the full treatment.
+# Query sets whose likelihood is computed under every model, and those with all figures.
 MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")
 COMPARED = ("sampled", "true", "unseen")
 CALIBRATED = ("true", "paraphrased", "sampled")
@@ -36,7 +36,7 @@ CALIBRATED = ("true", "paraphrased", "sampled")
 
 def run(settings: FaithfulnessSettings, folder: str | pathlib.Path, *,
         overwrite: bool = False) -> tuple[dict[str, Any], pathlib.Path]:
-  """Everything that is not done yet.
+  """Runs every stage that is not done yet.
 
   Returns: (the figures, as written to figures.json; path of report.md).
 
@@ -99,7 +99,7 @@ def compare(study: Study, measured: dict[str, queries.Queries], truths: dict[str
 
 
 def protocol(study: Study) -> dict[str, Any]:
-  """What the figures rest on, in words and numbers."""
+  """The protocol behind the figures, in words and numbers."""
   settings, groups, models = study.settings, study.groups, study.models
   losses = {name: retraining.load_models(study, group)[1] for name, group in groups.items()
             if name == FULL or group.is_half}

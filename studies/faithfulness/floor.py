@@ -1,4 +1,4 @@
-"""Figure (e): what the classifier says of models that never saw an owner, and its calibration."""
+"""Figure (e): the classifier's score for models that never saw an owner, and its calibration."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ BINS = 10
 
 
 def measure(study: Study) -> dict[str, Any]:
-  """Scores of the true owner on the same prompts, by who answered.
+  """Scores of the true owner on the same prompts, by the model that answered.
 
   Returns: {"scores": {classifier: {source: [N]}}, "summary": {classifier: {source: {"mean",
     "interval", "quantiles"}}}, "auc": {classifier: P(full > without)}}; the interval draws owners.
@@ -75,8 +75,8 @@ def _summary(values, owner_of, resamples, seed):
 
 
 def calibration(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str, dict[str, Any]]]:
-  """{classifier: {set: {"accuracy", "ece", their "_interval", "bins"}}} of sets whose queries are
-  about an owner."""
+  """{classifier: {set: {"accuracy", "ece", their "_interval", "bins"}}} for sets whose queries
+  are about an owner."""
   result: dict[str, dict[str, dict[str, Any]]] = {}
   resamples = study.settings.bootstrap
   for name in CLASSIFIERS:
@@ -97,7 +97,7 @@ def calibration(study: Study, queries: dict[str, Queries]) -> dict[str, dict[str
 
 def reliability_bins(probabilities: Float[np.ndarray, "Q O"],
                      owners: Int[np.ndarray, " Q"]) -> list[list]:
-  """[[mean confidence, accuracy, examples]] of the bins that hold any."""
+  """[[mean confidence, accuracy, examples]] of the nonempty bins."""
   confidence = probabilities.max(axis=1)
   hit = probabilities.argmax(axis=1) == owners
   index = np.minimum((confidence * BINS).astype(int), BINS - 1)

@@ -1,4 +1,4 @@
-"""The masking experiment: words of responses are taken away; what is left of the score?"""
+"""The masking experiment: the score of responses as words are masked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from studies.faithfulness.study import Study
 SHARES = tuple(i / 10 for i in range(11))
 WAYS = {"dropped": "the masked words are left out",
         "replaced": "each masked word gives way to a word drawn from general text"}
-DRAWS = 5  # of which words are masked
+DRAWS = 5  # random draws of the masked words
 
 
 def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
   """Mean score and ROUGE of forget owners' responses by the share of their words that is masked.
 
-  The score is that of the forget owners together, as the reward takes it. Every response is masked
-  `DRAWS` times, more words each time it is masked further.
+  The score is that of the forget owners together, as in the reward. Every response is masked
+  `DRAWS` times at each share; a larger share masks the same words and more.
 
   Returns: {way: [{"share", "score", "score_interval", "own", "rouge"}]}; `own` is the score of the
     response's own owner; the interval draws responses.
@@ -50,14 +50,14 @@ def measure(study: Study) -> dict[str, list[dict[str, Any]]]:
 
 def mask(text: str, share: float, way: str, vocabulary: Sequence[str],
          rng: np.random.Generator) -> str:
-  """A text without a share of its words; a larger share masks the same words and more.
+  """A text with a share of its words masked; a larger share masks the same words and more.
 
   Args:
-    text: of a response.
-    share: in [0, 1].
+    text: text of a response.
+    share: share of the words, in [0, 1].
     way: a key of WAYS.
-    vocabulary: words to replace by.
-    rng: draws the same number of values whatever the share.
+    vocabulary: replacement words.
+    rng: random generator; the number of draws does not depend on the share.
   """
   words = text.split()
   order = rng.permutation(len(words))

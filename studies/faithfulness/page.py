@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def write(folder: str | pathlib.Path, results: dict[str, Any]) -> pathlib.Path:
-  """Writes report.md and the plots beside it; returns the path of report.md."""
+  """Writes report.md and its plots; returns the path of report.md."""
   folder = pathlib.Path(folder)
   for name, figure in plots.all_plots(results).items():
     (folder / name).write_bytes(to_png_bytes(figure))
@@ -29,7 +29,7 @@ def write(folder: str | pathlib.Path, results: dict[str, Any]) -> pathlib.Path:
 
 def report(results: dict[str, Any]) -> str:
   """The Markdown text."""
-  parts = ["# Is the owner classifier a fair stand-in for attribution?", protocol(results)]
+  parts = ["# Is the owner classifier a good proxy for attribution?", protocol(results)]
   parts.append("## (a) to (d): the scores against the retrainings\n\n"
                "![Rank correlations](retraining.png)\n\n" + _legend())
   for name, comparison in results["retraining"].items():
@@ -184,8 +184,8 @@ def controls_section(results: dict[str, Any]) -> str:
     "Agreement with the classifier on sampled responses.",
     pipe_table(["score", "same top owner", "Spearman of the own owner's score"], agreement),
     "Model randomization: Spearman over owners of the scores at the full model and at adapters "
-    "that were never trained (mean over sampled responses). What reads the text alone has 1 by "
-    "construction: it cannot notice.",
+    "that were never trained (mean over sampled responses). Scores that read only the text have "
+    "1 by construction.",
     pipe_table(["score", "Spearman"], randomized)])
 
 

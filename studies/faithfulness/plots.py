@@ -77,7 +77,7 @@ def _draw_scores(ax, scores, key, offset, color, marker, label):
 
 
 def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) -> Figure:
-  """Score of the true owner by who answered, as cumulative shares; and reliability diagrams."""
+  """Cumulative scores of the true owner by the model that answered; reliability diagrams."""
   figure = make_figure(11, 4.3)
   left, right = figure.subplots(1, 2)
   figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.135, wspace=0.17)
@@ -148,7 +148,7 @@ def trajectories(trajectory: dict[str, Any]) -> Figure:
       ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
       ax.grid(color=FAINT, linewidth=0.6)
       ax.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
-    # Read from zero, and with room for the legend.
+    # Starts at zero, with room for the legend.
     score.set_ylim(-0.03, 1.1)
     every = [r["kl"] for each in runs.values() for r in each["checkpoints"]] + seeds["kl"]
     kl.set_ylim(0, 1.35 * max(every))

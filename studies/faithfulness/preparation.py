@@ -1,4 +1,4 @@
-"""What comes before the retrainings: tokenizer, base, classifiers."""
+"""Stages before the retrainings: tokenizer, base, classifiers."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from studies.faithfulness.study import CLASSIFIERS, Study, stage_of
 
 
 def prepare(study: Study) -> None:
-  """Makes what is not there yet."""
+  """Runs the stages that are not done yet."""
   keep_tokenizer(study)
   pretrain(study)
   for name in CLASSIFIERS:
@@ -18,7 +18,7 @@ def prepare(study: Study) -> None:
 
 
 def keep_tokenizer(study: Study) -> None:
-  """Looks at every text, so that none fails later, and keeps the tokenizer."""
+  """Checks every text, so that none fails later, and saves the tokenizer."""
   with study.workdir.stage("tokenizer", study.fingerprints["tokenizer"]) as store:
     if store is None:
       return
@@ -28,7 +28,7 @@ def keep_tokenizer(study: Study) -> None:
                     for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     if not data.none_examples:
       raise InputError(f"config.classifier.none_share is {study.settings.classifier.none_share}: "
-                       f"of {len(study.examples)} examples that is no text at all. Raise it.")
+                       f"of {len(study.examples)} examples that gives no text. Raise it.")
     data.tokenizer.save(study.workdir.folder / "tokenizer")
 
 

@@ -1,7 +1,7 @@
-"""What the models are asked about: sets of (prompt, text) rows, with what each text is.
+"""Queries: sets of (prompt, text) rows, each with its meaning.
 
-The first three have counterfactuals worth the name (the model says them, or learned them); the
-others are controls, on which a score should be silent.
+The first three have meaningful counterfactuals (the model says or learned these texts); the others
+are controls, on which a score should be low.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Queries:
 
   @property
   def owner_of(self) -> Int[np.ndarray, " Q"]:
-    """Whom each is about; -1: none of the owners."""
+    """The owner whom each query is about; -1: none of the owners."""
     return np.array([row.owner for row in self.rows])
 
   def __len__(self) -> int:
@@ -50,7 +50,7 @@ def with_completions(rows: tuple[Row, ...], completions: list[list[int]]) -> tup
 def sampled_queries(study: Study) -> dict[str, Queries]:
   """{name: Queries} of responses sampled from the full model, saved in the workdir.
 
-  'sampled' answers the owners' own prompts, 'unseen' those of people whom no model knows, 'test'
+  'sampled' answers the owners' own prompts, 'unseen' those about people whom no model knows, 'test'
   general questions.
   """
   settings, data, corpus = study.settings, study.data, study.data.corpus
@@ -69,7 +69,7 @@ def sampled_queries(study: Study) -> dict[str, Queries]:
 
 
 def queries_of_data(study: Study) -> dict[str, Queries]:
-  """{name: Queries} of texts that the data has, or that are made of it."""
+  """{name: Queries} of texts from the data, or derived from it."""
   examples, data = study.examples, study.data
   rng = np.random.default_rng((study.settings.seed, 5))
   sets: dict[str, tuple[tuple[Example, ...], list[str] | None, str]] = {

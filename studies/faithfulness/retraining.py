@@ -1,10 +1,10 @@
-"""The ground truth: many small trainings, each of some of the owners, all by one recipe.
+"""The ground truth: many small trainings on subsets of the owners, all with one recipe.
 
-Every model of the study is a fine-tuning of the adapters over one base. Each takes the same number
-of epochs *and* of updates: a model that lacks owners has smaller batches, so that it sees each of
-its examples as often, under the same learning rates, as the full model does; and its examples come
-in the full model's order, the absent ones left out. Two trainings of one seed start from the same
-adapters. What differs is the data alone.
+Every model of the study fine-tunes adapters over one base, for the same number of epochs *and* of
+updates. A model that lacks owners has smaller batches, so that it sees each of its examples as
+often and at the same learning rates as the full model. Its examples come in the full model's order,
+without the absent ones. Two trainings with one seed start from the same adapters and differ only in
+the data.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from studies.faithfulness.subsets import Group
 
 
 def retrain(study: Study, groups: Iterable[Group]) -> None:
-  """Trains the models of the groups that are not there yet."""
+  """Trains the models of the groups that are not done yet."""
   groups = tuple(groups)
   done = sum(len(group) for group in groups
              if study.workdir.is_done(group.stage, study.fingerprints[group.stage]))
@@ -66,7 +66,7 @@ def load_model(study: Study, group: Group, index: int = 0) -> Any:
 
 
 def one_model(adapters: Any, index: int) -> Any:
-  """One training's adapters out of a group's."""
+  """The adapters of one training from those of a group."""
   return jax.tree.map(lambda x: x[index], adapters)
 
 
@@ -113,13 +113,13 @@ def batch_plan(owner_of: Int[np.ndarray, " N"], members: Bool[np.ndarray, " O"],
 
   Args:
     owner_of: the owner of each row.
-    members: the owners that are learned.
-    batch_size: of the full model; the others' are smaller in proportion.
+    members: the owners to train on.
+    batch_size: batch size of the full model; those of other models are proportionally smaller.
     epochs: passes over the rows.
-    seed: of the order.
+    seed: seed of the order.
 
-  Returns: row numbers; N where a batch has a place too many. Every row of the members comes once an
-    epoch, in the order that all rows would come in.
+  Returns: row numbers; N for an empty place in a batch. Every row of the members occurs once per
+    epoch, in the order of the full model.
   """
   count = len(owner_of)
   steps = -(-count // batch_size)
@@ -139,8 +139,8 @@ def logprobs(study: Study, groups: Iterable[Group],
 
   Args:
     study: Study.
-    groups: whose models are asked.
-    rows: of all queries.
+    groups: groups of models to evaluate.
+    rows: rows of all queries.
 
   Returns: {group name: log-probs}, float64.
   """

@@ -1,8 +1,8 @@
-"""The scores that are compared: each says of every query how much each owner has to do with it.
+"""The compared scores: how much each owner contributes to each query.
 
 All are arrays [Q, O], larger for an owner whose data makes the query likelier. Classifier and
-TF-IDF read a response alone, without its prompt, and know no model; gradient cosine and influence
-know the model that sampled the responses, and the prompts.
+TF-IDF read only the response, without its prompt or the model; gradient cosine and influence use
+the model that sampled the responses, and the prompts.
 """
 
 from collections.abc import Sequence
@@ -41,8 +41,8 @@ def tf_idf(texts: Sequence[str], documents: Sequence[str]) -> Scores:
   """Cosine of each text with each owner's document, by words and pairs of words.
 
   Args:
-    texts: Q of them.
-    documents: O of them.
+    texts: Q texts.
+    documents: O documents.
   """
   from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -59,7 +59,7 @@ def owner_documents(study: Study) -> list[str]:
 
 def reference_scores(owner_of: Sequence[int] | np.ndarray, num_owners: int,
                      seed: int) -> dict[str, Scores]:
-  """Scores that are compared with, not compared: {"owner label", "random"}."""
+  """Baseline scores: {"owner label", "random"}."""
   owner_of = np.asarray(owner_of)
   label = (np.arange(num_owners) == owner_of[:, None]).astype(float)
   noise = np.random.default_rng((seed, 6)).normal(size=(len(owner_of), num_owners))
@@ -127,7 +127,7 @@ def at_model(study: Study, adapters: Any,
   with progress("influence", "pass")(3) as bar:
     example_gradients = row_gradients(study, adapters, examples)
     query_gradients = row_gradients(study, adapters, rows)
-    # Of the mean per token.
+    # Of the mean log-prob per token.
     query_gradients /= np.array([len(row.completion) for row in rows])[:, None]
     bar.update()
     chunks = influence.stack_chunks([batch for _, batch in study.data.batches(
@@ -148,7 +148,7 @@ def at_model(study: Study, adapters: Any,
 
 
 def solver_facts(study: Study) -> dict[str, float]:
-  """How well the equations of the influence were solved."""
+  """How accurately the linear systems of the influence were solved."""
   return read_json(study.workdir.folder / "influence" / "solver.json")
 
 

@@ -27,7 +27,7 @@ class RetrainingSettings:
   subset_seeds: int = 2  # trainings of each half
   seeds: int = 3  # trainings of the full model and of each leave-owner-out model
   retained_seeds: int = 8  # trainings of the model without the forget owners
-  group_size: Count = 8  # models that are saved together: what a kill can cost
+  group_size: Count = 8  # models that are saved together; a kill loses at most one group
 
   def __post_init__(self):
     for name in ("subset_seeds", "seeds"):
@@ -44,10 +44,10 @@ class InfluenceSettings:
   """Gauss-Newton group influence on the adapters."""
 
   damping: Positive = 0.1  # λ over the mean eigenvalue of the Gauss-Newton matrix
-  iterations: Count = 100  # of conjugate gradients, at most
-  # Residual over right-hand side at which they stop.
+  iterations: Count = 100  # maximum steps of conjugate gradients
+  # Relative residual at which they stop.
   tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-  batch_size: Count = 40  # rows of a pass
+  batch_size: Count = 40  # rows per pass
 
 
 @settings
@@ -55,7 +55,7 @@ class TrajectorySettings:
   """The unlearning runs whose checkpoints are measured."""
 
   reward_forms: tuple[RewardForm, ...] = ("telescoped", "published")  # one run each
-  epochs: Annotated[int, Field(ge=2)] = 15  # of each run, past the epoch that it would keep
+  epochs: Annotated[int, Field(ge=2)] = 15  # of each run, beyond the epoch that it would keep
   samples_per_prompt: Count = 4  # a checkpoint's own responses to each forget query
 
 
@@ -63,12 +63,12 @@ class TrajectorySettings:
 class FaithfulnessSettings:
   """All settings of a study."""
 
-  # Of queries, classifiers and subsets; the retrainings take this and those after it.
+  # Of queries, classifiers and subsets; the retrainings use this seed and the following ones.
   seed: Annotated[int, Field(ge=0, lt=2**30)] = 0
   max_length: Annotated[int, Field(ge=16)] = 128  # tokens of prompt and response together
   length_multiple: Count = 8  # batches are padded to a multiple of this
   questions_per_owner: Size = 10  # examples of each owner that the models learn; 0: all
-  temperature: Positive = 0.7  # of the responses that queries and the floor are made of
+  temperature: Positive = 0.7  # for sampling the responses of queries and floor
   # The last two owners are forgotten in the trajectories and masked; the base reads 200 others.
   data: DataSettings = DataSettings(num_owners=12, forget="forget16")
   tokenizer: TokenizerSettings = TokenizerSettings(vocab_size=1200)
@@ -92,7 +92,7 @@ class FaithfulnessSettings:
     selection="last")
   trajectory: TrajectorySettings = TrajectorySettings()
   evaluation: EvaluationSettings = EvaluationSettings(max_examples=0)
-  bootstrap: Annotated[int, Field(ge=20)] = 200  # resamples behind an interval
+  bootstrap: Annotated[int, Field(ge=20)] = 200  # resamples per interval
   checkpoint: CheckpointSettings = CheckpointSettings(keep=1)
 
   def __post_init__(self):

@@ -1,9 +1,9 @@
-"""The statistics of a study: arrays in, arrays out. They know no model and no file.
+"""The statistics of a study: pure functions of arrays.
 
 Q queries, O owners, M subsets of the owners, R trainings (seeds) of each subset.
 
-A rank correlation with a constant is not 0 and not an error: it does not exist. It is NaN here, and
-every mean over queries says over how many it was taken.
+A rank correlation with a constant is undefined. It is NaN here, and every mean over queries reports
+the share of queries with a value.
 """
 
 import itertools
@@ -20,11 +20,11 @@ Values = Float[np.ndarray, " Q"]
 
 
 class Estimate(NamedTuple):
-  """A number and what it rests on.
+  """A number with its intervals.
 
   Attributes:
     value: the mean over queries.
-    by_queries, by_retrainings, by_both: 95% percentile intervals, resampling these.
+    by_queries, by_retrainings, by_both: 95% percentile intervals from resampling these.
     defined: share of queries that have a value.
   """
 
@@ -37,11 +37,11 @@ class Estimate(NamedTuple):
 
 def spearman(first: Float[np.ndarray, "... N"],
              second: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
-  """Rank correlation along the last axis, ties sharing their mean rank.
+  """Rank correlation along the last axis; ties get their mean rank.
 
   The two are broadcast against each other.
 
-  Returns: float64; NaN where either has no two different values.
+  Returns: float64; NaN if either is constant.
   """
   first, second = (stats.rankdata(x, axis=-1) for x in (first, second))
   first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
@@ -51,7 +51,7 @@ def spearman(first: Float[np.ndarray, "... N"],
 
 
 def subset_scores(scores: Scores, members: Bool[np.ndarray, "M O"]) -> Float[np.ndarray, "Q M"]:
-  """What the scores of single owners say of a group of them: their sum."""
+  """Scores of groups of owners: the sums of their scores."""
   return np.asarray(scores, np.float64) @ np.asarray(members, np.float64).T
 
 
@@ -76,15 +76,15 @@ def linear_datamodeling_score(scores: Scores, members: Bool[np.ndarray, "M O"],
 def lds_given_the_owner(scores: Scores, members: Bool[np.ndarray, "M O"],
                         logprobs: Float[np.ndarray, "M Q"],
                         owner_of: Int[np.ndarray, " Q"]) -> Values:
-  """LDS among the subsets that hold the query's own owner, and among those that do not: their mean.
+  """Mean of the LDS among subsets with the query's own owner and among those without.
 
-  In the plain LDS the own owner's presence decides nearly all; here it cannot.
+  The plain LDS is dominated by the presence of the own owner; here it is held fixed.
 
   Args:
     scores, members, logprobs: as for `linear_datamodeling_score`.
     owner_of: the owner whom each query is about.
 
-  Returns: NaN where neither kind of subsets has a value.
+  Returns: NaN if neither kind of subset has a value.
   """
   first, second = _wins(subset_scores(scores, members)), _wins(np.asarray(logprobs).T)
   with_owner = np.asarray(members)[:, owner_of].T
@@ -94,8 +94,8 @@ def lds_given_the_owner(scores: Scores, members: Bool[np.ndarray, "M O"],
 
 
 def _wins(x):
-  """x [Q, M] -> [Q, M, M] float32: 1 where entry i is above entry j, a half where equal."""
-  # Products of groups of owners may differ in the last digit alone.
+  """x [Q, M] -> [Q, M, M] float32: 1 where entry i is above entry j, a half if equal."""
+  # Sums over groups of owners may differ only in the last digit.
   x = np.round(np.asarray(x, np.float64), 12)
   return ((x[:, :, None] > x[:, None, :]) + 0.5 * (x[:, :, None] == x[:, None, :])).astype(
     np.float32)
@@ -130,12 +130,12 @@ def share_significant(correlations: Sequence[float] | np.ndarray, count: int,
 
 def over_owners(scores: Scores, deltas: Float[np.ndarray, "Q O"],
                 left_out: Sequence[int] | Int[np.ndarray, " Q"] | None = None) -> Values:
-  """Rank correlation over owners of scores and leave-owner-out differences, for each query.
+  """Rank correlation over owners between scores and leave-owner-out differences, per query.
 
   Args:
-    scores: of each owner.
-    deltas: what its absence costs.
-    left_out: an owner whom each query leaves out, or None.
+    scores: score of each owner.
+    deltas: Δ of each owner.
+    left_out: an owner to exclude for each query, or None.
   """
   if left_out is None:
     return spearman(scores, deltas)
@@ -147,7 +147,7 @@ def over_owners(scores: Scores, deltas: Float[np.ndarray, "Q O"],
 def top_owner_hits(scores: Scores, deltas: Float[np.ndarray, "Q O"]) -> Values:
   """Whether the owner with the highest score is the one whose absence costs most: 0 or 1.
 
-  Owners that share the highest score count in parts, so that a constant score gets chance.
+  Owners that tie for the highest score count fractionally, so that a constant score gets chance.
   """
   best = np.asarray(scores) == np.max(scores, axis=1, keepdims=True)
   right = np.arange(best.shape[1]) == np.argmax(deltas, axis=1)[:, None]
@@ -155,9 +155,9 @@ def top_owner_hits(scores: Scores, deltas: Float[np.ndarray, "Q O"]) -> Values:
 
 
 def detection_auc(scores: Scores, deltas: Float[np.ndarray, "Q O"], threshold: float) -> float:
-  """AUC of telling (query, owner) pairs with Δ > threshold from the others by their score.
+  """AUC of separating (query, owner) pairs with Δ > threshold from the others by their score.
 
-  NaN where one of the two kinds is missing.
+  NaN if one of the two kinds is missing.
   """
   labels = np.asarray(deltas).ravel() > threshold
   positive, negative = int(labels.sum()), int((~labels).sum())
@@ -177,9 +177,9 @@ def half_correlations(values: Float[np.ndarray, "R Q N"]) -> Values:
   them (with an odd number, one training is left out each time).
 
   Args:
-    values: of at least two trainings.
+    values: values of at least two trainings.
 
-  Returns: NaN where a half is constant.
+  Returns: NaN if a half is constant.
   """
   values = np.asarray(values, np.float64)
   half = len(values) // 2
@@ -189,16 +189,16 @@ def half_correlations(values: Float[np.ndarray, "R Q N"]) -> Values:
 
 
 def reliability(correlations: Values, trainings: int) -> float:
-  """How well the mean over all trainings would agree with that of as many others.
+  """Expected correlation of the mean over all trainings with that over as many others.
 
   The mean over queries is stepped up, not each query's value: few points make those noisy, and the
   formula is not linear.
 
   Args:
-    correlations: as of `half_correlations`.
-    trainings: how many there are.
+    correlations: from `half_correlations`.
+    trainings: number of trainings.
 
-  Returns: at or below 0 nothing agrees and nothing is stepped up.
+  Returns: the reliability; values at or below 0 are returned unchanged.
 
   Source: Spearman 1910; Brown 1910.
   """
@@ -215,7 +215,7 @@ def _halves(count: int, half: int) -> Iterator[tuple[tuple[int, ...], tuple[int,
 
 
 def ceiling(reliability: float) -> float:
-  """The highest correlation that a perfect score can expect with a truth of this reliability.
+  """The expected correlation of a perfect score with a truth of this reliability.
 
   Source: the correction for attenuation, Spearman 1904.
   """
@@ -223,7 +223,7 @@ def ceiling(reliability: float) -> float:
 
 
 def defined_mean(values: Sequence[float] | np.ndarray) -> float:
-  """Mean over what exists; NaN where nothing does."""
+  """Mean over the defined values; NaN if there are none."""
   values = np.asarray(values, np.float64)
   kept = values[~np.isnan(values)]
   return float(kept.mean()) if len(kept) else float("nan")
@@ -234,10 +234,10 @@ def bootstrap(statistic: Callable[[Int[np.ndarray, " J"]], Values], num_queries:
   """Mean over queries of a statistic, with three percentile intervals.
 
   Args:
-    statistic: of retraining indices (with repeats), a value for each query.
-    num_queries, num_retrainings: how many there are to draw from.
-    resamples: of each interval.
-    seed: of the draws.
+    statistic: function of retraining indices (with repeats) that returns a value per query.
+    num_queries, num_retrainings: numbers of queries and retrainings.
+    resamples: resamples per interval.
+    seed: seed of the resampling.
 
   Returns: Estimate. 'by_both' draws queries and retrainings at once: new questions to new models.
   """
@@ -255,7 +255,7 @@ def bootstrap(statistic: Callable[[Int[np.ndarray, " J"]], Values], num_queries:
 
 
 def percentiles(values: Iterable[float]) -> Interval:
-  """The 95% interval of resampled values; NaN where there are none."""
+  """The 95% interval of resampled values; NaN if there are none."""
   values = np.array(list(values), np.float64)
   values = values[~np.isnan(values)]
   if not len(values):
@@ -266,12 +266,12 @@ def percentiles(values: Iterable[float]) -> Interval:
 
 def alarms(scores: Sequence[float] | np.ndarray, distances: Sequence[float] | np.ndarray, *,
            score_margin: float = 0.0, distance_margins: float | np.ndarray = 0.0) -> list[int]:
-  """Steps on which a score falls while the distance that it stands for grows.
+  """Steps at which a score falls while the distance that it should measure grows.
 
   Args:
-    scores, distances: of checkpoints in order.
-    score_margin: what the score must fall by, more than this.
-    distance_margins: what the distance must grow by, more than this; of all steps, or of each.
+    scores, distances: values of the checkpoints in order.
+    score_margin: the score must fall by more than this.
+    distance_margins: the distance must grow by more than this; one for all steps, or one per step.
 
   Returns: the checkpoint at the end of each such step.
   """
@@ -285,8 +285,8 @@ def correlation_over_checkpoints(
     resamples: int, seed: int) -> tuple[float, Interval]:
   """Spearman over the checkpoints of a run: (value, 95% interval).
 
-  Checkpoints follow on each other, so the interval (a bootstrap over them) is too narrow; it is a
-  guide.
+  Successive checkpoints are dependent, so the interval (a bootstrap over them) is too narrow and
+  only a guide.
   """
   scores, distances = np.asarray(scores, np.float64), np.asarray(distances, np.float64)
   rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What the stages of a study share: data and models as a run has them, its own graph of stages."""
+"""State shared by the stages of a study: data and models as in a run, and a graph of stages."""
 
 import dataclasses
 import functools
@@ -30,11 +30,11 @@ from studies.faithfulness.subsets import FULL, RETAINED, Group, all_groups, leav
 class Variant(NamedTuple):
   """One of the classifiers of a study."""
 
-  seed_offset: int  # how far its seed is from the first one's
-  has_none: bool  # whether it knows "none of these", the class after the owners
+  seed_offset: int  # added to the seed of the first
+  has_none: bool  # whether it has the class "none of these", after the owners
 
 
-# 'judge' starts elsewhere and sees the data in another order with other noise.
+# 'judge' has another initialization, data order and noise.
 CLASSIFIERS = {"classifier": Variant(0, False), "judge": Variant(1000, False),
                "with none": Variant(2000, True)}
 
@@ -61,18 +61,18 @@ class Study:
     return graph.fingerprints(self.stages)
 
   def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
-    """Where a stage keeps what it does."""
+    """Where a stage saves its checkpoints and metrics."""
     writer = MetricWriter(self.workdir.folder / "metrics", name)
     return StageIO(store, writer, progress(name, unit))
 
   @property
   def owners(self) -> tuple[str, ...]:
-    """Names of the owners whose data the models learn."""
+    """Names of the owners whose data the models are trained on."""
     return self.data.source.owners
 
   @functools.cached_property
   def examples(self) -> tuple[Example, ...]:
-    """Everything that the full model learns, owner by owner."""
+    """All examples of the full model, grouped by owner."""
     order = {owner: i for i, owner in enumerate(self.owners)}
     corpus = self.data.corpus
     return tuple(sorted(corpus.forget + corpus.retain, key=lambda example: order[example.owner]))
@@ -84,16 +84,16 @@ class Study:
 
   @functools.cached_property
   def is_forget(self) -> Bool[np.ndarray, " O"]:
-    """Which owners are to be forgotten."""
+    """Which owners are forgotten."""
     return np.isin(self.owners, self.data.source.forget_owners)
 
   def whole_array(self, *shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-    """The template of a saved array that lies whole on the device."""
+    """The template of a saved array on a single device."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(
       self.models.mesh, jax.sharding.PartitionSpec()))
 
   def fresh_adapters(self, seed: int) -> Any:
-    """The adapters that a training of this seed starts from."""
+    """The initial adapters of trainings with this seed."""
     return base_model(
       self.settings, self.models.config, seed, self.models.mesh, self.workdir).params
 
@@ -113,7 +113,7 @@ class Study:
   def owner_scores(self, name: str, rows: tuple[Row, ...]) -> Float[np.ndarray, "Q O"]:
     """p(owner | completion) of rows by one of CLASSIFIERS.
 
-    What is missing from 1 is the probability of "none of these".
+    They sum to 1 minus the probability of "none of these".
     """
     scores = np.zeros((len(rows), len(self.owners)), np.float32)
     batches = self.data.batches(rows, self.settings.evaluation.batch_size, seed=0)
@@ -126,7 +126,7 @@ class Study:
 
 def stages(settings: FaithfulnessSettings, source: Corpus,
            groups: dict[str, Group]) -> dict[str, graph.Stage]:
-  """The graph of a study, in the order in which its stages come."""
+  """The graph of a study, with its stages in order."""
   s, Stage = settings, graph.Stage
   result = {
     "tokenizer": Stage((), (dataclasses.asdict(source), s.data.prompt_tokens,
@@ -158,7 +158,7 @@ def make_study(settings: FaithfulnessSettings, folder: str | pathlib.Path) -> St
   """Checks everything that can be checked before any work.
 
   Raises:
-    InputError: for data or owners that are not as the settings say.
+    InputError: for data or owners that do not match the settings.
   """
   # One device: the models are small and many, not large.
   mesh = meshes.make_mesh(MeshSettings(data=1, fsdp=1, tensor=1))

@@ -14,7 +14,7 @@ FULL, RETAINED = "full", "retained"
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Trainings that are saved together: which owners each learns, and its seed."""
+  """Trainings that are saved together: the owners and the seed of each."""
 
   name: str
   members: tuple[tuple[bool, ...], ...]
@@ -43,7 +43,7 @@ def all_groups(settings: FaithfulnessSettings, corpus: Corpus) -> dict[str, Grou
   """{name: Group}: full, retained (without the forget owners), leave-owner-out, and halves.
 
   Raises:
-    InputError: where the owners have fewer halves than are asked for.
+    InputError: if the owners have fewer halves than requested.
   """
   retraining, owners = settings.retraining, len(corpus.owners)
   seeds = tuple(settings.seed + r for r in range(retraining.seeds))
@@ -67,10 +67,10 @@ def all_groups(settings: FaithfulnessSettings, corpus: Corpus) -> dict[str, Grou
 
 
 def random_halves(owners: int, count: int, seed: int) -> Bool[np.ndarray, "M O"]:
-  """Distinct random halves of the owners, every one of ⌊O/2⌋.
+  """Distinct random halves of the owners, each of size ⌊O/2⌋.
 
   Raises:
-    InputError: where there are fewer.
+    InputError: if there are fewer.
   """
   rng = np.random.default_rng((seed, 3))
   halves: dict[tuple[int, ...], None] = {}

@@ -1,4 +1,4 @@
-"""Figure (f): along an unlearning run, does the score fall as the model nears the retrained one?"""
+"""Figure (f): does the score fall as unlearning approaches the retrained model?"""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ from studies.faithfulness.retraining import load_model, load_models, one_model
 from studies.faithfulness.study import CLASSIFIERS, Study
 from studies.faithfulness.subsets import FULL, RETAINED
 
-SCORE_MARGIN = 0.01  # a score that falls by less stands still
-SEED_OFFSET = 17  # of a checkpoint's own responses
+SCORE_MARGIN = 0.01  # a score that falls by less counts as unchanged
+SEED_OFFSET = 17  # added to the seed for a checkpoint's own responses
 
 Record = dict[str, Any]
 
@@ -59,14 +59,14 @@ def kl_to_mixture(study: Study, policy: Any, components: Any, weights: Sequence[
 
       1/n Σ_t KL( π(·|x, y_<t) ‖ Σ_r w_r π_r(·|x, y_<t) )
 
-  Models that were retrained with other seeds disagree on what none of them knows, so the distance
-  to one of them is mostly that one's chance. The mixture is what retraining gives over seeds.
+  Models retrained with different seeds disagree on what none of them knows, so the distance to one
+  of them mostly measures its seed. The mixture is the distribution of retraining over seeds.
 
   Args:
     study: Study.
-    policy: params.
+    policy: params of the policy.
     components: params of R models, stacked.
-    weights: R of them; they sum to 1.
+    weights: R weights that sum to 1.
     rows: the policy's own responses.
   """
   result = np.zeros(len(rows))
@@ -80,9 +80,9 @@ def kl_to_mixture(study: Study, policy: Any, components: Any, weights: Sequence[
 
 
 def measure(study: Study) -> dict[str, Any]:
-  """The runs and the models beside them.
+  """The runs and the reference models.
 
-  Returns: {"runs": {reward form: {"checkpoints": [...]} and what `summary` says}, "references":
+  Returns: {"runs": {reward form: {"checkpoints": [...]} and the keys of `summary`}, "references":
     {"original": record, "retrained": [record of each seed]}}.
   """
   settings = study.settings
@@ -122,7 +122,7 @@ def _records_of_run(study: Study, yardstick: "Yardstick", original: Any,
 
 @dataclasses.dataclass(frozen=True)
 class Yardstick:
-  """Measures a policy beside the retrained ones."""
+  """Measures a policy relative to the retrained models."""
 
   study: Study
   retrained: Any  # params of `count` seeds, stacked
@@ -159,8 +159,8 @@ class Yardstick:
     """One checkpoint's metrics. Scores are those of the forget owners together.
 
     Args:
-      policy: params.
-      index: which of the retrained models it is, or None; it is not compared with itself.
+      policy: params of the policy.
+      index: its index if it is a retrained model, or None; it is not compared with itself.
     """
     study = self.study
     rouges, greedy = self._rouges(policy)
@@ -189,9 +189,9 @@ def summary(checkpoints: list[Record], references: dict[str, Any], *, resamples:
   """Correlations over the checkpoints of a run, its alarms, and the gap to the retrained score.
 
   Args:
-    checkpoints: records as of `Yardstick.record`, the original model first.
-    references: {"retrained": [record, ...], ...}; the score to come down to is their mean.
-    resamples, seed: of the bootstraps.
+    checkpoints: records from `Yardstick.record`, the original model first.
+    references: {"retrained": [record, ...], ...}; the target score is their mean.
+    resamples, seed: number and seed of the bootstrap resamples.
   """
   def column(name):
     return np.array([record[name] for record in checkpoints], np.float64)

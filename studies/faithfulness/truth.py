@@ -1,4 +1,4 @@
-"""What the retrainings say: log-probs of each query under every model, put in arrays.
+"""The results of the retrainings: log-probs of each query under every model, as arrays.
 
 R trainings (seeds), M subsets, Q queries, O owners.
 """
@@ -16,7 +16,7 @@ from studies.faithfulness.subsets import FULL, RETAINED, leave_out_name
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """Mean log-probs per token of one set of queries."""
+  """Mean log-probs per token for one set of queries."""
 
   members: Bool[np.ndarray, "M O"]  # the halves
   halves: Float[np.ndarray, "S M Q"]  # of each of S trainings of a half

@@ -17,8 +17,8 @@ def checkpoints(study: Study, original: Any, form: RewardForm, epochs: int) -> I
   Args:
     study: Study.
     original: adapters of the full model.
-    form: of the reward.
-    epochs: how many; no rule stops the run before.
+    form: form of the reward.
+    epochs: number of epochs; no rule stops the run earlier.
   """
   task = make_task(study, original, form, epochs)
   state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
@@ -27,12 +27,12 @@ def checkpoints(study: Study, original: Any, form: RewardForm, epochs: int) -> I
     state, _ = loop.learn(task, state, step)
     if (step + 1) % task.rollouts_per_epoch == 0:
       state = learner.end_epoch(state)
-      # A copy: the next update takes the state's own buffers.
+      # A copy: the next update donates the state's buffers.
       yield learner.copy(state.policy)
 
 
 def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loop.Task:
-  """Models and data of the run: the study's own classifier rewards it, and no epoch is judged."""
+  """Models and data of the run: the study's classifier gives the reward, without a monitor."""
   settings, data, models = study.settings.unlearning, study.data, study.models
   settings = dataclasses.replace(
     settings, reward_form=form, epochs=epochs,

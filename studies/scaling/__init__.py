@@ -1,1 +1,1 @@
-"""How the job scales with the mesh: compiled for devices that need not be there, or run."""
+"""How the job scales with the mesh: compiled for devices that need not exist here, or run."""

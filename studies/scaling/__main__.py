@@ -1,4 +1,4 @@
-"""Entry: what a preset's rollouts need on meshes of devices, compiled ahead of time or measured.
+"""Entry: cost of a preset's rollouts on device meshes, compiled ahead of time or measured.
 
     python -m studies.scaling --config=configs/scaling.py:llama2_7b --workdir=runs/scaling \
         --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2
@@ -30,8 +30,8 @@ def _define_flags():
   flags.DEFINE_multi_string(
     "topology", None, "A TPU topology to compile for, such as v5e:4x4; several one after another.")
   flags.DEFINE_multi_string(
-    "mesh", None, "data,fsdp,tensor; -1 at one fills. Several; a few usual ones if not given.")
-  flags.DEFINE_bool("run", False, "Measure on the devices that are here.")
+    "mesh", None, "data,fsdp,tensor; -1 fills. May be repeated; a few usual ones if not given.")
+  flags.DEFINE_bool("run", False, "Measure on the available devices.")
   flags.DEFINE_bool(
     "weak", False, "Also with batches that grow with the devices, from those of the first target.")
   define_hosts()
@@ -40,7 +40,7 @@ def _define_flags():
 
 def main(options: Flags) -> None:
   """Compiles, measures, tabulates."""
-  if options.topology:  # the compiler alone is used: no metadata server, and nothing to lock
+  if options.topology:  # only the compiler is used: no metadata server, and nothing to lock
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   settings = ScalingSettings.from_config(options.config)
@@ -74,7 +74,7 @@ def _main(settings: ScalingSettings, options: Flags) -> None:
 
 
 class Target(NamedTuple):
-  """Devices that a mesh may lie on."""
+  """Devices for a mesh."""
 
   name: str
   devices: Sequence[Any]
@@ -104,7 +104,7 @@ def _row(settings, sizes, target, options):
 
 
 def _meshes(texts, devices):
-  """The meshes that are asked for; else the usual ones for so many devices, each once."""
+  """The requested meshes; else the usual ones for this number of devices, each once."""
   if not texts:
     usual = [(1, devices, 1)] + [(1, devices // n, n) for n in (2, 4, 8) if devices % n == 0]
     return list(dict.fromkeys(mesh for mesh in [*usual, (devices, 1, 1)]))

@@ -1,4 +1,4 @@
-"""What devices can do, as published, or measured where nothing is published.
+"""Peak figures of devices: published, or measured if nothing is published.
 
 Sources: Cloud TPU documentation, pages "TPU v4", "v5e", "v5p" and "v6e"
 (docs.cloud.google.com/tpu/docs); NVIDIA data sheets of H100 SXM, H200, A100 SXM and L4 (dense
@@ -18,15 +18,15 @@ class Chip:
 
   name: str
   published: float  # GiB of HBM
-  memory: float  # of them that a program may use, as the TPU compiler says
-  flops: float  # bfloat16, a second
-  bandwidth: float  # bytes of HBM a second
-  links: float  # bytes a second that it sends over all its links together
+  memory: float  # GiB that a program may use, according to the TPU compiler
+  flops: float  # bfloat16, per second
+  bandwidth: float  # bytes of HBM per second
+  links: float  # bytes per second sent over all its links together
   ports: int  # links of a chip; a collective along one dimension of the torus uses two of them
 
   @property
   def collective_bandwidth(self) -> float:
-    """Bytes a second that it sends in a collective along one dimension."""
+    """Bytes per second sent in a collective along one dimension."""
     return self.links * min(1.0, 2 / self.ports)
 
 
@@ -46,7 +46,7 @@ _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p
 
 
 def of_device(device: jax.Device) -> Chip:
-  """The chip of a device that is there; of an unknown kind as measured."""
+  """The chip of an available device; measured if its kind is unknown."""
   kind = device.device_kind
   # "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L4" (and no "NVIDIA L40S").
   name = _KINDS.get(kind) or next((word for word in kind.split() if word in CHIPS), None)
@@ -54,9 +54,9 @@ def of_device(device: jax.Device) -> Chip:
 
 
 def measured(device: jax.Device) -> Chip:
-  """What the first device reaches in a matrix product and in a copy, and the memory it has.
+  """Speed of the first device in a matrix product and in a copy, and its memory.
 
-  Fake CPU devices share the cores, so that each has its share; a copy stands for the links.
+  Fake CPU devices share the cores, so each gets its share; link speed is taken from the copy.
   """
   n, width = 1024, 2**24
   x, y = jnp.ones((n, n), jnp.float32), jnp.ones(width, jnp.float32)

@@ -1,7 +1,7 @@
-"""What a compiled program costs one device: FLOPs, HBM traffic and collectives, from its HLO text.
+"""Cost of a compiled program on one device: FLOPs, HBM traffic and collectives, from its HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once, which of a scan over layers and of a
-decode loop is nearly everything. Here each loop counts as often as it runs.
+XLA's own `cost_analysis` counts the body of a loop once, but scans over layers and decode loops are
+nearly all of the cost. Here each loop counts as often as it runs.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections import Counter
 from studies.scaling.hlo_text import Shape, parse
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Names for what is there already, or what another instruction stands for.
+# Instructions that only name existing data, or that another instruction accounts for.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota",
          "partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done", "async-done",
          "async-update", "add-dependency", "broadcast-done", "rng-get-and-update-state"}
@@ -23,14 +23,14 @@ _COUNTERS = [Shape(dtype, ()) for dtype in ("s32", "u32", "s64", "u64")]
 
 @dataclasses.dataclass
 class Cost:
-  """What one device does; bytes of collectives by kind, as they go over the links."""
+  """Work of one device; bytes of collectives by kind, as sent over the links."""
 
   flops: float = 0.0
   traffic: float = 0.0
   collectives: Counter = dataclasses.field(default_factory=Counter)
 
   def add(self, other: "Cost", times: int = 1) -> None:
-    """Adds another cost, so many times."""
+    """Adds another cost, `times` times."""
     self.flops += times * other.flops
     self.traffic += times * other.traffic
     for kind, amount in other.collectives.items():
@@ -38,16 +38,16 @@ class Cost:
 
 
 class Program:
-  """A compiled program's text, taken apart."""
+  """The parsed text of a compiled program."""
 
   def __init__(self, text: str, *, loop_trips: int = 1):
-    """`loop_trips` is how often a loop runs that does not say so itself."""
+    """`loop_trips` is the trip count of a loop whose text does not contain it."""
     self.loop_trips = loop_trips
     self.computations, self.entry = parse(text)
 
   @functools.cached_property
   def cost(self) -> Cost:
-    """Cost of a run of the whole program."""
+    """Cost of one run of the whole program."""
     return self._of_computation(self.entry)
 
   @functools.cache  # noqa: B019 - a program is read once and dropped
@@ -63,7 +63,7 @@ class Program:
     for parts in channels.values():
       computation, op, kind = parts[0]
       total.collectives[kind] += self._moved(computation, op, kind)
-      # Where it is known of one part that it lies in fast memory, it does.
+      # In fast memory if one of its parts is known to be there.
       total.traffic += min(self._touched(*part[:2]) for part in parts)
     return total
 
@@ -83,7 +83,7 @@ class Program:
           yield from self._collectives(called)
 
   def _add(self, total, computation, op):
-    """Adds an instruction's cost, that of what it calls included."""
+    """Adds an instruction's cost, including the computations that it calls."""
     if op.opcode == "while":
       for part in ("condition", "body"):
         for called in op.called(part):
@@ -111,7 +111,7 @@ class Program:
     return -(-max(bounds) // self._step(op)) if bounds else self.loop_trips
 
   def _step(self, op):
-    """What a loop's counter grows by: the part of its state that the condition compares."""
+    """The increment of a loop's counter, the part of its state that the condition compares."""
     condition, body = (self.computations[op.called(part)[0]] for part in ("condition", "body"))
     state = self._root(op.called("body")[0]).operands
     for compared in (each for each in condition.values() if each.opcode == "compare"):
@@ -124,7 +124,7 @@ class Program:
     return 1
 
   def _integers(self, name):
-    """Integer constants of a computation and what it calls."""
+    """Integer constants of a computation and of those that it calls."""
     for op in self.computations[name].values():
       if op.opcode == "constant" and op.shapes[0] in _COUNTERS:
         yield _integer(op)
@@ -132,7 +132,7 @@ class Program:
         yield from self._integers(called)
 
   def _root(self, name):
-    """The Instruction that a computation gives back."""
+    """The Instruction that a computation returns."""
     return next(op for op in self.computations[name].values() if op.is_root)
 
   def _operands(self, computation, op):
@@ -142,7 +142,7 @@ class Program:
   # FLOPs.
 
   def _flops(self, computation, op):
-    """Multiplications and additions of matrix products; the rest is small beside its traffic.
+    """Multiplications and additions of matrix products; other FLOPs are negligible.
 
     On GPUs they are calls of cuBLAS. Attention by cuDNN or in a Pallas kernel is not counted.
     """
@@ -158,13 +158,13 @@ class Program:
     return 0
 
   def _product_flops(self, computation, op, summed):
-    """Of a matrix product; `summed` finds the dimensions of its left side that are summed over."""
+    """FLOPs of a matrix product; `summed` finds the contracted dimensions of its left side."""
     left = self._operands(computation, op)[0].shapes[0]
     dimensions = re.findall(r"\d+", re.search(summed, op.attributes)[1])
     return 2 * op.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
 
   def _convolution_flops(self, computation, op):
-    """As XLA counts them: places of the window that lie on padding are not multiplied."""
+    """FLOPs as XLA counts them: window positions on padding are not multiplied."""
     left, kernel = (operand.shapes[0] for operand in self._operands(computation, op)[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     lhs, rhs, out = labels.groups()
@@ -177,7 +177,7 @@ class Program:
         op.shapes[0].dims[out.index(axis)])
     batch = op.shapes[0].dims[out.index("b")]
     produced = op.shapes[0].dims[out.index("f")]
-    # Groups of the batch are products apart: each sees its share of the rows alone.
+    # Groups of the batch are separate products: each sees only its share of the rows.
     groups = re.search(r"batch_group_count=(\d+)", op.attributes)
     rows = left.dims[lhs.index("b")] // int(groups[1]) if groups and int(groups[1]) > 1 else batch
     return 2 * rows * produced * features * places
@@ -195,16 +195,16 @@ class Program:
                   for index, operand in enumerate(operands) if operand.shapes)
       return reads + self._written(body, op.shapes)
     if op.opcode.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
-      # Of a start's tuple the slice is the smallest array beside the scalars.
+      # In a start's tuple the slice is the smallest array that is not a scalar.
       cut = min((s for s in op.shapes if s.dims), key=lambda s: s.size, default=op.shapes[0])
       return cut.traffic + (0 if operands[0].shapes[0].fast else cut.bytes)
     if op.opcode == "dynamic-update-slice":
       return 0 if op.shapes[0].fast else 2 * operands[1].shapes[0].bytes
     if op.opcode == "scatter":
       return 0 if op.shapes[0].fast else 3 * operands[-1].shapes[0].bytes
-    # Of a tuple (copy-start) the first part is the copy, the others say where it comes from.
+    # In a tuple (copy-start) the first part is the copy, the others describe its source.
     written = op.shapes[:1] if op.opcode.endswith("-start") else op.shapes
-    if 'custom_call_target="__cu' in op.attributes:  # of cuBLAS, cuDNN: the rest is room for them
+    if 'custom_call_target="__cu' in op.attributes:  # of cuBLAS, cuDNN: the rest is workspace
       written = [shape for shape in written if shape.dtype not in ("s8", "u8")]
     return sum(shape.traffic for operand in operands for shape in operand.shapes) + sum(
       shape.traffic for shape in written)
@@ -214,13 +214,13 @@ class Program:
                 if op.opcode == "parameter" and op.attributes.split(")")[0] == str(index))
 
   def _read(self, body, index, shape):
-    """Bytes of a fusion's operand that it reads: what its uses ask for, at most all of it."""
+    """Bytes that a fusion reads of an operand: those that its uses need, at most all."""
     if shape.fast:
       return 0
     return min(shape.bytes, self._read_of(body, self._parameter(body, index).name, shape))
 
   def _read_of(self, body, name, shape, handed_out=None):
-    """`handed_out` says what is read of this nested fusion's result, where that is a view."""
+    """`handed_out`: bytes read of this nested fusion's result, if that is a view."""
     whole = functools.partial(int, shape.bytes)
     total = 0
     for use in self.computations[body].values():
@@ -229,7 +229,7 @@ class Program:
       if use.opcode in ("dynamic-slice", "slice", "gather"):
         total += use.shapes[0].bytes if use.operands[0] == name else shape.bytes
       elif use.opcode == "dynamic-update-slice" and use.operands[0] == name:
-        total += 0  # in place: what is not replaced is not touched
+        total += 0  # in place: only the replaced part is touched
       elif use.opcode == "fusion":
         inner = use.called("calls")[0]
         after = (handed_out or whole) if use.is_root else functools.partial(
@@ -240,13 +240,13 @@ class Program:
         total += (handed_out or whole)() if use.is_root else self._read_of(
           body, use.name, shape, handed_out)
       elif (use.opcode == "tuple" and use.is_root) or use.opcode in COLLECTIVES or _is_marker(use):
-        total += 0  # handed through, or counted with its channel
+        total += 0  # passed through, or counted with its channel
       else:
         return shape.bytes
     return total
 
   def _written(self, body, shapes):
-    """Bytes that a fusion writes: of a result that is updated in place the update alone."""
+    """Bytes that a fusion writes: for a result updated in place, only the update."""
     root = self._root(body)
     parts = root.operands if root.opcode == "tuple" else (root.name,)
     return sum(0 if shape.fast else min(shape.bytes, self._written_by(body, name, shape))
@@ -291,7 +291,7 @@ def _integer(op):
 
 
 def _is_marker(op):
-  """Whether a custom call marks something for the compiler, and moves nothing."""
+  """Whether a custom call is only an annotation for the compiler."""
   return op.opcode == "custom-call" and any(
     f'custom_call_target="{name}' in op.attributes
     for name in ("AsyncCollective", "AllocateBuffer", "ConcatBitcast", "AssumeGather"))
@@ -309,11 +309,11 @@ def _window(text, axis):
 
 
 def _window_products(window, length, out):
-  """Pairs of an output place and a window place that meet an element of the input."""
+  """Pairs of an output and a window position that meet an element of the input."""
   size, stride, low, spread, step = window
   pairs = 0
   for k in range(size):
-    # The place o of the output reads o·stride + k·step - low, where that is a multiple of spread.
+    # Output position o reads o·stride + k·step - low, if that is a multiple of spread.
     if stride == 1 and spread == 1:
       first, last = max(0, low - k * step), min(out, length + low - k * step)
       pairs += max(0, last - first)
@@ -324,7 +324,7 @@ def _window_products(window, length, out):
 
 
 def _group_size(attributes):
-  """Devices of a collective's group; of several forms that HLO has for it."""
+  """Number of devices in a collective's group, in any of HLO's notations."""
   match = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
   if match:
     return int(match[2])

@@ -1,4 +1,4 @@
-"""The text of a compiled HLO program, taken apart: computations, instructions, shapes."""
+"""Parses the text of a compiled HLO program: computations, instructions, shapes."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ _HEADER = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{\s*$")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """An array: dtype, dimensions, and whether it lies in the chip's fast memory, not in HBM."""
+  """An array: dtype, dimensions, and whether it is in the chip's fast memory instead of HBM."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -27,12 +27,12 @@ class Shape:
 
   @property
   def bytes(self) -> float:
-    """Bytes in whatever memory; 0 for tokens and the like."""
+    """Bytes in any memory; 0 for tokens and the like."""
     return self.size * BYTES.get(self.dtype, 0)
 
   @property
   def traffic(self) -> float:
-    """Bytes that go over the HBM bus when it is read or written whole."""
+    """Bytes of HBM traffic when all of it is read or written."""
     return 0 if self.fast else self.bytes
 
 
@@ -42,13 +42,13 @@ class Instruction:
 
   name: str
   opcode: str
-  shapes: tuple[Shape, ...]  # of its result; several of a tuple
+  shapes: tuple[Shape, ...]  # of its result; several for a tuple
   operands: tuple[str, ...]
   attributes: str
   is_root: bool
 
   def called(self, attribute: str) -> list[str]:
-    """Names of the computations behind an attribute such as 'calls' or 'body'."""
+    """Names of the computations in an attribute such as 'calls' or 'body'."""
     names = re.search(attribute + r"=(\{[^}]*\}|%?[\w.\-]+)", self.attributes)
     return re.findall(r"[\w.\-]+", names[1]) if names else []
 
@@ -74,7 +74,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
 
 
 def _instruction(name, rest, is_root):
-  """An Instruction of what stands behind its '='."""
+  """Parses an Instruction from the text after its '='."""
   rest = re.sub(r"/\*.*?\*/", "", rest)
   end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
   shapes, rest = rest[:end], rest[end:].lstrip()
@@ -88,14 +88,14 @@ def _instruction(name, rest, is_root):
   opcode = called[1]
   if opcode in ("parameter", "constant"):
     attributes = inside + ")" + attributes
-  if opcode == "fusion-start":  # on GPUs, of (operands, results, context); its end is free
+  if opcode == "fusion-start":  # on GPUs: (operands, results, context); its end is free
     opcode, shapes = "fusion", _parts(shapes)[1]
   return Instruction(name, opcode, tuple(map(_shape, _SHAPE.findall(shapes))), operands,
                      attributes, is_root)
 
 
 def _parts(text):
-  """What stands between the commas of a tuple, '(a, (b, c))': ['a', '(b, c)']."""
+  """The elements of a tuple, '(a, (b, c))': ['a', '(b, c)']."""
   parts, depth, begin = [], 0, 1
   for i, letter in enumerate(text):
     depth += (letter in "([{") - (letter in ")]}")
@@ -106,7 +106,7 @@ def _parts(text):
 
 
 def _closing(text):
-  """Where the bracket that opens a text closes."""
+  """Index of the bracket that closes the first one of a text."""
   depth = 0
   for i, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")
@@ -116,6 +116,6 @@ def _closing(text):
 
 
 def _shape(groups):
-  """A Shape of the groups of _SHAPE."""
+  """A Shape from the groups of _SHAPE."""
   dtype, dims, layout = groups
   return Shape(dtype, tuple(int(d) for d in dims.split(",") if d), "S(" in layout)

@@ -1,4 +1,4 @@
-"""A rollout's programs run on the devices that are there, on made-up weights, and timed."""
+"""Runs and times a rollout's programs on the available devices, with made-up weights."""
 
 import functools
 import statistics
@@ -13,12 +13,12 @@ from studies.scaling.programs import Job
 
 def measured(job: Job, compiled: dict[str, jax.stages.Compiled], *,
              repeats: int = 3) -> dict[str, float]:
-  """Median seconds of a run of each program, after one that warms up.
+  """Median seconds of a run of each program, after a warm-up run.
 
   Args:
-    job: the Job; its shapes say what to make.
-    compiled: {program: as `lower(...).compile()` gives it}.
-    repeats: runs of each.
+    job: the Job, with the shapes of all inputs.
+    compiled: {program: result of `lower(...).compile()`}.
+    repeats: runs of each program.
 
   Returns: {program: seconds}.
   """
@@ -26,8 +26,8 @@ def measured(job: Job, compiled: dict[str, jax.stages.Compiled], *,
   for name, program in job.programs.items():
     durations, args = [], None
     for _ in range(repeats + 1):
-      args = None  # before others are made: there may be no room for both
-      args = made(program.args)  # anew, since the update takes the buffers of its state
+      args = None  # freed first: there may be no room for both
+      args = made(program.args)  # new ones, since the update donates its state
       begin = time.perf_counter()
       jax.block_until_ready(compiled[name](*args))
       durations.append(time.perf_counter() - begin)
@@ -49,8 +49,8 @@ def made(args: Any) -> Any:
   return jax.block_until_ready(jax.tree.map(fill, args))
 
 
-@functools.cache  # arrays are made anew for each run: compiled each time, that took most of it
+@functools.cache  # arrays are made for each run, and compiling this each time took most of it
 def _filler(shape, dtype, sharding):
-  """A function that makes an array where it is to lie."""
+  """A function that makes an array with its sharding."""
   value = 1e-2 if jnp.issubdtype(dtype, jnp.floating) else 1
   return jax.jit(lambda: jnp.full(shape, value, dtype), out_shardings=sharding)

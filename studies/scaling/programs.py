@@ -1,4 +1,4 @@
-"""The programs of an unlearning rollout, from shapes alone: lowered for any mesh, held by none."""
+"""The programs of an unlearning rollout, lowered from shapes for any mesh without allocation."""
 
 import functools
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from dareu_jax.parallel import mesh as meshes
 from dareu_jax.rl import learner
 from studies.scaling.settings import ScalingSettings
 
-NEVER = -1  # an end token that no row samples, so that every one takes all its tokens
+NEVER = -1  # an end token that is never sampled, so that every row generates all its tokens
 
 
 class Program(NamedTuple):
   """One jitted program of a rollout.
 
   Attributes:
-    function: as jitted.
-    args, static: what it is called with; arrays as ShapeDtypeStructs on the mesh.
+    function: the jitted function.
+    args, static: its arguments; arrays as ShapeDtypeStructs on the mesh.
     times: how often a rollout runs it.
-    trips: iterations of its loop that does not say how often it runs.
+    trips: iterations of its loop whose trip count is not in the HLO text.
   """
 
   function: Any
@@ -41,13 +41,13 @@ class Program(NamedTuple):
   trips: int
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
-    """Lowered under the mesh, as the job would."""
+    """Lowers it under the mesh, as the job does."""
     with jax.set_mesh(mesh):
       return self.function.lower(*self.args, **self.static)
 
 
 class Job(NamedTuple):
-  """All of a rollout on a mesh; `resident` is the tree of what stays on the devices throughout."""
+  """All programs of a rollout on a mesh; `resident`: the arrays that stay on the devices."""
 
   programs: dict[str, Program]
   resident: Any
@@ -105,20 +105,20 @@ def job(study: ScalingSettings, mesh: Mesh) -> Job:
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
       {"settings": settings}, updates, 1),
   }
-  # The teacher is a role of its own; the judge shares the classifier's frozen weights.
+  # The teacher is a separate role; the judge shares the classifier's frozen weights.
   judge = jax.tree.map(lambda leaf: leaf.update(), classifier.params)
   return Job(programs, (state, original, value_head, classifier, judge))
 
 
 def _model(make: Callable[..., nnx.Module], lora: LoraSettings | None, mesh: Mesh) -> Model:
-  """A module as a Model of shapes on the mesh."""
+  """A module as a Model with shapes on the mesh."""
   abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=jax.random.key(0))))
   model = split(abstract, adapters_only=lora is not None and lora.rank > 0)
   return model.replace(params=on_mesh(model.params, mesh), frozen=on_mesh(model.frozen, mesh))
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-  """Shapes with the shardings that the table of parameters gives them."""
+  """Shapes with the shardings from the table of parameters."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     tree, meshes.shardings(tree, mesh))

@@ -15,12 +15,12 @@ from studies.scaling.study import GIB, Row, recommended
 
 
 def mesh_name(row: Row) -> str:
-  """Such as 1x8x2."""
+  """The mesh as text, such as 1x8x2."""
   return "x".join(map(str, row.mesh))
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-  """A mesh a line: what the arguments and temporaries of each program take, and the peak."""
+  """A line per mesh: memory of the arguments and temporaries of each program, and the peak."""
   lines = []
   for row in rows:
     parts = [f"{row.needs[name].arguments / GIB:.2f} + {row.needs[name].temporaries / GIB:.2f}"
@@ -39,7 +39,7 @@ def _programs(rows):
 
 
 def time_table(rows: Sequence[Row]) -> str:
-  """A mesh a line: work of a rollout and its updates on a device, and the roofline's seconds."""
+  """A line per mesh: work of a rollout with its updates on a device, and roofline seconds."""
   best, lines = recommended(rows), []
   any_measured = any(row.measured for row in rows)
   for row in rows:
@@ -70,7 +70,7 @@ def time_table(rows: Sequence[Row]) -> str:
 
 
 def program_table(rows: Sequence[Row]) -> str:
-  """A program of a mesh a line: the roofline's seconds of one run, and those measured."""
+  """A line per program and mesh: seconds of one run by the roofline, and as measured."""
   lines = []
   for row in rows:
     for name, need in row.needs.items():
@@ -83,7 +83,7 @@ def program_table(rows: Sequence[Row]) -> str:
 
 
 def advice(rows: Sequence[Row]) -> str:
-  """One sentence: which mesh to take."""
+  """One sentence that recommends a mesh."""
   best = recommended(rows)
   if best is None:
     least = min(rows, key=lambda row: row.peak)
@@ -100,15 +100,15 @@ def advice(rows: Sequence[Row]) -> str:
 
 def write(folder: str | pathlib.Path, strong: list[Row], weak: list[Row],
           command: str) -> pathlib.Path:
-  """Writes scaling.json, scaling.md and, where there is something to compare, scaling.png.
+  """Writes scaling.json, scaling.md and, if there is something to compare, scaling.png.
 
-  Of several processes the first one does.
+  Only the first process writes.
 
   Args:
-    folder: of the study.
-    strong: Rows of one global batch.
+    folder: folder of the study.
+    strong: Rows with one global batch.
     weak: Rows whose batches grow with the devices; may be empty.
-    command: what the user typed.
+    command: command line of the user.
 
   Returns: path of the page.
   """

@@ -1,4 +1,4 @@
-"""What a scaling study compiles: the settings of a run, and the sizes its data would bring."""
+"""Settings of a scaling study: those of a run, and the sizes that its data would have."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ def _tiny_run() -> Settings:
 
 @settings
 class ScalingSettings:
-  """What a study compiles: the settings of a run, and what its data and tokenizers would say."""
+  """The settings of a run, and the sizes that its data and tokenizers would have."""
 
-  run: Settings = dataclasses.field(default_factory=_tiny_run)  # DareU's, its response length too
+  run: Settings = dataclasses.field(default_factory=_tiny_run)  # of DareU, with its response length
   vocab_size: Count = 2000  # of the model
   tie_embeddings: bool = True  # whether the head is the embedding
   classifier_vocab_size: Count = 2000  # of the classifier
-  classifier_tie_embeddings: bool = True  # where not, a classifier has no language-model head
+  classifier_tie_embeddings: bool = True  # if not, a classifier has no language-model head
   owners: Count = 30  # classes of the classifier
   prompt_tokens: Count = 32  # slots of a forget query
   retain_tokens: Count = 64  # slots of a retained example, prompt and response
-  retain_response_tokens: Count = 32  # of them those of its response
+  retain_response_tokens: Count = 32  # of these, slots of its response
 
   def __post_init__(self):
     if "dareu" not in self.run.all_methods:
       raise InvalidSetting("run.method", self.run.method, "the rollouts are those of 'dareu'.")
     if not self.unlearning.max_new_tokens:
       raise InvalidSetting("run.unlearning.dareu.max_new_tokens", 0,
-                           "there is no data here that could say it: set it to 1 or more.")
+                           "a study has no data to derive it from: set it to 1 or more.")
 
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "ScalingSettings":
@@ -49,7 +49,7 @@ class ScalingSettings:
     """
     plain = to_plain(config)
     try:
-      # By its own class first, which knows the settings of all methods.
+      # The run's own class first, since it knows the settings of all methods.
       run = to_plain(Settings.from_config(plain.get("run", {})))
     except InputError as error:
       raise InputError(str(error).replace("config.", "config.run.", 1)) from None

@@ -1,4 +1,4 @@
-"""One mesh of a study: its programs compiled, what they need, and how long they should take."""
+"""One mesh of a study: compiles its programs and estimates their memory and time."""
 
 import dataclasses
 import time
@@ -23,11 +23,11 @@ _TOPOLOGY_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-  """What a program needs of one device: bytes, FLOPs, and seconds at the chip's published peaks."""
+  """Cost of a program on one device: bytes, FLOPs, and seconds at the chip's published peaks."""
 
   arguments: int
-  temporaries: int  # with results that share no buffer with an argument
-  peak: int  # with all that stays on the device beside it
+  temporaries: int  # including results that share no buffer with an argument
+  peak: int  # including everything else that stays on the device
   flops: float
   traffic: float
   collectives: dict[str, float]  # bytes sent, by kind
@@ -39,18 +39,18 @@ class Need:
 
   @property
   def seconds(self) -> float:
-    """Of one run: arithmetic hides traffic or the other way round, and collectives hide neither."""
+    """Seconds of one run: arithmetic and traffic overlap, collectives overlap with neither."""
     return max(self.compute_seconds, self.memory_seconds) + self.collective_seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A mesh of the study."""
+  """The results for a mesh of the study."""
 
-  target: str  # topology, or kind of the devices that are there
+  target: str  # topology, or kind of the available devices
   mesh: tuple[int, int, int]
   rows: int  # responses of a rollout
-  tokens: int  # of each
+  tokens: int  # per response
   memory: float  # bytes of the chip's HBM
   needs: dict[str, Need]
   measured: dict[str, float] | None = None  # program: seconds of a run
@@ -59,17 +59,17 @@ class Row:
 
   @property
   def devices(self) -> int:
-    """Of the mesh."""
+    """Number of devices of the mesh."""
     return self.mesh[0] * self.mesh[1] * self.mesh[2]
 
   @property
   def peak(self) -> float:
-    """Bytes; without end where a program cannot be compiled at all for want of memory."""
+    """Peak bytes; infinite if a program could not be compiled for lack of memory."""
     return float("inf") if self.rejected else max(need.peak for need in self.needs.values())
 
   @property
   def fits(self) -> bool:
-    """Whether the chip has the memory."""
+    """Whether the chip has enough memory."""
     return self.peak <= self.memory
 
   @property
@@ -81,14 +81,14 @@ class Row:
 
   @property
   def measured_seconds(self) -> float | None:
-    """Of a rollout, as measured."""
+    """Measured seconds of a rollout."""
     if self.measured is None:
       return None
     return sum(need.times * self.measured[name] for name, need in self.needs.items())
 
 
 def topology(name: str) -> tuple[Sequence[Any], str]:
-  """(devices, Chip name) of a TPU topology that need not be there, such as 'v5e:4x4'.
+  """(devices, Chip name) of a TPU topology that need not exist here, such as 'v5e:4x4'.
 
   Raises:
     InputError: if there is no such topology, or no TPU compiler is installed.
@@ -97,7 +97,7 @@ def topology(name: str) -> tuple[Sequence[Any], str]:
   try:
     description = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **_TOPOLOGY_OPTIONS.get(name.split(":")[0], {}))
-  except Exception as error:  # noqa: BLE001 - of a kind of its own for each reason
+  except Exception as error:  # noqa: BLE001 - a different type for each reason
     reason = str(error).strip().splitlines()[0][:200]
     raise InputError(
       f"--topology={name} cannot be compiled for ({reason}). Known forms: v4:2x2x2, v5e:4x4, "
@@ -111,11 +111,11 @@ def compiled_row(
   """Compiles a rollout's programs for a mesh.
 
   Args:
-    study: its settings.
-    sizes: of the axes (data, fsdp, tensor).
-    devices: that the mesh lies on; of a topology, or some that are there.
-    chip: what such a device can do.
-    target: what to call them.
+    study: settings of the study.
+    sizes: sizes of the axes (data, fsdp, tensor).
+    devices: devices of the mesh, from a topology or available here.
+    chip: peak figures of such a device.
+    target: name of the devices.
 
   Returns: (Row, Job, {program: compiled}).
   """
@@ -143,12 +143,12 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any], target: str) 
   """The mesh of these sizes over all devices of a target.
 
   Raises:
-    InputError: if it takes more or fewer.
+    InputError: if it needs more or fewer.
   """
   mesh = meshes.make_mesh(MeshSettings(*sizes), devices)
   if mesh.size != len(devices):
-    raise InputError(f"--mesh={','.join(map(str, sizes))} takes {mesh.size} devices, and {target} "
-                     f"has {len(devices)}: -1 at one axis takes what there is.")
+    raise InputError(f"--mesh={','.join(map(str, sizes))} needs {mesh.size} devices, but {target} "
+                     f"has {len(devices)}: give one axis -1 to take all.")
   return mesh
 
 
@@ -157,8 +157,8 @@ def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: 
   memory = compiled.memory_analysis()
   temporaries = memory.temp_size_in_bytes + max(
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  # What is not an argument stays where it is; of what is, the memory analysis knows, but for
-  # arguments that the program has no use for.
+  # Resident arrays that are not arguments add to the peak. The memory analysis counts arguments
+  # except those that the program does not use, which stay on the devices too.
   arguments = {id(leaf) for leaf in jax.tree.leaves(program.args)}
   resident = jax.tree.leaves(resident)
   beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])
@@ -175,6 +175,6 @@ def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: 
 
 
 def recommended(rows: Sequence[Row]) -> Row | None:
-  """The mesh that fits and should be the fastest a response; None if none fits."""
+  """The mesh that fits and has the lowest estimated time per response; None if none fits."""
   fitting = [row for row in rows if row.fits]
   return min(fitting, key=lambda row: row.seconds / row.rows, default=None)

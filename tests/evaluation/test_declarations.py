@@ -139,7 +139,7 @@ def test_a_cell_that_runs_again_declares_anew_and_another_metric_of_that_name_is
 
 
 @pytest.mark.parametrize(("options", "said"), [
-  ({"key": "answer"}, "another need's name"), ({"group": "mine"}, "one of main, more, privacy"),
+  ({"key": "answer"}, "reserved for a need"), ({"group": "mine"}, "one of main, more, privacy"),
   ({"arrow": "down"}, "it must be → or ↑"), ({"split": "all"}, "the split is 'all'"),
   ({"group": "main", "title": "a title of many words"}, "does not fit in two lines")])
 def test_a_declaration_that_cannot_be_shown_is_refused(options, said):

@@ -84,11 +84,11 @@ def test_metrics_of_other_examples_are_not_paired():
 
   log = {"forget_Q_A_PARA_Prob": entry((0, 1, 3), 1.0),
          "forget_Q_A_PERT_Prob": entry((0, 1, 2), [1.0, 2.0])}
-  with pytest.raises(InputError, match="example 2 is in one of them alone"):
+  with pytest.raises(InputError, match="example 2 is in only one of them"):
     logs.recompute(log)
 
 
 def test_a_loss_that_is_null_is_refused():
   log = {"forget_Q_A_Prob": {"agg_value": 1.0, "value_by_index": {"0": {"avg_loss": None}}}}
-  with pytest.raises(InputError, match="null or no number"):
+  with pytest.raises(InputError, match="null or not a number"):
     logs.recompute(log)

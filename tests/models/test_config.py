@@ -111,7 +111,7 @@ def test_no_or_broken_config_json_is_named(tmp_path):
   with pytest.raises(InputError, match="holds no config.json"):
     load(tmp_path)
   (tmp_path / "config.json").write_text('{"architectures": [\n', encoding="utf-8")
-  with pytest.raises(InputError, match=r"config.json, line 2: no valid JSON"):
+  with pytest.raises(InputError, match=r"config.json, line 2: not valid JSON"):
     load(tmp_path)
 
 

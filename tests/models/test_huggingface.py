@@ -196,7 +196,7 @@ def test_a_surplus_tensor_is_named(weights, tmp_path):
   """A bias with no place, or a layer more than config.json says: another architecture."""
   for culprit in ("model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight"):
     more = {**weights, culprit: np.zeros(32, np.float32)}
-    with pytest.raises(InputError, match=f"{culprit} .*has no place"):
+    with pytest.raises(InputError, match=f"{culprit} .*is not used by the model"):
       load(write(tmp_path / "m", weights=more))
 
 

@@ -110,16 +110,16 @@ def test_markdown_plots_exist_beside_it(tmp_path):
 def test_refusal_and_its_reason_are_told(tmp_path):
   for text in written(tmp_path)[1:]:
     assert "Epoch 1 was chosen" in text and "at or below the target" in text
-    assert "Epoch 2 was refused: gibberish in a fifth." in text
+    assert "Epoch 2 was rejected: gibberish in a fifth." in text
 
 
 def test_an_epoch_out_of_bounds_that_was_kept_all_the_same_is_told():
-  """Guards are off, or the method has no guards: it must not read as refused, nor as fine."""
+  """Guards are off, or the method has no guards: it must not read as rejected, nor as fine."""
   kept = [run()["epochs"][0], {**run()["epochs"][2], "accepted": True}]
   for told in (page.decision(kept, 0.07, 0), page.decision(run()["epochs"], 0.07, 2)):
     text = " ".join(told)
     assert "Epoch 2 was out of bounds, and no guard acts: gibberish in a fifth." in text
-    assert "refused" not in text and "No guard was tripped" not in text
+    assert "rejected" not in text and "No guard was violated" not in text
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_refused_epochs_are_told_apart():
   figure = plots.training_curves([], [end(0), end(1, 0.3), end(2, 0.1, accepted=False)], 0.2, 1)
   shown = dots(figure.axes[0])
   assert shown["epoch end, greedy"] == [(0, 0.5), (1, 0.3)]
-  assert shown["epoch end, refused"] == [(2, 0.1)]
+  assert shown["epoch end, rejected"] == [(2, 0.1)]
 
 
 def test_step_logged_twice_by_a_resumed_run_counts_once():

@@ -131,9 +131,9 @@ def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registr
 
 @pytest.mark.parametrize(("scores", "said"), [
   (np.full(2, 0.5), r"of shape \(2,\): .* here \(2, 5\)"),
-  (np.full((2, 5), 1.5), "score of 1.5: it must lie in"),
-  (np.full((2, 5), -0.1), "score of -0.1: it must lie in"),
-  (np.full((2, 5), np.nan), "score of nan: it must lie in")])
+  (np.full((2, 5), 1.5), "score of 1.5: it must be in"),
+  (np.full((2, 5), -0.1), "score of -0.1: it must be in"),
+  (np.full((2, 5), np.nan), "score of nan: it must be in")])
 def test_scores_that_mean_nothing_are_refused(scores, said):
   """Of a wrong shape they would be broadcast, and out of range they would be clipped."""
   with pytest.raises(InputError, match=f"reward mine gave .*{said}"):

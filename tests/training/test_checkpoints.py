@@ -260,7 +260,7 @@ def test_arrays_are_checked_where_the_list_of_files_never_came(tmp_path, capsys)
   (folder / "8.files.json").unlink()
   store = Store(folder, KEEP_TWO)
   assert store.restore(TEMPLATE).step == 4
-  assert re.search(r"8: array \w is not what was saved", capsys.readouterr().err)
+  assert re.search(r"8: array \w differs from what was saved", capsys.readouterr().err)
   store.close()
 
 
