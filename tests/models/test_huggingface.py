@@ -176,7 +176,7 @@ def test_buffers_and_a_copied_tied_head_are_no_surplus(weights, tmp_path):
 def test_a_tied_head_that_is_no_copy_is_refused(weights, tmp_path):
   """Config and file disagree on which head the model has: taking either in silence may be wrong."""
   more = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1.0}
-  with pytest.raises(InputError, match="lm_head.weight is another one"):
+  with pytest.raises(InputError, match="lm_head.weight differs from them"):
     load(write(tmp_path / "m", weights=more))
 
 
