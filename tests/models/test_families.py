@@ -215,7 +215,7 @@ def test_a_parameter_that_a_family_does_not_name_is_an_error(families):
 
 def test_families_that_cannot_be_told_apart_are_refused(families):
   """The first of them would read the other's checkpoints."""
-  with pytest.raises(ValueError, match="Derived must say which architectures"):
+  with pytest.raises(ValueError, match="Derived must list the architectures"):
     @register_family("derived")
     class Derived(FAMILIES["llama"]):
       pass
