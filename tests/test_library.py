@@ -145,7 +145,15 @@ def test_another_reward_or_tokenizer_is_another_run():
   assert digest_of_function(len) != digest_of_function(max) == digest_of_function(max)
 
 
-def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch):
+def test_the_reserved_names_are_those_of_all_other_stages():
+  stages = graph.stages(Settings(method="npo"), make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
+  others = {name for name in stages if not name.startswith("evaluation/")} - {"npo"}
+  assert others == set(graph.RESERVED)
+
+
+@pytest.mark.parametrize("changes", [
+  {"method": "judge"}, {"methods": ("npo", "judge"), "learning_rates": (1e-3, 1e-2)}])
+def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch, changes):
   METHODS.names()  # all are there
   monkeypatch.setattr(METHODS, "_entries", dict(METHODS.items()))
 
@@ -153,9 +161,9 @@ def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch):
   class Judge(NPO):
     """It would take the place of the second classifier."""
 
-  with pytest.raises(dareu_jax.InputError, match="'judge', which is a stage of every run"):
-    graph.stages(Settings.from_config({"method": Judge.name}),
-                 make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
+  said = f"config.{next(iter(changes))} names {Judge.name!r}, .*: register the method under another"
+  with pytest.raises(dareu_jax.InputError, match=said):
+    graph.stages(Settings.from_config(changes), make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

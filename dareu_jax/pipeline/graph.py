@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus
-from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.settings import Settings, rate_name
 from dareu_jax.pipeline.workdir import fingerprint
 
 ORIGINAL, RETRAINED = "original", "retrained"
 REPLICA = "retrained_replica"  # the retrained model with the data in another order
+# Names that no method may have, since each is a stage of its own.
+RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Candidate:
 
   @property
   def name(self) -> str:
-    return self.method if self.learning_rate is None else f"{self.method}@{self.learning_rate:g}"
+    if self.learning_rate is None:
+      return self.method
+    return f"{self.method}@{rate_name(self.learning_rate)}"
 
 
 def candidates(settings: Settings) -> tuple[Candidate, ...]:
@@ -56,30 +60,10 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
            seed: int) -> dict[str, Stage]:
   """The graph of a run, in the order in which its stages come."""
   s = settings
-  texts = dataclasses.asdict(source)
-  del texts["refusals"]  # concern the methods alone that ask for them
-  graph = {
-    "tokenizer": Stage((), (texts, s.data.prompt_tokens, s.data.response_tokens, s.tokenizer,
-                            s.max_length, s.model.path, s.classifier.model.path,
-                            s.classifier.vocab_size)),
-    "base": Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))}
-  for name in references(s):
-    graph[name] = Stage(("base",), (s.lora, s.finetune))
-  for name in ("classifier", "judge"):
-    graph[name] = Stage(("tokenizer",), (seed, s.classifier, s.length_multiple))
-  for candidate in candidates(s):
-    method = s.unlearning[candidate.method]
-    depends_on = [candidate.name, method, *(getattr(s, block) for block in method.depends_on)]
-    if method.uses_refusals:
-      depends_on.append(refusals)
-    if s.monitor.track_rouge:
-      depends_on.append(s.evaluation.max_examples)
-    # The answers that epochs are judged by are as long as those of the evaluation.
-    depends_on.append(s.evaluation.max_new_tokens)
-    if candidate.name in graph:
-      raise InputError(f"config.method names {candidate.name!r}, which is a stage of every run: "
-                       "register the method under another name.")
-    graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
+  graph = {"tokenizer": _tokenizer(s, source),
+           "base": Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))}
+  graph |= {name: Stage(("base",), (s.lora, s.finetune)) for name in references(s)}
+  graph |= _classifiers(s, seed) | _methods(s, refusals)
   for name in model_names(s):
     graph[f"evaluation/{name}"] = Stage(
       (name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation.of_records,))
@@ -95,15 +79,45 @@ def stages_from(settings: Settings, source: Corpus, refusals: tuple[str, ...], s
     original, tokenizer: digests of its weights and of its tokenizer.
     reward: digest of a reward that takes the place of the methods' own; None if there is none.
   """
-  whole = stages(settings, source, refusals, seed)
+  def also(stage, more):
+    return stage._replace(depends_on=(*stage.depends_on, more))
 
-  def also(name, *more):
-    return whole[name]._replace(depends_on=(*whole[name].depends_on, *more))
+  graph = {ORIGINAL: Stage((), (original,)),
+           "tokenizer": also(_tokenizer(settings, source), tokenizer)}
+  graph |= _classifiers(settings, seed)
+  return graph | {name: also(stage, reward)
+                  for name, stage in _methods(settings, refusals).items()}
 
-  graph = {ORIGINAL: Stage((), (original,)), "tokenizer": also("tokenizer", tokenizer)}
-  graph |= {name: whole[name] for name in ("classifier", "judge")}
-  return graph | {candidate.name: also(candidate.name, reward)
-                  for candidate in candidates(settings)}
+
+def _tokenizer(s, source):
+  texts = dataclasses.asdict(source)
+  del texts["refusals"]  # concern the methods alone that ask for them
+  return Stage((), (texts, s.data.prompt_tokens, s.data.response_tokens, s.tokenizer, s.max_length,
+                    s.model.path, s.classifier.model.path, s.classifier.vocab_size))
+
+
+def _classifiers(s, seed):
+  return {name: Stage(("tokenizer",), (seed, s.classifier, s.length_multiple))
+          for name in ("classifier", "judge")}
+
+
+def _methods(s, refusals):
+  for name in s.all_methods:
+    if name in RESERVED:
+      raise InputError(f"config.{'methods' if s.methods else 'method'} names {name!r}, and runs "
+                       "have another stage of that name: register the method under another one.")
+  graph = {}
+  for candidate in candidates(s):
+    method = s.unlearning[candidate.method]
+    depends_on = [candidate.name, method, *(getattr(s, block) for block in method.depends_on)]
+    if method.uses_refusals:
+      depends_on.append(refusals)
+    if s.monitor.track_rouge:
+      depends_on.append(s.evaluation.max_examples)
+    # The answers that epochs are judged by are as long as those of the evaluation.
+    depends_on.append(s.evaluation.max_new_tokens)
+    graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
+  return graph
 
 
 def fingerprints(graph: Mapping[str, Stage]) -> dict[str, str]:

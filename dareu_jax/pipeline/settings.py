@@ -71,6 +71,11 @@ class DataAndModelSettings(Protocol):
   def length_multiple(self) -> int: ...
 
 
+def rate_name(rate: float) -> str:
+  """A learning rate as the names of stages have it."""
+  return f"{rate:g}"
+
+
 @settings
 class Settings:
   """One experiment: data, models, unlearning methods, evaluation."""
@@ -112,6 +117,12 @@ class Settings:
       values = getattr(self, name)
       if len(set(values)) != len(values):
         raise InvalidSetting(name, values, "give each of them once.")
+    names = [rate_name(rate) for rate in self.learning_rates]
+    alike = [name for name in names if names.count(name) > 1]
+    if alike:
+      raise InvalidSetting("learning_rates", self.learning_rates,
+                           f"two of them would be stages of one name (@{alike[0]}): drop one, or "
+                           "let them differ within 6 digits.")
     if not self.seeds:
       raise InvalidSetting("seeds", self.seeds, "give at least one.")
     for name in ("finetune", "baseline", "classifier.train"):

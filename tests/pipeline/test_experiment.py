@@ -303,7 +303,8 @@ def test_without_dareu_the_best_method_leads_the_report(several):
 @pytest.mark.parametrize(("changes", "said"), [
   ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, r"config.methods\[1\] is 'x'"),
   ({"methods": ("npo", "npo")}, "config.methods is .* give each of them once"), ({"learning_rates": (0.0,)}, "learning_rates"),
-  ({"learning_rates": (1e-3, 1e-3)}, "config.learning_rates is .* give each of them once"), ({"eval_every": 0}, "eval_every is 0")])
+  ({"learning_rates": (1e-3, 1e-3)}, "config.learning_rates is .* give each of them once"), ({"eval_every": 0}, "eval_every is 0"),
+  ({"learning_rates": (1e-3, 0.0010000001)}, r"config.learning_rates is .* stages of one name \(@0.001\)")])
 def test_methods_that_are_none_are_refused(changes, said):
   config = smallest_config()
   config.update(changes)
