@@ -57,14 +57,14 @@ class DareU(RLSettings, Method):
     result = loop.run(self.rl_task(task), stage)
     return Unlearned(result.policy, result.reports, result.chosen_epoch)
 
-  def rl_task(self, task: Task) -> loop.Task:
+  def rl_task(self, task: Task) -> loop.RLTask:
     """The task of the reinforcement learning run."""
     reward: Reward = task.reward or REWARDS[self.reward]
     length = self.max_new_tokens or task.longest_response
     settings = dataclasses.replace(
       self, max_new_tokens=length, learning_rate=task.learning_rate or self.learning_rate,
       segment_length=length if getattr(reward, "whole", False) else self.segment_length)
-    return loop.Task(
+    return loop.RLTask(
       original=task.original, value_head=task.value_head(), reward=reward,
       forget=ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals),
       retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),

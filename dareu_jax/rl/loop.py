@@ -37,7 +37,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class RLTask:
   """The models and data of a run: everything that does not change."""
 
   original: Model  # π_N
@@ -66,7 +66,7 @@ class Task:
     return max(len(row.prompt) for row in self.forget.rows)
 
 
-def run(task: Task, stage: StageIO) -> Result:
+def run(task: RLTask, stage: StageIO) -> Result:
   """Unlearns, from the newest checkpoint of the stage if there is one.
 
   On a request to stop, it saves and raises `interruption.Interrupted`.
@@ -125,7 +125,7 @@ def run(task: Task, stage: StageIO) -> Result:
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: Task, state: learner.LearnerState, step: int,
+def learn(task: RLTask, state: learner.LearnerState, step: int,
           rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
   """One rollout and its updates: (state, metrics)."""
   settings, evaluator = task.settings, task.evaluator
@@ -166,7 +166,7 @@ def learn(task: Task, state: learner.LearnerState, step: int,
   return state._replace(step=state.step + 1), metrics
 
 
-def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
+def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
   The queries come in sweeps, each in a new random order; without a critic, a query is repeated in
@@ -180,7 +180,7 @@ def rollout_rows(task: Task, step: int) -> tuple[np.ndarray, np.ndarray]:
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 
 
-def minibatches(task: Task, step: int) -> Iterator[tuple[np.ndarray, int]]:
+def minibatches(task: RLTask, step: int) -> Iterator[tuple[np.ndarray, int]]:
   """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
   size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
   rng = np.random.default_rng((task.seed, 1, step))

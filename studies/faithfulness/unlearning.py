@@ -31,7 +31,7 @@ def checkpoints(study: Study, original: Any, form: RewardForm, epochs: int) -> I
       yield learner.copy(state.policy)
 
 
-def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loop.Task:
+def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loop.RLTask:
   """Models and data of the run: the study's classifier gives the reward, without a monitor."""
   settings, data, models = study.settings.unlearning, study.data, study.models
   settings = dataclasses.replace(
@@ -41,7 +41,7 @@ def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loo
     study.classifiers["classifier"], study.is_forget, study.settings.evaluation.batch_size,
     study.settings.length_multiple, to_device=models.to_device)
   corpus = data.corpus
-  return loop.Task(
+  return loop.RLTask(
     original=models.base.with_params(original), value_head=models.value_head(), reward=attribution,
     forget=ForgetSet(data.rows(corpus.forget), corpus.forget, data.queries(corpus.forget),
                      classifier),

@@ -280,9 +280,9 @@ def test_a_rollback_is_policy_and_critic_of_an_epoch_ago_with_fresh_optimizers(w
 
 def fake_task(queries, **settings):
   rows = tuple(Row((i,), (1,), 0) for i in range(queries))
-  values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
+  values = dict.fromkeys(field.name for field in dataclasses.fields(loop.RLTask))
   values |= dict(forget=ForgetSet(rows, (), (), None), settings=dataclasses.replace(SETTINGS, **settings), seed=5)
-  return loop.Task(**values)
+  return loop.RLTask(**values)
 
 
 @pytest.mark.parametrize(("queries", "size", "samples"), [(10, 4, 2), (3, 8, 8), (7, 7, 1)])

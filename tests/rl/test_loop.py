@@ -70,7 +70,7 @@ def run(monkeypatch):
                           final_rate=final_rate)
     monitor = types.SimpleNamespace(
       assess=assess, settings=MonitorSettings(guards=GuardSettings(action=action, **guards)))
-    values = dict.fromkeys(field.name for field in dataclasses.fields(loop.Task))
+    values = dict.fromkeys(field.name for field in dataclasses.fields(loop.RLTask))
     values |= dict(settings=settings, forget=ForgetSet((None,) * 3, (), (), None), seed=0,
                    original=types.SimpleNamespace(params={"w": jnp.zeros(2)}),
                    value_head=types.SimpleNamespace(params={"v": jnp.zeros(2)}), monitor=monitor)
@@ -78,7 +78,7 @@ def run(monkeypatch):
       set_postfix=lambda *args, **kwargs: None, update=lambda: None))
     writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None)
     store = store or Store()
-    result = loop.run(loop.Task(**values), StageIO(store, writer, lambda *args: bar))
+    result = loop.run(loop.RLTask(**values), StageIO(store, writer, lambda *args: bar))
     return result, store, rates
 
   return go

@@ -93,7 +93,7 @@ def make_task(reward, **changes):
   tokenizer = types.SimpleNamespace(pad_id=0, eos_id=EOS, decode=lambda ids: " ".join(map(str, ids)))
   settings = dataclasses.replace(
     SETTINGS, rollout_batch_size=32, minibatch_size=16, distill_coef=0.0, **changes)
-  return loop.Task(
+  return loop.RLTask(
     original=world.original, value_head=world.value_head, reward=reward,
     forget=ForgetSet(rows, examples, tuple(row.prompt for row in rows), None),
     retain=Batches(rows, 2, 8, 0, 0), settings=settings, seed=1, evaluator=types.SimpleNamespace(
