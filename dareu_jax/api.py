@@ -20,12 +20,12 @@ from dareu_jax.data.examples import Corpus, Example, parse
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
+from dareu_jax.models.config import AT_HAND
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
 from dareu_jax.pipeline import experiment, language_model, unlearning
 from dareu_jax.pipeline.comparison import Table, compare
 from dareu_jax.pipeline.graph import Candidate
 from dareu_jax.pipeline.language_model import LanguageModel
-from dareu_jax.pipeline.models import AT_HAND
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -165,7 +165,8 @@ def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None
     judge=run.models.scorer("judge"))
 
 
-# Blocks of settings that `unlearn` reads. The others are about what it does not do.
+# Blocks of settings that `unlearn` reads and its arguments do not give; a test compares them with
+# those that a call reads.
 SETTINGS = ("baseline", "checkpoint", "classifier", "eval_every", "evaluation", "length_multiple",
             "lora", "max_length", "monitor", "unlearning")
 

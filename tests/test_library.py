@@ -1,5 +1,6 @@
 """The library as a notebook uses it: no flags, no config file, no checkout."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 import dareu_jax
+from dareu_jax import api
 from dareu_jax.api import make_corpus
+from dareu_jax.core.settings import to_plain
 from dareu_jax.data.authors import make_authors
 from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
-from dareu_jax.pipeline import graph
+from dareu_jax.pipeline import graph, workdir
 from dareu_jax.pipeline.run import digest_of_function
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -129,6 +132,36 @@ def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path
   options["settings"] = {name: block for name, block in SMALL.items() if name != "lora"}
   dareu_jax.unlearn(first.model, **options)
   assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns != stamp
+
+
+class Reads:
+  """Settings that remember which of their blocks were read."""
+
+  def __init__(self, settings):
+    self.settings, self.names = settings, set()
+
+  def __getattr__(self, name):
+    self.names.add(name)
+    return getattr(self.settings, name)
+
+
+def test_the_settings_on_offer_are_those_that_a_call_reads(model, monkeypatch):
+  """A block that is on offer and never read is a constraint that silently does nothing."""
+  reads = []
+
+  def settings(*args):
+    reads.append(Reads(made(*args)))
+    return reads[0]
+
+  made = api._settings
+  monkeypatch.setattr(api, "_settings", settings)
+  monkeypatch.setattr(workdir, "to_plain", lambda value: to_plain(  # reads all, for config.json
+    value.settings if isinstance(value, Reads) else value))
+  dareu_jax.unlearn(model, forget=FORGET[:2], retain=RETAIN[:6], unseen=UNSEEN[:2],
+                    method="gradient_ascent", settings=SMALL)
+  blocks = {field.name for field in dataclasses.fields(Settings)} & reads[0].names
+  given = {"learning_rates", "data", "tokenizer", "model", "mesh"}  # by arguments, or fixed
+  assert blocks == set(api.SETTINGS) | given
 
 
 def test_another_reward_or_tokenizer_is_another_run():

@@ -21,6 +21,9 @@ def _families() -> Registry:
   return FAMILIES
 
 
+AT_HAND = "a model at hand"  # in place of a path: the model was passed as an object
+
+
 @settings
 class ModelSettings:
   """A decoder: a checkpoint by path or hub name, or dimensions to train one from scratch."""

@@ -147,9 +147,6 @@ class Models:
         f"{longest} tokens, but the model supports {self.config.max_length} positions.")
 
 
-AT_HAND = "a model at hand"  # in place of a path: the original was passed as an object
-
-
 def model_config(settings: DataAndModelSettings, vocab_size: int,
                  gather_gib: float = MeshSettings.gather_gib) -> ModelConfig:
   """The architecture of the language model that the settings name."""

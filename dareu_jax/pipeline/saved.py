@@ -4,11 +4,12 @@ import pathlib
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
+from dareu_jax.models.config import AT_HAND
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.graph import model_names
 from dareu_jax.pipeline.language_model import LanguageModel
-from dareu_jax.pipeline.models import AT_HAND, base_model, model_config
+from dareu_jax.pipeline.models import base_model, model_config
 from dareu_jax.pipeline.run import seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import Workdir, read_config
