@@ -39,6 +39,9 @@ class Template:
   begin: str | None = ""
 
 
+# Known by name and written out, not rendered by `apply_chat_template`: the ids of a response must
+# be exactly those that follow its prompt, which tests can check for templates that they know. A
+# checkpoint's own template is not supported yet: 'auto' picks one of these, or fails.
 TEMPLATES = {
   "plain": Template(USER, ASSISTANT, END),
   "raw": Template("", "", None, begin=None),  # for base models, which continue a text
