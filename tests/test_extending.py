@@ -92,7 +92,7 @@ def test_other_processes_import_the_plugins_of_a_finished_run(plugins, finished,
   (exported, _, said), (_, _, attacked) = outcomes(commands, PYTHONPATH=str(plugins))
   assert exported == 0, said
   assert (tmp_path / "out/model.safetensors").exists()
-  assert attacked == "error: --models names 'nobody': the run has dareu, hinge.\n"
+  assert attacked == "error: methods (--models) names 'nobody': the run has dareu, hinge.\n"
   for code, _, said in outcomes(commands):  # without the modules
     assert code == 2
     assert re.fullmatch("error: config.plugins names '(hinge|mentions|table)': .*\n", said)

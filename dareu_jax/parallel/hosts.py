@@ -161,5 +161,5 @@ def check_shared(folder: str | pathlib.Path) -> None:
   if is_first():
     path.unlink()
   if not seen:
-    raise InputError(f"--workdir {folder} is not the same folder on all {jax.process_count()} "
+    raise InputError(f"workdir {folder} is not the same folder on all {jax.process_count()} "
                      "hosts: give one that they share (NFS, Filestore, a mounted bucket).")

@@ -70,7 +70,8 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   settings = Settings.from_config(read_config(workdir))
   unknown = sorted(set(methods) - set(summary["chosen"]))
   if unknown:
-    raise InputError(f"--models names {unknown[0]!r}: the run has {', '.join(summary['chosen'])}.")
+    raise InputError(f"methods (--models) names {unknown[0]!r}: the run has "
+                     f"{', '.join(summary['chosen'])}.")
   chosen = {m: name for m, name in summary["chosen"].items() if not methods or m in methods}
   own = relearning.RATE if settings.model.path else settings.finetune.learning_rate
   options = Options(learning_rate or own, batch_size, samples, relearning.STEPS)

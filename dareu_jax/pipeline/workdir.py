@@ -57,7 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
   folder = pathlib.Path(folder)
   config = read_json(folder / "config.json")
   if config is None:
-    raise InputError(f"{folder} holds no run: it has no config.json. Give the --workdir of a run.")
+    raise InputError(f"{folder} holds no run: it has no config.json. Give the workdir of a run.")
   check_format(config, folder)
   return {key: value for key, value in config.items() if key != "format"}
 
@@ -68,7 +68,7 @@ def check_format(config: Mapping[str, Any], folder: Path) -> None:
   if workdir_format != FORMAT:
     raise InputError(f"{folder} holds a run of workdir format {workdir_format}, and this version "
                      f"reads format {FORMAT}: finish it with the version that started it, or "
-                     "choose another --workdir.")
+                     "choose another workdir.")
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def _lock(folder):
   if owner:
     os.close(descriptor)
     raise InputError(f"{folder} is in use by another job ({owner}). Wait for it, stop it, or "
-                     "choose another --workdir.") from None
+                     "choose another workdir.") from None
   os.ftruncate(descriptor, 0)
   os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
   os.fsync(descriptor)  # so that another host can read it
@@ -118,7 +118,7 @@ def _lock(folder):
 def _unwritable(folder, error):
   if error.errno in (errno.ENOSPC, errno.EDQUOT):
     return error
-  return InputError(f"--workdir {folder} cannot be written ({error.strerror}): choose another.")
+  return InputError(f"workdir {folder} cannot be written ({error.strerror}): choose another.")
 
 
 class Workdir:
@@ -163,8 +163,8 @@ class Workdir:
     if changes:
       more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
       raise InputError(f"{self.folder} holds a run with another configuration "
-                       f"({'; '.join(changes[:3])}{more}). Choose another --workdir, or give "
-                       "--overwrite to run the affected stages again.")
+                       f"({'; '.join(changes[:3])}{more}). Choose another workdir, or give "
+                       "overwrite (--overwrite) to run the affected stages again.")
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,

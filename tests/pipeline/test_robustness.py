@@ -88,7 +88,7 @@ def test_the_card_has_a_gap_in_every_cell_but_the_retrained_models(figures, tmp_
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-  ({"models": ["npo"]}, "--models names 'npo': the run has grad_diff"),
+  ({"models": ["npo"]}, r"methods \(--models\) names 'npo': the run has grad_diff"),
   ({"workdir": "nowhere"}, "holds no finished run")])
 def test_what_cannot_be_attacked_is_said(finished, changes, said):
   with pytest.raises(InputError, match=said):
