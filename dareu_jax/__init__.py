@@ -43,4 +43,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), *__all__])
+  return [*__all__, "__version__"]  # what `help` and completion show

@@ -4,6 +4,8 @@ Nothing here reads flags or config files; what the numbers depend on (matmul pre
 while a function works and restored when it returns.
 """
 
+from __future__ import annotations  # so that `help` shows `Examples`, not what it stands for
+
 import contextlib
 import dataclasses
 import pathlib

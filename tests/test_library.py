@@ -60,6 +60,7 @@ def test_importing_takes_no_jax():
 def test_every_public_name_is_there_and_documented():
   for name in dareu_jax.__all__:
     assert getattr(dareu_jax, name).__doc__, name
+  assert set(dir(dareu_jax)) == {*dareu_jax.__all__, "__version__"}  # and nothing beside them
   with pytest.raises(AttributeError, match="no attribute 'forget_everything'"):
     dareu_jax.forget_everything  # noqa: B018
 
