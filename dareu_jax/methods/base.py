@@ -70,6 +70,14 @@ class Shapes(NamedTuple):
   training: TrainSettings  # of loss-based methods
 
 
+class Held(NamedTuple):
+  """What a method keeps on the devices at once, for the plan's estimate of memory."""
+
+  update: int  # sequences of an update
+  rollout: int  # responses that are sampled together
+  second_trunk: bool = False  # whether a critic with a trunk of its own is trained too
+
+
 @settings
 class Method:
   """An unlearning method; its fields are its settings."""
@@ -98,7 +106,17 @@ class Method:
     """
     return {}
 
-  def work(self, shapes: "Shapes") -> tuple[int, float]:
+  @property
+  def longest_response(self) -> int:
+    """Tokens of the longest response that it samples; 0: none is longer than the data's."""
+    return 0
+
+  @property
+  def held(self) -> Held | None:
+    """What it keeps on the devices at once; None: the plan assumes as much as DareU's defaults."""
+    return None
+
+  def work(self, shapes: Shapes) -> tuple[int, float]:
     """(updates at most, floating-point operations) of a run, for its plan."""
     return 0, 0.0
 

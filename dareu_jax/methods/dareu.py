@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from dareu_jax.methods.base import Method, Shapes, Task, Unlearned, register_method
+from dareu_jax.methods.base import Held, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
 from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
 from dareu_jax.rl.settings import RLSettings
@@ -37,6 +37,16 @@ class DareU(RLSettings, Method):
     return {"reward": (
       f"{self.reward} by {self.learner}, {self.reward_form}, κ {self.segment_length}; scoring took "
       f"{reward:.1f} s of the {seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")}
+
+  @property
+  def longest_response(self) -> int:
+    return self.max_new_tokens
+
+  @property
+  def held(self) -> Held:
+    return Held(update=self.minibatch_size + self.retain_batch_size,
+                rollout=self.rollout_batch_size,
+                second_trunk=self.learner == "ppo" and self.critic == "separate")
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
     slots = shapes.longest_prompt + (self.max_new_tokens or shapes.longest_response)

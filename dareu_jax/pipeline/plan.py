@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dareu_jax.evaluation.metrics import SPLITS
-from dareu_jax.methods.base import Shapes
+from dareu_jax.methods.base import METHODS, Shapes
 from dareu_jax.models import factory
 from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.models.handle import bytes_of
@@ -16,7 +16,6 @@ from dareu_jax.pipeline.graph import REPLICA, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.rl.settings import RLSettings
 
 # Training speed relative to a plain matrix product; a rough figure, measured on CPU and H200.
 EFFICIENCY = 0.35
@@ -137,13 +136,13 @@ def _memory(run):
   shared = 0 if settings.lora.rank == 0 else base
   # The start, the teacher; the current, previous and chosen policy; two moments and gradients.
   policy = shared + trained * (5 + 2 + 1)
-  u, itemsize = _rl_settings(settings), jnp.dtype(model.dtype).itemsize
+  held, itemsize = _held(settings), jnp.dtype(model.dtype).itemsize
   # The current and previous trunk, two moments and the gradients.
-  critic = trained * (2 + 2 + 1) if u.learner == "ppo" and u.critic == "separate" else 0
+  critic = trained * (2 + 2 + 1) if held.second_trunk else 0
   kept = 2 if model.remat else 16
-  activations = kept * (u.minibatch_size + u.retain_batch_size) * settings.max_length * (
+  activations = kept * held.update * settings.max_length * (
     model.embed_dim * model.num_layers * itemsize)
-  cache = 2 * u.rollout_batch_size * settings.max_length * (
+  cache = 2 * held.rollout * settings.max_length * (
     model.num_kv_heads * model.head_dim * model.num_layers * itemsize)
   gathered = gathered_bytes(
     nnx.state(abstract_decoder(model)), mesh, model.gather_gib * 2**30)
@@ -160,10 +159,10 @@ def _memory(run):
     ["what", "MiB"], rows)
 
 
-def _rl_settings(settings):
-  """The settings of the run's reinforcement learning; the defaults if it has none."""
-  rl_methods = [method for method in settings.unlearning.values() if isinstance(method, RLSettings)]
-  return rl_methods[0] if rl_methods else RLSettings()
+def _held(settings):
+  """What the first method that says so keeps on the devices; DareU's defaults if none does."""
+  methods = (*settings.unlearning.values(), METHODS["dareu"]())
+  return next(method.held for method in methods if method.held)
 
 
 def _sample(run, split):

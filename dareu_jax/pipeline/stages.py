@@ -74,7 +74,7 @@ def keep_tokenizer(run: Run) -> None:
                     for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     data.classifier_rows(examples)
     run.models.check_positions(max(
-      getattr(method, "max_new_tokens", 0) for method in run.settings.unlearning.values()))
+      method.longest_response for method in run.settings.unlearning.values()))
     run.models.check_checkpoints()
     if not hosts.is_first():
       return

@@ -85,6 +85,13 @@ def test_the_work_of_a_run_is_estimated(name):
     assert (updates, operations) == (20, 20 * 2 * 32 * 50 * 8 * 1000)
 
 
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_only_what_samples_says_what_it_samples(name):
+  """Checks of lengths and the plan ask every method, and know none by its kind."""
+  method = METHODS[name]()
+  assert method.longest_response == 0 and (method.held is None) == (name != "dareu")
+
+
 def test_a_method_of_ones_own_joins_by_its_name(registry):
   @register_method("mine")
   class Mine(LossMethod):
