@@ -6,8 +6,13 @@ import runpy
 import sys
 
 import jax
+import matplotlib.backends.backend_agg  # noqa: F401 - what a job imports when it needs it
+import matplotlib.figure  # noqa: F401
+import transformers
 
 from dareu_jax.pipeline import experiment  # noqa: F401 - most of the time that a start takes
+
+transformers.PreTrainedTokenizerFast  # noqa: B018 - imported when it is first named
 
 
 def run(module, flags, environment, files):

@@ -70,7 +70,7 @@ class Shapes(NamedTuple):
   training: TrainSettings  # of loss-based methods
 
 
-class Held(NamedTuple):
+class Footprint(NamedTuple):
   """What a method keeps on the devices at once, for the plan's estimate of memory."""
 
   update: int  # sequences of an update
@@ -112,7 +112,7 @@ class Method:
     return 0
 
   @property
-  def held(self) -> Held | None:
+  def footprint(self) -> Footprint | None:
     """What it keeps on the devices at once; None: the plan assumes as much as DareU's defaults."""
     return None
 

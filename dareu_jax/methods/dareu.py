@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from dareu_jax.methods.base import Held, Method, Shapes, Task, Unlearned, register_method
+from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
 from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
 from dareu_jax.rl.settings import RLSettings
@@ -43,8 +43,8 @@ class DareU(RLSettings, Method):
     return self.max_new_tokens
 
   @property
-  def held(self) -> Held:
-    return Held(update=self.minibatch_size + self.retain_batch_size,
+  def footprint(self) -> Footprint:
+    return Footprint(update=self.minibatch_size + self.retain_batch_size,
                 rollout=self.rollout_batch_size,
                 second_trunk=self.learner == "ppo" and self.critic == "separate")
 

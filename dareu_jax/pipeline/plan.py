@@ -136,13 +136,13 @@ def _memory(run):
   shared = 0 if settings.lora.rank == 0 else base
   # The start, the teacher; the current, previous and chosen policy; two moments and gradients.
   policy = shared + trained * (5 + 2 + 1)
-  held, itemsize = _held(settings), jnp.dtype(model.dtype).itemsize
+  footprint, itemsize = _footprint(settings), jnp.dtype(model.dtype).itemsize
   # The current and previous trunk, two moments and the gradients.
-  critic = trained * (2 + 2 + 1) if held.second_trunk else 0
+  critic = trained * (2 + 2 + 1) if footprint.second_trunk else 0
   kept = 2 if model.remat else 16
-  activations = kept * held.update * settings.max_length * (
+  activations = kept * footprint.update * settings.max_length * (
     model.embed_dim * model.num_layers * itemsize)
-  cache = 2 * held.rollout * settings.max_length * (
+  cache = 2 * footprint.rollout * settings.max_length * (
     model.num_kv_heads * model.head_dim * model.num_layers * itemsize)
   gathered = gathered_bytes(
     nnx.state(abstract_decoder(model)), mesh, model.gather_gib * 2**30)
@@ -159,10 +159,10 @@ def _memory(run):
     ["what", "MiB"], rows)
 
 
-def _held(settings):
+def _footprint(settings):
   """What the first method that says so keeps on the devices; DareU's defaults if none does."""
   methods = (*settings.unlearning.values(), METHODS["dareu"]())
-  return next(method.held for method in methods if method.held)
+  return next(method.footprint for method in methods if method.footprint)
 
 
 def _sample(run, split):

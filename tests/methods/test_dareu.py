@@ -7,7 +7,7 @@ import pytest
 
 from dareu_jax.data.batches import Row
 from dareu_jax.data.examples import Example
-from dareu_jax.methods.base import Held, Shapes, Task
+from dareu_jax.methods.base import Footprint, Shapes, Task
 from dareu_jax.methods.dareu import DareU
 from dareu_jax.rl.reward_functions import REWARDS
 from dareu_jax.rl.settings import RLSettings
@@ -84,10 +84,10 @@ def test_work_goes_by_updates_and_tokens():
 
 def test_it_says_what_it_samples_and_holds():
   method = DareU(max_new_tokens=6, minibatch_size=4, retain_batch_size=5, rollout_batch_size=16)
-  assert (method.longest_response, method.held) == (6, Held(update=9, rollout=16))
+  assert (method.longest_response, method.footprint) == (6, Footprint(update=9, rollout=16))
   apart = dataclasses.replace(method, critic="separate")
-  assert apart.held.second_trunk
-  assert not dataclasses.replace(apart, learner="grpo").held.second_trunk
+  assert apart.footprint.second_trunk
+  assert not dataclasses.replace(apart, learner="grpo").footprint.second_trunk
 
 
 def test_the_report_says_what_the_reward_cost():

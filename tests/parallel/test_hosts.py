@@ -69,22 +69,31 @@ def test_four_processes_end_with_the_table_of_one(finished, command, tmp_path):
     assert "dareu" not in out and "step/s" not in err
 
 
-def test_a_process_that_is_lost_ends_the_others_and_the_job_goes_on(finished, command, tmp_path):
-  """They would wait for it for ever; each of the two is the one that is lost. What they then end
-  with is the table of one."""
-  without(ORIGINAL + DAREU, finished[0], tmp_path / "w")
+def test_two_processes_are_stopped_and_lost_and_one_alone_ends_with_the_table_of_one(
+    finished, command, tmp_path):
+  """SIGTERM reaches one host alone, and the others must save with it, at the same step. They would
+  wait for ever for one that is lost; each of the two is the one."""
+  workdir = without(("base", *ORIGINAL, *DAREU), finished[0], tmp_path / "w")
+  processes = together(command, workdir, 2, "--config.checkpoint.every_steps=1000")
+  wait_for("base/started.json", workdir, processes[0])
+  time.sleep(2)
+  processes[1].send_signal(signal.SIGTERM)
+  outputs = [finish(process) for process in processes]
+  assert [code for code, _, _ in outputs] == [143, 143], outputs
+  assert all("stopped by SIGTERM" in err for _, _, err in outputs)
+  assert list(workdir.glob("*/progress/[0-9]*/meta")) or (workdir / "base/done.json").exists()
   for lost, sign in ((1, "original/progress/3"), (0, "dareu/progress/2")):
-    processes = together(command, tmp_path / "w", 2)
-    wait_for(sign, tmp_path / "w", processes[0])
+    processes = together(command, workdir, 2)
+    wait_for(sign, workdir, processes[0])
     processes[lost].send_signal(signal.SIGKILL)
     code, _, err = finish(processes[1 - lost])
     assert code not in (0, None)
     assert "lost another process" in err or "coordination service" in err, err[-3000:]
     finish(processes[lost])
-  outputs = [finish(process) for process in together(command, tmp_path / "w", 2)]
-  assert [code for code, _, _ in outputs] == [0, 0], outputs
-  assert_same_table(tmp_path / "w", finished[0])
-  assert batches(tmp_path / "w") == batches(finished[0])
+  code, _, err = finish(command(workdir))
+  assert code == 0, err
+  assert_same_table(workdir, finished[0])
+  assert batches(workdir) == batches(finished[0])
 
 
 def test_a_process_that_fails_by_itself_ends_the_others(together_failing, tmp_path):
@@ -111,24 +120,6 @@ def test_what_the_user_can_mend_is_one_line_of_several_processes_too(
     raise error from cause
   assert ends == [status]
   assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
-
-
-def test_sigterm_stops_all_processes_at_the_same_step(finished, command, tmp_path):
-  """It reaches one host alone; the others must save with it. One alone then goes on with that."""
-  without(("base", *ORIGINAL, *DAREU), finished[0], tmp_path / "w")
-  processes = together(command, tmp_path / "w", 2, "--config.checkpoint.every_steps=1000")
-  wait_for("base/started.json", tmp_path / "w", processes[0])
-  time.sleep(2)
-  processes[1].send_signal(signal.SIGTERM)
-  outputs = [finish(process) for process in processes]
-  assert [code for code, _, _ in outputs] == [143, 143], outputs
-  assert all("stopped by SIGTERM" in err for _, _, err in outputs)
-  assert list((tmp_path / "w").glob("*/progress/[0-9]*/meta")) or list(
-    (tmp_path / "w").glob("*/done.json"))
-  code, _, err = finish(command(tmp_path / "w"))
-  assert code == 0, err
-  assert_same_table(tmp_path / "w", finished[0])
-  assert batches(tmp_path / "w") == batches(finished[0])
 
 
 def test_a_wish_that_only_this_process_knows_is_passed_on_once(monkeypatch):
