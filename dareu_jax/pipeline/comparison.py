@@ -12,7 +12,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import MIN_K, SPLITS, Record, merged
+from dareu_jax.evaluation.records import MIN_K, ORIGINAL, RETRAINED, SPLITS, Record, merged
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -84,14 +84,14 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     raise InputError("there are no forget examples to evaluate on: give at least one.")
   if original not in models:
     raise InputError(f"original is {original!r}, and the models are {', '.join(models)}.")
-  if "original" in models and original != "original":
-    raise InputError(f"original is {original!r}, and another model is called 'original': give that "
-                     "one another name.")
+  if ORIGINAL in models and original != ORIGINAL:
+    raise InputError(f"original is {original!r}, and another model is called {ORIGINAL!r}: give "
+                     "that one another name.")
   evaluators = {name: _evaluator(model, examples, max_new_tokens, max_length, batch_size)
                 for name, model in models.items()}
-  references = {"original": original}
-  if "retrained" in models:
-    references["retrained"] = "retrained"
+  references = {ORIGINAL: original}
+  if RETRAINED in models:
+    references[RETRAINED] = RETRAINED
   records: dict[str, dict[str, list[Record]]] = {}
   with progress("evaluation", "model")(len(models)) as bar:
     for name, evaluator in evaluators.items():
@@ -118,7 +118,7 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   bound = metrics.gibberish_bound(
     [metrics.loss_score(logprobs)
      for logprobs in evaluator.logprobs(evaluator.model.params, samples)])
-  aliased = records | {"original": records[original]}
+  aliased = records | {ORIGINAL: records[original]}
   results = evaluations(aliased, min_k=min_k, gibberish_bound=bound)
   return {name: results[name] for name in models}
 

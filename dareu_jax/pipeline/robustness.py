@@ -24,6 +24,7 @@ from dareu_jax.evaluation.attacks import (
 from dareu_jax.evaluation.measurements import rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import fingerprint, lock, read_config
@@ -94,7 +95,7 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The names of the metrics too: a card with other metrics is out of date.
   stage_fingerprint = fingerprint(
-    run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
+    run.fingerprints[f"evaluation/{name}"], run.fingerprints[ORIGINAL], options,
     run.settings.evaluation.min_k, tuple(declarations.WEIGHT_METRICS))
   stored = read_json(path)
   is_current = stored is not None and stored["fingerprint"] == stage_fingerprint
@@ -170,9 +171,9 @@ def layers(run: Run, name: str, options: Options) -> Metrics:
   examples, count = run.data.evaluated("forget"), models.config.num_layers
   # Every layer of a small model, about sixteen of a large one.
   each = tuple(sorted({*range(1, count + 1, max(1, count // 16)), count}))
-  original = -evaluator.nll(models.load_params("original"), examples)
-  patched = [probes.patched_logprobs(evaluator, models.load_params("original"), models.load(donor),
-                                     examples, each) for donor in (name, "retrained")]
+  original = -evaluator.nll(models.load_params(ORIGINAL), examples)
+  patched = [probes.patched_logprobs(evaluator, models.load_params(ORIGINAL), models.load(donor),
+                                     examples, each) for donor in (name, RETRAINED)]
   return {"logit_lens": probes.logit_lens(evaluator, models.load_params(name), examples, each),
           "unlearning_depth": probes.unlearning_depth(original, *patched)}
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
 from dareu_jax.report import tables
 
 if TYPE_CHECKING:  # matplotlib is imported when drawing
@@ -95,7 +96,7 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
   ax.set_xlabel("D_F ROUGE (0 to 1)", color=INK)
   ax.set_xlim(_limits([x for x, _ in points.values()]))
   ax.set_ylim(_limits([y for _, y in points.values()]))
-  obstacles = _draw_contours(ax, points["retrained"]) if "retrained" in points else []
+  obstacles = _draw_contours(ax, points[RETRAINED]) if RETRAINED in points else []
   styles = _plane_styles(points)
   for name, (x, y) in points.items():
     dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
@@ -224,9 +225,9 @@ def _limits(values, pad=0.06, span=0.3):
 
 def _plane_styles(points):
   styles = {
-    "original": {"color": GRAY, "marker": "s", "markersize": 9},
-    "retrained": {"color": INK, "marker": "*", "markersize": 15},
-    "retrained_replica": {"color": GRAY, "marker": "*", "markersize": 11},
+    ORIGINAL: {"color": GRAY, "marker": "s", "markersize": 9},
+    RETRAINED: {"color": INK, "marker": "*", "markersize": 15},
+    REPLICA: {"color": GRAY, "marker": "*", "markersize": 11},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):

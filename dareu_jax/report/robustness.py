@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dareu_jax.evaluation.attacks.declarations import RELEARNING, ROWS, relearned
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   FAINT,
@@ -33,13 +34,13 @@ def table(models: tables.Models) -> str:
   Args:
     models: metrics by model; must include "retrained".
   """
-  retrained = models["retrained"]
+  retrained = models[RETRAINED]
   names = tables.ordered(models)
   rows = []
   for row in ROWS:
     if not tables.is_number(retrained.get(row.key)):
       continue
-    rows.append([row.title, *(_cell(models[name], retrained, row, name == "retrained")
+    rows.append([row.title, *(_cell(models[name], retrained, row, name == RETRAINED)
                               for name in names)])
   return tables.pipe_table(["attack", *names], rows)
 
@@ -96,7 +97,7 @@ def curves(models: tables.Models, steps: Sequence[int]) -> "Figure":
       reference = name in tables.REFERENCES
       ax.plot(range(len(steps)), values, label=name, linewidth=1.5,
               color=GRAY if reference else METHOD_COLORS[index % len(METHOD_COLORS)],
-              linestyle={"original": ":", "retrained": "--"}.get(name, "-"),
+              linestyle={ORIGINAL: ":", RETRAINED: "--"}.get(name, "-"),
               marker=None if reference else METHOD_MARKERS[index % len(METHOD_MARKERS)],
               markersize=4)
     ax.set_xticks(range(len(steps)), steps)

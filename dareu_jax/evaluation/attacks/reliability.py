@@ -11,6 +11,7 @@ import numpy as np
 from dareu_jax.evaluation import metrics
 from dareu_jax.evaluation.attacks.declarations import WEIGHT_METRICS, relearned
 from dareu_jax.evaluation.attacks.relearning import EPOCH
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 
 Card = Mapping[str, Mapping[str, float]]  # {model: {metric: number}} of one seed
 
@@ -35,8 +36,8 @@ def pools(card: Card, name: str, steps: Sequence[int]) -> tuple[list[float], lis
   benign, others, again = (
     [relearned(kind, step) for step in steps if step >= first]
     for kind, first in (("benign", 1), ("others", 1), ("forget", LATE)))
-  return (values("original", *untouched, *benign) + values("retrained", *again),
-          values("retrained", *untouched, *benign, *others))
+  return (values(ORIGINAL, *untouched, *benign) + values(RETRAINED, *again),
+          values(RETRAINED, *untouched, *benign, *others))
 
 
 def trust(seeds: Sequence[Card], methods: Sequence[str],
@@ -62,9 +63,8 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
     for card in seeds:
       for values, more in zip((knowing, unknowing), pools(card, name, steps), strict=True):
         values += more
-    pairs = [(card[method], card["retrained"]) for card in seeds for method in methods
-             if card[method]["plain_retain_rouge"] >= USEFUL * card["original"][
-               "plain_retain_rouge"]]
+    pairs = [(card[method], card[RETRAINED]) for card in seeds for method in methods
+             if card[method]["plain_retain_rouge"] >= USEFUL * card[ORIGINAL]["plain_retain_rouge"]]
     plain, taught, rounded = (f"{attack}_{name}" for attack in (
       "plain_forget", relearned("forget", LATE), "nf4_forget"))
     ratings[name] = {

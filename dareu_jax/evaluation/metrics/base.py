@@ -29,13 +29,13 @@ from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
-from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, Record
+from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, ORIGINAL, RETRAINED, Record
 
 CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
 HIGHER: Literal["↑"] = "↑"
 MAIN, MORE, PRIVACY = "main", "more", "privacy"
 GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy and overall scores"}
-REFERENCES = ("retrained", "original")
+REFERENCES = (RETRAINED, ORIGINAL)
 BOUND = "gibberish_bound"
 
 
@@ -67,12 +67,12 @@ class Evaluation:
   @property
   def retrained(self) -> "Evaluation":
     """The retrained model's evaluation; KeyError if there is no such model."""
-    return self._beside("retrained")
+    return self._beside(RETRAINED)
 
   @property
   def original(self) -> "Evaluation":
     """The original's evaluation; KeyError if there is no such model."""
-    return self._beside("original")
+    return self._beside(ORIGINAL)
 
   @property
   def gibberish_bound(self) -> float:
