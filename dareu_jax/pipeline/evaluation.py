@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from dareu_jax.core import interruption
@@ -21,7 +21,7 @@ Records = dict[str, list[Record]]  # by split
 ORDINARY_SEED = 3000  # for samples of ordinary text, distinct from the run's own seeds
 
 
-def evaluate(run: Run, names: Sequence[str] | None = None) -> dict[str, Evaluation]:
+def evaluate(run: Run, names: Collection[str] | None = None) -> dict[str, Evaluation]:
   """Evaluations of models of the run: {model: Evaluation}.
 
   Records are read from the workdir if they exist there; metrics are computed on demand.

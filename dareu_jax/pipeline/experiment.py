@@ -89,7 +89,8 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
-  seeds, stages, notes = [], {}, []
+  seeds, notes = [], []
+  stages: dict[str, dict[str, Any]] = {}
   for run in runs:
     prefix = _prefix(settings, run.seed)
     if prefix and hosts.is_first():

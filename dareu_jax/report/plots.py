@@ -241,7 +241,8 @@ def _draw_contours(ax, retrained):
   """Contours of ToW around the retrained model; returns their labels."""
   import numpy as np
 
-  x, y = np.linspace(*ax.get_xlim(), 241), np.linspace(*ax.get_ylim(), 241)
+  (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+  x, y = np.linspace(left, right, 241), np.linspace(low, high, 241)
   towards_x, towards_y = 1 - np.abs(x - retrained[0]), 1 - np.abs(y - retrained[1])
   product = towards_y[:, None] * towards_x[None, :]
   step = 0.05 if product.min() > 0.6 else 0.1
@@ -271,7 +272,8 @@ def _place_labels(ax, points, styles, obstacles):
   centers = {name: ax.transData.transform(point) for name, point in points.items()}
   for x, y in centers.values():
     taken.append(Bbox.from_extents(x - 7, y - 7, x + 7, y + 7))
-  labels, leaders = [], []
+  labels: list[Bbox] = []
+  leaders: list[list[tuple[float, float]]] = []
 
   def cost(name, box):
     outside = not (frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1))
@@ -300,12 +302,12 @@ def _place_labels(ax, points, styles, obstacles):
     )
     note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     text = Text.get_window_extent(note, renderer)  # without the leader line
-    best = None
+    best = (math.inf, (0.0, 0.0), Bbox.null())
     for offset in _offsets(text.width / pixels, text.height / pixels):
       x, y = centers[name] + [offset[0] * pixels, offset[1] * pixels]
       box = Bbox.from_bounds(x, y, text.width, text.height).padded(2)
       place = (cost(name, box), offset, box)
-      best = place if best is None or place[0] < best[0] else best
+      best = place if place[0] < best[0] else best
       if best[0] < 1:  # nothing in the way
         break
     _, offset, box = best

@@ -6,10 +6,10 @@ set under the attack `nf4`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from dareu_jax.data.batches import encode
 from dareu_jax.data.examples import Example
@@ -26,8 +26,8 @@ class Seen(NamedTuple):
   examples: Sequence[Example]
   answers: Sequence[str]  # greedy
   labels: list[Int[np.ndarray, " n"]]
-  predictions: list[Int[np.ndarray, " n"]]  # the likeliest tokens
-  logprobs: list[Float[np.ndarray, " n+1"]]  # with the end token
+  predictions: list[Int[Array, " n"]]  # the likeliest tokens
+  logprobs: list[Float[Array, " n+1"]]  # with the end token
   min_k: float  # share of the least likely tokens that Min-K% averages
 
 
@@ -38,7 +38,7 @@ class WeightMetric(NamedTuple):
   title: str
   sign: int  # +1 if it is high for a model that knows, -1 if it is low
   digits: int
-  function: Callable[[Seen], float]
+  function: Callable[[Seen], SupportsFloat]
 
 
 WEIGHT_METRICS = {metric.key: metric for metric in (
