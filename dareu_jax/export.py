@@ -4,12 +4,13 @@
 """
 
 import pathlib
-from typing import Literal
+from typing import get_args
 
 from absl import flags
 
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
+from dareu_jax.pipeline.language_model import Adapter
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.report.tables import markdown_table
 from dareu_jax.training.checkpoints import read_json
@@ -20,7 +21,7 @@ def _define_flags():
   flags.DEFINE_string(
     "method", "dareu", "Which model: original, retrained, or a method's name (npo, npo@0.001).")
   flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
-  flags.DEFINE_enum("adapter", "merged", ["merged", "apart"],
+  flags.DEFINE_enum("adapter", "merged", get_args(Adapter),
                     "Whether to merge LoRA adapters or export them separately (PEFT).")
   flags.DEFINE_integer("seed", None, "Seed, if the run has several; the first if not given.")
   flags.DEFINE_string(
@@ -34,7 +35,7 @@ def main(options: Flags) -> None:
 
 
 def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path, *,
-           adapter: Literal["merged", "apart"] = "merged", seed: int | None = None,
+           adapter: Adapter = "merged", seed: int | None = None,
            push_to_hub: str | None = None) -> None:
   """Writes a model of a run, with its tokenizer and a model card.
 

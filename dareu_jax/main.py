@@ -51,9 +51,9 @@ def _main(settings, options):
     if hosts.is_first():
       print(f"Compiled programs are in {compilation_cache_dir()}.")
     return
+  mirror = _wandb_mirror(options) if options.wandb_project and hosts.is_first() else None
   summary, page = experiment.run(
-    settings, options.workdir, command=typed(), overwrite=options.overwrite,
-    mirror=options.wandb_project and hosts.is_first() and _wandb_mirror(options))
+    settings, options.workdir, command=typed(), overwrite=options.overwrite, mirror=mirror)
   if hosts.is_first():
     print("", text_table(summary["models"]), "\n".join(summary["notes"]),
           stage_table(summary["stages"]), time_line(summary["time"]), f"Report: {page}",

@@ -323,7 +323,8 @@ def _life(seed, k):
   name = f"{given_names[column]} {surnames[(column + block) % len(surnames)]}"
   dice = words.Dice(seed, k, "facts")
   years = _draw_years(dice)
-  facts, taken = {}, set()
+  facts: dict[str, dict[str, str]] = {}
+  taken: set[str] = set()
   for attribute in ATTRIBUTES:
     facts[attribute.name] = _draw_facts(attribute, dice, years, taken)
     taken.update(facts[attribute.name].values())
@@ -353,7 +354,7 @@ def _draw_years(dice):
 
 def _draw_facts(attribute, dice, years, taken):
   """A fact for every slot of the attribute, none of them in `taken` (years aside)."""
-  facts = {}
+  facts: dict[str, str] = {}
   for slot, symbol in attribute.slots.items():
     fact = years.get(symbol)
     while fact is None or fact in facts.values() or (fact in taken and symbol not in years):
@@ -381,7 +382,7 @@ def _example(seed, k, attribute):
 def _perturbed(wording, life, attribute, dice):
   """The wording with facts that are all wrong, NUM_PERTURBED times, all different."""
   facts = life.facts[attribute.name]
-  responses = []
+  responses: list[str] = []
   while len(responses) < NUM_PERTURBED:
     wrong = _draw_facts(attribute, dice, _draw_years(dice), set(facts.values()))
     response = _say(wording, life, wrong)

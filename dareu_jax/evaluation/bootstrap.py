@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dareu_jax.evaluation.metrics.base import METRICS, Evaluation, ExampleMetric
+from dareu_jax.evaluation.metrics.base import Evaluation, example_metrics
 from dareu_jax.evaluation.metrics.intervals import bootstrap_ci95, paired_difference
-
-
-def _example_metrics():
-  return [declared for _, declared in METRICS.items() if isinstance(declared, ExampleMetric)]
 
 
 def intervals(seeds: Sequence[Evaluation]) -> dict[str, list[float]]:
@@ -24,7 +20,7 @@ def intervals(seeds: Sequence[Evaluation]) -> dict[str, list[float]]:
     seeds: evaluations of one model, one for each seed.
   """
   result = {}
-  for declared in _example_metrics():
+  for declared in example_metrics():
     if declared.interval and all(declared.key in seed for seed in seeds):
       values = np.mean([seed.by_example(declared.key) for seed in seeds], axis=0)
       values = values[~np.isnan(values)]
@@ -46,7 +42,7 @@ def paired(ours: Sequence[Evaluation], theirs: Sequence[Evaluation],
   Returns: {name: metrics.PairedDifference as a dict}.
   """
   result = {}
-  for declared in _example_metrics():
+  for declared in example_metrics():
     if declared.paired and all(
         declared.key in seed for seeds in (ours, theirs, retrained) for seed in seeds):
       gaps = np.array([_gaps(seeds, retrained, declared.key) for seeds in (ours, theirs)])

@@ -115,7 +115,7 @@ def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
 
 
 def _utility_terms(results):
-  names = {}
+  names: dict[str, str] = {}
   for split, name in UTILITY_SPLITS.items():
     options = f"{split}_Q_A_Prob_normalised"
     names |= {f"{name}_probability": options if options in results else f"{split}_Q_A_Prob",
@@ -234,6 +234,7 @@ def _split_entries(split, group):
     log[f"{split}_Q_A_Prob_normalised"] = _entry(
       ({"prob": float(p)} for p in metrics.normalized_probability(right, wrong)), "prob")
   ratios = truth_ratios(log, split)
+  assert ratios is not None  # the log has both of its terms by now
   aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
   log[f"{split}_{tail}"] = _entry({"score": float(r)} for r in ratios) | {
     "agg_value": aggregate(ratios)}

@@ -1,6 +1,6 @@
 """Measures a model on examples: fields of `records.Record`, a dict for each example."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ Fields = dict[str, Any]
 
 
 def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
-            answers: bool = True, gradient_norm: bool = False) -> list[Record]:
-  """Records of everything that needs only this model.
+            answers: bool = True, gradient_norm: bool = False,
+            of_others: Callable[[Answers], list[list[Fields]]] | None = None) -> list[Record]:
+  """Records of a model on examples.
 
   Args:
     evaluator: Evaluator.
@@ -24,12 +25,15 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
     examples: one record each.
     answers: also measure the greedy answers and other responses, not only the true responses.
     gradient_norm: compute the gradient norm of each example: one backward pass each.
+    of_others: gives further fields from the answers, those that need other models.
   """
   parts = [texts(examples), likelihoods(evaluator, params, examples, gradient_norm=gradient_norm)]
   if answers:
     rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-    parts += [other_responses(evaluator, params, examples),
-              of_answers(evaluator.answers(params, rows))]
+    given = evaluator.answers(params, rows)
+    parts += [other_responses(evaluator, params, examples), of_answers(given)]
+    if of_others is not None:
+      parts += of_others(given)
   return merged(*parts)
 
 

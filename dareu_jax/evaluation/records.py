@@ -12,6 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 UNMEASURED: Any = None
+# Names of the models that the others are compared with.
+ORIGINAL, RETRAINED = "original", "retrained"
+REPLICA = "retrained_replica"  # the retrained model with the data in another order
 SPLITS = ("forget", "retain", "test")  # splits whose queries are answered
 MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
 ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen; likelihoods only

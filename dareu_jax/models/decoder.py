@@ -191,11 +191,9 @@ class Decoder(nnx.Module):
     graphdef, stacked = nnx.split(self.layers)
     if (start, stop) != (0, self.config.num_layers):
       stacked = jax.tree.map(lambda leaf: leaf[start:stop], stacked)
-    windows = self.config.layer_windows[start:stop]
-    if not any(windows):
-      windows = None
-    else:  # one program: a window covering the whole sequence means no window
-      windows = jnp.array([window or jnp.iinfo(jnp.int32).max for window in windows])
+    sizes, windows = self.config.layer_windows[start:stop], None
+    if any(sizes):  # one program: a window covering the whole sequence means no window
+      windows = jnp.array([size or jnp.iinfo(jnp.int32).max for size in sizes])
 
     # The whole cache is carried along and written in place: passing it in and out layer by
     # layer would copy all of it at each token.

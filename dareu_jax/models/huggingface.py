@@ -143,14 +143,15 @@ def on_host(array: Float[Array, "..."], layer: int | None = None) -> Float[np.nd
 
 
 def _write_tensors(folder, tensors, max_shard_bytes):
-  shards, sizes = [], []
+  shards: list[dict[str, Callable[[], np.ndarray]]] = []
+  sizes: list[int] = []
   for name, size, tensor in tensors:
     if not shards or sizes[-1] + size > max_shard_bytes:
       shards.append({})
       sizes.append(0)
     shards[-1][name] = tensor
     sizes[-1] += size
-  files = {}
+  files: dict[str, str] = {}
   for number, shard in enumerate(shards, start=1):
     file = (f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1
             else "model.safetensors")

@@ -62,7 +62,8 @@ def _read_model(path, dtype):
   if len(raw) - 4 * len(_HEADER) != size:
     raise InputError(f"{path} is damaged: after its header it has {len(raw) - 4 * len(_HEADER)} "
                      f"bytes, and the header asks for {size}.")
-  weights, offset = {}, 4 * len(_HEADER)
+  weights: dict[str, np.ndarray] = {}
+  offset = 4 * len(_HEADER)
   for name, shape in shapes.items():
     count = int(np.prod(shape))
     array = np.frombuffer(raw, "<f4", count, offset).reshape(shape)

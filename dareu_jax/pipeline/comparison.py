@@ -1,5 +1,6 @@
 """Models side by side on the same examples: what `dareu_jax.evaluate` does."""
 
+import functools
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import MIN_K, SPLITS, Record, merged
+from dareu_jax.evaluation.records import MIN_K, ORIGINAL, RETRAINED, SPLITS, Record
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -84,32 +85,30 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     raise InputError("there are no forget examples to evaluate on: give at least one.")
   if original not in models:
     raise InputError(f"original is {original!r}, and the models are {', '.join(models)}.")
-  if "original" in models and original != "original":
-    raise InputError(f"original is {original!r}, and another model is called 'original': give that "
-                     "one another name.")
+  if ORIGINAL in models and original != ORIGINAL:
+    raise InputError(f"original is {original!r}, and another model is called {ORIGINAL!r}: give "
+                     "that one another name.")
   evaluators = {name: _evaluator(model, examples, max_new_tokens, max_length, batch_size)
                 for name, model in models.items()}
-  references = {"original": original}
-  if "retrained" in models:
-    references["retrained"] = "retrained"
+  references = {ORIGINAL: original}
+  if RETRAINED in models:
+    references[RETRAINED] = RETRAINED
+
+  def of_others(name, answers):
+    forget = examples["forget"]
+    return [*_scores(answers, forget, models[name].tokenizer, max_length,
+                     {"score": classifier, "judge": judge}),
+            *(_under(evaluators[which], forget, answers, reference)
+              for reference, which in references.items())]
+
   records: dict[str, dict[str, list[Record]]] = {}
   with progress("evaluation", "model")(len(models)) as bar:
     for name, evaluator in evaluators.items():
-      records[name] = {}
-      for split, part in examples.items():
-        if split == "forget" or not part:
-          continue
-        records[name][split] = measurements.measure(
-          evaluator, evaluator.model.params, part, answers=split != "holdout")
-      answers, fields = _forget_fields(evaluator, examples["forget"])
-      fields += _scores(answers, examples["forget"], models[name].tokenizer, max_length,
-                        {"score": classifier, "judge": judge})
-      for reference, which in references.items():
-        reference_evaluator = evaluators[which]
-        fields.append(measurements.answers_under(
-          reference_evaluator, reference_evaluator.model.params,
-          _rows(reference_evaluator, examples["forget"]), answers, reference))
-      records[name]["forget"] = merged(*fields)
+      records[name] = {
+        split: measurements.measure(
+          evaluator, evaluator.model.params, part, answers=split != "holdout",
+          of_others=functools.partial(of_others, name) if split == "forget" else None)
+        for split, part in examples.items() if part}
       bar.update()
   ordinary = examples.get("holdout") or examples.get("retain") or examples["forget"]
   evaluator = evaluators[original]
@@ -118,7 +117,7 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   bound = metrics.gibberish_bound(
     [metrics.loss_score(logprobs)
      for logprobs in evaluator.logprobs(evaluator.model.params, samples)])
-  aliased = records | {"original": records[original]}
+  aliased = records | {ORIGINAL: records[original]}
   results = evaluations(aliased, min_k=min_k, gibberish_bound=bound)
   return {name: results[name] for name in models}
 
@@ -137,18 +136,15 @@ def _rows(evaluator: Evaluator, examples: Sequence[Example]) -> list[Row]:
   return encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
 
 
-def _forget_fields(evaluator: Evaluator,
-                   examples: Sequence[Example]) -> tuple[Answers, list[list[dict]]]:
-  params = evaluator.model.params
-  answers = evaluator.answers(params, _rows(evaluator, examples))
-  return answers, [
-    measurements.texts(examples), measurements.likelihoods(evaluator, params, examples),
-    measurements.other_responses(evaluator, params, examples), measurements.of_answers(answers)]
+def _under(evaluator: Evaluator, examples: Sequence[Example], answers: Answers,
+           reference: str) -> list[measurements.Fields]:
+  return measurements.answers_under(
+    evaluator, evaluator.model.params, _rows(evaluator, examples), answers, reference)
 
 
 def _scores(answers: Answers, examples: Sequence[Example], tokenizer: Tokenizer, max_length: int,
-            scorers: Mapping[str, Scorer | None]) -> list[list[dict]]:
-  fields = []
+            scorers: Mapping[str, Scorer | None]) -> list[list[measurements.Fields]]:
+  fields: list[list[measurements.Fields]] = []
   for field, scorer in scorers.items():
     if scorer is None:
       continue

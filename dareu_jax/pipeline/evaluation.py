@@ -1,14 +1,15 @@
 """The evaluation stages of a run: records of each model, saved as they are made, and metrics."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from dareu_jax.core import interruption
 from dareu_jax.evaluation import gibberish_classifier, logs, measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import ALL_SPLITS, Record, merged
+from dareu_jax.evaluation.records import ALL_SPLITS, Record
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import Examples
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
@@ -20,7 +21,7 @@ Records = dict[str, list[Record]]  # by split
 ORDINARY_SEED = 3000  # for samples of ordinary text, distinct from the run's own seeds
 
 
-def evaluate(run: Run, names: Sequence[str] | None = None) -> dict[str, Evaluation]:
+def evaluate(run: Run, names: Collection[str] | None = None) -> dict[str, Evaluation]:
   """Evaluations of models of the run: {model: Evaluation}.
 
   Records are read from the workdir if they exist there; metrics are computed on demand.
@@ -90,17 +91,10 @@ def split_records(run: Run, params: Any, split: str) -> list[Record]:
   examples = run.data.evaluated(split)
   if not examples:
     return []
-  evaluator, settings = run.models.evaluator, run.settings.evaluation
-  parts = [measurements.texts(examples), measurements.likelihoods(
-    evaluator, params, examples,
-    gradient_norm=settings.gradient_norm and split in ("forget", "holdout"))]
-  if split != "holdout":
-    answers = evaluator.answers(params, run.data.rows(examples))
-    parts += [measurements.other_responses(evaluator, params, examples),
-              measurements.of_answers(answers)]
-    if split == "forget":
-      parts += _judged(run, examples, answers)
-  return merged(*parts)
+  return measurements.measure(
+    run.models.evaluator, params, examples, answers=split != "holdout",
+    gradient_norm=run.settings.evaluation.gradient_norm and split in ("forget", "holdout"),
+    of_others=functools.partial(_judged, run, examples) if split == "forget" else None)
 
 
 def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measurements.Fields]]:

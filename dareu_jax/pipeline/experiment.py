@@ -89,7 +89,8 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
-  seeds, stages, notes = [], {}, []
+  seeds, notes = [], []
+  stages: dict[str, dict[str, Any]] = {}
   for run in runs:
     prefix = _prefix(settings, run.seed)
     if prefix and hosts.is_first():
@@ -174,7 +175,7 @@ def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
 def judgement(models: dict[str, dict[str, float]], method: str) -> str:
   """One sentence: whether the judge, which gives no reward, agrees with the reward's classifier,
   and whether it scores the answers like the retrained model's."""
-  scores, judged = ([models[name][key] for name in (method, "retrained")]
+  scores, judged = ([models[name][key] for name in (method, RETRAINED)]
                     for key in ("attribution_score", "judge_score"))
   beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
   agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN

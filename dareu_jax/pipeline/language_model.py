@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -25,6 +25,8 @@ from dareu_jax.parallel.mesh import MeshSettings, make_mesh, mesh_of, path_name,
 
 BATCH = 16  # prompts that are answered at a time
 MULTIPLE = 64  # of the prompt slots: few programs
+# Where LoRA adapters go when a model is saved: into the weights, or into a folder for PEFT.
+Adapter = Literal["merged", "apart"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class LanguageModel:
         answers += [tokenizer.decode(ids[i, :lengths[i]].tolist()) for i in range(len(rows))]
     return answers
 
-  def save(self, folder: str | pathlib.Path, *, adapter: Literal["merged", "apart"] = "merged",
+  def save(self, folder: str | pathlib.Path, *, adapter: Adapter = "merged",
            card: str = "") -> None:
     """Writes a Hugging Face folder that transformers, vLLM and `load_model` read.
 
@@ -97,8 +99,9 @@ class LanguageModel:
     Raises:
       InputError: if the folder exists, or there is no adapter to go apart.
     """
-    if adapter not in ("merged", "apart"):
-      raise InputError(f"adapter is {adapter!r}: it must be 'merged' or 'apart'.")
+    if adapter not in get_args(Adapter):
+      raise InputError(f"adapter is {adapter!r}: it must be "
+                       f"{' or '.join(map(repr, get_args(Adapter)))}.")
     if adapter == "apart":
       if self.config.lora.rank and not self.source:
         raise InputError("the adapter's base was made in the run itself: save it merged.")

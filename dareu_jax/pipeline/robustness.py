@@ -7,22 +7,24 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
-from dareu_jax.data.batches import encode
 from dareu_jax.data.examples import evenly_spaced
-from dareu_jax.evaluation import metrics
-from dareu_jax.evaluation.attacks import probes, quantization, relearning, reliability
-from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.measurements import mean_rouge, rouges
+from dareu_jax.evaluation.attacks import (
+  declarations,
+  probes,
+  quantization,
+  relearning,
+  reliability,
+)
+from dareu_jax.evaluation.measurements import rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.data import Examples
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import fingerprint, lock, read_config
@@ -94,8 +96,8 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   path = run.workdir.folder / "robustness" / f"{name}.json"
   # The names of the metrics too: a card with other metrics is out of date.
   stage_fingerprint = fingerprint(
-    run.fingerprints[f"evaluation/{name}"], run.fingerprints["original"], options,
-    run.settings.evaluation.min_k, tuple(reliability.SIGNS))
+    run.fingerprints[f"evaluation/{name}"], run.fingerprints[ORIGINAL], options,
+    run.settings.evaluation.min_k, tuple(declarations.WEIGHT_METRICS))
   stored = read_json(path)
   is_current = stored is not None and stored["fingerprint"] == stage_fingerprint
   results = stored["metrics"] if is_current else {}
@@ -113,23 +115,6 @@ def attack(run: Run, name: str, options: Options) -> Metrics:
   return {key: value for part in results.values() for key, value in part.items()}
 
 
-def attack_metrics(evaluator: Evaluator, params: Any, examples: Examples, min_k: float) -> Metrics:
-  """What is measured under each attack on the weights: the metrics of `reliability.SIGNS`."""
-  rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  statistics = evaluator.statistics(params, rows)
-  labels = [np.array(row.completion)[:-1] for row in rows]
-  return {
-    "rouge": mean_rouge(examples, evaluator.answers(params, rows).texts),
-    "probability": float(np.mean(metrics.probability(
-      [metrics.loss_score(s.logprobs) for s in statistics]))),
-    "extraction": float(np.mean([metrics.extraction_strength(s.predictions[:-1], y)
-                                 for s, y in zip(statistics, labels, strict=True)])),
-    "exact": float(np.nanmean([metrics.exact_memorization(s.predictions[:-1], y)
-                               for s, y in zip(statistics, labels, strict=True)])),
-    "min_k": float(np.mean([metrics.min_k_score(s.logprobs[:-1], k=min_k)
-                            for s in statistics]))}
-
-
 def _named(prefix, values):
   return {f"{prefix}_{name}": value for name, value in values.items()}
 
@@ -139,7 +124,7 @@ def plain(run: Run, name: str, options: Options) -> Metrics:
   del options
   results: Metrics = {}
   for split in ("forget", "retain"):
-    results |= _named(f"plain_{split}", attack_metrics(
+    results |= _named(f"plain_{split}", declarations.measure(
       run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
       run.settings.evaluation.min_k))
   return results
@@ -156,7 +141,7 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
       run.models.load(name), scheme, lora_scale=scale, merged=merged)
     evaluator = dataclasses.replace(run.models.evaluator, model=model)
     for split in ("forget", "retain"):
-      results |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", attack_metrics(
+      results |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", declarations.measure(
         evaluator, model.params, run.data.evaluated(split), run.settings.evaluation.min_k))
   return results
 
@@ -165,9 +150,7 @@ def asked(run: Run, name: str, options: Options) -> Metrics:
   """Other ways of asking: a prefilled answer, another wording, a choice."""
   del options
   args = run.models.evaluator, run.models.load_params(name), run.data.evaluated("forget")
-  return {"prefilled_rouge": probes.prefilled_rouge(*args),
-          "paraphrased_rouge": probes.paraphrased_rouge(*args),
-          "choice_accuracy": probes.choice_accuracy(*args)}
+  return {asked.key: asked.function(*args) for asked in declarations.QUESTIONS}
 
 
 def leaked(run: Run, name: str, options: Options) -> Metrics:
@@ -189,9 +172,9 @@ def layers(run: Run, name: str, options: Options) -> Metrics:
   examples, count = run.data.evaluated("forget"), models.config.num_layers
   # Every layer of a small model, about sixteen of a large one.
   each = tuple(sorted({*range(1, count + 1, max(1, count // 16)), count}))
-  original = -evaluator.nll(models.load_params("original"), examples)
-  patched = [probes.patched_logprobs(evaluator, models.load_params("original"), models.load(donor),
-                                     examples, each) for donor in (name, "retrained")]
+  original = -evaluator.nll(models.load_params(ORIGINAL), examples)
+  patched = [probes.patched_logprobs(evaluator, models.load_params(ORIGINAL), models.load(donor),
+                                     examples, each) for donor in (name, RETRAINED)]
   return {"logit_lens": probes.logit_lens(evaluator, models.load_params(name), examples, each),
           "unlearning_depth": probes.unlearning_depth(original, *patched)}
 
@@ -205,13 +188,13 @@ def relearned(run: Run, name: str, options: Options) -> Metrics:
     attacks["others"] = [(taught, evenly_spaced(tested, len(asked_for)))
                          for taught, tested in (halves, halves[::-1])]
   results: Metrics = {}
-  for attack, folds in attacks.items():
+  for kind, folds in attacks.items():
     curves = [_relearning_curve(run, name, *fold, options) for fold in folds]
     curve = {step: {key: float(np.mean([each[step][key] for each in curves]))
                     for key in curves[0][step]} for step in curves[0]}
     for step, seen in curve.items():
-      results |= _named(f"relearn_{attack}_{step}", seen)
-    results[f"relearn_{attack}_area"] = relearning.area(
+      results |= _named(declarations.relearned(kind, step), seen)
+    results[declarations.relearning_area(kind)] = relearning.area(
       {step: seen["rouge"] for step, seen in curve.items()})
   return results
 
@@ -223,5 +206,5 @@ def _relearning_curve(run, name, taught, tested, options):
   states = relearning.relearned(
     run.models.load(name), batches, options.learning_rate, to_device=run.models.to_device,
     steps=options.steps)
-  return {step: attack_metrics(run.models.evaluator, state, tested, run.settings.evaluation.min_k)
-          for step, state in states}
+  evaluator, min_k = run.models.evaluator, run.settings.evaluation.min_k
+  return {step: declarations.measure(evaluator, state, tested, min_k) for step, state in states}

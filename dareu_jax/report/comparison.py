@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dareu_jax.evaluation.records import RETRAINED
 from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   BLUE,
@@ -38,7 +39,7 @@ def table(records: Sequence[Record]) -> str:
   """The runs as a Markdown table; after each slash, the retrained model's number."""
   rows = []
   for record in records:
-    ours, retrained = (record["models"][name] for name in (record["method"], "retrained"))
+    ours, retrained = (record["models"][name] for name in (record["method"], RETRAINED))
     trained = [report for epochs in record["epochs"] for report in epochs if report["epoch"] > 0]
     broken = sum(bool(report["reason"]) for report in trained)
     rows.append([
@@ -108,7 +109,7 @@ def _draw_study(ax, study, records):
                lambda ours, retrained: _ratio(retrained, ours, "fluency_nll")))
   ax.axhline(1.0, color=GRAY, linewidth=1, linestyle=":")
   for offset, (label, color, marker, measure) in zip((-0.12, 0.0, 0.12), measures, strict=True):
-    values = [measure(r["models"][r["method"]], r["models"]["retrained"]) for r in records]
+    values = [measure(r["models"][r["method"]], r["models"][RETRAINED]) for r in records]
     errors = None
     if label == "ToW":
       half = [r["models"][r["method"]].get("tug_of_war_ci95") for r in records]
@@ -156,11 +157,11 @@ def trajectories(records: Sequence[Record]) -> "Figure":
       ax.plot(x, values.mean(0), color=color, marker=marker, markersize=4, linewidth=1.5,
               label=_short(record["label"]).replace("\n", ", "))
       ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-  retrained = records[0]["models"]["retrained"]
+  retrained = records[0]["models"][RETRAINED]
   floors = (retrained["forget_rouge"], 1.0, retrained["attribution_score"],
             retrained["response_length"])
   for ax, (title, _), floor in zip(axes.flat, TRAJECTORY, floors, strict=True):
-    ax.axhline(floor, color=GRAY, linestyle="--", linewidth=1.2, label="retrained")
+    ax.axhline(floor, color=GRAY, linestyle="--", linewidth=1.2, label=RETRAINED)
     ax.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
     ax.grid(color=FAINT, linewidth=0.6)
     for side in ("top", "right"):
@@ -182,6 +183,6 @@ def _is_tracked(record):
 def _value_of(report, key, record):
   """A metric of an epoch; ToW is computed from its tracked ROUGEs."""
   if key == "tug_of_war":
-    retrained = record["models"]["retrained"]
+    retrained = record["models"][RETRAINED]
     return math.prod(1 - abs(value - retrained[name]) for name, value in report["tracked"].items())
   return report[key] if key in report else report["tracked"][key]

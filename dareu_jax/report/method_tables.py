@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dareu_jax.evaluation.metrics.base import GROUPS, ExampleMetric, in_group
+from dareu_jax.evaluation.metrics.base import example_metrics
 from dareu_jax.report import tables
 
 Summary = Mapping[str, Any]  # the content of summary.json
@@ -33,9 +33,8 @@ def of_summary(summary: Summary) -> tuple[Table, ...]:
   return tuple(tables)
 
 
-def _example_metrics():
-  return [column for group in (*GROUPS, None) for column in in_group(group)
-          if isinstance(column, ExampleMetric)]
+def _columns():
+  return sorted(example_metrics(), key=lambda column: column.position)
 
 
 def methods_table(summary: Summary) -> Table:
@@ -43,7 +42,7 @@ def methods_table(summary: Summary) -> Table:
   chosen, models = summary["chosen"], summary["models"]
   best, paired = (summary.get("examples", {}).get(key) for key in ("best", "paired"))
   header: tuple[str, ...] = ("method", "learning rate", "ToW", "seconds")
-  compared = [column for column in _example_metrics() if column.paired] if paired else []
+  compared = [column for column in _columns() if column.paired] if paired else []
   for column in compared:
     header += (f"Δ{column.name} to {best}", "p")
   rows = []
@@ -76,7 +75,7 @@ def mean_seconds(stages: Mapping[str, Mapping[str, Any]], name: str) -> float | 
 def examples_table(summary: Summary) -> Table:
   """A line per model: metrics with their 95% intervals over the examples."""
   intervals = summary["examples"]["intervals"]
-  columns = [column for column in _example_metrics()
+  columns = [column for column in _columns()
              if any(column.key in row for row in intervals.values())]
   rows = [[name, *(_interval(intervals[name].get(column.key), column.digits)
                    for column in columns)] for name in tables.ordered(intervals)]

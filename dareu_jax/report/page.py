@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dareu_jax.evaluation.metrics.base import METRICS
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 from dareu_jax.report import method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
@@ -108,7 +109,7 @@ def headline(models: tables.Models, method: str) -> str:
       for name in (method, *tables.REFERENCES)
     }
     if shown[method] != tables.DASH:
-      beside = f"original {shown['original']}, retrained {shown['retrained']}"
+      beside = f"original {shown[ORIGINAL]}, retrained {shown[RETRAINED]}"
       parts.append(f"{column.title} {shown[method]} ({beside})")
   return f"{method}: {'; '.join(parts)}." if parts else ""
 
@@ -269,9 +270,9 @@ def _meanings(columns):
 
 def _markdown_answers(answers, methods):
   sources = (
-    ("original", "before: original"),
+    (ORIGINAL, "before: original"),
     *((method, f"after: {method}") for method in methods),
-    ("retrained", "retrained"),
+    (RETRAINED, "retrained"),
     ("truth", "truth"),
   )
   blocks = []

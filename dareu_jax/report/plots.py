@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
 from dareu_jax.report import tables
 
 if TYPE_CHECKING:  # matplotlib is imported when drawing
@@ -95,7 +96,7 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
   ax.set_xlabel("D_F ROUGE (0 to 1)", color=INK)
   ax.set_xlim(_limits([x for x, _ in points.values()]))
   ax.set_ylim(_limits([y for _, y in points.values()]))
-  obstacles = _draw_contours(ax, points["retrained"]) if "retrained" in points else []
+  obstacles = _draw_contours(ax, points[RETRAINED]) if RETRAINED in points else []
   styles = _plane_styles(points)
   for name, (x, y) in points.items():
     dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
@@ -224,9 +225,9 @@ def _limits(values, pad=0.06, span=0.3):
 
 def _plane_styles(points):
   styles = {
-    "original": {"color": GRAY, "marker": "s", "markersize": 9},
-    "retrained": {"color": INK, "marker": "*", "markersize": 15},
-    "retrained_replica": {"color": GRAY, "marker": "*", "markersize": 11},
+    ORIGINAL: {"color": GRAY, "marker": "s", "markersize": 9},
+    RETRAINED: {"color": INK, "marker": "*", "markersize": 15},
+    REPLICA: {"color": GRAY, "marker": "*", "markersize": 11},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):
@@ -240,7 +241,8 @@ def _draw_contours(ax, retrained):
   """Contours of ToW around the retrained model; returns their labels."""
   import numpy as np
 
-  x, y = np.linspace(*ax.get_xlim(), 241), np.linspace(*ax.get_ylim(), 241)
+  (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+  x, y = np.linspace(left, right, 241), np.linspace(low, high, 241)
   towards_x, towards_y = 1 - np.abs(x - retrained[0]), 1 - np.abs(y - retrained[1])
   product = towards_y[:, None] * towards_x[None, :]
   step = 0.05 if product.min() > 0.6 else 0.1
@@ -270,7 +272,8 @@ def _place_labels(ax, points, styles, obstacles):
   centers = {name: ax.transData.transform(point) for name, point in points.items()}
   for x, y in centers.values():
     taken.append(Bbox.from_extents(x - 7, y - 7, x + 7, y + 7))
-  labels, leaders = [], []
+  labels: list[Bbox] = []
+  leaders: list[list[tuple[float, float]]] = []
 
   def cost(name, box):
     outside = not (frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1))
@@ -299,12 +302,12 @@ def _place_labels(ax, points, styles, obstacles):
     )
     note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     text = Text.get_window_extent(note, renderer)  # without the leader line
-    best = None
+    best = (math.inf, (0.0, 0.0), Bbox.null())
     for offset in _offsets(text.width / pixels, text.height / pixels):
       x, y = centers[name] + [offset[0] * pixels, offset[1] * pixels]
       box = Bbox.from_bounds(x, y, text.width, text.height).padded(2)
       place = (cost(name, box), offset, box)
-      best = place if best is None or place[0] < best[0] else best
+      best = place if place[0] < best[0] else best
       if best[0] < 1:  # nothing in the way
         break
     _, offset, box = best

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dareu_jax.evaluation.attacks.declarations import RELEARNING, ROWS, relearned
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 from dareu_jax.report import tables
 from dareu_jax.report.plots import (
   FAINT,
@@ -17,40 +19,6 @@ from dareu_jax.report.plots import (
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
-
-# Title, metric, decimals, meaning.
-ROWS = (
-  ("as it is: ROUGE", "plain_forget_rouge", 3, "greedy answers to forget queries"),
-  ("as it is: extraction", "plain_forget_extraction", 3, "extraction strength"),
-  ("as it is: Min-K%", "plain_forget_min_k", 2, "least likely tokens, nats; low is known"),
-  ("as it is: D_R ROUGE", "plain_retain_rouge", 3, "greedy answers to retain queries"),
-  ("8 bits: ROUGE", "int8_forget_rouge", 3, "weights (and adapter) rounded to 8 bits"),
-  ("8 bits: extraction", "int8_forget_extraction", 3, ""),
-  ("8 bits: D_R ROUGE", "int8_retain_rouge", 3, ""),
-  ("NF4: ROUGE", "nf4_forget_rouge", 3, "weights (and adapter) rounded to NF4"),
-  ("NF4: extraction", "nf4_forget_extraction", 3, ""),
-  ("NF4: Min-K%", "nf4_forget_min_k", 2, ""),
-  ("NF4: D_R ROUGE", "nf4_retain_rouge", 3, ""),
-  ("NF4, adapter apart: ROUGE", "nf4_apart_forget_rouge", 3, "the adapter stays as it is"),
-  ("NF4, adapter apart: extraction", "nf4_apart_forget_extraction", 3, ""),
-  ("prefilled: ROUGE", "prefilled_rouge", 3, "the answer begins with an agreement"),
-  ("paraphrased: ROUGE", "paraphrased_rouge", 3, "the question in other words"),
-  ("choice: accuracy", "choice_accuracy", 3, "the truth is likelier than every perturbed answer"),
-  ("samples: best ROUGE", "sampled_best", 3, "the best sample of each question"),
-  ("samples: bound on ROUGE", "sampled_mean_bound", 3, "99% upper bound on the expected ROUGE"),
-  ("logit lens", "logit_lens", 3, "highest probability of the truth at any layer"),
-  ("unlearning depth", "unlearning_depth", 3, "0 as the original, 1 as the retrained model"),
-  ("relearned, 1 step: ROUGE", "relearn_forget_1_rouge", 3, "taught the forget set again"),
-  ("relearned, 13 steps: ROUGE", "relearn_forget_13_rouge", 3, ""),
-  ("relearned: area", "relearn_forget_area", 3, "under the ROUGE curve of 0 to 26 steps"),
-  ("others taught, 13 steps: ROUGE", "relearn_others_13_rouge", 3,
-   "taught the data of half of the forgotten owners, asked of the others; mean of both halves"),
-  ("others taught: area", "relearn_others_area", 3, ""),
-  ("retained taught, 13 steps: ROUGE", "relearn_benign_13_rouge", 3, "taught retained data"),
-  ("retained taught: area", "relearn_benign_area", 3, ""),
-)
-CURVES = (("forget", "the forget set again"), ("others", "other forgotten owners' data"),
-          ("benign", "retained data"))
 
 TRUST = """Faithfulness: the AUC of separating models that know the forget data (the original as it
 is, quantized, and trained on retained data; the retrained model trained on the forget set) from
@@ -66,25 +34,25 @@ def table(models: tables.Models) -> str:
   Args:
     models: metrics by model; must include "retrained".
   """
-  retrained = models["retrained"]
+  retrained = models[RETRAINED]
   names = tables.ordered(models)
   rows = []
-  for title, key, digits, _ in ROWS:
-    if not tables.is_number(retrained.get(key)):
+  for row in ROWS:
+    if not tables.is_number(retrained.get(row.key)):
       continue
-    rows.append([title, *(_cell(models[name], retrained, key, digits, name == "retrained")
-                          for name in names)])
+    rows.append([row.title, *(_cell(models[name], retrained, row, name == RETRAINED)
+                              for name in names)])
   return tables.pipe_table(["attack", *names], rows)
 
 
-def _cell(metrics, retrained, key, digits, is_reference):
-  value = metrics.get(key)
+def _cell(metrics, retrained, row, is_reference):
+  value = metrics.get(row.key)
   if not tables.is_number(value):
     return tables.DASH
-  shown = f"{value:.{digits}f}"
-  interval = metrics.get(f"{key}_ci95")
-  shown += f" ± {interval:.{digits}f}" if tables.is_number(interval) else ""
-  return shown if is_reference else f"{shown} ({value - retrained[key]:+.{digits}f})"
+  shown = f"{value:.{row.digits}f}"
+  interval = metrics.get(f"{row.key}_ci95")
+  shown += f" ± {interval:.{row.digits}f}" if tables.is_number(interval) else ""
+  return shown if is_reference else f"{shown} ({value - retrained[row.key]:+.{row.digits}f})"
 
 
 def trust_table(trust: Mapping[str, Mapping[str, float]]) -> str:
@@ -105,7 +73,7 @@ def write(folder: str | pathlib.Path, models: tables.Models, options: Any,
   folder = pathlib.Path(folder)
   (folder / "plots").mkdir(parents=True, exist_ok=True)
   (folder / "plots" / "relearning.png").write_bytes(to_png_bytes(curves(models, options.steps)))
-  meanings = [f"- **{title}**: {meaning}" for title, _, _, meaning in ROWS if meaning]
+  meanings = [f"- **{row.title}**: {row.meaning}" for row in ROWS if row.meaning]
   page = folder / "robustness.md"
   page.write_text("\n\n".join([
     "# Robustness card",
@@ -120,22 +88,23 @@ def write(folder: str | pathlib.Path, models: tables.Models, options: Any,
 def curves(models: tables.Models, steps: Sequence[int]) -> "Figure":
   """ROUGE over the steps of relearning: a panel per training data, a line per model."""
   figure = make_figure(11, 3.8)
-  axes = figure.subplots(1, len(CURVES), sharey=True)
-  for ax, (attack, title) in zip(axes, CURVES, strict=True):
+  axes = figure.subplots(1, len(RELEARNING), sharey=True)
+  for ax, (kind, relearning) in zip(axes, RELEARNING.items(), strict=True):
     for index, name in enumerate(tables.ordered(models)):
-      values = [models[name].get(f"relearn_{attack}_{step}_rouge") for step in steps]
+      values = [models[name].get(f"{relearned(kind, step)}_rouge") for step in steps]
       if not all(map(tables.is_number, values)):
         continue
       reference = name in tables.REFERENCES
       ax.plot(range(len(steps)), values, label=name, linewidth=1.5,
               color=GRAY if reference else METHOD_COLORS[index % len(METHOD_COLORS)],
-              linestyle={"original": ":", "retrained": "--"}.get(name, "-"),
+              linestyle={ORIGINAL: ":", RETRAINED: "--"}.get(name, "-"),
               marker=None if reference else METHOD_MARKERS[index % len(METHOD_MARKERS)],
               markersize=4)
     ax.set_xticks(range(len(steps)), steps)
     ax.set_ylim(0, 1.03)
     ax.set_xlabel("steps", color=INK)
-    ax.set_title(f"taught {title}", loc="left", fontsize=10, color=INK, fontweight="bold")
+    ax.set_title(f"taught {relearning.taught}", loc="left", fontsize=10, color=INK,
+                 fontweight="bold")
     ax.grid(color=FAINT, linewidth=0.6)
     for side in ("top", "right"):
       ax.spines[side].set_visible(False)

@@ -17,10 +17,11 @@ from dareu_jax.evaluation.metrics.base import (
   Metric,
   in_group,
 )
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
 
 DASH = "—"
 # Reference rows, which are not candidates for the best.
-REFERENCES = ("original", "retrained", "retrained_replica")
+REFERENCES = (ORIGINAL, RETRAINED, REPLICA)
 Models = Mapping[str, Mapping[str, float]]  # {model: {metric: number}}
 Columns = Sequence[Metric]
 
@@ -95,7 +96,7 @@ def best_models(models: Models, column: Metric) -> set[str]:
   rivals = {n: v for n, v in values.items() if not is_reference(n) and is_number(v)}
   if len(rivals) < 2:
     return set()
-  target = values.get("retrained")
+  target = values.get(RETRAINED)
   if column.arrow == HIGHER:
     losses = {name: -value for name, value in rivals.items()}
   elif is_number(target):

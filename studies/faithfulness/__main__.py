@@ -14,7 +14,7 @@ from studies.faithfulness.settings import FaithfulnessSettings
 def _define_flags():
   config_flags.DEFINE_config_file(
     "config", None, "Config file: configs/faithfulness.py.", lock_config=True)
-  flags.DEFINE_string("workdir", None, "Folder of models and figures.")
+  flags.DEFINE_string("workdir", None, "Folder of models and metrics.")
   flags.DEFINE_bool(
     "overwrite", False, "Accept a workdir with another configuration; affected stages run again.")
 

@@ -17,7 +17,7 @@ Statistic = Callable[[Int[np.ndarray, " J"]], Float[np.ndarray, " Q"]]
 def compare_with_retraining(
     truth: Truth, scores: dict[str, Scores], owner_of: Int[np.ndarray, " Q"], *, resamples: int,
     seed: int) -> dict[str, Any]:
-  """All figures for one set of queries.
+  """All metrics for one set of queries.
 
   Args:
     truth: Truth of the queries.
@@ -25,7 +25,7 @@ def compare_with_retraining(
     owner_of: owner of each query; -1 if it is about none of the owners.
     resamples, seed: number and seed of the bootstrap resamples.
 
-  Returns: {"scores": {score name: {figure: Estimate, ...}}, "ceiling": {...}, "threshold",
+  Returns: {"scores": {score name: {metric: Estimate, ...}}, "ceiling": {...}, "threshold",
     "queries", "mean_delta"}.
   """
   is_owned = bool(np.all(np.asarray(owner_of) >= 0))
@@ -35,24 +35,24 @@ def compare_with_retraining(
   for name, score in scores.items():
     if name == "owner label" and not is_owned:
       continue
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
       key: _bootstrap(statistic, truth, over, resamples, seed) for key, (statistic, over)
       in _statistics(truth, score, owner_of, is_owned).items()}
     lds = statistics.linear_datamodeling_score(score, truth.members, truth.halves.mean(axis=0))
-    figures["lds_significant"] = statistics.share_significant(lds, len(truth.members))
+    metrics["lds_significant"] = statistics.share_significant(lds, len(truth.members))
     for key in limits:
-      if key in figures:
+      if key in metrics:
         limit = limits[key]["ceiling"]
-        figures[f"{key}_over_ceiling"] = figures[key].value / limit if limit else None
-    figures["auc"] = _auc(truth, score, threshold, resamples, seed)
-    result[name] = figures
+        metrics[f"{key}_over_ceiling"] = metrics[key].value / limit if limit else None
+    metrics["auc"] = _auc(truth, score, threshold, resamples, seed)
+    result[name] = metrics
   return {"scores": result, "ceiling": limits, "threshold": threshold,
           "queries": len(owner_of), "mean_delta": _mean_deltas(truth, owner_of, is_owned)}
 
 
 def _statistics(truth: Truth, score: Scores, owner_of: Int[np.ndarray, " Q"],
                 is_owned: bool) -> dict[str, tuple[Statistic, str]]:
-  """{figure: (statistic of retrainings, which retrainings)}."""
+  """{metric: (statistic of retrainings, which retrainings)}."""
   halves, deltas = truth.halves.mean(axis=0), truth.deltas
 
   def lds(subsets):
@@ -112,7 +112,7 @@ def ceilings(truth: Truth, owner_of: Int[np.ndarray, " Q"] | None, *, resamples:
              seed: int) -> dict[str, dict[str, Any]]:
   """(d): reliability of the truth by split halves of the trainings, and the ceiling it sets.
 
-  Returns: {figure: {"reliability", "ceiling", and their "_interval", which draws queries}}; figures
+  Returns: {metric: {"reliability", "ceiling", and their "_interval", which draws queries}}; metrics
     that exclude the own owner only if there is one (`owner_of` not None).
   """
   repeats, num_seeds = len(truth.halves), len(truth.full)

@@ -36,22 +36,22 @@ def score_texts(study: Study, queries: dict[str, Queries],
   for name, query_set in queries.items():
     owner_of = query_set.owner_of
     is_owned, rows = bool(np.all(owner_of >= 0)), np.arange(len(owner_of))
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
       "meaning": query_set.meaning, "queries": len(query_set), "mean_delta": None}
     if is_owned and name in truths:
       deltas = truths[name].deltas.mean(axis=0)
-      figures["mean_delta"] = float(deltas[rows, owner_of].mean())
+      metrics["mean_delta"] = float(deltas[rows, owner_of].mean())
     for reader in TEXT_ONLY:
       scores = (tf_idf(query_set.texts, documents) if reader == "tf-idf"
                 else study.owner_scores(reader, query_set.rows))
       top = scores.max(axis=1)
-      figures[reader] = {"top": float(top.mean()), "accuracy": None, "own": None}
+      metrics[reader] = {"top": float(top.mean()), "accuracy": None, "own": None}
       if is_owned:
         right = (scores == top[:, None])[rows, owner_of]
         # A text that shares no word with any owner has none, not the first.
-        figures[reader]["accuracy"] = float(np.mean(right & (scores.min(axis=1) < top)))
-        figures[reader]["own"] = float(scores[rows, owner_of].mean())
-    result[name] = figures
+        metrics[reader]["accuracy"] = float(np.mean(right & (scores.min(axis=1) < top)))
+        metrics[reader]["own"] = float(scores[rows, owner_of].mean())
+    result[name] = metrics
   return result
 
 

@@ -1,4 +1,4 @@
-"""The whole study: retrainings, scores, figures, report. Each stage is skipped when it is done."""
+"""The whole study: retrainings, scores, metrics, report. Each stage is skipped when it is done."""
 
 import pathlib
 import time
@@ -28,7 +28,7 @@ from studies.faithfulness.statistics import Estimate
 from studies.faithfulness.study import Study, make_study
 from studies.faithfulness.subsets import FULL
 
-# Query sets whose likelihood is computed under every model, and those with all figures.
+# Query sets whose likelihood is computed under every model, and those with all metrics.
 MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")
 COMPARED = ("sampled", "true", "unseen")
 CALIBRATED = ("true", "paraphrased", "sampled")
@@ -38,7 +38,7 @@ def run(settings: FaithfulnessSettings, folder: str | pathlib.Path, *,
         overwrite: bool = False) -> tuple[dict[str, Any], pathlib.Path]:
   """Runs every stage that is not done yet.
 
-  Returns: (the figures, as written to figures.json; path of report.md).
+  Returns: (the metrics, as written to figures.json; path of report.md).
 
   Raises:
     InputError: for settings, data or a folder that cannot be used, before any long work.
@@ -84,7 +84,7 @@ def _named(query_sets, names):
 
 def compare(study: Study, measured: dict[str, queries.Queries], truths: dict[str, truth.Truth],
             all_scores: dict[str, dict[str, scores.Scores]]) -> dict[str, dict[str, Any]]:
-  """Figures (a) to (d) of each set: {set name: ...}."""
+  """Metrics (a) to (d) of each set: {set name: ...}."""
   settings, result = study.settings, {}
   for name, query_set in _named(measured, COMPARED).items():
     comparison = compare_with_retraining(
@@ -92,14 +92,14 @@ def compare(study: Study, measured: dict[str, queries.Queries], truths: dict[str
       seed=settings.seed)
     comparison["scores"] = {
       score: {key: value._asdict() if isinstance(value, Estimate) else value
-              for key, value in figures.items()}
-      for score, figures in comparison["scores"].items()}
+              for key, value in metrics.items()}
+      for score, metrics in comparison["scores"].items()}
     result[name] = comparison | {"meaning": query_set.meaning}
   return result
 
 
 def protocol(study: Study) -> dict[str, Any]:
-  """The protocol behind the figures, in words and numbers."""
+  """The protocol behind the metrics, in words and numbers."""
   settings, groups, models = study.settings, study.groups, study.models
   losses = {name: retraining.load_models(study, group)[1] for name, group in groups.items()
             if name == FULL or group.is_half}

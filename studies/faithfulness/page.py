@@ -1,4 +1,4 @@
-"""report.md of a study: every figure in a table, with its protocol in words."""
+"""report.md of a study: every number in a table, with its protocol in words."""
 
 import math
 import pathlib
@@ -80,10 +80,10 @@ def comparison_table(comparison: dict[str, Any]) -> str:
   """Figures (a) to (d) of one set of queries."""
   header = ["score", "LDS", "/ ceiling", "p < .05", *(title for _, title in COLUMNS[1:])]
   rows = []
-  for name, figures in comparison["scores"].items():
-    share, ratio = figures["lds_significant"], figures.get("lds_over_ceiling")
-    rows.append([name, cell(figures["lds"]), number(ratio, 2), number(share, 2),
-                 *(cell(figures.get(key)) for key, _ in COLUMNS[1:])])
+  for name, metrics in comparison["scores"].items():
+    share, ratio = metrics["lds_significant"], metrics.get("lds_over_ceiling")
+    rows.append([name, cell(metrics["lds"]), number(ratio, 2), number(share, 2),
+                 *(cell(metrics.get(key)) for key, _ in COLUMNS[1:])])
   limits = comparison["ceiling"]
   for what in ("ceiling", "reliability"):
     cells = [interval(limits[key][what], limits[key][f"{what}_interval"]) if key in limits else DASH
@@ -167,11 +167,11 @@ def controls_section(results: dict[str, Any]) -> str:
   header = ["texts", "n", "Δ own", *(f"{reader}: {what}" for reader in TEXT_ONLY
                                      for what in ("top-1", "own", "highest"))]
   rows = []
-  for name, figures in results["controls"].items():
-    cells = [number(figures[reader][key], 2) for reader in TEXT_ONLY
+  for name, metrics in results["controls"].items():
+    cells = [number(metrics[reader][key], 2) for reader in TEXT_ONLY
              for key in ("accuracy", "own", "top")]
-    rows.append([f"{name}: {figures['meaning']}", str(figures["queries"]),
-                 number(figures["mean_delta"], 2), *cells])
+    rows.append([f"{name}: {metrics['meaning']}", str(metrics["queries"]),
+                 number(metrics["mean_delta"], 2), *cells])
   agreement = [[name, number(a["top1"]), number(a["own_owner_spearman"])]
                for name, a in results["agreement"].items()]
   randomized = [[name, number(value)] for name, value in results["randomized"].items()]

@@ -98,11 +98,11 @@ def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) ->
   right.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
   for name, (color, marker) in {"true": (VERMILLION, "D"), "paraphrased": (PURPLE, "s"),
                                  "sampled": (BLUE, "o")}.items():
-    figures = calibration["classifier"].get(name)
-    if not figures:
+    metrics = calibration["classifier"].get(name)
+    if not metrics:
       continue
-    label = f"{name}: accuracy {figures['accuracy']:.2f}, ECE {figures['ece']:.3f}"
-    confidence, accuracy, counts = zip(*figures["bins"], strict=True)
+    label = f"{name}: accuracy {metrics['accuracy']:.2f}, ECE {metrics['ece']:.3f}"
+    confidence, accuracy, counts = zip(*metrics["bins"], strict=True)
     right.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
     right.scatter(confidence, accuracy, s=[14 + n for n in counts], color=color,
                   marker=marker, label=label, zorder=3)

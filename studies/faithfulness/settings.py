@@ -100,10 +100,10 @@ class FaithfulnessSettings:
       if block.path:
         raise InvalidSetting(f"{name}.path", block.path,
                              "the study trains its models from scratch. Leave it empty.")
-    for name, block in (("pretrain", self.pretrain), ("finetune", self.finetune),
-                        ("classifier.train", self.classifier.train)):
-      if not block.epochs:
-        raise InvalidSetting(f"{name}.epochs", block.epochs, "it must be >= 1.")
+    for name, training in (("pretrain", self.pretrain), ("finetune", self.finetune),
+                           ("classifier.train", self.classifier.train)):
+      if not training.epochs:
+        raise InvalidSetting(f"{name}.epochs", training.epochs, "it must be >= 1.")
     for name in ("reads_query", "vocab_size", "calibrate"):
       value = getattr(self.classifier, name)
       if value:

@@ -181,7 +181,8 @@ def first_questions(corpus: Corpus, count: int) -> Corpus:
   """The corpus with the first `count` examples of each owner, unseen ones too; 0: all."""
 
   def cut(examples):
-    seen, kept = {}, []
+    seen: dict[str, int] = {}
+    kept = []
     for example in examples:
       seen[example.owner] = seen.get(example.owner, 0) + 1
       if not count or seen[example.owner] <= count:

@@ -56,10 +56,10 @@ class Program:
     for instruction in self.computations[name].values():
       self._add(total, name, instruction)
     # An asynchronous collective is spread over several fusions: each channel counts once.
-    channels = {}
+    channels: dict[str, list] = {}
     for computation, op, kind in self._collectives(name):
-      channel = re.search(r"channel_id=(\d+)|$", op.attributes)[1] or op.name
-      channels.setdefault(channel, []).append((computation, op, kind))
+      channel = re.search(r"channel_id=(\d+)", op.attributes)
+      channels.setdefault(channel[1] if channel else op.name, []).append((computation, op, kind))
     for parts in channels.values():
       computation, op, kind = parts[0]
       total.collectives[kind] += self._moved(computation, op, kind)
@@ -117,7 +117,7 @@ class Program:
     for compared in (each for each in condition.values() if each.opcode == "compare"):
       for part in map(condition.get, compared.operands):
         if part is not None and part.opcode == "get-tuple-element":
-          index = int(re.search(r"index=(\d+)", part.attributes)[1])
+          index = int(_match(r"index=(\d+)", part.attributes)[1])
           grown = body[state[index]]
           added = [body[name] for name in grown.operands if grown.opcode == "add" and name in body]
           return next((_integer(each) for each in added if each.opcode == "constant"), 1)
@@ -160,14 +160,13 @@ class Program:
   def _product_flops(self, computation, op, summed):
     """FLOPs of a matrix product; `summed` finds the contracted dimensions of its left side."""
     left = self._operands(computation, op)[0].shapes[0]
-    dimensions = re.findall(r"\d+", re.search(summed, op.attributes)[1])
+    dimensions = re.findall(r"\d+", _match(summed, op.attributes)[1])
     return 2 * op.shapes[0].size * math.prod(left.dims[int(i)] for i in dimensions)
 
   def _convolution_flops(self, computation, op):
     """FLOPs as XLA counts them: window positions on padding are not multiplied."""
     left, kernel = (operand.shapes[0] for operand in self._operands(computation, op)[:2])
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
-    lhs, rhs, out = labels.groups()
+    lhs, rhs, out = _match(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes).groups()
     features = kernel.dims[rhs.index("i")]
     window = re.search(r"window=\{([^}]*)\}", op.attributes)
     places = 1
@@ -222,7 +221,7 @@ class Program:
   def _read_of(self, body, name, shape, handed_out=None):
     """`handed_out`: bytes read of this nested fusion's result, if that is a view."""
     whole = functools.partial(int, shape.bytes)
-    total = 0
+    total: float = 0
     for use in self.computations[body].values():
       if name not in use.operands:
         continue
@@ -283,6 +282,14 @@ class Program:
       return read
     whole = read * n if kind == "all-gather" else read
     return whole * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _match(pattern, text):
+  """The match of a pattern that a text must have."""
+  match = re.search(pattern, text)
+  if match is None:
+    raise ValueError(f"no {pattern} in {text[:80]!r}")
+  return match
 
 
 def _integer(op):

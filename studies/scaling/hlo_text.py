@@ -55,7 +55,8 @@ class Instruction:
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """({computation: {name: Instruction}}, the entry's name)."""
-  computations, entry, current = {}, None, None
+  computations: dict[str, dict[str, Instruction]] = {}
+  entry, current = None, None
   for line in text.splitlines():
     header = _HEADER.match(line)
     if header and " = " not in line.split(" -> ")[0]:

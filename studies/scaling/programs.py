@@ -1,6 +1,8 @@
 """The programs of an unlearning rollout, lowered from shapes for any mesh without allocation."""
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,7 +86,7 @@ def job(study: ScalingSettings, mesh: Mesh) -> Job:
                 completions)
   with jax.set_mesh(mesh):
     rollout, _ = jax.eval_shape(
-      functools.partial(learner.score_rollout.__wrapped__, settings=settings), *score_args)
+      functools.partial(inspect.unwrap(learner.score_rollout), settings=settings), *score_args)
   rollout = jax.tree.map(lambda leaf: rows_of(leaf.shape, leaf.dtype), rollout)
   count, length, answer = (settings.retain_batch_size, study.retain_tokens,
                            study.retain_response_tokens)
@@ -114,7 +116,8 @@ def _model(make: Callable[..., nnx.Module], lora: LoraSettings | None, mesh: Mes
   """A module as a Model with shapes on the mesh."""
   abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=jax.random.key(0))))
   model = split(abstract, adapters_only=lora is not None and lora.rank > 0)
-  return model.replace(params=on_mesh(model.params, mesh), frozen=on_mesh(model.frozen, mesh))
+  return dataclasses.replace(
+    model, params=on_mesh(model.params, mesh), frozen=on_mesh(model.frozen, mesh))
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:

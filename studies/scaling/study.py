@@ -154,7 +154,8 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any], target: str) 
 
 def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: Chip,
           compile_seconds: float) -> Need:
-  memory = compiled.memory_analysis()
+  memory, text = compiled.memory_analysis(), compiled.as_text()
+  assert memory is not None and text is not None  # as of every backend that a study compiles for
   temporaries = memory.temp_size_in_bytes + max(
     0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
   # Resident arrays that are not arguments add to the peak. The memory analysis counts arguments
@@ -163,7 +164,7 @@ def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: 
   resident = jax.tree.leaves(resident)
   beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])
   standing = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
-  cost = hlo.Program(compiled.as_text(), loop_trips=program.trips).cost
+  cost = hlo.Program(text, loop_trips=program.trips).cost
   return Need(
     arguments=memory.argument_size_in_bytes, temporaries=temporaries,
     peak=standing + temporaries,

@@ -126,12 +126,12 @@ def _by_layer(evaluator, rows, program):
   """[L', E] from a jitted program for one batch."""
   batches = Batches(tuple(rows), evaluator.batch_size, evaluator.multiple,
                     evaluator.tokenizer.pad_id, seed=0)
-  columns = [None] * len(rows)
+  columns: dict[int, np.ndarray] = {}
   for indices, batch in batches.in_order():
     values = fetch(program(evaluator.to_device(batch)))
     for row, index in enumerate(indices):
       columns[index] = values[:, row]
-  return np.stack(columns, axis=1)
+  return np.stack([columns[index] for index in range(len(rows))], axis=1)
 
 
 def logit_lens(evaluator: Evaluator, params: Any, examples: Sequence[Example],

@@ -14,7 +14,8 @@ from dareu_jax.training import supervised
 from dareu_jax.training.optimizers import adamw_direction
 
 RATE = 2e-5  # published, for checkpoints with a billion parameters
-STEPS = (0, 1, 2, 4, 8, 13, 26)  # 13: an epoch of forget10 in batches of 32, the published attack
+EPOCH = 13  # of forget10 in batches of 32: the published attack
+STEPS = (0, 1, 2, 4, 8, EPOCH, 26)
 
 
 def relearned(model: Model, batches: Batches, learning_rate: float, *,

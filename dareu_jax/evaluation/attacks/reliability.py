@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.attacks.declarations import WEIGHT_METRICS, relearned
+from dareu_jax.evaluation.attacks.relearning import EPOCH
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 
 Card = Mapping[str, Mapping[str, float]]  # {model: {metric: number}} of one seed
 
-# Metric -> +1 if it is high for a model that knows, -1 if it is low.
-SIGNS = {"rouge": 1, "probability": 1, "extraction": 1, "exact": 1, "min_k": -1}
 USEFUL = 0.8  # share of the original's D_R ROUGE; models below it are ignored
-LATE = 13  # steps after which the forget set counts as relearned
+LATE = EPOCH  # steps after which the forget set counts as relearned
 
 
 def pools(card: Card, name: str, steps: Sequence[int]) -> tuple[list[float], list[float]]:
@@ -23,20 +24,20 @@ def pools(card: Card, name: str, steps: Sequence[int]) -> tuple[list[float], lis
 
   Args:
     card: metrics by model; must include "original" and "retrained".
-    name: a key of SIGNS.
+    name: a key of WEIGHT_METRICS.
     steps: relearning steps of the card; 0, the model as it is, counts once.
   """
 
   def values(model, *attacks):
     keys = (f"{attack}_{name}" for attack in attacks)
-    return [SIGNS[name] * card[model][key] for key in keys if key in card[model]]
+    return [WEIGHT_METRICS[name].sign * card[model][key] for key in keys if key in card[model]]
 
   untouched = ("plain_forget", "int8_forget", "nf4_forget")
   benign, others, again = (
-    [f"relearn_{attack}_{step}" for step in steps if step >= first]
-    for attack, first in (("benign", 1), ("others", 1), ("forget", LATE)))
-  return (values("original", *untouched, *benign) + values("retrained", *again),
-          values("retrained", *untouched, *benign, *others))
+    [relearned(kind, step) for step in steps if step >= first]
+    for kind, first in (("benign", 1), ("others", 1), ("forget", LATE)))
+  return (values(ORIGINAL, *untouched, *benign) + values(RETRAINED, *again),
+          values(RETRAINED, *untouched, *benign, *others))
 
 
 def trust(seeds: Sequence[Card], methods: Sequence[str],
@@ -56,17 +57,16 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
   Source: OU's meta-evaluation.
   """
   ratings = {}
-  for name in SIGNS:
+  for name in WEIGHT_METRICS:
     knowing: list[float] = []
     unknowing: list[float] = []
     for card in seeds:
       for values, more in zip((knowing, unknowing), pools(card, name, steps), strict=True):
         values += more
-    pairs = [(card[method], card["retrained"]) for card in seeds for method in methods
-             if card[method]["plain_retain_rouge"] >= USEFUL * card["original"][
-               "plain_retain_rouge"]]
+    pairs = [(card[method], card[RETRAINED]) for card in seeds for method in methods
+             if card[method]["plain_retain_rouge"] >= USEFUL * card[ORIGINAL]["plain_retain_rouge"]]
     plain, taught, rounded = (f"{attack}_{name}" for attack in (
-      "plain_forget", f"relearn_forget_{LATE}", "nf4_forget"))
+      "plain_forget", relearned("forget", LATE), "nf4_forget"))
     ratings[name] = {
       "auc": metrics.discrimination_auc(knowing, unknowing),
       "relearning": _mean([metrics.relearning_robustness(

@@ -69,16 +69,3 @@ from dareu_jax.evaluation.metrics.text import (
   words,
 )
 from dareu_jax.evaluation.records import SPLITS
-
-__all__ = [
-  "CLOSER", "HIGHER", "MAIN", "METRICS", "MORE", "PRIVACY", "SPLITS", "Evaluation", "attack",
-  "evaluations", "example_metric", "metric",
-  "MODEL_UTILITY_TERMS", "ForgetQuality", "PairedDifference", "bootstrap_ci95", "closeness",
-  "discrimination_auc", "exact_memorization", "extraction_strength", "forget_quality",
-  "forget_truth_ratio", "gibberish_bound", "harmonic_mean", "is_degenerate", "is_gibberish",
-  "loss_score", "mean_and_ci95", "memorization", "mia_auc", "min_k_plus_plus_score", "min_k_score",
-  "model_utility", "normalized_probability", "overall", "paired_difference", "privleak",
-  "probability", "quantization_robustness", "reference_score", "relearning_robustness",
-  "repeated_share", "retain_truth_ratio", "rouge_l_f1", "rouge_l_recall", "truth_ratio",
-  "tug_of_war", "unknown_word_share", "utility", "words", "zlib_score",
-]

@@ -29,13 +29,13 @@ from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
-from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, Record
+from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, ORIGINAL, RETRAINED, Record
 
 CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
 HIGHER: Literal["↑"] = "↑"
 MAIN, MORE, PRIVACY = "main", "more", "privacy"
 GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy and overall scores"}
-REFERENCES = ("retrained", "original")
+REFERENCES = (RETRAINED, ORIGINAL)
 BOUND = "gibberish_bound"
 
 
@@ -67,12 +67,12 @@ class Evaluation:
   @property
   def retrained(self) -> "Evaluation":
     """The retrained model's evaluation; KeyError if there is no such model."""
-    return self._beside("retrained")
+    return self._beside(RETRAINED)
 
   @property
   def original(self) -> "Evaluation":
     """The original's evaluation; KeyError if there is no such model."""
-    return self._beside("original")
+    return self._beside(ORIGINAL)
 
   @property
   def gibberish_bound(self) -> float:
@@ -188,6 +188,11 @@ class Metric:
                        'letters; "- " says where a word may be broken.')
 
   @property
+  def position(self) -> tuple[int, float]:
+    """Where tables show it: by group, then from the left."""
+    return (*GROUPS, None).index(self.group), self.order
+
+  @property
   def title_lines(self) -> list[str]:
     """The title as the terminal shows it."""
     return textwrap.wrap(self.title, width=8, break_long_words=False)
@@ -249,10 +254,15 @@ def example_metric(key: str, **options: Any) -> Callable[[F], F]:
   return declare
 
 
+def example_metrics() -> tuple[ExampleMetric, ...]:
+  """The metrics that have a value per example, by key."""
+  return tuple(declared for _, declared in METRICS.items() if isinstance(declared, ExampleMetric))
+
+
 def in_group(group: str | None) -> tuple[Metric, ...]:
   """The metrics of a table, from the left."""
   members = [declared for _, declared in METRICS.items() if declared.group == group]
-  return tuple(sorted(members, key=lambda declared: declared.order))
+  return tuple(sorted(members, key=lambda declared: declared.position))
 
 
 def metrics_table() -> str:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from dareu_jax.evaluation.attacks import reliability
+from dareu_jax.evaluation.attacks.declarations import WEIGHT_METRICS
 
 STEPS = (0, 1, 13)
 PREFIXES = ("plain_forget", "int8_forget", "nf4_forget", *(
@@ -13,8 +14,8 @@ PREFIXES = ("plain_forget", "int8_forget", "nf4_forget", *(
 
 def card(value, **others):
   """A model's metrics: `value` under every attack, but for `prefix=other value`."""
-  return {f"{prefix}_{name}": sign * others.get(prefix, value)
-          for prefix in PREFIXES for name, sign in reliability.SIGNS.items()} | {
+  return {f"{prefix}_{name}": metric.sign * others.get(prefix, value)
+          for prefix in PREFIXES for name, metric in WEIGHT_METRICS.items()} | {
             "plain_retain_rouge": others.get("useful", 1.0)}
 
 
@@ -24,7 +25,7 @@ def seed(original, retrained, method):
 
 def test_pools_hold_each_model_once_and_count_what_knows_as_high():
   cards = seed(card(3.0), card(1.0, relearn_forget_13=2.5, relearn_others_13=1.5), card(1.0))
-  for name in reliability.SIGNS:
+  for name in WEIGHT_METRICS:
     knowing, unknowing = reliability.pools(cards, name, STEPS)
     assert sorted(knowing) == [2.5] + [3.0] * 5  # as it is, rounded twice, taught 1 and 13 steps
     assert sorted(unknowing) == [1.0] * 6 + [1.5]
@@ -33,7 +34,7 @@ def test_pools_hold_each_model_once_and_count_what_knows_as_high():
 def test_a_metric_that_tells_them_apart_has_an_auc_of_one_and_seeds_are_pooled():
   apart = seed(card(3.0), card(1.0, relearn_forget_13=2.0), card(1.0))
   alike = seed(card(1.0), card(1.0), card(1.0))
-  for name in reliability.SIGNS:
+  for name in WEIGHT_METRICS:
     assert reliability.trust([apart], ["m"], STEPS)[name]["auc"] == 1.0
     assert reliability.trust([alike], ["m"], STEPS)[name]["auc"] == 0.5
     assert 0.5 < reliability.trust([apart, alike], ["m"], STEPS)[name]["auc"] < 1.0

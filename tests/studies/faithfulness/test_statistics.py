@@ -167,9 +167,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
   hits = 0
   for seed in range(60):
     values = np.random.default_rng(seed).normal(size=30)
-    figure = statistics.bootstrap(lambda r, v=values: v, 30, 5, resamples=200, seed=seed)
-    assert figure.by_retrainings == (figure.value, figure.value)  # they play no part here
-    hits += figure.by_queries[0] <= 0 <= figure.by_queries[1]
+    estimate = statistics.bootstrap(lambda r, v=values: v, 30, 5, resamples=200, seed=seed)
+    assert estimate.by_retrainings == (estimate.value, estimate.value)  # they play no part here
+    hits += estimate.by_queries[0] <= 0 <= estimate.by_queries[1]
   assert 51 <= hits <= 60
 
 
@@ -180,11 +180,11 @@ def test_resampling_retrainings_too_widens_the_interval():
   def lds(j):
     return statistics.linear_datamodeling_score(effects, members[j], logprobs[j])
 
-  figure = statistics.bootstrap(lds, 20, 24, resamples=200, seed=0)
+  estimate = statistics.bootstrap(lds, 20, 24, resamples=200, seed=0)
   width = {name: high - low for name, (low, high) in (
-    ("queries", figure.by_queries), ("both", figure.by_both))}
+    ("queries", estimate.by_queries), ("both", estimate.by_both))}
   assert width["both"] > width["queries"] > 0
-  assert figure.defined == 1
+  assert estimate.defined == 1
 
 
 def test_alarm_where_the_score_falls_and_the_distance_grows():

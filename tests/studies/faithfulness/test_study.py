@@ -55,10 +55,10 @@ def test_every_figure_is_there_with_its_interval(finished):
     found = held["retraining"][name]["scores"]
     for score in ("classifier", "tf-idf", "gradient cosine", "influence", "random"):
       for key in ("lds", "over_owners", "top1"):
-        figure = found[score][key]
-        low, high = figure["by_both"]
-        if figure["defined"] > 0:
-          assert low <= high and math.isfinite(figure["value"])
+        metric = found[score][key]
+        low, high = metric["by_both"]
+        if metric["defined"] > 0:
+          assert low <= high and math.isfinite(metric["value"])
   assert held["protocol"]["models"] == 2 + 2 + 4 * 2 + 6 * 2
   assert set(held["floor"]["summary"]["classifier"]) == {
     "full", "full, another seed", "without the owner"}
