@@ -224,6 +224,8 @@ def main():
   parser.add_argument("--limit", type=int, default=24, help="mutants of a module, drawn at random")
   parser.add_argument("--output", help="file for the outcomes, as JSON")
   parser.add_argument("--part", default="0/1", help="i/n: every n-th mutant, to share the work")
+  parser.add_argument("--trusted", action="store_true",
+                      help="the tests are known to pass without a mutant")
   options = parser.parse_args()
   # What takes long to import, and is the same for all; not the library, which is mutated.
   for heavy in ("jax", "flax.nnx", "optax", "orbax.checkpoint", "scipy.stats", "sklearn.metrics",
@@ -237,7 +239,7 @@ def main():
       work += [(module, site, line, name, tests) for site, (line, name) in sorted(chosen)]
   part, parts = map(int, options.part.split("/"))
   work = work[part::parts]
-  for tests in {tuple(tests) for *_, tests in work}:
+  for tests in () if options.trusted else {tuple(tests) for *_, tests in work}:
     if notices("", None, tests):
       raise SystemExit(f"{' '.join(tests)} fail without any mutant.")
   outcomes, survivors = [], []
