@@ -54,6 +54,8 @@ TARGETS = {
 EQUIVALENT: dict[tuple[str, str, str], str] = {
   ("dareu_jax.core.logprobs", "hiddens,heads=zip(*states,strict=True)", "True -> False"):
     "all states are pairs",
+  ("dareu_jax.rl.rewards", "invoked=((t%segment_length==0)&(t<=n))|(t==n)", "LtE -> Lt"):
+    "t = n is invoked anyway",
   ("dareu_jax.evaluation.metrics.closeness", "return_alike(before,after)",
    "last two arguments swapped"): "it is symmetric",
   ("dareu_jax.evaluation.metrics.intervals", 'returnfloat(seeds.mean()),float("nan")',
@@ -224,6 +226,7 @@ def main():
   parser.add_argument("--limit", type=int, default=24, help="mutants of a module, drawn at random")
   parser.add_argument("--output", help="file for the outcomes, as JSON")
   parser.add_argument("--part", default="0/1", help="i/n: every n-th mutant, to share the work")
+  parser.add_argument("--skip", type=int, default=0, help="so many mutants are done already")
   parser.add_argument("--trusted", action="store_true",
                       help="the tests are known to pass without a mutant")
   options = parser.parse_args()
@@ -238,7 +241,7 @@ def main():
       chosen = random.Random(module).sample(every, min(options.limit, len(every)))
       work += [(module, site, line, name, tests) for site, (line, name) in sorted(chosen)]
   part, parts = map(int, options.part.split("/"))
-  work = work[part::parts]
+  work = work[part::parts][options.skip:]
   for tests in () if options.trusted else {tuple(tests) for *_, tests in work}:
     if notices("", None, tests):
       raise SystemExit(f"{' '.join(tests)} fail without any mutant.")
