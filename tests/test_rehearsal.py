@@ -69,7 +69,7 @@ def config(checkpoint, data_dir):
   config.unlearning.dareu.update(epochs=1, rollout_batch_size=10, minibatch_size=10,
                                  retain_batch_size=4, max_new_tokens=8)
   config.monitor.target_score = 0.0
-  config.evaluation.update(batch_size=8, max_new_tokens=8, max_examples=2)
+  config.evaluation.update(batch_size=2, max_new_tokens=8, max_examples=2)
   return config
 
 

@@ -52,6 +52,7 @@ def grid_run(tmp_path_factory):
   config = grid_config(reward_form=("unlearning.dareu.reward_form=published",
                                     "unlearning.dareu.reward_form=absorbing"))
   config.base.seeds = (1, 2)
+  config.base.finetune.epochs = 2
   config.base.unlearning.dareu.selection = "last"
   config.base.monitor.track_rouge = True
   folder = tmp_path_factory.mktemp("grid")

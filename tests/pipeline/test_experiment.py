@@ -37,6 +37,7 @@ def own_data(tmp_path):
 def test_data_of_ones_own_needs_neither_general_nor_unseen_examples(own_data, tmp_path):
   """What the data lacks is left out of the table; ToW is over the sets that are there."""
   own_data.retrained_replica = True
+  own_data.finetune.epochs = own_data.unlearning.dareu.epochs = 1
   summary, page = experiment.run(Settings.from_config(own_data), tmp_path / "w", command="own")
   assert list(summary["models"]) == ["original", "retrained", "retrained_replica", "dareu"]
   row = summary["models"]["dareu"]
@@ -157,6 +158,7 @@ def several_config(*methods):
   config = smallest_config()
   config.update(methods=methods, learning_rates=(1e-3, 1e-2), eval_every=1)
   config.lora.rank = 4
+  config.pretrain.epochs, config.finetune.epochs = 1, 2
   config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
   config.baseline.update(epochs=2, batch_size=10)
   config.unlearning.altpo.update(samples=3, alternates=2)
