@@ -29,10 +29,7 @@ def get_config(arg=None):
 '''
 
 
-# Jobs share their programs, so that compiling costs less than running what nothing was done for.
 ENVIRONMENT = os.environ | {
-  "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(
-    "--xla_backend_optimization_level=0", "--xla_backend_optimization_level=1"),
   "JAX_COMPILATION_CACHE_DIR": os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache")),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 
@@ -74,8 +71,13 @@ class Job:
 
 def starter(config):
   """start(workdir, *flags, **environment) -> a Job: the main job on a config file."""
+  # Jobs of one device share their programs, so that compiling costs them less than running what
+  # is not optimized.
+  optimized = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(
+    "--xla_backend_optimization_level=0", "--xla_backend_optimization_level=1")}
 
   def start(workdir, *flags, config=config, **more):
+    more = optimized | more
     return Job("dareu_jax.main", [f"--config={config}", f"--workdir={workdir}", *flags], more)
 
   return start
@@ -87,12 +89,13 @@ def together(start, workdir, count, *flags, **more):
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   return [start(workdir, f"--coordinator=localhost:{port}", f"--num_processes={count}",
-                f"--process_id={i}", *flags, JAX_PLATFORMS="cpu", **more) for i in range(count)]
+                f"--process_id={i}", *flags, XLA_FLAGS=xla_flags(1), JAX_PLATFORMS="cpu", **more)
+          for i in range(count)]
 
 
-def xla_flags(devices, environment=ENVIRONMENT):
+def xla_flags(devices):
   """XLA_FLAGS with so many fake devices: what is set otherwise (an instruction set) stays."""
-  return f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+  return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
 
 
 def on_eight_devices(code):
@@ -100,7 +103,7 @@ def on_eight_devices(code):
   done = subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS,
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-                      "XLA_FLAGS": xla_flags(8, os.environ)})
+                      "XLA_FLAGS": xla_flags(8)})
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)
 

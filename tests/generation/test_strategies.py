@@ -65,6 +65,11 @@ def test_zero_and_one_turn_the_truncation_off(logits):
     np.exp(Sample(top_k=0, top_p=1.0).logprobs(logits)), softmax(logits), atol=1e-6)
 
 
+def test_without_truncation_the_unlikeliest_token_stays():
+  """The likelier ones add up to 1 in float32: a nucleus of 1 would end before it."""
+  assert np.isfinite(Sample(top_p=1.0).logprobs(np.float32([[0.0, -30.0, -60.0]]))).all()
+
+
 @pytest.mark.parametrize("temperature, k, p", [
   (0.7, 0, 1.0), (1.5, 4, 1.0), (0.7, 0, 0.8), (1.3, 5, 0.7), (1.0, 3, 0.95)])
 def test_logprobs_are_normalised_within_what_is_kept(temperature, k, p, logits):

@@ -73,7 +73,7 @@ def test_what_the_original_does_itself_is_no_cheat():
 
 def test_violations_are_counted_without_the_original():
   broken = report(response_length=1.0)
-  assert count_violations([ORIGINAL, report(), broken, broken], GUARDS) == 2
+  assert count_violations([ORIGINAL, broken, report(), broken], GUARDS) == 2
 
 
 # Bounds by hand: the original's answers have 20 tokens, all end, are distinct, and an entropy of

@@ -86,6 +86,12 @@ def test_a_guard_that_rolls_back_halves_the_rates_and_stops_in_the_end():
   assert [choose(run[:n], settings, guards)[1] for n in range(2, 6)] == [False, False, False, True]
 
 
+def test_what_shrinks_step_by_step_is_undone():
+  """Each epoch is judged by the original, not by the one before."""
+  assert rolls_back(reports((0.9, 20, 0), (0.5, 16, 0), (0.3, 14, 0)),
+                    dataclasses.replace(GUARDS, action="rollback"))
+
+
 def test_without_guards_the_collapse_is_taken():
   """What over-trains on purpose must be able to."""
   run = reports(*COLLAPSE)
