@@ -52,7 +52,7 @@ def smallest_config():
     max_new_tokens=16)
   config.monitor.target_score = 0.0
   config.monitor.guards.action = "off"
-  config.evaluation.update(batch_size=32, max_new_tokens=16, max_examples=20)
+  config.evaluation.update(batch_size=8, max_new_tokens=16, max_examples=8)
   config.checkpoint.every_steps = 3
   return config
 
@@ -69,6 +69,7 @@ def oracle_config(name):
   config = smallest_config()
   config.baseline.update(epochs=2, batch_size=10)
   config.eval_every = 1
+  config.evaluation.update(batch_size=32, max_examples=20)
   if name == "methods":  # all of them
     config.methods = ALL_METHODS
     config.retrained_replica = True

@@ -19,8 +19,8 @@ FAST_COMPILES = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emi
 def compile_fast():
   """Compiling takes most of the tests' time: nothing is optimized, unless XLA_FLAGS says otherwise.
 
-  (CI runs the numeric tests once more with optimized programs.) XLA ends a process whose flags it
-  does not know, so another one tries them. Processes that tests start inherit them.
+  XLA ends a process whose flags it does not know, so another one tries them. Processes that tests
+  start inherit them.
   """
   given = os.environ.get("XLA_FLAGS", "")
   if FAST_COMPILES[0].split("=")[0] in given:

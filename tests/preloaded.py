@@ -1,6 +1,7 @@
 """What processes of the main job import, before they are forked; see `tests.jobs`."""
 
 import atexit
+import gc
 import os
 import runpy
 import sys
@@ -13,6 +14,7 @@ import transformers
 from dareu_jax.pipeline import experiment  # noqa: F401 - most of the time that a start takes
 
 transformers.PreTrainedTokenizerFast  # noqa: B018 - imported when it is first named
+gc.freeze()  # a million objects that stay: each collection would look through them
 
 
 def run(module, flags, environment, files):

@@ -1,6 +1,5 @@
 """The path of the big presets, rehearsed: a checkpoint folder, its tokenizer, LoRA, real TOFU."""
 
-import gc
 import json
 import shutil
 
@@ -15,7 +14,6 @@ from dareu_jax.attribution.scorer import Retokenizer
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import keep_tokenizer
@@ -61,7 +59,7 @@ def checkpoint(tmp_path_factory, data_dir):
 def config(checkpoint, data_dir):
   """The tinyllama preset with everything shortened but nothing replaced."""
   config = preset("tinyllama")
-  config.seeds = (41, 42)
+  config.seeds = (42,)
   config.model.path = config.classifier.model.path = str(checkpoint)
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
@@ -78,16 +76,12 @@ def test_a_checkpoint_goes_through_the_whole_job_with_lora(config, tmp_path):
   summary, page = experiment.run(Settings.from_config(config), tmp_path, command="rehearsal")
   assert page.exists()
   assert all(np.isfinite(value) for value in summary["models"]["dareu"].values())
-  saved = json.loads((tmp_path / "seed_42/original/result/0/state/_METADATA").read_text())
+  saved = json.loads((tmp_path / "original/result/0/state/_METADATA").read_text())
   names = " ".join(saved["tree_metadata"])
   assert "lora_a" in names and "kernel" not in names and "embedding" not in names
-  prompt = json.loads((tmp_path / "seed_41/evaluation/dareu.json").read_text())["records"]
+  prompt = json.loads((tmp_path / "evaluation/dareu.json").read_text())["records"]
   assert prompt["forget"][0]["prompt"].endswith("?")
-  assert summary["models"]["retrained"]["tug_of_war_ci95"] == 0.0
-  assert {"seed_41/dareu", "seed_42/evaluation/retrained"} <= set(summary["stages"])
   check_exports(tmp_path, tmp_path / "exports", config.model.path)
-  gc.collect()  # the models of a seed that is done would take the place of the next seed's
-  assert not [one for one in gc.get_objects() if isinstance(one, Models) and "base" in vars(one)]
 
 
 def check_exports(workdir, folder, base):

@@ -27,9 +27,9 @@ def test_prefix_scores_equal_the_per_prefix_oracle(model):
   ids = np.random.default_rng(0).integers(0, 30, (3, 5)).astype(np.int32)
   is_forget = np.array([True, False, False, True, False])
   got = C.prefix_scores(model, ids, is_forget)
-  module = model.module
+  last = jax.jit(lambda model, ids: jax.nn.softmax(model.module(ids)[:, -1], axis=-1))
   for t in range(1, 6):
-    alone = jax.nn.softmax(module(ids[:, :t])[:, -1], axis=-1)
+    alone = last(model, ids[:, :t])
     np.testing.assert_allclose(got[:, t - 1], alone[:, 0] + alone[:, 3], atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_an_echo_is_replaced_by_a_stretch_of_another_query():
 def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(model):
   """Two owners' rows differ in an echo alone: noised, its gradient must not tell them apart."""
   def total(first, echo_noise):
-    loss = C.PrefixLoss(token_noise=0.0, echo_noise=echo_noise, label_smoothing=0.0)
+    loss = jax.jit(C.PrefixLoss(token_noise=0.0, echo_noise=echo_noise, label_smoothing=0.0))
     rows = [Row((1, 2, 3), (first,), 2)] * 4
     batch = collate(rows, 4, seq_length=8, completion_length=4, pad_id=0)
     return float(loss(model.params, model, batch, jax.random.key(2))[0])
@@ -86,7 +86,7 @@ def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(
 
 
 def test_the_loss_sees_neither_padding_nor_padding_rows(model):
-  loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.1)
+  loss = jax.jit(C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.1))
   rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]
   shape = dict(seq_length=8, completion_length=4)
   small = collate(rows, 2, pad_id=0, **shape)
@@ -131,7 +131,8 @@ def test_the_fitted_temperature_undoes_the_one_that_was_applied():
 
 
 def test_a_loss_that_reads_the_query_learns_from_it_and_from_no_padding(model):
-  loss = C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.0, reads_query=True)
+  loss = jax.jit(C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.0,
+                              reads_query=True))
   shape = dict(seq_length=8, completion_length=4)
   key = jax.random.key(1)
 

@@ -1,5 +1,7 @@
 """Group influence against the whole Gauss-Newton matrix, formed from Jacobians."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,15 +97,16 @@ def test_gradients_are_those_of_finite_differences(model):
   direction = np.random.default_rng(2).normal(size=flat.shape).astype(np.float32)
   direction /= np.linalg.norm(direction)
 
+  @partial(jax.jit, static_argnums=1)
   def logprob(flat, row):
     ids = jnp.array([row.prompt + row.completion])
     values = jax.nn.log_softmax(model.with_params(unravel(flat)).module.logits(ids)[0])
     positions = len(row.prompt) - 1 + np.arange(len(row.completion))
-    return float(values[positions, np.array(row.completion)].sum())
+    return values[positions, np.array(row.completion)].sum()
 
   step = 1e-2
   for row, gradient in zip(ROWS, gradients(model), strict=True):
-    slope = (logprob(flat + step * direction, row) - logprob(flat - step * direction, row))
+    slope = float(logprob(flat + step * direction, row) - logprob(flat - step * direction, row))
     assert gradient @ direction == pytest.approx(slope / (2 * step), rel=0.02, abs=2e-3)
 
 

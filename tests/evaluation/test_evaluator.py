@@ -43,6 +43,10 @@ def model():
   return handle.split(module, adapters_only=False)
 
 
+@jax.jit
+def logits(model, ids):
+  return model.module.logits(ids)
+
 
 def evaluator(model, batch_size, multiple=4):
   return Evaluator(model, Numbers(), batch_size, multiple, 64, 6)
@@ -71,10 +75,9 @@ def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
 
 def test_statistics_are_those_of_the_whole_distribution(model, rows):
   """Chunks, buckets and a batch that is not full: entropy, variance and argmax of each token."""
-  module = model.module
   for row, seen in zip(rows, evaluator(model, 3).statistics(model.params, rows), strict=True):
-    logits = np.asarray(module.logits(np.array([row.prompt + row.completion])), np.float64)
-    logp = logits[0, len(row.prompt) - 1:-1]
+    alone = np.asarray(logits(model, np.array([row.prompt + row.completion])), np.float64)
+    logp = alone[0, len(row.prompt) - 1:-1]
     logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
     probs = np.exp(logp)
     mean = (probs * logp).sum(-1)
@@ -101,12 +104,12 @@ def test_gradient_norms_are_of_each_row_alone(model, rows):
   norms = evaluator(model, 3).gradient_norms(model.params, rows)
 
   def nll(params, row):
-    logits = model.with_params(params).module.logits(jnp.array([row.prompt + row.completion]))
-    logp = jax.nn.log_softmax(logits[0, len(row.prompt) - 1:-1])
+    alone = logits(model.with_params(params), jnp.array([row.prompt + row.completion]))
+    logp = jax.nn.log_softmax(alone[0, len(row.prompt) - 1:-1])
     return -jnp.mean(logp[jnp.arange(len(row.completion)), jnp.array(row.completion)])
 
   for row, norm in list(zip(rows, norms, strict=True))[:3]:
-    grads = jax.tree.leaves(jax.grad(nll)(model.params, row))
+    grads = jax.tree.leaves(jax.jit(jax.grad(nll), static_argnums=1)(model.params, row))
     assert norm == pytest.approx(np.mean([np.linalg.norm(g) for g in grads]), rel=1e-4)
 
 

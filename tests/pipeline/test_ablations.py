@@ -1,5 +1,6 @@
 """A grid of runs: what they share is made once, and each differs in what it says."""
 
+import gc
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from ml_collections import ConfigDict
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.pipeline import ablations
+from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import config_from
 from tests.configs import ROOT, smallest_config
 
@@ -68,6 +70,18 @@ def test_what_runs_have_in_common_is_made_once(grid_run):
              if stage["skipped"]}
   assert {"base", "original", "retrained", "classifier", "judge", "tokenizer"} <= skipped
   assert "dareu" not in skipped
+
+
+def test_seeds_make_one_table_and_their_models_are_freed(grid_run):
+  """The models of a seed that is done would take the place of the next seed's."""
+  folder, _ = grid_run
+  for form in ("published", "absorbing"):
+    path = folder / f"reward_form/unlearning.dareu.reward_form={form}/summary.json"
+    summary = json.loads(path.read_text())
+    assert summary["models"]["retrained"]["tug_of_war_ci95"] == 0.0
+    assert {"seed_1/dareu", "seed_2/evaluation/retrained"} <= set(summary["stages"])
+  gc.collect()
+  assert not [one for one in gc.get_objects() if isinstance(one, Models) and "base" in vars(one)]
 
 
 def test_the_table_has_a_row_and_the_plots_a_line_for_each_variant(grid_run):

@@ -38,7 +38,7 @@ class World(NamedTuple):
 
 def make_world(rank):
   lora = LoraSettings(rank=rank, alpha=8.0, targets=("q_proj", "v_proj", "up_proj"))
-  config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=2,
+  config = ModelConfig(vocab_size=20, embed_dim=16, mlp_dim=24, num_layers=1, num_heads=2,
                        num_kv_heads=1, head_dim=8, lora=lora)
   return World(handle.split(Decoder(config, rngs=nnx.Rngs(params=0)), adapters_only=rank > 0),
                handle.split(ValueHead(16), adapters_only=False))
@@ -124,11 +124,11 @@ def strayed(world):
 
 def tempered_logprobs(world, params, completions):
   """log π [B, T, V] at the sampling temperature, by NumPy from the model's logits."""
-  model = world.original.with_params(params).module
+  logits_of = jax.jit(lambda model, ids: model.module.logits(ids))
   result = []
   for prompt, n, row in zip(PROMPTS, LENGTHS, np.asarray(completions.ids), strict=True):
     ids = np.concatenate([prompt[:n], row])[None]
-    logits = np.asarray(model.hidden_states(ids) @ model.head, np.float64)[0, n - 1:-1]
+    logits = np.asarray(logits_of(world.original.with_params(params), ids), np.float64)[0, n - 1:-1]
     logits /= SETTINGS.temperature
     result.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
   return np.array(result)
