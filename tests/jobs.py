@@ -69,15 +69,17 @@ class Job:
     return tuple(path.read_text() for path in self._files)
 
 
+# Jobs of one device share their programs, so that compiling costs them less than running what is
+# not optimized.
+OPTIMIZED = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(
+  "--xla_backend_optimization_level=0", "--xla_backend_optimization_level=1")}
+
+
 def starter(config):
   """start(workdir, *flags, **environment) -> a Job: the main job on a config file."""
-  # Jobs of one device share their programs, so that compiling costs them less than running what
-  # is not optimized.
-  optimized = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(
-    "--xla_backend_optimization_level=0", "--xla_backend_optimization_level=1")}
 
   def start(workdir, *flags, config=config, **more):
-    more = optimized | more
+    more = OPTIMIZED | more
     return Job("dareu_jax.main", [f"--config={config}", f"--workdir={workdir}", *flags], more)
 
   return start

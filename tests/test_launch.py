@@ -173,6 +173,7 @@ def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, m
   monkeypatch.setenv("DAREU_FLAGS", f"--config={config_file}")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get(
     "DAREU_TEST_CACHE", str(ROOT / ".jax_cache")))
+  monkeypatch.setenv("XLA_FLAGS", jobs.OPTIMIZED["XLA_FLAGS"])  # as the programs of that run
   notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
   notebook.cells[1].source = notebook.cells[1].source.replace(
     "'runs/colab'", repr(str(tmp_path / "run")))

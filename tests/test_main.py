@@ -13,6 +13,7 @@ from dareu_jax.pipeline.workdir import FORMAT
 from tests.jobs import (
   CONFIG,
   DAREU,
+  OPTIMIZED,
   ORIGINAL,
   RETRAINED,
   batches,
@@ -190,7 +191,7 @@ def outcome(finished, config_file, tmp_path_factory):
   wanted |= {str(flags): main("misused", *flags) for flags, _ in BAD_FLAGS}
   wanted |= {config: main("misused", config=config.format(folder=folder))
              for config, _ in BAD_CONFIGS}
-  return dict(zip(wanted, outcomes(wanted.values()), strict=True)), folder
+  return dict(zip(wanted, outcomes(wanted.values(), **OPTIMIZED), strict=True)), folder
 
 
 def the_one_error(ended):
