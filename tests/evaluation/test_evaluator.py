@@ -1,6 +1,7 @@
 """The evaluator: batches, sorting and padding must pair every example with its own result."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,13 +104,15 @@ def test_gradient_norms_are_of_each_row_alone(model, rows):
   """A gradient of the batch's mean would be one number for all."""
   norms = evaluator(model, 3).gradient_norms(model.params, rows)
 
-  def nll(params, row):
+  @partial(jax.jit, static_argnums=1)
+  @jax.grad
+  def gradient(params, row):
     alone = logits(model.with_params(params), jnp.array([row.prompt + row.completion]))
     logp = jax.nn.log_softmax(alone[0, len(row.prompt) - 1:-1])
     return -jnp.mean(logp[jnp.arange(len(row.completion)), jnp.array(row.completion)])
 
   for row, norm in list(zip(rows, norms, strict=True))[:3]:
-    grads = jax.tree.leaves(jax.jit(jax.grad(nll), static_argnums=1)(model.params, row))
+    grads = jax.tree.leaves(gradient(model.params, row))
     assert norm == pytest.approx(np.mean([np.linalg.norm(g) for g in grads]), rel=1e-4)
 
 

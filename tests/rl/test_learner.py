@@ -122,9 +122,13 @@ def strayed(world):
   return state
 
 
+@jax.jit
+def logits_of(model, ids):
+  return model.module.logits(ids)
+
+
 def tempered_logprobs(world, params, completions):
   """log π [B, T, V] at the sampling temperature, by NumPy from the model's logits."""
-  logits_of = jax.jit(lambda model, ids: model.module.logits(ids))
   result = []
   for prompt, n, row in zip(PROMPTS, LENGTHS, np.asarray(completions.ids), strict=True):
     ids = np.concatenate([prompt[:n], row])[None]
