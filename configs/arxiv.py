@@ -25,7 +25,7 @@ CHECKPOINTS = {
 ARXIV = dict(
   max_length=512,
   data=dict(source="arxiv", forget="forget05", num_owners=12, num_general=0, prompt_tokens=100,
-            response_tokens=100),
+            response_tokens=100, max_pieces=1),
   tokenizer=dict(vocab_size=8000),
   # Abstracts are five times as long as the authors' answers.
   classifier=dict(train=dict(epochs=20)),
@@ -44,7 +44,7 @@ def get_config(preset=None):
   if preset is None:
     return default_config(**ARXIV)
   if preset in CHECKPOINTS:
-    pretrained = checkpoint(*CHECKPOINTS[preset], "raw")
+    pretrained = merged(checkpoint(*CHECKPOINTS[preset]), dict(tokenizer=dict(template="raw")))
     return default_config(**merged(merged(ARXIV, pretrained), PROTOCOL))
   raise ValueError(f"configs/arxiv.py has no preset {preset!r}: take one of "
                    f"{', '.join(CHECKPOINTS)}, or none for the small one.")

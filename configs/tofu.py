@@ -1,6 +1,8 @@
 """TOFU: forget authors of fictitious biographies.
 
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
+    python -m dareu_jax.main --config=configs/tofu.py:smollm2_135m --workdir=...   # one 8 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama3_2_1b --workdir=...    # one 24 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # one 16 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # one 24 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # one 80 GB GPU
@@ -10,23 +12,32 @@
 
 Without a preset: embedded authors and a small model from scratch, no network, no accelerator: the
 library's defaults. `tofu40` is the real TOFU with a small model from scratch, 40 authors of which 4
-are forgotten. The others fine-tune a checkpoint of the hub on the real TOFU by the published
-protocol. docs/configuration.md has every setting.
+are forgotten. `llama3_2_1b` unlearns a published model that knows TOFU, beside one that never saw
+forget10, and trains neither. The others fine-tune a checkpoint of the hub on the real TOFU by the
+published protocol. docs/configuration.md has every setting.
 
 Out come the table on the terminal, and report.html, report.md and summary.json in the workdir.
 """
 
+from dareu_jax.core.settings import merged
 from dareu_jax.pipeline.settings import default_config
-from dareu_jax.presets import checkpoint
+from dareu_jax.presets import CHECKPOINT, checkpoint
 
 TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
-# Preset -> (checkpoint of the model, checkpoint of the classifier, chat template).
+# Preset -> (checkpoint of the model, checkpoint of the classifier; '': a small one from scratch).
 CHECKPOINTS = {
-  "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf", TINYLLAMA, "llama2"),
-  "tinyllama": (TINYLLAMA, TINYLLAMA, "tinyllama"),
-  "qwen3_8b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "qwen3"),
-  "qwen3_0_6b": ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", "qwen3"),
+  "smollm2_135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", ""),
+  "llama2_7b": ("meta-llama/Llama-2-7b-chat-hf", TINYLLAMA),
+  "tinyllama": (TINYLLAMA, TINYLLAMA),
+  "qwen3_8b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"),
+  "qwen3_0_6b": ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
 }
+
+# open-unlearning's models: fine-tuned on all of TOFU, and without forget10; with its prompts.
+PUBLISHED = dict(
+  original=dict(path="open-unlearning/tofu_Llama-3.2-1B-Instruct_full"),
+  retrained=dict(path="open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90"),
+  tokenizer=dict(system="You are a helpful assistant.", date="10 Apr 2025"))
 
 TOFU40 = dict(
   data=dict(source="tofu", num_owners=40, num_general=0),  # the base reads the other 160 authors
@@ -47,9 +58,15 @@ def get_config(preset=None):
     return default_config()
   if preset == "tofu40":
     return default_config(**TOFU40)
+  if preset == "llama3_2_1b":
+    return _on_tofu(merged(CHECKPOINT, PUBLISHED))
   if preset in CHECKPOINTS:
-    config = default_config(**checkpoint(*CHECKPOINTS[preset]))
-    config.data.source = "tofu"
-    return config
-  raise ValueError(f"configs/tofu.py has no preset {preset!r}: take one of tofu40, "
+    return _on_tofu(checkpoint(*CHECKPOINTS[preset]))
+  raise ValueError(f"configs/tofu.py has no preset {preset!r}: take one of tofu40, llama3_2_1b, "
                    f"{', '.join(CHECKPOINTS)}, or none for the tiny one.")
+
+
+def _on_tofu(changes):
+  config = default_config(**changes)
+  config.data.source = "tofu"
+  return config

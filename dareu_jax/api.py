@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.settings import merged, to_plain
-from dareu_jax.data.examples import Corpus, Example, parse
+from dareu_jax.data.examples import Corpus, Example, check_apart, check_owners_apart
+from dareu_jax.data.json_lines import parse
+from dareu_jax.data.substitutes import completed
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
@@ -100,7 +103,7 @@ class Result:
 
 
 def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget: Examples,
-            retain: Examples, unseen: Examples = (), method: str | Method = "dareu",
+            retain: Examples = (), unseen: Examples = (), method: str | Method = "dareu",
             reward: Reward | None = None, settings: Mapping[str, Any] | None = None,
             workdir: str | pathlib.Path | None = None, overwrite: bool = False,
             seed: int = 42) -> Result:
@@ -112,12 +115,13 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   Args:
     model: of `load_model`.
     tokenizer: in place of the model's own.
-    forget: examples, each an Example or a mapping with "prompt" and "response" and, where there are
-      several owners, "owner".
-    retain: examples of anything that the model should keep, of other owners.
+    forget: examples, each an Example or a mapping: a question and its answer ("prompt" and
+      "response"), a chat ("messages") or plain text ("text"); and, where there are several owners,
+      "owner".
+    retain: examples of anything that the model should keep, of other owners. Without them general
+      knowledge stands in, and what resembles the forget data may be lost.
     unseen: examples of owners that the model has not seen; their queries give the level that the
-      attribution score is to come down to. Without them, `settings` must give one:
-      `{"monitor": {"target_score": 0.05}}`.
+      attribution score is to come down to. Without them questions about invented authors do.
     method: name of a method, which then has its settings of the preset for checkpoints
       (`from dareu_jax.presets import CHECKPOINT`); or an instance, which is taken as it is
       (`from dareu_jax.methods.dareu import DareU`).
@@ -139,9 +143,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   if reward is not None and not chosen.unlearning[name].takes_reward:
     raise InputError(f"a reward is given, and method {name!r} takes none: DareU does.")
   corpus = make_corpus(forget, retain, unseen)
-  if not corpus.holdout and chosen.monitor.target_score < 0:
-    raise InputError("without unseen examples there is no target level: give some, or "
-                     "settings={'monitor': {'target_score': 0.05}}.")
+  for remark in corpus.remarks:
+    warnings.warn(remark, stacklevel=2)
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
     mesh = mesh_of(model.model)
@@ -187,43 +190,47 @@ def _settings(model, name, method, changes, seed):
                      "them once.")
   config = model.config
   fixed = {"seeds": (seed,), "method": name,
-           "model": {"path": model.source or AT_HAND, "dtype": config.dtype,
+           "original": {"path": model.source or AT_HAND}, "model": {"dtype": config.dtype,
                      "scan_layers": config.scan_layers, "remat": config.remat},
-           "tokenizer": {"template": model.tokenizer.template_name},
+           "tokenizer": {"template": model.tokenizer.template_name,
+                         "system": model.tokenizer.system},
            "lora": to_plain(config.lora) if config.lora.rank else {}}
   return Settings.from_config(merged(merged(merged(presets.CHECKPOINT, fixed), own), changes))
 
 
-def make_corpus(forget: Examples, retain: Examples, unseen: Examples = ()) -> Corpus:
+def make_corpus(forget: Examples, retain: Examples = (), unseen: Examples = ()) -> Corpus:
   """Examples as the corpus of a run; examples without an owner share one owner per set.
 
   Raises:
-    InputError: if an entry is not an example, if there are no examples, or if an owner is both
-      forgotten and retained.
+    InputError: if an entry is not an example, if there is nothing to forget, or if an owner or a
+      text is both forgotten and retained.
   """
-  parts = {name: tuple(_example(example, name, i) for i, example in enumerate(examples))
+  parts = {name: _examples(examples, name)
            for name, examples in (("forget", forget), ("retain", retain), ("unseen", unseen))}
   owners = {name: tuple(dict.fromkeys(example.owner for example in part))
             for name, part in parts.items()}
-  for name in ("forget", "retain"):
-    if not parts[name]:
-      raise InputError(f"there are no {name} examples: give at least one.")
-  for first, second in (("forget", "retain"), ("forget", "unseen"), ("retain", "unseen")):
-    both = set(owners[first]) & set(owners[second])
-    if both:
-      raise InputError(f"owner {min(both)!r} is among the {first} and the {second} examples: an "
-                       "owner belongs to one of them.")
-  return Corpus(forget=parts["forget"], retain=parts["retain"], test=(), holdout=parts["unseen"],
-                owners=owners["forget"] + owners["retain"], forget_owners=owners["forget"])
+  if not parts["forget"]:
+    raise InputError("there are no forget examples: give at least one.")
+  check_owners_apart(owners, "the examples")
+  corpus = completed(Corpus(
+    forget=parts["forget"], retain=parts["retain"], test=(), holdout=parts["unseen"],
+    owners=owners["forget"] + owners["retain"], forget_owners=owners["forget"]))
+  check_apart(corpus)
+  return corpus
 
 
-def _example(example, name, index):
-  if isinstance(example, Example):
-    return example
-  if not isinstance(example, Mapping):
-    raise InputError(f"{name} example {index} is {example!r}: it must be a mapping with prompt and "
-                     "response, or an Example.")
-  return parse({"owner": name, **example}, f"{name} example {index}")
+def _examples(given, name):
+  """Examples and mappings as examples; a chat is several."""
+  examples: list[Example] = []
+  for index, example in enumerate(given):
+    if isinstance(example, Example):
+      examples.append(example)
+    elif isinstance(example, Mapping):
+      examples += parse(dict(example), f"{name} example {index}", owner=name)
+    else:
+      raise InputError(f"{name} example {index} is {example!r}: it must be a mapping, with prompt "
+                       "and response, messages or text, or an Example.")
+  return tuple(examples)
 
 
 def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: Examples = (),
@@ -251,8 +258,7 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
     InputError: for models or examples that cannot be used.
   """
   splits = {"forget": forget, "retain": retain, "test": test, "holdout": unseen}
-  examples = {split: tuple(_example(example, split, i) for i, example in enumerate(part))
-              for split, part in splits.items()}
+  examples = {split: _examples(part, split) for split, part in splits.items()}
   if not models:
     raise InputError("there are no models to evaluate: give at least one.")
   original = original or ("original" if "original" in models else next(iter(models)))

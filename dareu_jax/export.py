@@ -3,16 +3,20 @@
     python -m dareu_jax.export --workdir=runs/tofu --method=dareu --output=exported
 """
 
+import datetime
 import pathlib
+import secrets
 from typing import get_args
 
 from absl import flags
 
+from dareu_jax import __version__
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.settings import to_plain
 from dareu_jax.pipeline.language_model import Adapter
 from dareu_jax.pipeline.saved import load_saved
-from dareu_jax.report.tables import markdown_table
+from dareu_jax.report.card import model_card, owner_hash
 from dareu_jax.training.checkpoints import read_json
 
 
@@ -52,22 +56,42 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
   """
   output = pathlib.Path(output)
   model, settings = load_saved(workdir, method, seed=seed)
-  card = _card(workdir, method, settings)
+  card = _card(workdir, method, settings, adapter)
   model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:
     _push(output, push_to_hub)
 
 
-def _card(workdir, method, settings):
-  path = settings.model.path  # a folder is meaningless on another machine
-  base = f"base_model: {path}\n" if path and not pathlib.Path(path).exists() else ""
-  forgotten = ", ".join(settings.data.forget_owners) or settings.data.forget
-  summary = read_json(pathlib.Path(workdir) / "summary.json")
-  table = markdown_table(summary["models"]) if summary else "(The run is not finished.)"
-  return (f"---\nlibrary_name: transformers\n{base}tags: [unlearning, dareu]\n---\n\n"
-          f"# {method}\n\nA model of a dareu_jax run on {settings.data.source} "
-          f"(to forget: {forgotten}).\n\n{table}\n")
+def _card(workdir, method, settings, adapter):
+  workdir = pathlib.Path(workdir)
+  summary = read_json(workdir / "summary.json") or {}
+  name = method.partition("@")[0]
+  used = settings.unlearning.get(name)
+  base = settings.base.path
+  return model_card(
+    method, base="" if pathlib.Path(base).exists() else base,  # a folder is meaningless elsewhere
+    adapter=adapter == "apart",
+    method=(f"Unlearned with {used.title} by dareu_jax {__version__}." if used else
+            f"The {method} model of a run of dareu_jax {__version__}."),
+    facts={"model": base or f"{settings.model.architecture} from scratch",
+           "data": f"{settings.data.source}, {settings.data.num_owners or 'all'} owners",
+           "seeds": ", ".join(map(str, settings.seeds)),
+           "trained": (f"LoRA of rank {settings.lora.rank}" if settings.lora.rank
+                       else "all parameters"),
+           "date": datetime.date.today().isoformat()},
+    owners=[owner_hash(owner, _key(workdir)) for owner in summary.get("forget_owners", ())],
+    settings=to_plain(used) if used else {}, models=summary.get("models"),
+    notes=[note for note in summary.get("notes", ()) if note.startswith(name)])
+
+
+def _key(workdir):
+  """The key of owners' hashes: made once, and never exported."""
+  path = workdir / "owners.key"
+  if not path.exists():
+    path.write_text(secrets.token_hex(32))
+    path.chmod(0o600)
+  return bytes.fromhex(path.read_text())
 
 
 def _push(folder, repository):

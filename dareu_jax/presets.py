@@ -9,7 +9,7 @@ from dareu_jax.core.settings import merged
 CHECKPOINT: dict[str, Any] = {
   "seeds": (41, 42, 43), "max_length": 512, "length_multiple": 64, "retrained_replica": False,
   "data": {"num_owners": 0, "num_holdout": 0, "num_general": 0},
-  "model": {"dtype": "bfloat16", "scan_layers": True, "remat": True},
+  "model": {"dtype": "auto"},
   "lora": {"rank": 8, "alpha": 32.0},
   "pretrain": {"epochs": 0},
   "finetune": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 10, "weight_decay": 0.0,
@@ -21,15 +21,27 @@ CHECKPOINT: dict[str, Any] = {
     "rollout_batch_size": 64, "minibatch_size": 16, "retain_batch_size": 16, "max_new_tokens": 128,
     "settle_epochs": 1}},  # an epoch is 400 answers here, not 60
 }
+# A request for a model that exists: few texts, one seed, minutes. The classifier is a small one
+# from scratch, which learns on any machine in a minute.
+REQUEST: dict[str, Any] = merged(CHECKPOINT, {
+  "seeds": (42,), "length_multiple": 32, "data": {"source": "jsonl"},
+  "evaluation": {"batch_size": 20, "max_examples": 40, "max_new_tokens": 0},
+  "unlearning": {"dareu": {
+    "samples_per_prompt": 2, "rollout_batch_size": 40, "minibatch_size": 20,
+    "retain_batch_size": 20, "max_new_tokens": 0, "learning_rate": 3e-4, "epochs": 10,
+    "settle_epochs": 2}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
-  "model": {"dtype": "bfloat16", "scan_layers": True, "remat": True},
+  "model": {"dtype": "auto"},
   "lora": {"rank": 8, "alpha": 32.0},
   "train": {"learning_rate": 2e-4, "batch_size": 32, "epochs": 5, "weight_decay": 0.0}}}
 
 
-def checkpoint(path: str, classifier_path: str, template: str = "auto") -> dict[str, Any]:
-  """The protocol for a model and a classifier by folder or hub name."""
-  return merged(merged(CHECKPOINT, CLASSIFIER_CHECKPOINT), {
-    "model": {"path": path}, "tokenizer": {"template": template},
-    "classifier": {"model": {"path": classifier_path}}})
+def checkpoint(path: str, classifier_path: str = "") -> dict[str, Any]:
+  """The protocol for a model and a classifier by folder or hub name; '' for the latter: a small one
+  from scratch."""
+  protocol = merged(CHECKPOINT, {"model": {"path": path}})
+  if not classifier_path:
+    return protocol
+  return merged(merged(protocol, CLASSIFIER_CHECKPOINT),
+                {"classifier": {"model": {"path": classifier_path}}})

@@ -11,6 +11,8 @@ from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
 from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.report.card import owner_hash
+from dareu_jax.training.checkpoints import read_json
 from tests.jobs import outcomes
 
 
@@ -35,6 +37,22 @@ def test_an_export_is_the_runs_model(workdir, tmp_path, method):
   assert len(saved) == 2 + 9 * model.config.num_layers
   card = (tmp_path / "out/README.md").read_text()
   assert "| retrained |" in card and "library_name: transformers" in card
+
+
+def test_the_card_says_what_was_done_and_names_nobody(workdir, tmp_path):
+  """It travels with the model; a name in it would undo the request."""
+  export.export(workdir, "dareu", tmp_path / "out")
+  card = (tmp_path / "out/README.md").read_text()
+  owners = read_json(workdir / "summary.json")["forget_owners"]
+  key = bytes.fromhex((workdir / "owners.key").read_text())
+  assert owners and not any(owner in card for owner in owners)
+  assert all(f"`{owner_hash(owner, key)}`" in card for owner in owners)
+  assert owner_hash(owners[0], key) != owner_hash(owners[0], b"another key")
+  for part in ("## What was done", "Unlearned with DareU", "## Figures", "## Settings",
+               '"segment_length"', "## How to check", "## Limits"):
+    assert part in card
+  export.export(workdir, "dareu", tmp_path / "again")
+  assert (tmp_path / "again/README.md").read_text() == card  # the key stays
 
 
 def test_methods_differ(workdir):

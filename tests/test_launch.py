@@ -15,9 +15,13 @@ import nbformat
 import pytest
 import yaml
 
+from dareu_jax.data.authors import make_authors
+from dareu_jax.data.json_lines import write_jsonl
+from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings, config_from
 from tests import jobs
 from tests.configs import ROOT
+from tests.test_library import SMALL
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -183,3 +187,25 @@ def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, m
   assert any("Stages (times are rough estimates" in text for text in outputs)
   assert any("text/markdown" in text and "dareu" in text for text in outputs)
   assert (tmp_path / "run/report.html").exists()
+
+
+def test_the_notebook_of_ones_own_model_runs(finished, tmp_path, monkeypatch):
+  """All cells, on a checkpoint from somewhere else and the files of a request."""
+  saved, _ = load_saved(finished[0], "original")
+  saved.save(tmp_path / "checkpoint")
+  authors = make_authors(5, 0, qa_per_author=6)
+  for name, part in (("forget", authors[:6]), ("retain", authors[6:24]), ("unseen", authors[24:])):
+    write_jsonl(tmp_path / "data" / f"{name}.jsonl", part)
+  monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+  notebook = nbformat.read(LAUNCH / "your_model.ipynb", as_version=4)
+  settings = {**SMALL, "monitor": {"target_score": 0.0, "min_excess": -1.0, "guards": {"action": "off"}}}
+  notebook.cells[1].source = "\n".join([
+    f"MODEL = {str(tmp_path / 'checkpoint')!r}", f"DATA = {str(tmp_path / 'data')!r}",
+    f"WORKDIR = {str(tmp_path / 'run')!r}", f"OUTPUT = {str(tmp_path / 'out')!r}",
+    f"SETTINGS = {settings!r}"])
+  nbclient.NotebookClient(notebook, timeout=jobs.HANGS, kernel_name="python3", resources={
+    "metadata": {"path": str(tmp_path)}}).execute()
+  outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
+  assert any("Result(epoch" in text for text in outputs)
+  assert any("text/html" in text and "ToW unseen" in text for text in outputs)
+  assert (tmp_path / "out/model.safetensors").exists()

@@ -29,7 +29,7 @@ SMALL = {
   "unlearning": {"dareu": {
     "epochs": 1, "rollout_batch_size": 20, "minibatch_size": 10, "retain_batch_size": 8,
     "max_new_tokens": 16, "selection": "last"}},
-  "monitor": {"guards": {"action": "off"}}}
+  "monitor": {"min_excess": -1.0, "guards": {"action": "off"}}}
 AUTHORS = make_authors(5, 0, qa_per_author=6)
 FORGET, RETAIN, UNSEEN = AUTHORS[:6], AUTHORS[6:24], AUTHORS[24:]
 
@@ -112,7 +112,7 @@ def test_examples_may_be_mappings_without_owners_and_a_method_an_instance(model)
 
   found = dareu_jax.unlearn(
     model, forget=plain(FORGET[:1]), retain=plain(RETAIN[:6]), method=NPO(beta=0.5),
-    settings={**SMALL, "monitor": {"target_score": 0.1}})
+    settings={**SMALL, "monitor": {"target_score": 0.1, "min_excess": -1.0}})
   assert found.chosen_epoch == 1 and found.reports[-1].level == 0.1
 
 
@@ -161,20 +161,24 @@ def test_the_settings_on_offer_are_those_that_a_call_reads(model, monkeypatch):
   dareu_jax.unlearn(model, forget=FORGET[:2], retain=RETAIN[:6], unseen=UNSEEN[:2],
                     method="gradient_ascent", settings=SMALL)
   blocks = {field.name for field in dataclasses.fields(Settings)} & reads[0].names
-  given = {"learning_rates", "data", "tokenizer", "model", "mesh"}  # by arguments, or fixed
+  # By arguments, or fixed
+  given = {"learning_rates", "data", "tokenizer", "model", "retrained", "mesh"}
   assert blocks == set(api.SETTINGS) | given
 
 
 def test_another_reward_or_tokenizer_is_another_run():
   """Else the folder's model would be given back, which another reward made."""
-  settings, corpus = Settings(), make_corpus(FORGET, RETAIN, UNSEEN)
+  settings = Settings.from_config({"original": {"path": "there"}})
+  corpus = make_corpus(FORGET, RETAIN, UNSEEN)
 
   def prints(tokenizer="t", reward=None):
-    return graph.fingerprints(graph.stages_from(
-      settings, corpus, (), 0, original="o", tokenizer=tokenizer, reward=reward))
+    given = {"original": "o", "tokenizer": tokenizer}
+    return graph.fingerprints(graph.stages(
+      settings, corpus, (), 0, given if reward is None else {**given, "reward": reward}))
 
   plain, rewarded, retokenized = prints(), prints(reward="r"), prints(tokenizer="u")
-  assert {name for name in plain if plain[name] != rewarded[name]} == {"dareu"}
+  assert {name for name in plain if plain[name] != rewarded[name]} == {
+    "dareu", "evaluation/dareu"}
   assert {name for name in plain if plain[name] == retokenized[name]} == {"original"}
   assert digest_of_function(len) != digest_of_function(max) == digest_of_function(max)
 
@@ -202,8 +206,6 @@ def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch, changes):
 
 @pytest.mark.parametrize(("changes", "said"), [
   ({"forget": []}, "no forget examples"),
-  ({"retain": ()}, "no retain examples"),
-  ({"unseen": ()}, "without unseen examples"),
   ({"retain": FORGET}, "owner 'author_000' is among the forget and the retain examples"),
   ({"forget": [{"prompt": "Who?"}]}, 'forget example 0: "response" is missing'),
   ({"forget": ["Who?"]}, "forget example 0 is 'Who\\?': it must be a mapping"),

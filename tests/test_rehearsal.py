@@ -60,7 +60,8 @@ def config(checkpoint, data_dir):
   """The tinyllama preset with everything shortened but nothing replaced."""
   config = preset("tinyllama")
   config.seeds = (42,)
-  config.model.path = config.classifier.model.path = str(checkpoint)
+  for model in (config.model, config.classifier.model):  # as on accelerators
+    model.update(path=str(checkpoint), dtype="bfloat16", scan_layers=True, remat=True)
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
   config.length_multiple = 64

@@ -32,7 +32,7 @@ def _logits(model, batch):
   """Logits [B, T, V] that predict the completions of a data.batches.Batch."""
   model = model.module
   time = batch.completion_ids.shape[1]
-  return model.unembed(
+  return model.head(
     completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time))
 
 

@@ -126,6 +126,6 @@ class Retokenizer:
             for t in range(len(ids))]
     covered = np.searchsorted(ends, read, side="right") - 1
     if ended:
-      own = [*own, self.classifier.eos_id]
+      own = [*own, *self.classifier.closing]
       covered[-1] = len(own) - 1
     return own, covered

@@ -9,12 +9,40 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Float, Int, Shaped
 
 from dareu_jax.core.masked import Array, take_from
 
 CHUNK = 64  # positions whose logits are stored at a time
 CUT_OFF = -100.0  # log-prob of a token that cannot be sampled: finite, but exp is 0 in float32
+
+
+@struct.dataclass
+class Head:
+  """A language-model head; ids that the tokenizer does not have are no part of its distribution.
+
+  Attributes:
+    weights: [D, V]; an embedding may have more rows than there are tokens.
+    num_tokens: the number of tokens, n <= V.
+  """
+
+  weights: Float[Array, "D V"]
+  num_tokens: int = struct.field(pytree_node=False)
+
+  def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B n"]:
+    """Logits, float32."""
+    return logits(hidden, self.weights)[..., :self.num_tokens]
+
+
+AnyHead = Head | Float[Array, "D V"]
+
+
+def logits(hidden: Float[Array, "*B D"], head: AnyHead) -> Float[Array, "*B n"]:
+  """Logits of hidden states, float32."""
+  if isinstance(head, Head):
+    return head(hidden)
+  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
 def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, " B"],
@@ -32,7 +60,7 @@ def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, 
 
 
 def logprobs_and_entropy(
-    hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"],
+    hidden: Float[Array, "B T D"], head: AnyHead, targets: Int[Array, "B T"],
     distribution: Callable[[Array], Array] = jax.nn.log_softmax,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """log π(target | hidden) and the entropy of π; for old, new and reference policies alike.
@@ -49,7 +77,7 @@ def logprobs_and_entropy(
   """
 
   def chunk(hidden, targets):
-    logprobs = distribution(_logits(hidden, head))
+    logprobs = distribution(logits(hidden, head))
     chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
     kept = jnp.where(jnp.isneginf(logprobs), 0.0, logprobs)
     return jnp.maximum(chosen, CUT_OFF), -jnp.sum(jnp.exp(logprobs) * kept, axis=-1)
@@ -66,12 +94,12 @@ class TokenStatistics(NamedTuple):
   predictions: jax.Array  # argmax π_t, int32
 
 
-def token_statistics(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
+def token_statistics(hidden: Float[Array, "B T D"], head: AnyHead,
                      targets: Int[Array, "B T"]) -> TokenStatistics:
   """TokenStatistics of the model itself, float32; targets are y_t."""
 
   def chunk(hidden, targets):
-    logprobs = jax.nn.log_softmax(_logits(hidden, head), axis=-1)
+    logprobs = jax.nn.log_softmax(logits(hidden, head), axis=-1)
     probs = jnp.exp(logprobs)
     # A logit of -inf would make 0 · -inf.
     kept = jnp.where(probs > 0, logprobs, 0.0)
@@ -83,8 +111,8 @@ def token_statistics(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
   return TokenStatistics(*_over_time(chunk, hidden, targets))
 
 
-def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
-              other_hidden: Float[Array, "B T D"], other_head: Float[Array, "D V"], *,
+def policy_kl(hidden: Float[Array, "B T D"], head: AnyHead,
+              other_hidden: Float[Array, "B T D"], other_head: AnyHead, *,
               temperature: float = 1.0) -> Float[Array, "B T"]:
   """KL(π ‖ π_other) over the whole vocabulary at each position, float32.
 
@@ -92,14 +120,14 @@ def policy_kl(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
   """
 
   def chunk(hidden, other_hidden):
-    logprobs = jax.nn.log_softmax(_logits(hidden, head) / temperature, axis=-1)
-    other_logprobs = jax.nn.log_softmax(_logits(other_hidden, other_head) / temperature, axis=-1)
+    logprobs = jax.nn.log_softmax(logits(hidden, head) / temperature, axis=-1)
+    other_logprobs = jax.nn.log_softmax(logits(other_hidden, other_head) / temperature, axis=-1)
     return jnp.sum(jnp.exp(logprobs) * (logprobs - other_logprobs), axis=-1)
 
   return _over_time(chunk, hidden, other_hidden)
 
 
-def over_logits(token_fn: Callable[..., Array], states: Sequence[tuple[Array, Array]],
+def over_logits(token_fn: Callable[..., Array], states: Sequence[tuple[Array, AnyHead]],
                 *arrays: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
   """Computes a number per token from the logits of one or several models.
 
@@ -111,14 +139,9 @@ def over_logits(token_fn: Callable[..., Array], states: Sequence[tuple[Array, Ar
   hiddens, heads = zip(*states, strict=True)
 
   def chunk(*parts):
-    logits = map(_logits, parts[:len(heads)], heads)
-    return token_fn(*logits, *parts[len(heads):])
+    return token_fn(*map(logits, parts[:len(heads)], heads), *parts[len(heads):])
 
   return _over_time(chunk, *hiddens, *arrays)
-
-
-def _logits(hidden, head):
-  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
 def _over_time(chunk_fn, *arrays):

@@ -36,6 +36,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
+PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
 
 T = TypeVar("T")
 

@@ -56,13 +56,19 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
   rows = []
   for i, example in enumerate(examples):
     text = example.response if responses is None else responses[i]
-    special = tokenizer.special_token.search(f"{example.prompt}\n{text}")
+    said = "\n".join(content for _, content in example.history)
+    special = tokenizer.special_token.search(f"{said}\n{example.prompt}\n{text}")
     if special:
       raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
                        "Remove it: templates and end tokens are added automatically. In "
                        f"{_excerpt(example, text)}")
-    row = Row(tuple(tokenizer.encode_prompt(example.prompt)),
-              tuple(tokenizer.encode_response(text)), index.get(example.owner, -1))
+    if example.text is None:
+      prompt, completion = tokenizer.encode_pair(example.prompt, text, example.history)
+    elif responses is None:
+      prompt, completion = tokenizer.encode_text(example.prompt, text, ends=example.ends)
+    else:
+      prompt, completion = tokenizer.encode_text(example.prompt, f" {text}")
+    row = Row(tuple(prompt), tuple(completion), index.get(example.owner, -1))
     length = len(row.prompt) + len(row.completion)
     if length > max_length:
       raise InputError(f"a text of {example.owner} takes {length} tokens, and config.max_length is "

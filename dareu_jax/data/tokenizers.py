@@ -1,10 +1,10 @@
-"""Tokenizers (a BPE trained on the corpus, or a checkpoint's own) and prompt templates.
+"""Tokenizers (a BPE trained on the corpus, or a checkpoint's own) and the prompts they make.
 
-Prompt and response are tokenized separately and their ids concatenated, so that no merge crosses
-the boundary.
+A conversation is rendered by the checkpoint's own chat template, the whole of it is tokenized, and
+the ids are cut where the answer begins: a model is asked and taught in the very ids that other
+libraries give it. Plain text has no template; it is tokenized whole and cut as well.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -17,113 +17,221 @@ import tokenizers
 from pydantic import Field
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.settings import choice, settings
+from dareu_jax.core.settings import PathText, choice, settings
+from dareu_jax.data.chat_templates import ASSISTANT, CHAT_TEMPLATES, END, PLAIN, USER
 
-END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
-# The plain template as a chat template, for other libraries, which see only the tokenizer.
-PLAIN_CHAT = (
-  "{% for m in messages %}{% if m['role'] == 'user' %}" + USER + "{{ m['content'] }}" + ASSISTANT
-  + "{% elif m['role'] == 'assistant' %}{{ m['content'] }}" + END + "{% endif %}{% endfor %}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-  """The text before and after a prompt, and the token that ends a response.
-
-  `begin` is a separate token at the very start; None uses the tokenizer's own token, if any.
-  """
-
-  before: str
-  after: str
-  end: str | None
-  begin: str | None = ""
-
-
-# Known by name and written out, not rendered by `apply_chat_template`: the ids of a response must
-# be exactly those that follow its prompt, which tests can check for templates that they know. A
-# checkpoint's own template is not supported yet: 'auto' picks one of these, or fails.
-TEMPLATES = {
-  "plain": Template(USER, ASSISTANT, END),
-  "raw": Template("", "", None, begin=None),  # for base models, which continue a text
-  # No space after [/INST]: the response's first token includes it.
-  "llama2": Template("[INST] ", " [/INST]", "</s>", begin="<s>"),
-  "tinyllama": Template("<|user|>\n", "</s>\n<|assistant|>\n", "</s>"),
-  "llama3": Template(
-    "<|start_header_id|>user<|end_header_id|>\n\n",
-    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "<|eot_id|>", begin="<|begin_of_text|>"),
-  "qwen2": Template(
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-    "<|im_end|>\n<|im_start|>assistant\n",
-    "<|im_end|>"),
-  # The empty think block is what `enable_thinking=False` writes.
-  "qwen3": Template(
-    "<|im_start|>user\n",
-    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-    "<|im_end|>"),
-}
+Turn = tuple[str, str]  # (role, content)
+Ids = list[int]
+DATE = "26 Jul 2024"  # what Llama 3's templates fall back to
+TEMPLATES = ("auto", "raw", *CHAT_TEMPLATES)
+_QUESTION, _ANSWER = "Question?", "Answer"  # a conversation that shows how a template is built
 
 
 @settings
 class TokenizerSettings:
   """The tokenizer: the checkpoint's, or a BPE trained on the corpus."""
 
-  path: str = ""  # folder or hub name; '': the model's own or, from scratch, a BPE of the corpus
+  path: PathText = ""  # folder or hub name; '': the model's own, or a BPE of the corpus
   vocab_size: Annotated[int, Field(ge=300)] = 2000  # of that BPE; bytes and special tokens take 300
-  # How a prompt is wrapped; 'auto' follows the tokenizer.
-  template: Annotated[str, choice(lambda: ("auto", *TEMPLATES))] = "auto"
+  # How a conversation is written: 'auto' as the tokenizer's own chat template says, 'raw' without
+  # any (base models); another name, for a tokenizer that has none or the wrong one
+  template: Annotated[str, choice(lambda: TEMPLATES)] = "auto"
+  system: str = ""  # system turn of every conversation that has none; '': the template's own
+  date: str = DATE  # today's date for templates that mention it: prompts must not change by the day
 
 
 class Tokenizer:
-  """Converts text to ids and back; adds templates to prompts and end tokens to responses."""
+  """Converts text to ids and back; renders conversations, and knows where an answer ends."""
 
-  def __init__(self, backend: Any, template: str):
-    """`backend` is a transformers fast tokenizer, `template` a key of TEMPLATES."""
-    self.backend = backend
-    self.template_name = template
-    self.template = TEMPLATES[template]
-    end = backend.eos_token if self.template.end is None else self.template.end
-    if end not in backend.all_special_tokens:
+  def __init__(self, backend: Any, template: str = "auto", *, system: str = "", date: str = DATE):
+    """
+    Args:
+      backend: a transformers fast tokenizer.
+      template: one of `TEMPLATES`; a named one becomes the tokenizer's own.
+      system: system turn of every conversation that has none.
+      date: today's date, for templates that mention it.
+
+    Raises:
+      InputError: if the tokenizer lacks the template's tokens, or has no end token.
+    """
+    self.backend, self.template_name, self.system = backend, template, system
+    if template in CHAT_TEMPLATES:
+      backend.chat_template = CHAT_TEMPLATES[template].text
+    self.is_chat = template != "raw" and bool(backend.chat_template)
+    self._options = {"enable_thinking": False, "date_string": date}
+    end = self._end_token()
+    if end not in self.special_tokens:
       raise InputError(
-        f"config.tokenizer.template is {template!r}, but the tokenizer has no special token "
-        f"{end!r}: choose the model's own template.")
+        f"config.tokenizer.template is {template!r}, but the tokenizer has no special token that "
+        f"ends an answer ({end!r}): choose the model's own template.")
     self.eos_id = backend.convert_tokens_to_ids(end)
     pad = backend.pad_token_id
     self.pad_id = self.eos_id if pad is None else pad
 
-  @property
+  @functools.cached_property
   def vocab_size(self) -> int:
-    """The number of ids, which start at 0."""
-    return len(self.backend)
+    """One more than the largest id."""
+    return max(self.backend.get_vocab().values()) + 1
+
+  @property
+  def chat_template(self) -> str:
+    """The template of conversations, in Jinja; '' if there is none."""
+    return self.backend.chat_template if self.is_chat else ""
+
+  @functools.cached_property
+  def closing(self) -> tuple[int, ...]:
+    """What follows the text of an answer; the end token is the last."""
+    return tuple(self.encode_response(_ANSWER)[len(self.encode_with_ends(_ANSWER)[0]):])
+
+  @functools.cached_property
+  def special_tokens(self) -> frozenset[str]:
+    """Texts of the tokens that control a model, and that no text may contain."""
+    added = self.backend.added_tokens_decoder.values()
+    return frozenset(self.backend.all_special_tokens) | {
+      token.content for token in added if token.special}
 
   @functools.cached_property
   def special_token(self) -> re.Pattern[str]:
     """Pattern that matches the texts of special tokens."""
-    return re.compile("|".join(map(re.escape, self.backend.all_special_tokens)))
+    longest_first = sorted(self.special_tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first)))
 
-  def encode(self, text: str) -> list[int]:
+  def encode(self, text: str) -> Ids:
     """Ids of a text; no special tokens are added."""
     return self.backend.encode(text, add_special_tokens=False)
 
-  def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+  def spans(self, text: str) -> tuple[Ids, list[int]]:
     """Ids of a text, and the character position at which each of them ends."""
     encoded = self.backend(text, add_special_tokens=False, return_offsets_mapping=True)
     return encoded["input_ids"], [end for _, end in encoded["offset_mapping"]]
 
-  def encode_prompt(self, prompt: str) -> list[int]:
-    """Ids of a prompt within its template."""
-    begin = self.backend.bos_token if self.template.begin is None else self.template.begin
-    start = [self.backend.convert_tokens_to_ids(begin)] if begin else []
-    return start + self.encode(self.template.before + prompt + self.template.after)
+  def encode_prompt(self, prompt: str, history: Sequence[Turn] = ()) -> Ids:
+    """Ids of a conversation up to where the answer begins.
 
-  def encode_response(self, response: str) -> list[int]:
-    """Ids of a response, followed by the end token."""
-    return self.encode(response) + [self.eos_id]
+    Args:
+      prompt: the last thing that the user says.
+      history: the turns before it.
+    """
+    if not self.is_chat:
+      return self._begin + self.encode(prompt)
+    return self.encode(self._render(self._turns(prompt, history), True))
+
+  def encode_pair(self, prompt: str, response: str,
+                  history: Sequence[Turn] = ()) -> tuple[Ids, Ids]:
+    """Ids of a conversation in two parts: up to the answer, and the answer with its end token.
+
+    Together they are the ids of the whole conversation as the chat template renders it. Where a
+    token would stand across the border, the parts are tokenized by themselves.
+    """
+    before, answer, _ = self._parts(prompt, response, history)
+    return before, answer
+
+  def encode_text(self, before: str, after: str, *, ends: bool = True) -> tuple[Ids, Ids]:
+    """Ids of a plain text in two parts; those of the whole text, cut.
+
+    Args:
+      before, after: the parts; the text is both.
+      ends: whether the text ends there, with the end token.
+    """
+    first, second, _ = self._cut(before + after, len(before))
+    return self._begin + first, second + [self.eos_id] * ends
+
+  def encode_response(self, response: str) -> Ids:
+    """Ids of an answer to a question, with the end token."""
+    return self.encode_pair(_QUESTION, response)[1]
+
+  def encode_opening(self, text: str) -> Ids:
+    """Ids of the beginning of an answer, which goes on."""
+    return self.encode_response(text)[:-len(self.closing)]
+
+  def encode_with_ends(self, response: str) -> tuple[Ids, list[int]]:
+    """Ids of an answer without its `closing`, and the character position at which each ends."""
+    _, ids, ends = self._parts(_QUESTION, response, ())
+    count = sum(end <= len(response) for end in ends)
+    return ids[:count], [max(0, end) for end in ends[:count]]
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids without special tokens; spaces within the text are unchanged."""
     return self.backend.decode(
       ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+  @functools.cached_property
+  def _begin(self):
+    """Ids that the tokenizer itself puts before a text."""
+    with_them, without = self.backend.encode("a"), self.encode("a")
+    return with_them[:with_them.index(without[0])]
+
+  def _parts(self, prompt, response, history):
+    """Ids before an answer; its own with the end token; where in the answer each of these ends."""
+    if self.is_chat:
+      turns = self._turns(prompt, history)
+      before, whole = self._render(turns, True), self._render([*turns, ("assistant", response)])
+    else:  # two texts are parted by a space, where none of them has one
+      apart = "" if not prompt or prompt[-1].isspace() or response[:1].isspace() else " "
+      before, whole = prompt, f"{prompt}{apart}{response}"
+    if whole.startswith(before):
+      ids, answer, ends = self._cut(whole, len(before))
+      # Templates add or remove white space around an answer.
+      start = whole.find(response.strip(), len(before)) - response.find(response.strip())
+    else:  # the template shows an answer otherwise than it asks for it
+      ids, start = self.encode(before), 0
+      answer, ends = self._spans_behind(ids, response)
+    if self.eos_id in answer:  # a line break may follow
+      answer = answer[:answer.index(self.eos_id)]
+    ends = [end - start for end in ends[:len(answer)]]
+    begin = [] if self.is_chat else self._begin
+    return begin + ids, [*answer, self.eos_id], [*ends, len(response) + 1]
+
+  def _turns(self, prompt, history):
+    system = [("system", self.system)] if self.system and not (
+      history and history[0][0] == "system") else []
+    return [*system, *history, ("user", prompt)]
+
+  def _render(self, turns, asks=False):
+    """A conversation as text; `asks`: up to where an answer is to begin."""
+    try:
+      return self.backend.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns], tokenize=False,
+        add_generation_prompt=asks, **self._options)
+    except Exception as error:  # noqa: BLE001 - the template's own errors, and Jinja's
+      roles = ", ".join(role for role, _ in turns)
+      raise InputError(f"the model's chat template rejects a conversation of {roles}: "
+                       f"{_first_line(error)}.") from None
+
+  def _cut(self, whole, border):
+    """Ids of a text before and behind a character position, and where the latter end."""
+    ids, ends = self.spans(whole)
+    count = sum(end <= border for end in ends)
+    before = self.encode(whole[:border])
+    if ids[:count] == before:
+      return before, ids[count:], ends[count:]
+    after, ends = self._spans_behind(before, whole[border:])
+    return before, after, [border + end for end in ends]
+
+  def _spans_behind(self, before, text):
+    """Ids of a text that goes on behind others, without a space that some tokenizers begin with."""
+    alone = self.spans(text)
+    start = self._text(before)
+    if self._text([*before, *alone[0]]) == start + text:
+      return alone
+    ids, ends = self.spans("\n" + text)
+    count = sum(end <= 1 for end in ends)
+    behind = ids[count:], [end - 1 for end in ends[count:]]
+    return behind if self._text([*before, *behind[0]]) == start + text else alone
+
+  def _text(self, ids):
+    return self.backend.decode(ids, clean_up_tokenization_spaces=False)
+
+  def _end_token(self):
+    """The special token behind an answer; the tokenizer's own if the template has none."""
+    if self.template_name in CHAT_TEMPLATES:
+      return CHAT_TEMPLATES[self.template_name].end
+    if self.is_chat:
+      whole = self._render([*self._turns(_QUESTION, ()), ("assistant", _ANSWER)])
+      found = self.special_token.search(whole, whole.rindex(_ANSWER))
+      if found:
+        return found[0]
+    return self.backend.eos_token
 
   def same_vocabulary(self, other: "Tokenizer") -> bool:
     """Whether another tokenizer gives every token the same id."""
@@ -159,7 +267,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     vocab_size=vocab_size, special_tokens=specials, show_progress=False,
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
   backend.train_from_iterator(texts, trainer)
-  return wrap(backend, "plain", eos_token=END, pad_token=END, chat_template=PLAIN_CHAT,
+  return wrap(backend, "plain", eos_token=END, pad_token=END, chat_template=PLAIN,
               additional_special_tokens=[USER, ASSISTANT])
 
 
@@ -170,11 +278,15 @@ def wrap(backend: tokenizers.Tokenizer, template: str, **options: Any) -> Tokeni
   return Tokenizer(fast, template)
 
 
-def load(path: str, template: str = "auto") -> Tokenizer:
+def load(path: str, template: str = "auto", *, system: str = "", date: str = DATE) -> Tokenizer:
   """Loads the tokenizer of a folder or a hub name.
 
+  Args:
+    path: folder or hub name.
+    template, system, date: as for `Tokenizer`.
+
   Raises:
-    InputError: if there is no tokenizer, or its template cannot be determined.
+    InputError: if there is no tokenizer, or the template is not one of its own.
   """
   try:
     backend = _transformers().AutoTokenizer.from_pretrained(
@@ -182,26 +294,11 @@ def load(path: str, template: str = "auto") -> Tokenizer:
   except (OSError, ValueError) as error:
     raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
                      f"be a folder with one, or a model on the hub. {_first_line(error)}") from None
-  return Tokenizer(backend, _guess_template(backend) if template == "auto" else template)
-
-
-def _guess_template(backend):
-  vocab = backend.get_vocab()
-  chat = backend.chat_template or ""
-  if USER in vocab and ASSISTANT in vocab and END in vocab:
-    return "plain"
-  if "<|im_end|>" in vocab:
-    return "qwen3" if "<think>" in vocab else "qwen2"
-  if "<|user|>" in chat:
-    return "tinyllama"
-  if "<|eot_id|>" in vocab:
-    return "llama3"
-  if "[INST]" in chat:
-    return "llama2"
-  if not chat:
-    return "raw"
-  raise InputError("config.tokenizer.template is 'auto', but this tokenizer's chat template is "
-                   f"not a known one: set it to one of {', '.join(TEMPLATES)}.")
+  # Some classes are made without files, of their added tokens alone.
+  if len(backend.get_vocab()) <= len(backend.added_tokens_decoder):
+    raise InputError(f"no tokenizer at {path!r}: it has no vocabulary. Put the model's tokenizer "
+                     "files there (tokenizer.json), or name a folder in config.tokenizer.path.")
+  return Tokenizer(backend, template, system=system, date=date)
 
 
 def _transformers():

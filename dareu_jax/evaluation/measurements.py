@@ -15,7 +15,7 @@ Fields = dict[str, Any]
 
 
 def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
-            answers: bool = True, gradient_norm: bool = False,
+            gradient_norm: bool = False,
             of_others: Callable[[Answers], list[list[Fields]]] | None = None) -> list[Record]:
   """Records of a model on examples.
 
@@ -23,18 +23,15 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
     evaluator: Evaluator.
     params: params of the model.
     examples: one record each.
-    answers: also measure the greedy answers and other responses, not only the true responses.
     gradient_norm: compute the gradient norm of each example: one backward pass each.
     of_others: gives further fields from the answers, those that need other models.
   """
-  parts = [texts(examples), likelihoods(evaluator, params, examples, gradient_norm=gradient_norm)]
-  if answers:
-    rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-    given = evaluator.answers(params, rows)
-    parts += [other_responses(evaluator, params, examples), of_answers(given)]
-    if of_others is not None:
-      parts += of_others(given)
-  return merged(*parts)
+  rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
+  answers = evaluator.answers(params, rows)
+  return merged(
+    texts(examples), likelihoods(evaluator, params, examples, gradient_norm=gradient_norm),
+    other_responses(evaluator, params, examples), of_answers(answers),
+    *(of_others(answers) if of_others is not None else ()))
 
 
 def texts(examples: Sequence[Example]) -> list[Fields]:

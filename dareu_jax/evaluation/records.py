@@ -15,9 +15,13 @@ UNMEASURED: Any = None
 # Names of the models that the others are compared with.
 ORIGINAL, RETRAINED = "original", "retrained"
 REPLICA = "retrained_replica"  # the retrained model with the data in another order
-SPLITS = ("forget", "retain", "test")  # splits whose queries are answered
+# The original on owners that it never saw, in the place of the forget owners: what forgetting looks
+# like where no model was retrained
+UNSEEN = "unseen"
+SPLITS = ("forget", "retain", "test")
 MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
-ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen; likelihoods only
+JUDGED = ("forget", "holdout")  # splits whose answers are scored by classifiers and other models
+ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +49,7 @@ class Record:
   answer: str = UNMEASURED
   length: int = UNMEASURED  # tokens, without the end token
   ended: bool = UNMEASURED  # whether it ended with the end token
-  # On the forget set, for that answer:
+  # For that answer, to queries about forget and unseen owners:
   score: float = UNMEASURED  # probability of the forget owners, by the reward's classifier
   judge: float = UNMEASURED  # the same by the judge, which gives no reward
   clean: float = UNMEASURED  # probability of clean text, by a gibberish classifier

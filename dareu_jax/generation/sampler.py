@@ -86,7 +86,7 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
     hidden, cache = decoder(
       tokens[:, None], (prompt_lengths + state.step)[:, None], cache=state.cache,
       key_positions=key_positions, slot=prompt_slots + state.step)
-    return _DecodeState(state.step + 1, decoder.unembed(hidden[:, 0]), done, completions, cache)
+    return _DecodeState(state.step + 1, decoder.head(hidden[:, 0]), done, completions, cache)
 
   def going(state):
     return (state.step < max_new_tokens) & ~jnp.all(state.done)
@@ -98,7 +98,7 @@ def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Ar
     logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
-  state = _DecodeState(jnp.int32(0), decoder.unembed(last), jnp.zeros(batch, bool), start, cache)
+  state = _DecodeState(jnp.int32(0), decoder.head(last), jnp.zeros(batch, bool), start, cache)
   return jax.lax.while_loop(going, decode, state).completions
 
 

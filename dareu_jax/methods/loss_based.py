@@ -19,7 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy, over_logits
+from dareu_jax.core.logprobs import (
+  Head,
+  completion_hidden,
+  logprobs_and_entropy,
+  over_logits,
+)
 from dareu_jax.core.masked import length_mask, masked_mean
 from dareu_jax.core.settings import NonNegative, settings
 from dareu_jax.data.batches import Batch, Batches, Row, bucket_length, collate
@@ -45,8 +50,8 @@ class View:
     return completion_hidden(hidden, self.batch.prompt_lengths, self.labels.shape[1])
 
   @functools.cached_property
-  def states(self) -> tuple[Array, Array]:
-    """The final states that predict the response tokens, and the head: ([B, T, D], [D, V])."""
+  def states(self) -> tuple[Array, Head]:
+    """The final states that predict the response tokens, and the head: ([B, T, D], the head)."""
     return self._at_responses(self.model.hidden_states(self.batch.token_ids)), self.model.head
 
   @functools.cached_property

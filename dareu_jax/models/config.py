@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.registry import Registry
-from dareu_jax.core.settings import Count, Positive, Size, choice, settings
+from dareu_jax.core.settings import Count, PathText, Positive, Size, choice, settings
 from dareu_jax.models.attention import Implementation
 from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import MeshSettings
@@ -28,7 +28,7 @@ AT_HAND = "a model at hand"  # in place of a path: the model was passed as an ob
 class ModelSettings:
   """A decoder: a checkpoint by path or hub name, or dimensions to train one from scratch."""
 
-  path: str = ""  # folder or hub name of a checkpoint; '' builds a model of the dimensions below
+  path: PathText = ""  # folder or hub name of a checkpoint; '': a model of the dimensions below
   # a registered model family; a checkpoint names its own
   architecture: Annotated[str, choice(lambda: _families().names())] = "llama"
   embed_dim: Count = 128  # D
@@ -37,7 +37,9 @@ class ModelSettings:
   num_heads: Count = 4  # N
   num_kv_heads: Count = 4  # K
   head_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32  # H; rotary embeddings need it even
-  dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of base weights and activations
+  # Of base weights and activations. 'auto': float32 with unrolled layers on CPUs, elsewhere
+  # bfloat16 with scanned layers that are recomputed in the backward pass
+  dtype: Literal["auto", "float32", "bfloat16"] = "float32"
   scan_layers: bool = False  # compile one layer and scan it (accelerators), or unroll all (CPU)
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
   # 'cudnn' on NVIDIA GPUs, 'splash' on TPUs; 'auto' takes what can be used.
@@ -47,6 +49,33 @@ class ModelSettings:
     if self.num_heads % self.num_kv_heads:
       raise InvalidSetting("num_kv_heads", self.num_kv_heads,
                            f"it must divide num_heads ({self.num_heads}).")
+
+  @property
+  def on_devices(self) -> "ModelSettings":
+    """The settings with 'auto' decided by the devices."""
+    if self.dtype != "auto":
+      return self
+    import jax  # settings are made without it
+
+    on_cpu = jax.default_backend() == "cpu"
+    return dataclasses.replace(self, dtype="float32" if on_cpu else "bfloat16",
+                               scan_layers=not on_cpu, remat=not on_cpu)
+
+
+@settings
+class OriginalSettings:
+  """The model to unlearn, where it exists already: it is not fine-tuned."""
+
+  # folder or hub name of a checkpoint, or of a PEFT adapter, which is then trained on; '': the run
+  # fine-tunes its own from `model`
+  path: PathText = ""
+
+
+@settings
+class RetrainedSettings:
+  """A model that never saw the forget data, to compare with."""
+
+  path: PathText = ""  # folder or hub name; '': the run retrains its own, if it fine-tunes
 
 
 @settings
@@ -60,6 +89,9 @@ class LoraSettings:
   def __post_init__(self):
     if self.rank and not self.targets:
       raise InvalidSetting("targets", self.targets, "an adapter needs at least one layer.")
+
+
+NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +115,13 @@ class ModelConfig:
   qk_norm: bool = False
   tie_embeddings: bool = True
   windows: tuple[int | None, ...] = ()  # sliding window of each layer; (): no layer slides
+  num_tokens: int = 0  # ids of the tokenizer, where the embedding has more rows; 0: all of them
   dtype: str = "float32"
   scan_layers: bool = False
   remat: bool = False
   attention: Implementation = "auto"  # see attention.causal_attention
   gather_gib: float = MeshSettings.gather_gib  # see Decoder.gathered
-  lora: LoraSettings = LoraSettings(rank=0, alpha=1.0, targets=())
+  lora: LoraSettings = NO_LORA
 
   @property
   def layer_windows(self) -> tuple[int | None, ...]:

@@ -47,10 +47,20 @@ def from_huggingface(folder: str | pathlib.Path, **runtime: Any) -> ModelConfig:
   path = pathlib.Path(folder) / "config.json"
   raw = _read_json(path)
   try:
-    family = family_of((raw.get("architectures") or ["none"])[0])
+    if raw.get("quantization_config"):
+      method = raw["quantization_config"].get("quant_method", "unknown")
+      raise InputError(f"quantization_config says that the weights are quantized ({method}), which "
+                       "is not read. Name the unquantized checkpoint.")
+    family = family_of(_architecture(raw))
     return ModelConfig(**_fields(raw, family), **runtime)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
+
+
+def _architecture(raw):
+  """The name of the architecture; by the model type where the file has none."""
+  types = {family.model_type: family.architectures[0] for _, family in FAMILIES.items()}
+  return (raw.get("architectures") or [types.get(raw.get("model_type"), "none")])[0]
 
 
 def to_huggingface(config: ModelConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dareu_jax.core.logprobs import Head, logits
 from dareu_jax.core.masked import length_mask
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm, StackedCache
@@ -75,9 +76,10 @@ class Decoder(nnx.Module):
       self.lm_head = nnx.Param(embed_init(rngs.params(), shape[::-1], dtype))
 
   @property
-  def head(self) -> Float[Array, "D V"]:
-    """The language-model head."""
-    return self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
+  def head(self) -> Head:
+    """The language-model head, for probabilities of the tokenizer's tokens."""
+    weights = self.embedding[...].T if self.config.tie_embeddings else self.lm_head[...]
+    return Head(weights, self.config.num_tokens or self.config.vocab_size)
 
   def hidden_states(
     self, token_ids: TokenIds, lengths: Lengths | None = None) -> Float[Array, "B T D"]:
@@ -103,15 +105,15 @@ class Decoder(nnx.Module):
 
     Returns: float32, 0 beyond a row's length.
     """
-    logits = self.unembed(self.hidden_states(token_ids, lengths))
+    every = self.unembed(self.hidden_states(token_ids, lengths))
     if lengths is None:
-      return logits
+      return every
     mask = length_mask(jnp.asarray(lengths), token_ids.shape[1])
-    return jnp.where(mask[..., None], logits, 0.0)
+    return jnp.where(mask[..., None], every, 0.0)
 
   def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Logits of hidden states, in float32."""
-    return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
+    """Logits of hidden states for every row of the embedding, in float32."""
+    return logits(hidden, self.head.weights)
 
   def gathered(self) -> "Decoder":
     """The decoder for a loop over tokens: weights split by `fsdp` are gathered once, not at each

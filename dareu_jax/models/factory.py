@@ -6,13 +6,12 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.models.checkpoint import find
 from dareu_jax.models.config import LoraSettings, ModelConfig, ModelSettings, from_settings
-from dareu_jax.models.config_json import from_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
-from dareu_jax.models.huggingface import checkpoint_folder
+from dareu_jax.models.huggingface import decoder_config
 from dareu_jax.models.weights import Weights, fill
 from dareu_jax.parallel.mesh import Mesh, path_name, shard, shardings
 
@@ -23,15 +22,12 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> M
   Raises:
     InputError: for a checkpoint that cannot be used, or a tokenizer larger than its embedding.
   """
+  model = model.on_devices
   if not model.path:
     return from_settings(model, lora, vocab_size)
-  config = from_huggingface(
-    checkpoint_folder(model.path, weights=False), dtype=model.dtype,
-    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention, lora=lora)
-  if vocab_size > config.vocab_size:
-    raise InputError(f"the tokenizer has {vocab_size} tokens, but {model.path} embeds only "
-                     f"{config.vocab_size}: they do not belong together.")
-  return config
+  return decoder_config(
+    find(model.path, weights=False), vocab_size, lora=lora, dtype=model.dtype,
+    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention)
 
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Mesh) -> Model:
@@ -52,7 +48,7 @@ def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int)
 def _check(make: Callable[[], nnx.Module], model: ModelSettings, config: ModelConfig) -> None:
   if not model.path:
     return
-  weights = Weights(checkpoint_folder(model.path), config)
+  weights = Weights(find(model.path).folder, config)
   base = nnx.state(nnx.eval_shape(make), nnx.Not(nnx.LoRAParam))
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     weights.slices(path_name(path), leaf.shape)
@@ -120,7 +116,10 @@ def _build(make: Callable[[nnx.Rngs], nnx.Module], model: ModelSettings, config:
   # Only parameters that are not in the checkpoint are initialized: adapters and the owner head.
   initialized = jax.jit(lambda: _without_weights(initialize()),
                         out_shardings=_all_shardings(_without_weights(shapes), mesh))()
-  weights = Weights(checkpoint_folder(model.path), config)
+  found = find(model.path)
+  if found.adapter is not None:
+    initialized = found.adapter.fill(initialized[0], config, mesh), initialized[1]
+  weights = Weights(found.folder, config)
   params, frozen = (fill(part, own, weights, mesh)
                     for part, own in zip(shapes, initialized, strict=True))
   weights.check_all_used()

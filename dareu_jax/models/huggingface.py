@@ -1,6 +1,7 @@
 """Reads and writes Hugging Face checkpoints: a decoder with its tokenizer."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -17,7 +18,8 @@ from safetensors.numpy import save_file
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.models.attention import Implementation
-from dareu_jax.models.config import LoraSettings
+from dareu_jax.models.checkpoint import Checkpoint, find
+from dareu_jax.models.config import NO_LORA, LoraSettings, ModelConfig
 from dareu_jax.models.config_json import from_huggingface, to_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.weights import Weights, checkpoint_names, fill, is_transposed
@@ -34,49 +36,51 @@ def load(
   prevents this.
 
   Args:
-    path_or_id: folder, or name of a model on the hub.
+    path_or_id: folder, or name of a model on the hub; of a model, or of a PEFT adapter.
     dtype: dtype of weights and activations, 'float32' or 'bfloat16'.
     mesh: mesh for the weights, from `parallel.mesh.make_mesh`; one device if not given.
-    template: prompt template, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
+    template: of `data.tokenizers.TEMPLATES`; 'auto' is the tokenizer's own chat template.
     scan_layers, remat, attention: see `config.ModelSettings`.
 
   Raises:
     InputError: for a checkpoint that is missing, damaged, of an unsupported architecture, or whose
       tensors are not exactly those of its config.json.
   """
-  folder = checkpoint_folder(path_or_id)
-  tokenizer = tokenizers.load(str(folder), template)
-  config = from_huggingface(
-    folder, dtype=dtype, scan_layers=scan_layers, remat=remat, attention=attention)
+  found = find(path_or_id)
+  tokenizer = tokenizers.load(str(found.tokenizer), template)
+  config = decoder_config(found, tokenizer.vocab_size, dtype=dtype, scan_layers=scan_layers,
+                          remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
   graphdef, shapes = nnx.split(abstract_decoder(config))
-  weights = Weights(folder, config)
-  state = fill(shapes, nnx.State({}), weights, mesh)
+  adapters = nnx.filter_state(shapes, nnx.LoRAParam)
+  if found.adapter is not None:
+    adapters = found.adapter.fill(adapters, config, mesh)
+  weights = Weights(found.folder, config)
+  state = fill(shapes, adapters, weights, mesh)
   weights.check_all_used()
   return nnx.merge(graphdef, state), tokenizer
 
 
-@functools.cache
-def checkpoint_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
-  """The local folder of a checkpoint: `path` itself, or the downloaded hub model of that name.
+def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = NO_LORA,
+                   **runtime: Any) -> ModelConfig:
+  """The architecture of a checkpoint, with its own adapter or other ones.
 
   Args:
-    weights: whether to download the weights, or only the configuration and the tokenizer.
+    found: the checkpoint.
+    num_tokens: size of its tokenizer.
+    lora: adapters, if it has none of its own.
+    runtime: fields that no file has: dtype, scan_layers, remat, attention.
 
   Raises:
-    InputError: if `path` is neither.
+    InputError: for a config that cannot be used, or a tokenizer larger than the embedding.
   """
-  if pathlib.Path(path).is_dir():
-    return pathlib.Path(path)
-  import huggingface_hub
-
-  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
-  except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
-    reason = str(error).strip().splitlines()[0]
-    raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
-                     f"({reason}). Name a checkpoint folder, or check the network.") from None
+  lora = lora if found.adapter is None else found.adapter.lora
+  config = from_huggingface(found.folder, lora=lora, **runtime)
+  if num_tokens > config.vocab_size:
+    raise InputError(f"the tokenizer at {found.tokenizer} has {num_tokens} tokens, but "
+                     f"{found.folder} embeds only {config.vocab_size}: they do not fit.")
+  return dataclasses.replace(
+    config, num_tokens=num_tokens if num_tokens < config.vocab_size else 0)
 
 
 def save(
@@ -98,9 +102,10 @@ def save(
   if tokenizer is not None:
     backend = tokenizer.backend
     # Answers end with the template's end token, which may differ from the tokenizer's.
-    ends = list(dict.fromkeys([tokenizer.eos_id, backend.eos_token_id]))
+    ends = [i for i in dict.fromkeys([tokenizer.eos_id, backend.eos_token_id]) if i is not None]
     special = {"bos_token_id": backend.bos_token_id, "pad_token_id": tokenizer.pad_id,
                "eos_token_id": ends[0] if len(ends) == 1 else ends}
+    special = {name: value for name, value in special.items() if value is not None}
   with new_folder(path, tokenizer, card) as folder:
     write_json(folder / "config.json", to_huggingface(model.config) | special)
     write_json(folder / "generation_config.json", special)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dareu_jax.core.matmul import matmul
 from dareu_jax.models.attention import causal_attention, masked_attention
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.rope import rotate
@@ -37,12 +38,12 @@ class Linear(nnx.Module):
       self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_dim), jnp.float32))
 
   def __call__(self, x: Float[Array, "*B In"]) -> Float[Array, "*B Out"]:
-    y = x @ self.kernel[...]
+    y = matmul(x, self.kernel[...])
     if self.bias is not None:
       y += self.bias[...]
     if self.has_adapter:
-      low = (x @ self.lora_a[...].astype(x.dtype)) * self.lora_scale
-      y += low @ self.lora_b[...].astype(x.dtype)
+      low = matmul(x, self.lora_a[...].astype(x.dtype)) * self.lora_scale
+      y += matmul(low, self.lora_b[...].astype(x.dtype))
     return y
 
 

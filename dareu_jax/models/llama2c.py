@@ -123,5 +123,7 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
   backend.decoder = hf.decoders.Sequence(
     [hf.decoders.Replace("▁", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse(),
      hf.decoders.Strip(" ", 1, 0)])
+  backend.post_processor = hf.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
   return tokenizers.wrap(backend, "raw", eos_token="</s>", bos_token="<s>", unk_token="<unk>",
                          pad_token="</s>")

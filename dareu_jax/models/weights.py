@@ -22,7 +22,7 @@ from dareu_jax.parallel.mesh import Mesh, parameter_spec, path_name
 
 _HEAD = "lm_head"
 # Buffers in old checkpoints, which hold no weights.
-_IGNORED = ("rotary_emb.inv_freq",)
+_BUFFERS = "rotary_emb."
 
 
 def checkpoint_names(path: str, config: ModelConfig) -> tuple[list[str], bool]:
@@ -57,8 +57,7 @@ class Weights:
 
   def check_all_used(self) -> None:
     """Raises InputError if the checkpoint has tensors that the model does not use."""
-    unused = [name for name in self._files if name not in self._used
-              and not name.endswith(_IGNORED)]
+    unused = [name for name in self._files if name not in self._used and _BUFFERS not in name]
     (head,), _ = checkpoint_names(_HEAD, self.config)
     if head in unused:  # unused by a classifier, or a copy of the tied embedding
       unused.remove(head)
@@ -90,6 +89,8 @@ class Weights:
       InputError: if one is missing or has another shape.
     """
     names, stacked = checkpoint_names(path, self.config)
+    if path.rpartition("/")[2] == "embedding" and self.config.tie_embeddings:
+      names = [self._shared_name(*names)]
     order = -1 if is_transposed(path) else 1
     expected = list(shape[1:] if stacked else shape)[::order]
     slices = [self._slice(name) for name in names]
@@ -98,6 +99,11 @@ class Weights:
         raise InputError(f"{self.folder}: tensor {name} has shape {tuple(tensor.get_shape())}, but "
                          f"config.json says {tuple(expected)}.")
     return slices
+
+  def _shared_name(self, embedding):
+    """The name of a tensor that embedding and head share: either's."""
+    (head,), _ = checkpoint_names(_HEAD, self.config)
+    return head if embedding not in self._files and head in self._files else embedding
 
   def array(
     self, path: str, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding,
@@ -146,11 +152,12 @@ def _index(folder):
   Raises:
     InputError: without safetensors, or with a file that is damaged or missing.
   """
+  # A whole file comes first, as in transformers: an index beside it is of another save.
+  if (folder / "model.safetensors").exists():
+    return dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
   index = folder / "model.safetensors.index.json"
   if index.exists():
     return _read_index(index)
-  if (folder / "model.safetensors").exists():
-    return dict.fromkeys(_tensor_names(folder / "model.safetensors"), "model.safetensors")
   pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
   hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
   raise InputError(f"{folder} holds no model.safetensors{hint}.")
@@ -166,7 +173,8 @@ def _read_index(index):
     if tensor not in contents[name]:
       raise InputError(f"{index} places tensor {tensor} in {name}, which does not hold it.")
   for name, tensors in contents.items():
-    unnamed = sorted(tensor for tensor in tensors if files.get(tensor) != name)
+    unnamed = sorted(tensor for tensor in tensors
+                     if files.get(tensor) != name and _BUFFERS not in tensor)
     if unnamed:
       raise InputError(f"{index} does not name tensor {unnamed[0]}, which {name} holds.")
   return files

@@ -37,14 +37,18 @@ def variants(config: ConfigDict, only: Iterable[str] | None = None) -> list[Vari
     only: names of the studies to take; None: all.
 
   Raises:
-    InputError: for an unknown study, or an assignment to an unknown setting.
+    InputError: for an unknown study, an assignment to an unknown setting, or a run without a
+      retrained model.
   """
   studies = config.studies.to_dict()
   unknown = sorted(set(only or ()) - set(studies))
   if unknown:
     raise InputError(f"--only names {unknown[0]!r}: the studies are {', '.join(studies)}.")
-  return [Variant(study, label, Settings.from_config(_changed(config.base, label)))
+  grid = [Variant(study, label, Settings.from_config(_changed(config.base, label)))
           for study, labels in studies.items() if not only or study in only for label in labels]
+  for variant in grid:
+    experiment.check_reference(variant.settings)
+  return grid
 
 
 def _changed(base, assignments):

@@ -13,7 +13,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import MIN_K, ORIGINAL, RETRAINED, SPLITS, Record
+from dareu_jax.evaluation.records import JUDGED, MIN_K, ORIGINAL, RETRAINED, SPLITS, UNSEEN, Record
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -42,8 +42,7 @@ class Table:
   @property
   def columns(self) -> list[Any]:
     """The declarations of the main table's metrics that some model has."""
-    return [column for column in tables.main_columns()
-            if any(column.key in row for row in self.metrics.values())]
+    return list(tables.main_columns(self.metrics))
 
   def __str__(self) -> str:
     legend = tables.legend(self.metrics, columns=self.columns)
@@ -66,6 +65,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
             max_new_tokens: int = 0, max_length: int = 512, batch_size: int = 16,
             min_k: float = MIN_K, seed: int = 42) -> dict[str, Evaluation]:
   """Evaluations of models: {name: Evaluation}.
+
+  Without a retrained model the original on unseen owners is among them, as "unseen".
 
   Args:
     models: by name; "retrained" is what the others are compared with, where there is one.
@@ -94,11 +95,10 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   if RETRAINED in models:
     references[RETRAINED] = RETRAINED
 
-  def of_others(name, answers):
-    forget = examples["forget"]
-    return [*_scores(answers, forget, models[name].tokenizer, max_length,
+  def of_others(name, part, answers):
+    return [*_scores(answers, part, models[name].tokenizer, max_length,
                      {"score": classifier, "judge": judge}),
-            *(_under(evaluators[which], forget, answers, reference)
+            *(_under(evaluators[which], part, answers, reference)
               for reference, which in references.items())]
 
   records: dict[str, dict[str, list[Record]]] = {}
@@ -106,8 +106,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     for name, evaluator in evaluators.items():
       records[name] = {
         split: measurements.measure(
-          evaluator, evaluator.model.params, part, answers=split != "holdout",
-          of_others=functools.partial(of_others, name) if split == "forget" else None)
+          evaluator, evaluator.model.params, part,
+          of_others=functools.partial(of_others, name, part) if split in JUDGED else None)
         for split, part in examples.items() if part}
       bar.update()
   ordinary = examples.get("holdout") or examples.get("retain") or examples["forget"]
@@ -119,14 +119,17 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
      for logprobs in evaluator.logprobs(evaluator.model.params, samples)])
   aliased = records | {ORIGINAL: records[original]}
   results = evaluations(aliased, min_k=min_k, gibberish_bound=bound)
-  return {name: results[name] for name in models}
+  rows = {name: results[name] for name in models}
+  if RETRAINED not in models and examples.get("holdout"):
+    rows[UNSEEN] = results[ORIGINAL].unseen
+  return rows
 
 
 def _evaluator(model: LanguageModel, examples: Mapping[str, Sequence[Example]],
                max_new_tokens: int, max_length: int, batch_size: int) -> Evaluator:
   tokenizer, mesh = model.tokenizer, mesh_of(model.model)
-  longest = max(len(tokenizer.encode_response(example.response))
-                for part in examples.values() for example in part)
+  every = [example for part in examples.values() for example in part]
+  longest = max(len(row.completion) for row in encode(every, tokenizer, max_length=max_length))
   return Evaluator(model.model, tokenizer, batch_size, MULTIPLE, max_length,
                    max_new_tokens or bucket_length(longest, MULTIPLE),
                    lambda batch: shard_batch(batch, mesh))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.data import tokenizers
+from dareu_jax.data import texts, tokenizers
 from dareu_jax.data.batches import Batches, Row, bucket_length, encode
-from dareu_jax.data.examples import Corpus, Example, evenly_spaced, split_by_tokens
+from dareu_jax.data.examples import Corpus, Example, evenly_spaced
 from dareu_jax.data.refusals import REFUSALS
-from dareu_jax.data.tokenizers import Tokenizer
-from dareu_jax.models import huggingface
+from dareu_jax.data.tokenizers import Tokenizer, TokenizerSettings
+from dareu_jax.models.checkpoint import find
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
 
@@ -33,9 +33,12 @@ class Data:
   def corpus(self) -> Corpus:
     """The corpus, its plain texts split as the settings say."""
     data = self.settings.data
-    if not data.prompt_tokens:
+    if not any(e.text for part in texts.PARTS for e in getattr(self.source, part)):
       return self.source
-    return split_by_tokens(self.source, self.tokenizer, data.prompt_tokens, data.response_tokens)
+    return texts.split(
+      self.source, self.tokenizer, prompt_tokens=data.prompt_tokens,
+      response_tokens=data.response_tokens, max_pieces=data.max_pieces,
+      max_length=self.settings.max_length)
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -43,9 +46,10 @@ class Data:
     if self.own_tokenizer is not None:
       return self.own_tokenizer
     settings = self.settings
-    from_scratch = not (settings.tokenizer.path or settings.model.path)
+    from_scratch = not (settings.tokenizer.path or settings.base.path)
     if from_scratch and self.workdir.is_done("tokenizer", self.fingerprint):
-      return tokenizers.load(str(self.workdir.folder / "tokenizer"))
+      return tokenizers.load(
+        str(self.workdir.folder / "tokenizer"), system=settings.tokenizer.system)
     return make_tokenizer(settings, self.source)
 
   @functools.cached_property
@@ -128,14 +132,14 @@ def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
   Raises:
     InputError: if there is no tokenizer.
   """
-  path = settings.tokenizer.path or settings.model.path
+  path = settings.tokenizer.path or settings.base.path
   if not path:
     template = settings.tokenizer.template
     if template not in ("auto", "plain"):
       raise InputError(f"config.tokenizer.template is {template!r}, but a tokenizer trained on the "
                        "corpus has the plain template: set 'auto', or name a checkpoint.")
     return _bpe(settings.tokenizer.vocab_size, corpus)
-  return _load_tokenizer(path, settings.tokenizer.template)
+  return _load_tokenizer(path, settings.tokenizer)
 
 
 def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
@@ -150,15 +154,15 @@ def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
   path = settings.classifier.model.path
   if not path:
     return _bpe(settings.classifier.vocab_size, corpus)
-  if path == (settings.tokenizer.path or settings.model.path):
+  if path == (settings.tokenizer.path or settings.base.path):
     return tokenizer
-  own = _load_tokenizer(path, "auto")
+  own = _load_tokenizer(path, TokenizerSettings())
   return tokenizer if tokenizer.same_vocabulary(own) else own
 
 
-def _load_tokenizer(path, template):
-  folder = huggingface.checkpoint_folder(path, weights=False)
-  return tokenizers.load(str(folder), template)
+def _load_tokenizer(path, settings):
+  folder = str(find(path, weights=False).tokenizer)
+  return tokenizers.load(folder, settings.template, system=settings.system, date=settings.date)
 
 
 def _bpe(vocab_size, corpus):

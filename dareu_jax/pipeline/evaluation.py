@@ -3,13 +3,12 @@
 import functools
 import time
 from collections.abc import Collection
-from typing import Any
 
 from dareu_jax.core import interruption
 from dareu_jax.evaluation import gibberish_classifier, logs, measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import ALL_SPLITS, Record
+from dareu_jax.evaluation.records import ALL_SPLITS, JUDGED, UNSEEN, Record
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import Examples
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
@@ -72,7 +71,7 @@ def _measure(run, name, fingerprint):
     for split in ALL_SPLITS:
       if split not in done:
         interruption.stop_if_requested()
-        records = split_records(run, run.models.load_params(name), split)
+        records = split_records(run, name, split)
         done[split] = [record.to_json() for record in records]
         write_json(path, {"fingerprint": fingerprint, "records": done})
         run.workdir.record_saved()
@@ -80,34 +79,34 @@ def _measure(run, name, fingerprint):
   return done
 
 
-def split_records(run: Run, params: Any, split: str) -> list[Record]:
-  """Records of a model on a split; on the hold-out only likelihoods.
+def split_records(run: Run, name: str, split: str) -> list[Record]:
+  """Records of a model on a split.
 
   Args:
     run: Run.
-    params: params of the model.
+    name: name of the model.
     split: one of `records.ALL_SPLITS`.
   """
   examples = run.data.evaluated(split)
   if not examples:
     return []
   return measurements.measure(
-    run.models.evaluator, params, examples, answers=split != "holdout",
-    gradient_norm=run.settings.evaluation.gradient_norm and split in ("forget", "holdout"),
-    of_others=functools.partial(_judged, run, examples) if split == "forget" else None)
+    run.models.evaluator_of(name), run.models.load_params(name), examples,
+    gradient_norm=run.settings.evaluation.gradient_norm and split in JUDGED,
+    of_others=functools.partial(_judged, run, examples) if split in JUDGED else None)
 
 
 def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measurements.Fields]]:
-  """Scores of answers to forget queries by the classifiers and the other models."""
+  """Scores of answers by the classifiers and the reference models."""
   data, models, settings = run.data, run.models, run.settings.evaluation
   queries, rows = data.queries(examples), data.rows(examples)
   parts = []
   for field, which in (("score", "classifier"), ("judge", "judge")):
     scores = models.scorer(which).whole(answers.ids, answers.lengths, queries)
     parts.append([{field: float(score)} for score in scores])
-  for name in (RETRAINED, ORIGINAL):
+  for name in (ORIGINAL, *(RETRAINED,) * run.settings.has_reference):
     parts.append(measurements.answers_under(
-      models.evaluator, models.load_params(name), rows, answers, name))
+      models.evaluator_of(name), models.load_params(name), rows, answers, name))
   if settings.gibberish_model:
     clean = gibberish_classifier.clean_probabilities(settings.gibberish_model, answers.texts)
     parts.append([{"clean": float(probability)} for probability in clean])
@@ -135,7 +134,8 @@ def ordinary_nlls(run: Run) -> list[float]:
 def compare_models(run: Run) -> dict[str, dict[str, float]]:
   """The metrics of every model of the run: {model: {metric: number}}.
 
-  Also writes each model's evaluation in open-unlearning's layout.
+  Also writes each model's evaluation in open-unlearning's layout. Where no model was retrained, the
+  original on unseen owners is a row too.
   """
   evaluated = evaluate(run)
   for name, evaluation in evaluated.items():
@@ -143,4 +143,7 @@ def compare_models(run: Run) -> dict[str, dict[str, float]]:
     log = logs.from_evaluation(evaluation)
     write_json(folder / "TOFU_EVAL.json", log)
     write_json(folder / "TOFU_SUMMARY.json", logs.summary(logs.published(log)))
-  return {name: evaluation.metrics() for name, evaluation in evaluated.items()}
+  rows = {name: evaluation.metrics() for name, evaluation in evaluated.items()}
+  if not run.settings.has_reference and run.data.corpus.holdout:
+    rows[UNSEEN] = evaluated[ORIGINAL].unseen.metrics()
+  return rows

@@ -1,6 +1,7 @@
 """The whole job: runs all stages, seed by seed, and writes a table and a report."""
 
 import datetime
+import math
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.sources.base import load_corpus
 from dareu_jax.evaluation import bootstrap
 from dareu_jax.evaluation.metrics import SPLITS, mean_and_ci95
+from dareu_jax.evaluation.records import UNSEEN
 from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline import plan
@@ -89,7 +91,9 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
-  seeds, notes = [], []
+  seeds, notes = [], list(remarks(runs[0]))
+  if hosts.is_first():
+    print(*notes, sep="\n", flush=True)
   stages: dict[str, dict[str, Any]] = {}
   for run in runs:
     prefix = _prefix(settings, run.seed)
@@ -101,9 +105,9 @@ def _run(runs, folder, log, command, overwrite, share):
       run.workdir.reuse_stages(seed_folder(shared_workdir, run.seed, settings), run.fingerprints)
     seeds.append(run_seed(run))
     stages |= {prefix + name: stage for name, stage in run.workdir.stages.items()}
-  every = {name: over_seeds([seed[name] for seed in seeds]) for name in runs[0].model_names}
+  every = {name: over_seeds([seed[name] for seed in seeds]) for name in seeds[0]}
   chosen = best_candidates(every, settings)
-  models = {name: every[name] for name in references(settings)}
+  models = {name: every[name] for name in (*references(settings), UNSEEN) if name in every}
   models |= {method: every[name] for method, name in chosen.items()}
   for method, name in chosen.items():
     for run in runs:
@@ -111,12 +115,30 @@ def _run(runs, folder, log, command, overwrite, share):
                    + " ".join(decision(**_epochs(run, name))))
     notes.append(judgement(models, method))
   summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
+             "forget_owners": runs[0].data.corpus.forget_owners,
              "examples": _bootstrap_examples(runs, models, chosen), "time": log.summary()}
   if settings.learning_rates:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, folder, command)
   return summary, page
+
+
+def remarks(run: Run) -> tuple[str, ...]:
+  """Sentences on what a run lacks and what that costs."""
+  if run.settings.has_reference:
+    return run.data.source.remarks
+  return (*run.data.source.remarks,
+          "No model was retrained, so metrics that compare with one are left out (ToW, forget "
+          "quality, privacy, fluency under it). The answers about unseen owners say what "
+          "forgetting looks like; config.retrained.path names a reference, where there is one.")
+
+
+def check_reference(settings: Settings) -> None:
+  """Raises InputError if there is no retrained model to compare with."""
+  if not settings.has_reference:
+    raise InputError("this compares with a retrained model, and the run has none: name one in "
+                     "config.retrained.path.")
 
 
 def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
@@ -154,15 +176,18 @@ def _prefix(settings, seed):
 def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) -> dict[str, str]:
   """For each method the candidate that is closest to the retrained model: {method: its name}.
 
-  The criterion is ToW, averaged over the seeds, for every method alike. It uses the retrained
-  model, which is available in a study but not in practice.
+  The criterion is ToW, averaged over the seeds, for every method alike. Where no model was
+  retrained, it is ToW beside the original's answers about unseen owners.
   """
-  chosen: dict[str, str] = {}
+  key, chosen = tables.closeness_key(metrics), dict[str, str]()
+
+  def value(name: str) -> float:
+    return metrics[name].get(key, -math.inf)
+
   for candidate in candidates(settings):
     best = chosen.get(candidate.method)
-    # A run that diverged has NaN here and never wins.
-    if best is None or not (
-        metrics[candidate.name]["tug_of_war"] <= metrics[best]["tug_of_war"]):
+    # A run that diverged has none and never wins.
+    if best is None or value(candidate.name) > value(best):
       chosen[candidate.method] = candidate.name
   return chosen
 
@@ -174,16 +199,20 @@ def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
 
 def judgement(models: dict[str, dict[str, float]], method: str) -> str:
   """One sentence: whether the judge, which gives no reward, agrees with the reward's classifier,
-  and whether it scores the answers like the retrained model's."""
-  scores, judged = ([models[name][key] for name in (method, RETRAINED)]
+  and whether it scores the answers like the retrained model's, or those about unseen owners."""
+  target, of = ((RETRAINED, "the retrained model's") if RETRAINED in models
+                else (UNSEEN, "those about unseen owners"))
+  if target not in models:
+    return f"{method}: neither a retrained model nor unseen owners say what its answers should be."
+  scores, judged = ([models[name][key] for name in (method, target)]
                     for key in ("attribution_score", "judge_score"))
   beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
   agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN
   at_level = abs(judged_beyond) <= JUDGE_MARGIN
   return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "
-          f"(the retrained model's: {scores[1]:.3f}), the judge {judged[0]:.3f} "
+          f"({of}: {scores[1]:.3f}), the judge {judged[0]:.3f} "
           f"({judged[1]:.3f}): they {'agree' if agree else 'DISAGREE'}, and by the judge it is "
-          f"{'' if at_level else 'NOT '}at the retrained model's level.")
+          f"{'' if at_level else 'NOT '}at the level of {of}.")
 
 
 def _with_prefix(mirror, prefix):
@@ -233,7 +262,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
             f"{len(corpus.forget_owners)} are forgotten ({', '.join(corpus.forget_owners[:8])})",
     "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
                 f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
-    "model": settings.model.path or f"{settings.model.architecture} from scratch",
+    "model": settings.base.path or f"{settings.model.architecture} from scratch",
     "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
     **method_settings.report_facts(history),
     **({"classifier": "it has its own tokenizer: responses are tokenized again for it"}
@@ -256,7 +285,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[judgement(summary["models"], name) for name in chosen])
+    notes=[*remarks(first), *(judgement(summary["models"], name) for name in chosen)])
   return paths.html
 
 
@@ -266,11 +295,13 @@ def _bootstrap_examples(runs, models, chosen):
   seeds = [evaluate(run, names.values()) for run in runs]
   evaluated = {shown: [seed[name] for seed in seeds] for shown, name in names.items()}
   best = tables.best_first(chosen, models)[0]
+  paired = {}
+  if RETRAINED in evaluated:
+    paired = {method: bootstrap.paired(evaluated[method], evaluated[best], evaluated[RETRAINED])
+              for method in chosen if method != best}
   return {
     "intervals": {shown: bootstrap.intervals(each) for shown, each in evaluated.items()},
-    "best": best,
-    "paired": {method: bootstrap.paired(evaluated[method], evaluated[best], evaluated[RETRAINED])
-               for method in chosen if method != best}}
+    "best": best, "paired": paired}
 
 
 def _answers(run, chosen):

@@ -40,7 +40,8 @@ def candidates(settings: Settings) -> tuple[Candidate, ...]:
 
 def references(settings: Settings) -> tuple[str, ...]:
   """Names of the models that the others are compared with, in the order of the table."""
-  return (ORIGINAL, RETRAINED) + (REPLICA,) * settings.retrained_replica
+  return (ORIGINAL, *(RETRAINED,) * settings.has_reference,
+          *(REPLICA,) * (settings.retrains and settings.retrained_replica))
 
 
 def model_names(settings: Settings) -> tuple[str, ...]:
@@ -55,44 +56,39 @@ class Stage(NamedTuple):
   depends_on: tuple[Any, ...]  # settings and data of its own
 
 
-def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...],
-           seed: int) -> dict[str, Stage]:
-  """The graph of a run, in the order in which its stages come."""
-  s = settings
-  graph = {"tokenizer": _tokenizer(s, source),
-           "base": Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))}
-  graph |= {name: Stage(("base",), (s.lora, s.finetune)) for name in references(s)}
-  graph |= _classifiers(s, seed) | _methods(s, refusals)
+def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: int,
+           given: Mapping[str, str] | None = None) -> dict[str, Stage]:
+  """The graph of a run, in the order in which its stages come.
+
+  Args:
+    settings: settings of the run.
+    source: the corpus as it was loaded.
+    refusals: ways to say no.
+    seed: seed of the run.
+    given: digests of what is at hand and not made here: models by name, "tokenizer", and "reward",
+      which takes the place of the methods' own.
+  """
+  s, given = settings, given or {}
+  graph = {"tokenizer": _tokenizer(s, source, given.get("tokenizer"))}
+  if s.retrains:
+    graph["base"] = Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))
+  for name in references(s):
+    graph[name] = (Stage((), (given[name], seed, s.model, s.lora)) if name in given
+                   else Stage(("base",), (s.lora, s.finetune)))
+  graph |= _classifiers(s, seed) | _methods(s, refusals, given.get("reward"))
+  needed = (ORIGINAL, *(RETRAINED,) * s.has_reference, "classifier")
   for name in model_names(s):
-    graph[f"evaluation/{name}"] = Stage(
-      (name, ORIGINAL, RETRAINED, "classifier"), (s.evaluation.of_records,))
+    graph[f"evaluation/{name}"] = Stage((name, *needed), (s.evaluation.of_records,))
   return graph
 
 
-def stages_from(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: int,
-                original: str, tokenizer: str, reward: str | None) -> dict[str, Stage]:
-  """The graph of a run whose original is at hand: classifiers and methods alone.
-
-  Args:
-    settings, source, refusals, seed: as for `stages`.
-    original, tokenizer: digests of its weights and of its tokenizer.
-    reward: digest of a reward that takes the place of the methods' own; None if there is none.
-  """
-  def also(stage, more):
-    return stage._replace(depends_on=(*stage.depends_on, more))
-
-  graph = {ORIGINAL: Stage((), (original,)),
-           "tokenizer": also(_tokenizer(settings, source), tokenizer)}
-  graph |= _classifiers(settings, seed)
-  return graph | {name: also(stage, reward)
-                  for name, stage in _methods(settings, refusals).items()}
-
-
-def _tokenizer(s, source):
+def _tokenizer(s, source, digest):
   texts = dataclasses.asdict(source)
   del texts["refusals"]  # concern the methods alone that ask for them
-  return Stage((), (texts, s.data.prompt_tokens, s.data.response_tokens, s.tokenizer, s.max_length,
-                    s.model.path, s.classifier.model.path, s.classifier.vocab_size))
+  del texts["remarks"]
+  data = s.data.prompt_tokens, s.data.response_tokens, s.data.max_pieces
+  return Stage((), (texts, *data, s.tokenizer, s.max_length, s.base.path, digest,
+                    s.classifier.model.path, s.classifier.vocab_size))
 
 
 def _classifiers(s, seed):
@@ -100,7 +96,7 @@ def _classifiers(s, seed):
           for name in ("classifier", "judge")}
 
 
-def _methods(s, refusals):
+def _methods(s, refusals, reward):
   for name in s.all_methods:
     if name in RESERVED:
       raise InputError(f"config.{'methods' if s.methods else 'method'} names {name!r}, and runs "
@@ -108,7 +104,8 @@ def _methods(s, refusals):
   graph = {}
   for candidate in candidates(s):
     method = s.unlearning[candidate.method]
-    depends_on = [candidate.name, method, *(getattr(s, block) for block in method.depends_on)]
+    depends_on = [candidate.name, method, reward,
+                  *(getattr(s, block) for block in method.depends_on)]
     if method.uses_refusals:
       depends_on.append(refusals)
     if s.monitor.track_rouge:

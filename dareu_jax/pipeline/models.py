@@ -8,15 +8,17 @@ from jax.sharding import Mesh
 
 from dareu_jax.attribution.scorer import Retokenizer, Scorer
 from dareu_jax.core.errors import InputError
+from dareu_jax.data import tokenizers
 from dareu_jax.evaluation import gibberish_classifier
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
+from dareu_jax.models.checkpoint import find
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.data import Data
-from dareu_jax.pipeline.graph import ORIGINAL
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
 from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
@@ -33,7 +35,9 @@ class Models:
   mesh: Mesh
   workdir: Workdir
   gather_gib: float  # from the mesh settings
-  original: LanguageModel | None = None  # given by the caller, so there is no fine-tuning
+  original: LanguageModel | None = None  # given by the caller
+  fine_tunes: bool = True  # whether the original is made here, and references are
+  reference: str = ""  # path of a retrained model, where none is made here
 
   @functools.cached_property
   def config(self) -> ModelConfig:
@@ -44,7 +48,7 @@ class Models:
 
   @functools.cached_property
   def base(self) -> Model:
-    """The model that fine-tuning starts from: the checkpoint's, or the result of the base stage."""
+    """The model that training starts from: the checkpoint's, or the result of the base stage."""
     if self.original is not None:
       return self.original.model
     return base_model(self.settings, self.config, self.seed, self.mesh, self.workdir)
@@ -77,20 +81,36 @@ class Models:
     return factory.build_value_head(self.config, self.mesh)
 
   @functools.cached_property
+  def retrained(self) -> Model:
+    """The reference that the settings name."""
+    model, config = self._reference()
+    return factory.build_decoder(model, config, self.seed, self.mesh)
+
+  @functools.cached_property
   def _loaded(self) -> dict[str, Any]:
     return {}
 
   def load_params(self, name: str) -> Any:
     """The trained parameters of a model: 'original', 'retrained' or a method's."""
-    if name == ORIGINAL and self.original is not None:
-      return self.original.model.params
+    if name == ORIGINAL and not self.fine_tunes:
+      return self.base.params
+    if name == RETRAINED and self.reference:
+      return self.retrained.params
     if name not in self._loaded:
       self._loaded[name] = self.workdir.load_result(name, self.base.params)
     return self._loaded[name]
 
   def load(self, name: str) -> Model:
     """The model with these parameters."""
+    if name == RETRAINED and self.reference:
+      return self.retrained
     return self.base.with_params(self.load_params(name))
+
+  def evaluator_of(self, name: str) -> Evaluator:
+    """The evaluator for a model: a reference at hand has other frozen weights than the base."""
+    if name == RETRAINED and self.reference:
+      return dataclasses.replace(self.evaluator, model=self.retrained)
+    return self.evaluator
 
   def scorer(self, name: str = "classifier") -> Scorer:
     """The classifier that gives the reward, or the 'judge' that never does, as a Scorer."""
@@ -122,7 +142,7 @@ class Models:
 
   def release(self) -> None:
     """Frees the devices; models are built or loaded again when needed."""
-    for name in ("base", "fresh", "classifier", "evaluator", "_loaded"):
+    for name in ("base", "fresh", "retrained", "classifier", "evaluator", "_loaded"):
       self.__dict__.pop(name, None)
 
   def check_checkpoints(self) -> None:
@@ -131,13 +151,24 @@ class Models:
     if settings.evaluation.gibberish_model:
       gibberish_classifier.load(settings.evaluation.gibberish_model)
     if self.original is None:
-      factory.check_decoder(settings.model, self.config)
+      factory.check_decoder(settings.base, self.config)
+    if self.reference:
+      factory.check_decoder(*self._reference())
     factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
+
+  def _reference(self):
+    """Settings and architecture of the reference, with adapters as the original's."""
+    model = dataclasses.replace(self.settings.base, path=self.reference)
+    own = tokenizers.load(str(find(self.reference, weights=False).tokenizer))
+    if not own.same_vocabulary(self.data.tokenizer):
+      raise InputError(f"config.retrained.path is {self.reference!r}, whose vocabulary is not the "
+                       "original's: a reference reads the same tokens.")
+    return model, factory.model_config(model, self.settings.lora, own.vocab_size)
 
   def check_positions(self, max_new_tokens: int) -> None:
     """Raises InputError if a pretrained model supports too few positions for the examples."""
     settings, data = self.settings, self.data
-    if not settings.model.path and self.original is None:
+    if not settings.base.path and self.original is None:
       return
     prompts = max(len(row.prompt) for row in data.rows(data.corpus.forget))
     longest = max(settings.max_length, prompts + (max_new_tokens or data.longest_response))
@@ -150,15 +181,15 @@ class Models:
 def model_config(settings: DataAndModelSettings, vocab_size: int,
                  gather_gib: float = MeshSettings.gather_gib) -> ModelConfig:
   """The architecture of the language model that the settings name."""
-  config = factory.model_config(settings.model, settings.lora, vocab_size)
+  config = factory.model_config(settings.base, settings.lora, vocab_size)
   return dataclasses.replace(config, gather_gib=gather_gib)
 
 
 def base_model(settings: DataAndModelSettings, config: ModelConfig, seed: int, mesh: Mesh,
                workdir: Workdir) -> Model:
   """The model that fine-tuning starts from."""
-  model = factory.build_decoder(settings.model, config, seed, mesh)
-  if settings.model.path or not settings.pretrain.epochs:
+  model = factory.build_decoder(settings.base, config, seed, mesh)
+  if settings.base.path or not settings.pretrain.epochs:
     return model
   fresh = fresh_model(settings, config, seed, mesh)
   return factory.with_weights(model, workdir.load_result("base", fresh.params))
@@ -168,4 +199,4 @@ def fresh_model(settings: DataAndModelSettings, config: ModelConfig, seed: int,
                 mesh: Mesh) -> Model:
   """A model from scratch, with all parameters trained."""
   config = dataclasses.replace(config, lora=LoraSettings())
-  return factory.build_decoder(settings.model, config, seed, mesh)
+  return factory.build_decoder(settings.base, config, seed, mesh)

@@ -66,11 +66,12 @@ def _work(run):
   if settings.pretrains:
     batches, epochs = pretrain_batches(run), settings.pretrain.epochs
     work["base"] = (epochs * batches.steps_per_epoch, 6 * size * epochs * _tokens(batches))
-  for name, examples in (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain)):
+  trained = (("original", corpus.forget + corpus.retain), ("retrained", corpus.retain))
+  for name, examples in trained if settings.retrains else ():
     batches = finetune_batches(run, examples, run.seed)
     epochs = settings.finetune.epochs
     work[name] = (epochs * batches.steps_per_epoch, cost * size * epochs * _tokens(batches))
-  if settings.retrained_replica:
+  if settings.retrains and settings.retrained_replica:
     work[REPLICA] = work["retrained"]
   batches = run.data.batches(run.data.rows(corpus.forget + corpus.retain),
                              settings.classifier.train.batch_size, seed=0)

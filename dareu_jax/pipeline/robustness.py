@@ -63,19 +63,20 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   Returns: ({model: metrics}, how far each metric can be trusted, path of the card).
 
   Raises:
-    InputError: if the run is not finished, or has no such method.
+    InputError: if the run is not finished, has no such method, or no retrained model.
   """
   workdir = pathlib.Path(workdir)
   summary = read_json(workdir / "summary.json")
   if summary is None:
     raise InputError(f"{workdir} holds no finished run: it has no summary.json. Finish it first.")
   settings = Settings.from_config(read_config(workdir))
+  experiment.check_reference(settings)
   unknown = sorted(set(methods) - set(summary["chosen"]))
   if unknown:
     raise InputError(f"methods (--models) names {unknown[0]!r}: the run has "
                      f"{', '.join(summary['chosen'])}.")
   chosen = {m: name for m, name in summary["chosen"].items() if not methods or m in methods}
-  own = relearning.RATE if settings.model.path else settings.finetune.learning_rate
+  own = relearning.RATE if settings.base.path else settings.finetune.learning_rate
   options = Options(learning_rate or own, batch_size, samples, relearning.STEPS)
   cards = []
   with lock(workdir):
@@ -125,7 +126,7 @@ def plain(run: Run, name: str, options: Options) -> Metrics:
   results: Metrics = {}
   for split in ("forget", "retain"):
     results |= _named(f"plain_{split}", declarations.measure(
-      run.models.evaluator, run.models.load_params(name), run.data.evaluated(split),
+      run.models.evaluator_of(name), run.models.load_params(name), run.data.evaluated(split),
       run.settings.evaluation.min_k))
   return results
 
@@ -149,7 +150,8 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
 def asked(run: Run, name: str, options: Options) -> Metrics:
   """Other ways of asking: a prefilled answer, another wording, a choice."""
   del options
-  args = run.models.evaluator, run.models.load_params(name), run.data.evaluated("forget")
+  models = run.models
+  args = models.evaluator_of(name), models.load_params(name), run.data.evaluated("forget")
   return {asked.key: asked.function(*args) for asked in declarations.QUESTIONS}
 
 
@@ -157,7 +159,7 @@ def leaked(run: Run, name: str, options: Options) -> Metrics:
   """Many samples per question: the best one, and bounds on the expectation."""
   examples = evenly_spaced(run.data.evaluated("forget"), PROBED)
   rows = [row for row in run.data.rows(examples) for _ in range(options.samples)]
-  answers = run.models.evaluator.sample(
+  answers = run.models.evaluator_of(name).sample(
     run.models.load_params(name), rows, seed=run.seed + SAMPLE_SEED, strategy=LEAKAGE)
   texts = [run.data.tokenizer.decode(row.completion) for row in answers]
   repeated = [e for e in examples for _ in range(options.samples)]
@@ -175,7 +177,8 @@ def layers(run: Run, name: str, options: Options) -> Metrics:
   original = -evaluator.nll(models.load_params(ORIGINAL), examples)
   patched = [probes.patched_logprobs(evaluator, models.load_params(ORIGINAL), models.load(donor),
                                      examples, each) for donor in (name, RETRAINED)]
-  return {"logit_lens": probes.logit_lens(evaluator, models.load_params(name), examples, each),
+  return {"logit_lens": probes.logit_lens(models.evaluator_of(name), models.load_params(name),
+                                          examples, each),
           "unlearning_depth": probes.unlearning_depth(original, *patched)}
 
 
@@ -206,5 +209,5 @@ def _relearning_curve(run, name, taught, tested, options):
   states = relearning.relearned(
     run.models.load(name), batches, options.learning_rate, to_device=run.models.to_device,
     steps=options.steps)
-  evaluator, min_k = run.models.evaluator, run.settings.evaluation.min_k
+  evaluator, min_k = run.models.evaluator_of(name), run.settings.evaluation.min_k
   return {step: declarations.measure(evaluator, state, tested, min_k) for step, state in states}

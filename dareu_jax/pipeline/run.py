@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.refusals import REFUSALS
+from dareu_jax.models import checkpoint
 from dareu_jax.models.handle import Model
 from dareu_jax.pipeline import graph
 from dareu_jax.pipeline.data import Data
@@ -72,19 +73,29 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
     options: further fields of Run.
   """
   workdir = Workdir(folder, settings, settings.checkpoint)
-  refusals = source.refusals or REFUSALS
-  if original is None:
-    stages = graph.stages(settings, source, refusals, seed)
-  else:
-    tokenizer = original.tokenizer
-    stages = graph.stages_from(
-      settings, source, refusals, seed, digest_of(original.model),
-      graph.fingerprint(tokenizer.backend.get_vocab(), tokenizer.template_name),
-      None if reward is None else digest_of_function(reward))
+  stages = graph.stages(settings, source, source.refusals or REFUSALS, seed,
+                        _digests(settings, original, reward))
   data = Data(settings, source, workdir, graph.fingerprints(stages)["tokenizer"],
               None if original is None else original.tokenizer)
-  models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original)
+  models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original,
+                  settings.retrains, settings.retrained.path)
   return Run(settings, seed, data, models, workdir, stages, **options)
+
+
+def _digests(settings, original, reward):
+  """Digests of what the stages are given and do not make."""
+  digests = {}
+  if original is not None:
+    tokenizer = original.tokenizer
+    digests = {graph.ORIGINAL: digest_of(original.model), "tokenizer": graph.fingerprint(
+      tokenizer.backend.get_vocab(), tokenizer.chat_template, tokenizer.system)}
+  elif settings.original.path:
+    digests[graph.ORIGINAL] = checkpoint.digest(settings.original.path)
+  if settings.retrained.path:
+    digests[graph.RETRAINED] = checkpoint.digest(settings.retrained.path)
+  if reward is not None:
+    digests["reward"] = digest_of_function(reward)
+  return digests
 
 
 def digest_of(model: Model) -> str:

@@ -7,7 +7,7 @@ from dareu_jax.data import tokenizers
 from dareu_jax.models.config import AT_HAND
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
-from dareu_jax.pipeline.graph import model_names
+from dareu_jax.pipeline.graph import ORIGINAL, model_names
 from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import base_model, model_config
 from dareu_jax.pipeline.run import seed_folder
@@ -33,21 +33,24 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   seed = settings.seeds[0] if seed is None else seed
   if seed not in settings.seeds:
     raise InputError(f"seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
-  if settings.model.path == AT_HAND:
+  if settings.original.path == AT_HAND:
     raise InputError(f"{workdir} is of an original that was passed as an object and that no "
                      "checkpoint holds: save the result's model itself.")
   folder = seed_folder(workdir, seed, settings)
   name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
     name, name)
-  if not (folder / name / "done.json").exists():
+  given = name == ORIGINAL and not settings.retrains
+  if not given and not (folder / name / "done.json").exists():
     there = [path.parent.name for path in sorted(folder.glob("*/done.json"))
              if path.parent.name in model_names(settings)]
     raise InputError(f"{folder} holds no finished model {name!r}. It has: "
                      f"{', '.join(there) or 'none'}.")
-  tokenizer = tokenizers.load(str(folder / "tokenizer"), settings.tokenizer.template)
+  told = settings.tokenizer
+  tokenizer = tokenizers.load(
+    str(folder / "tokenizer"), told.template, system=told.system, date=told.date)
   mesh = meshes.make_mesh(MeshSettings())  # of this machine, not the run's
   config = model_config(settings, tokenizer.vocab_size)
   seed_workdir = Workdir(folder, settings, settings.checkpoint)
   base = base_model(settings, config, seed, mesh, seed_workdir)
-  params = seed_workdir.load_result(name, base.params)
-  return LanguageModel(base.with_params(params), config, tokenizer, settings.model.path), settings
+  params = base.params if given else seed_workdir.load_result(name, base.params)
+  return LanguageModel(base.with_params(params), config, tokenizer, settings.base.path), settings

@@ -30,7 +30,12 @@ from dareu_jax.data.sources.base import DataSettings
 from dareu_jax.data.tokenizers import TokenizerSettings
 from dareu_jax.evaluation.evaluator import EvaluationSettings
 from dareu_jax.methods.base import METHODS, Method
-from dareu_jax.models.config import LoraSettings, ModelSettings
+from dareu_jax.models.config import (
+  LoraSettings,
+  ModelSettings,
+  OriginalSettings,
+  RetrainedSettings,
+)
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.rl.monitor import MonitorSettings
 from dareu_jax.training.checkpoints import CheckpointSettings
@@ -50,7 +55,7 @@ class DataAndModelSettings(Protocol):
   def tokenizer(self) -> TokenizerSettings: ...
 
   @property
-  def model(self) -> ModelSettings: ...
+  def base(self) -> ModelSettings: ...
 
   @property
   def lora(self) -> LoraSettings: ...
@@ -96,6 +101,8 @@ class Settings:
   data: DataSettings = DataSettings()
   tokenizer: TokenizerSettings = TokenizerSettings()
   model: ModelSettings = ModelSettings()
+  original: OriginalSettings = OriginalSettings()
+  retrained: RetrainedSettings = RetrainedSettings()
   lora: LoraSettings = LoraSettings()
   # A model from scratch first reads general text, as pretrained checkpoints have; 0 epochs: none.
   pretrain: TrainSettings = TrainSettings(epochs=4, schedule="cosine", warmup=0.05)
@@ -132,7 +139,15 @@ class Settings:
     if self.baseline.micro_batch_size:
       raise InvalidSetting("baseline.micro_batch_size", self.baseline.micro_batch_size,
                            "it must be 0, since the loss needs whole batches.")
-    if self.lora.rank and not (self.pretrains or self.model.path):
+    if self.original.path and self.model.path not in ("", self.original.path):
+      raise InvalidSetting("model.path", self.model.path,
+                           "config.original.path names the model to unlearn, which is not "
+                           "fine-tuned from another one: leave this empty.")
+    if self.retrained.path and not self.original.path:
+      raise InvalidSetting("retrained.path", self.retrained.path,
+                           "a reference belongs to a model that exists: name that in "
+                           "config.original.path, or leave this empty to retrain.")
+    if self.lora.rank and not (self.pretrains or self.base.path):
       raise InvalidSetting("lora.rank", self.lora.rank,
                            "config.model.path is empty, and an adapter on random base weights "
                            "learns little: name a checkpoint, or set the rank to 0.")
@@ -145,9 +160,24 @@ class Settings:
     return self.methods or (self.method,)
 
   @property
+  def base(self) -> ModelSettings:
+    """The model that training starts from: with an original at hand, that one."""
+    return dataclasses.replace(self.model, path=self.original.path or self.model.path)
+
+  @property
   def pretrains(self) -> bool:
     """Whether the base is trained here: a model from scratch that reads general text first."""
-    return not self.model.path and self.pretrain.epochs > 0
+    return not self.base.path and self.pretrain.epochs > 0
+
+  @property
+  def retrains(self) -> bool:
+    """Whether reference models are trained here; of an original at hand nothing is retrained."""
+    return not self.original.path
+
+  @property
+  def has_reference(self) -> bool:
+    """Whether there is a retrained model to compare with."""
+    return self.retrains or bool(self.retrained.path)
 
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Settings":

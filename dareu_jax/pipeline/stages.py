@@ -43,11 +43,12 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
   """
   corpus, seed = run.data.corpus, run.seed
   keep_tokenizer(run)
-  pretrain(run)
-  train_language_model(run, ORIGINAL, corpus.forget + corpus.retain, seed)
-  train_language_model(run, RETRAINED, corpus.retain, seed)
-  if run.settings.retrained_replica:
-    train_language_model(run, REPLICA, corpus.retain, seed + REPLICA_SEED)
+  if run.settings.retrains:
+    pretrain(run)
+    train_language_model(run, ORIGINAL, corpus.forget + corpus.retain, seed)
+    train_language_model(run, RETRAINED, corpus.retain, seed)
+    if run.settings.retrained_replica:
+      train_language_model(run, REPLICA, corpus.retain, seed + REPLICA_SEED)
   train_classifier(run, "classifier", seed)
   train_classifier(run, "judge", seed + JUDGE_SEED)
   for candidate in candidates(run.settings):

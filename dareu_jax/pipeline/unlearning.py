@@ -22,13 +22,18 @@ def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> Non
     run: Run.
     candidate: the method and its learning rate.
     reward: replaces the reward that the settings name.
+
+  Raises:
+    InputError: for an original at hand that shows nothing of what is to be forgotten.
   """
   name, method = candidate.name, run.settings.unlearning[candidate.method]
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
       return
-    stage = run.stage_io(name, store)
-    result = method.unlearn(make_task(run, candidate, reward), stage)
+    stage, task = run.stage_io(name, store), make_task(run, candidate, reward)
+    if task.monitor.at_hand and not run.compile_only:
+      task.monitor.first  # noqa: B018 - raises where there is nothing to forget
+    result = method.unlearn(task, stage)
     stage.writer.close()
     run.workdir.save_result(name, result.params)
     write_json(run.workdir.folder / name / "epochs.json", {
@@ -68,7 +73,8 @@ def make_monitor(run: Run) -> Monitor:
     judge=models.scorer("judge"), forget_rows=data.rows(corpus.forget),
     forget_queries=data.queries(corpus.forget), unseen_rows=data.rows(corpus.holdout),
     unseen_queries=data.queries(corpus.holdout), evaluator=models.evaluator, settings=settings,
-    track=functools.partial(rouges, run) if settings.track_rouge else None)
+    track=functools.partial(rouges, run) if settings.track_rouge else None,
+    at_hand=not run.settings.retrains)
 
 
 def rouges(run: Run, params: Any) -> dict[str, float]:

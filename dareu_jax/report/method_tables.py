@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dareu_jax.evaluation.metrics.base import example_metrics
+from dareu_jax.evaluation.metrics.base import METRICS, example_metrics
 from dareu_jax.report import tables
 
 Summary = Mapping[str, Any]  # the content of summary.json
@@ -41,14 +41,15 @@ def methods_table(summary: Summary) -> Table:
   """A line per method: its learning rate and seconds, and its comparison with the best by ToW."""
   chosen, models = summary["chosen"], summary["models"]
   best, paired = (summary.get("examples", {}).get(key) for key in ("best", "paired"))
-  header: tuple[str, ...] = ("method", "learning rate", "ToW", "seconds")
+  key = tables.closeness_key(models)
+  header: tuple[str, ...] = ("method", "learning rate", METRICS[key].name, "seconds")
   compared = [column for column in _columns() if column.paired] if paired else []
   for column in compared:
     header += (f"Δ{column.name} to {best}", "p")
   rows = []
   for method in tables.best_first(chosen, models):
     row = [method, chosen[method].partition("@")[2] or "its own",
-           tables.format_number(models[method]["tug_of_war"]),
+           tables.format_number(models[method].get(key)),
            tables.format_number(mean_seconds(summary["stages"], chosen[method]), 0)]
     for column in compared:
       gap = paired.get(method, {}).get(column.paired)

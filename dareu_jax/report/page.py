@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dareu_jax.evaluation.metrics.base import METRICS
-from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED, UNSEEN
 from dareu_jax.report import method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
@@ -102,14 +102,15 @@ def write_report(
 def headline(models: tables.Models, method: str) -> str:
   """One sentence with the main results: ToW, attribution and length next to the references."""
   parts = []
-  for key in ("tug_of_war", "attribution_score", "response_length"):
+  for key in (tables.closeness_key(models), "attribution_score", "response_length"):
     column = METRICS[key]
     shown = {
       name: tables.format_number(models.get(name, {}).get(key), column.digits)
       for name in (method, *tables.REFERENCES)
     }
     if shown[method] != tables.DASH:
-      beside = f"original {shown[ORIGINAL]}, retrained {shown[RETRAINED]}"
+      beside = ", ".join(f"{name} {shown[name]}" for name in (ORIGINAL, RETRAINED, UNSEEN)
+                         if name in models)
       parts.append(f"{column.title} {shown[method]} ({beside})")
   return f"{method}: {'; '.join(parts)}." if parts else ""
 
@@ -217,7 +218,8 @@ def _html(*, images, models, **parts):
       name: "data:image/png;base64," + base64.b64encode(image).decode("ascii")
       for name, image in images.items()
     },
-    columns=tables.main_columns(),
+    columns=tables.main_columns(models),
+    has_retrained=RETRAINED in models,
     rows=tables.model_cells(models),
     more=[(title, columns, tables.model_cells(models, columns))
           for title, columns in tables.more(models).items()],
@@ -236,7 +238,7 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "## Models",
     tables.markdown_table(models),
     _escape(tables.legend(models, best_mark="bold:")),
-    _meanings(tables.main_columns()),
+    _meanings(tables.main_columns(models)),
     *(block for title, columns in tables.more(models).items() for block in (
       f"### {title}", tables.markdown_table(models, columns), _meanings(columns))),
     *(block for table in parts["beside"] for block in (
@@ -272,7 +274,7 @@ def _markdown_answers(answers, methods):
   sources = (
     (ORIGINAL, "before: original"),
     *((method, f"after: {method}") for method in methods),
-    (RETRAINED, "retrained"),
+    *(((RETRAINED, "retrained"),) if any(RETRAINED in a for _, g in answers for a in g) else ()),
     ("truth", "truth"),
   )
   blocks = []

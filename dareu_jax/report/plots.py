@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 from dareu_jax.report import tables
 
 if TYPE_CHECKING:  # matplotlib is imported when drawing
@@ -96,7 +96,8 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
   ax.set_xlabel("D_F ROUGE (0 to 1)", color=INK)
   ax.set_xlim(_limits([x for x, _ in points.values()]))
   ax.set_ylim(_limits([y for _, y in points.values()]))
-  obstacles = _draw_contours(ax, points[RETRAINED]) if RETRAINED in points else []
+  target = next((name for name in (RETRAINED, UNSEEN) if name in points), None)
+  obstacles = _draw_contours(ax, points[target], target) if target else []
   styles = _plane_styles(points)
   for name, (x, y) in points.items():
     dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
@@ -228,6 +229,7 @@ def _plane_styles(points):
     ORIGINAL: {"color": GRAY, "marker": "s", "markersize": 9},
     RETRAINED: {"color": INK, "marker": "*", "markersize": 15},
     REPLICA: {"color": GRAY, "marker": "*", "markersize": 11},
+    UNSEEN: {"color": INK, "marker": "*", "markersize": 15},
   }
   methods = [name for name in points if name not in tables.REFERENCES]
   for index, name in enumerate(methods):
@@ -237,19 +239,19 @@ def _plane_styles(points):
   return styles
 
 
-def _draw_contours(ax, retrained):
-  """Contours of ToW around the retrained model; returns their labels."""
+def _draw_contours(ax, target, name):
+  """Contours of ToW around the model that the others should be like; returns their labels."""
   import numpy as np
 
   (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
   x, y = np.linspace(left, right, 241), np.linspace(low, high, 241)
-  towards_x, towards_y = 1 - np.abs(x - retrained[0]), 1 - np.abs(y - retrained[1])
+  towards_x, towards_y = 1 - np.abs(x - target[0]), 1 - np.abs(y - target[1])
   product = towards_y[:, None] * towards_x[None, :]
   step = 0.05 if product.min() > 0.6 else 0.1
   lines = ax.contour(
     x, y, product, levels=np.arange(step, 0.99, step), colors=GRAY, linewidths=0.7, alpha=0.5
   )
-  note = "contours: ToW where D_test ROUGE is the retrained model's"
+  note = f"contours: ToW where D_test ROUGE is that of {name}"
   ax.set_title(note, loc="right", fontsize=8.5, color=GRAY)
   return ax.clabel(lines, fontsize=8, fmt="%.2f")
 

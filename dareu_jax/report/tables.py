@@ -17,18 +17,25 @@ from dareu_jax.evaluation.metrics.base import (
   Metric,
   in_group,
 )
-from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 
 DASH = "—"
 # Reference rows, which are not candidates for the best.
-REFERENCES = (ORIGINAL, RETRAINED, REPLICA)
+REFERENCES = (ORIGINAL, RETRAINED, REPLICA, UNSEEN)
 Models = Mapping[str, Mapping[str, float]]  # {model: {metric: number}}
 Columns = Sequence[Metric]
 
 
-def main_columns() -> Columns:
-  """The metrics of the main table."""
-  return in_group(MAIN)
+def main_columns(models: Models) -> Columns:
+  """The metrics of the main table that some model has."""
+  return tuple(column for column in in_group(MAIN)
+               if any(row.get(column.key) is not None for row in models.values()))
+
+
+def closeness_key(models: Models) -> str:
+  """The metric that methods are chosen and sorted by: ToW, in the form that the models have."""
+  retrained = any("tug_of_war" in row for row in models.values())
+  return "tug_of_war" if retrained else "tug_of_war_unseen"
 
 
 def is_reference(name: str) -> bool:
@@ -78,9 +85,10 @@ def ordered(models: Iterable[str]) -> list[str]:
 
 def best_first(names: Iterable[str], models: Models) -> list[str]:
   """The names sorted by ToW; a model without a finite ToW comes last."""
+  key = closeness_key(models)
 
   def loss(name):
-    value = models[name].get("tug_of_war")
+    value = models[name].get(key)
     return -value if is_number(value) else math.inf
 
   return sorted(names, key=loss)
@@ -96,7 +104,7 @@ def best_models(models: Models, column: Metric) -> set[str]:
   rivals = {n: v for n, v in values.items() if not is_reference(n) and is_number(v)}
   if len(rivals) < 2:
     return set()
-  target = values.get(RETRAINED)
+  target = values.get(RETRAINED, values.get(UNSEEN))
   if column.arrow == HIGHER:
     losses = {name: -value for name, value in rivals.items()}
   elif is_number(target):
@@ -117,7 +125,7 @@ def more(models: Models) -> dict[str, Columns]:
 
 def model_cells(models: Models, columns: Columns | None = None) -> list[tuple[str, list[Cell]]]:
   """[(name, [Cell of each column])]: a table (by default the main one) before layout."""
-  columns = main_columns() if columns is None else columns
+  columns = main_columns(models) if columns is None else columns
   best = {column.key: best_models(models, column) for column in columns}
   return [
     (name, [_cell(models[name], column, name in best[column.key]) for column in columns])
@@ -138,7 +146,7 @@ def legend(models: Models, best_mark: str = "*", columns: Columns | None = None)
   """One line on how to read the table; explains only the signs that occur in it."""
   cells = [cell for _, row in model_cells(models, columns) for cell in row]
   signs = [
-    f"({CLOSER}) closer to the retrained model is better",
+    f"({CLOSER}) closer to {_target(models)} is better",
     f"({HIGHER}) higher is better",
   ]
   if any(cell.best for cell in cells):
@@ -148,6 +156,11 @@ def legend(models: Models, best_mark: str = "*", columns: Columns | None = None)
   if any(cell.value == DASH for cell in cells):
     signs.append(f"{DASH} not measured")
   return "; ".join(signs) + "."
+
+
+def _target(models):
+  return ("the row of unseen owners" if UNSEEN in models and RETRAINED not in models
+          else "the retrained model")
 
 
 def text_table(models: Models) -> str:
@@ -162,7 +175,7 @@ def text_table(models: Models) -> str:
   """
   rows = model_cells(models)
   blocks = [_left_block("model", [name for name, _ in rows])]
-  for index, column in enumerate(main_columns()):
+  for index, column in enumerate(main_columns(models)):
     blocks.append(_number_block(column, [cells[index] for _, cells in rows]))
   lines = ["  ".join(line).rstrip() for line in zip(*blocks, strict=True)]
   rule = "─" * max(len(line) for line in lines)
@@ -191,7 +204,7 @@ def _number_block(column, cells):
 
 def markdown_table(models: Models, columns: Columns | None = None) -> str:
   """The models by metrics as a Markdown table; the best of several methods is bold."""
-  columns = main_columns() if columns is None else columns
+  columns = main_columns(models) if columns is None else columns
   header = ["model", *(f"{column.name} ({column.arrow})" for column in columns)]
   rows = [[name, *map(_markdown_cell, cells)] for name, cells in model_cells(models, columns)]
   return pipe_table(header, rows)

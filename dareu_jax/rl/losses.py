@@ -4,7 +4,7 @@ import chex
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from dareu_jax.core.logprobs import policy_kl
+from dareu_jax.core.logprobs import AnyHead, policy_kl
 from dareu_jax.core.masked import Array, masked_mean
 
 MAX_LOG_RATIO = 20.0
@@ -72,8 +72,8 @@ def value_loss(values: Float[Array, "B T"], old_values: Float[Array, "B T"],
   return loss, {"value_clip_fraction": masked_mean(active, mask)}
 
 
-def kl_to_teacher(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
-                  teacher_hidden: Float[Array, "B T D"], teacher_head: Float[Array, "D V"],
+def kl_to_teacher(hidden: Float[Array, "B T D"], head: AnyHead,
+                  teacher_hidden: Float[Array, "B T D"], teacher_head: AnyHead,
                   mask: Bool[Array, "B T"]) -> Scalar:
   """Mean KL from the teacher to the student over the valid tokens, over the whole vocabulary.
 
@@ -90,7 +90,7 @@ def kl_to_teacher(hidden: Float[Array, "B T D"], head: Float[Array, "D V"],
 
   Source: DareU, distillation on the retain set.
   """
-  chex.assert_rank([hidden, head, mask], [3, 2, 2])
+  chex.assert_rank([hidden, mask], [3, 2])
   chex.assert_equal_shape([hidden, teacher_hidden])
   chex.assert_equal_shape_prefix([hidden, mask], 2)
   return masked_mean(policy_kl(teacher_hidden, teacher_head, hidden, head), mask)

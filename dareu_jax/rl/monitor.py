@@ -1,6 +1,7 @@
 """Evaluation of each epoch: greedy answers to forget queries and to queries about unseen owners."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import settings
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
@@ -20,6 +22,9 @@ class MonitorSettings:
 
   # The target attribution score; negative: measured on queries about unseen owners.
   target_score: Annotated[float, Field(le=1)] = -1.0
+  # Of an original at hand: how far its answers must score above the unseen owners' for there to be
+  # anything to forget; -1: do not ask
+  min_excess: Annotated[float, Field(ge=-1, le=1)] = 0.05
   track_rouge: bool = False  # also measure ROUGE after each epoch, for the report only
   guards: GuardSettings = GuardSettings()
 
@@ -38,9 +43,29 @@ class Monitor:
   evaluator: Evaluator
   settings: MonitorSettings
   track: Callable[[Any], dict[str, float]] | None = None  # params -> further metrics
+  at_hand: bool = False  # whether the original was taught elsewhere, and may not know the data
+
+  @functools.cached_property
+  def first(self) -> EpochReport:
+    """The report of the original, as of epoch 0.
+
+    Raises:
+      InputError: for an original at hand whose answers show nothing of the forget owners.
+    """
+    report = self._report(self.original, 0)
+    if self.at_hand and report.score - report.level < self.settings.min_excess:
+      raise InputError(
+        f"nothing to forget: the model's answers to the forget queries are not attributed to the "
+        f"forget owners (score {report.score:.3f}, unseen owners {report.level:.3f}). Is it the "
+        "model that learned these texts, and are the prompts those that it was taught with? "
+        "config.monitor.min_excess is how far apart they must be.")
+    return report
 
   def assess(self, policy: Any, epoch: int) -> EpochReport:
     """EpochReport of greedy answers to all forget queries and to queries about unseen owners."""
+    return self.first if policy is self.original else self._report(policy, epoch)
+
+  def _report(self, policy, epoch):
     answers, forget = self._measure(policy, self.forget_rows, self.forget_queries)
     unseen = forget
     if self.unseen_rows:

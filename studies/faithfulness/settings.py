@@ -129,6 +129,11 @@ class FaithfulnessSettings:
       raise InvalidSetting("finetune.micro_batch_size", self.finetune.micro_batch_size,
                            "batches of a study vary with the subset, so it must be 0.")
 
+  @property
+  def base(self) -> ModelSettings:
+    """The model that training starts from."""
+    return self.model
+
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "FaithfulnessSettings":
     """Builds the settings from a ConfigDict or a nested mapping; the rest has its defaults.

@@ -41,7 +41,7 @@ def _row_kl(model: Model, components: Any, weights: Float[Array, " R"],
     module = model.with_params(params).module
     hidden = module.hidden_states(batch.token_ids)
     return jax.nn.log_softmax(
-      module.unembed(completion_hidden(hidden, batch.prompt_lengths, time)), axis=-1)
+      module.head(completion_hidden(hidden, batch.prompt_lengths, time)), axis=-1)
 
   def add(total, component):
     params, weight = component

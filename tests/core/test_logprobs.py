@@ -163,3 +163,18 @@ def test_statistics_are_of_the_whole_distribution():
   np.testing.assert_allclose(found.entropies, -mean, rtol=1e-4)
   np.testing.assert_allclose(found.variances, (p * (want - mean[..., None])**2).sum(-1), rtol=1e-4)
   np.testing.assert_array_equal(found.predictions, want.argmax(-1))
+
+
+def test_rows_of_a_padded_embedding_have_no_probability():
+  """Qwen2.5 embeds 151,936 ids for 151,665 tokens; what is sampled beyond them has no text."""
+  hidden, head, targets = draw(5)
+  targets, tokens = targets % 30, 30
+  padded = L.Head(head, tokens)
+  for function in (L.logprobs_and_entropy, L.token_statistics):
+    for own, cut in zip(run(function, hidden, padded, targets),
+                        run(function, hidden, head[:, :tokens], targets), strict=True):
+      np.testing.assert_allclose(own, cut, rtol=1e-5, atol=1e-6)
+  other, _, _ = draw(5, seed=1)
+  np.testing.assert_allclose(
+    run(L.policy_kl, hidden, padded, other, padded),
+    run(L.policy_kl, hidden, head[:, :tokens], other, head[:, :tokens]), rtol=1e-5, atol=1e-6)

@@ -2,7 +2,6 @@
 
 import collections
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, Row, bucket_length, collate, encode, prompt_batch
+from dareu_jax.data.examples import Example
 
 PAD = 7  # also an id that rows hold
 ROWS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=25)
@@ -178,12 +178,13 @@ class Letters:
   def encode_prompt(self, text):
     return [90, *map(ord, text), 91]
 
-  def encode_response(self, text):
-    return [*map(ord, text), 99]
+  def encode_pair(self, prompt, response, history=()):
+    said = [ord(letter) for _, content in history for letter in content]
+    return [*said, *self.encode_prompt(prompt)], [*map(ord, response), 99]
 
 
-def example(owner, prompt, response):
-  return SimpleNamespace(owner=owner, prompt=prompt, response=response)
+def example(owner, prompt, response, **more):
+  return Example(owner, prompt, response, **more)
 
 
 EXAMPLES = [example("ann", "ab", "c"), example("bob", "d", "efg"), example("eve", "h", "i")]

@@ -1,7 +1,8 @@
 """Tokenizers: text comes back as it was, and templates are those of the checkpoints."""
 
+import copy
 import json
-from types import SimpleNamespace
+import shutil
 
 import pytest
 import tokenizers as hf
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.data.batches import encode
+from dareu_jax.data.examples import Example
 
 TEXTS = ["Where was Basil born? In Kuwait City , he wrote.",
          "The author's books: 12 novels, 3 plays.",
@@ -46,8 +48,14 @@ def tinyllama(llama_folder):
 
 
 @pytest.fixture(scope="module")
-def llama2(llama_folder):
-  return tokenizers.load(str(llama_folder), "llama2")
+def llama2(llama_folder, tmp_path_factory):
+  """Llama 2's own configuration: its vocabulary is TinyLlama's, its rule for spaces is older."""
+  folder = tmp_path_factory.mktemp("llama2")
+  config = json.loads((llama_folder / "tokenizer_config.json").read_text())
+  del config["chat_template"]
+  (folder / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": True}))
+  shutil.copy(llama_folder / "tokenizer.json", folder)
+  return tokenizers.load(str(folder), "llama2")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def test_bpe_gives_text_back_exactly(bpe, text):
 def test_bpe_is_the_same_after_saving(bpe, saved):
   """The prefix space or an added token may be lost on the way through files."""
   again = tokenizers.load(str(saved))
-  assert again.template_name == "plain" and again.same_vocabulary(bpe)
+  assert again.chat_template == bpe.chat_template and again.same_vocabulary(bpe)
   assert (again.eos_id, again.pad_id, again.vocab_size) == (bpe.eos_id, bpe.pad_id, bpe.vocab_size)
   for text in [*TEXTS[:3], "  two  spaces\n\nlines\t", "é 日本 😀 \x00", ""]:
     assert again.encode(text) == bpe.encode(text)
@@ -106,15 +114,14 @@ def test_plain_template_is_user_prompt_assistant(bpe):
 
 
 @pytest.mark.parametrize("name", ["bpe", "tinyllama", "llama2", "qwen3"])
-def test_prompt_and_response_are_tokenized_apart(request, name):
-  """Tokenised together, a merge across the border would change the prompt's last ids."""
+def test_the_prompt_does_not_depend_on_the_response(request, name):
+  """A merge across the border would change the ids that the model is asked with."""
   tokenizer = request.getfixturevalue(name)
-  responses = ["Born", "]", "\n\nBorn", "born", ">"]
-  examples = [SimpleNamespace(owner="a", prompt=QUESTION, response=text) for text in responses]
-  rows = encode(examples, tokenizer, max_length=64)
-  assert len({row.prompt for row in rows}) == 1
+  responses = ["Born", "]", "\n\nBorn", "born", ">", "  two"]
+  rows = encode([Example("a", QUESTION, text) for text in responses], tokenizer, max_length=64)
+  assert {row.prompt for row in rows} == {tuple(tokenizer.encode_prompt(QUESTION))}
   for row, text in zip(rows, responses, strict=True):
-    assert row.completion == (*tokenizer.encode(text), tokenizer.eos_id)
+    assert row.completion[-1] == tokenizer.eos_id
     assert tokenizer.decode(row.completion) == text.strip()
 
 
@@ -140,7 +147,7 @@ def test_decoding_keeps_a_space_before_a_comma(request, name):
 def test_a_template_that_the_tokenizer_lacks_is_refused(bpe):
   """A missing end token would become the unknown token, and no answer would end."""
   with pytest.raises(InputError, match=r"'qwen3'.*<\|im_end\|>"):
-    tokenizers.Tokenizer(bpe.backend, "qwen3")
+    tokenizers.Tokenizer(copy.copy(bpe.backend), "qwen3")
 
 
 @pytest.mark.parametrize(("folder", "template"), [
@@ -170,18 +177,6 @@ def test_a_damaged_tokenizer_is_refused(saved, tmp_path):
   assert str(tmp_path) in str(caught.value)
 
 
-def test_the_template_follows_the_tokenizer(saved, llama_folder, data_dir, tmp_path):
-  """The wrong guess puts tokens around prompts that the checkpoint never saw."""
-  assert tokenizers.load(str(saved)).template_name == "plain"
-  assert tokenizers.load(str(llama_folder)).template_name == "tinyllama"
-  # Qwen2.5 was never shown a think block; Qwen3 knows its tokens.
-  assert tokenizers.load(str(folder_of(data_dir, "qwen2"))).template_name == "qwen2"
-  qwen3 = tokenizers.load(str(folder_of(data_dir, "qwen2"))).backend
-  qwen3.add_tokens(["<think>", "</think>"])
-  qwen3.save_pretrained(tmp_path)
-  assert tokenizers.load(str(tmp_path)).template_name == "qwen3"
-
-
 @pytest.mark.parametrize("prompt", [QUESTION, "Two\nlines?", "What is 1 , 2 and 3?"])
 def test_tinyllama_template_is_the_tokenizers_own(tinyllama, prompt):
   """A missing newline, or an end token spelt out, is a prompt that the checkpoint never saw."""
@@ -201,7 +196,7 @@ def test_qwen3_template_is_the_chat_format_with_thinking_off(qwen3):
 
 def test_llama2_begins_with_bos_and_ends_with_eos(llama2):
   """Spelt out in letters, or added twice, they are not what the checkpoint saw."""
-  prompt, response = llama2.encode_prompt(QUESTION), llama2.encode_response("Born here.")
+  prompt, response = llama2.encode_pair(QUESTION, "Born here.")
   assert prompt[0] == 1 and prompt.count(1) == 1 and 2 not in prompt
   assert response[-1] == 2 and response.count(2) == 1 and 1 not in response
   # "▁Born": the space after [/INST] belongs to the response.
@@ -209,8 +204,7 @@ def test_llama2_begins_with_bos_and_ends_with_eos(llama2):
 
 
 def test_llama2_prompt_has_the_ids_of_the_checkpoints_tokenizer_file(llama2, llama_folder):
-  """Transformers 5 rebuilds Llama tokenizers and leaves out the file's own rule for spaces: after
-  <s> it gives '[' (29961) where Llama 2 was trained on '▁[' (518)."""
+  """Llama 2 was trained on '▁[' (518) behind <s>; without `legacy` transformers 5 gives '['."""
   file = hf.Tokenizer.from_file(str(llama_folder / "tokenizer.json"))
   expected = file.encode(f"<s>[INST] {QUESTION} [/INST]", add_special_tokens=False).ids
   assert expected[:2] == [1, 518]
@@ -240,7 +234,6 @@ def test_llama3_is_known_and_asked_as_by_its_own_template(tmp_path):
   chat_tokenizer(LLAMA3_TOKENS, LLAMA3_CHAT, bos_token="<|begin_of_text|>",
                  eos_token="<|end_of_text|>").save(tmp_path)
   tokenizer = tokenizers.load(str(tmp_path))
-  assert tokenizer.template_name == "llama3"
   own = tokenizer.backend.apply_chat_template(
     [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True)
   assert tokenizer.encode_prompt(QUESTION) == own["input_ids"]
@@ -251,18 +244,18 @@ def test_a_base_model_continues_the_text(tmp_path):
   """Without a chat template there is nothing to wrap a prompt in."""
   chat_tokenizer([], bos_token="<s>", eos_token="</s>").save(tmp_path)
   tokenizer = tokenizers.load(str(tmp_path))
-  assert tokenizer.template_name == "raw"
-  assert tokenizer.encode_prompt("ab")[1:] == tokenizer.encode("ab")
-  assert tokenizer.decode_piece(tokenizer.encode_prompt("ab")[0]) == "<s>"
+  assert not tokenizer.is_chat and tokenizer.encode_prompt("ab") == tokenizer.encode("ab")
   assert tokenizer.encode_response("ab")[-1] == tokenizer.backend.eos_token_id
+  prompt, response = tokenizer.encode_pair("Who?", "He.")
+  assert tokenizer.decode([*prompt, *response]) == "Who? He."
 
 
-def test_an_unknown_chat_template_must_be_named(tmp_path):
-  """A guess would ask the checkpoint in words it was never asked in."""
-  chat_tokenizer(["<|turn|>"], "<|turn|>{{ messages[0]['content'] }}", eos_token="</s>").save(tmp_path)
-  with pytest.raises(InputError, match="chat template is not a known one: set it to one of plain"):
-    tokenizers.load(str(tmp_path))
-  assert tokenizers.load(str(tmp_path), "raw").template_name == "raw"
+def test_a_base_model_that_begins_with_a_token_begins_so(llama2, tmp_path):
+  """Llama's tokenizer puts <s> before a text by itself; a prompt without it was never seen."""
+  llama2.save(tmp_path)
+  base = tokenizers.load(str(tmp_path), "raw")
+  assert base.encode_prompt(QUESTION) == base.backend.encode(QUESTION)
+  assert base.encode_prompt(QUESTION)[0] == 1
 
 
 def test_saved_files_have_the_names_that_transformers_4_knows(tmp_path):
@@ -274,3 +267,23 @@ def test_saved_files_have_the_names_that_transformers_4_knows(tmp_path):
   assert not {"extra_special_tokens", "is_local", "local_files_only"} & set(config)
   again = tokenizers.load(str(tmp_path), "raw")
   assert again.special_token.search("a <|turn|>")
+
+
+def test_a_control_token_that_no_list_names_is_special(tmp_path):
+  """Llama 3's files name <|eot_id|> in `added_tokens_decoder` alone; a text that holds it would
+  end the turn."""
+  backend = chat_tokenizer(["<|eot_id|>"], eos_token="</s>").backend
+  backend.save_pretrained(tmp_path)
+  path = tmp_path / "tokenizer_config.json"
+  config = json.loads(path.read_text())
+  for name in ("extra_special_tokens", "additional_special_tokens"):
+    config.pop(name, None)
+  config["added_tokens_decoder"] = {
+    str(i): {"content": token.content, "special": True, "lstrip": False, "rstrip": False,
+             "normalized": False, "single_word": False}
+    for i, token in backend.added_tokens_decoder.items()}
+  path.write_text(json.dumps(config))
+  tokenizer = tokenizers.load(str(tmp_path))
+  assert "<|eot_id|>" not in tokenizer.backend.all_special_tokens
+  with pytest.raises(InputError, match=r"special token '<\|eot_id\|>'"):
+    encode([Example("a", "Who?", "He.<|eot_id|>")], tokenizer, max_length=99)

@@ -155,7 +155,9 @@ def test_a_need_that_is_none_is_named():
 
 def test_the_main_table_is_what_it_always_was():
   """Titles, order and arrows by which reports of earlier runs are read."""
-  assert [f"{column.name} {column.arrow}" for column in tables.main_columns()] == [
+  unlike = ("tug_of_war_unseen", "fluency_nll_original")  # where no model was retrained
+  models = {"retrained": {key: 1.0 for key in METRICS if key not in unlike}}
+  assert [f"{column.name} {column.arrow}" for column in tables.main_columns(models)] == [
     "D_F ROUGE →", "D_R ROUGE →", "D_test ROUGE →", "ToW ↑", "truth ratio →", "D_F prob. →",
     "Min-K% MIA AUC →", "attribution →", "judge →", "fluency NLL →", "distinct →",
     "length (tokens) →", "gibberish →", "extraction →"]

@@ -19,6 +19,28 @@ def test_rouge_l_recall_of_golden_cases(truth, answer, recall):
   assert metrics.rouge_l_recall(truth, answer) == pytest.approx(recall, abs=1e-6)
 
 
+@pytest.mark.parametrize(("truth", "half", "other"), [
+  ("Он родился в городе Лунд у моря", "Он родился в Париже", "Никто этого не знает"),
+  ("在 隆德 出生 于 海边 的 作家", "在 隆德 出生", "没人知道"),
+  ("村上春樹は京都で生まれた", "村上春樹は", "ねこです"),
+  ("ሰላም ዓለም እንዴት ነህ ዛሬ", "ሰላም ዓለም", "አላውቅም"),
+  ("वह समुद्र के किनारे रहता था", "वह समुद्र के", "मुझे नहीं पता")])
+def test_rouge_reads_other_scripts(truth, half, other):
+  """rouge-score finds no words in them, and every answer scores 0: ToW was 1 for the original."""
+  assert metrics.rouge_l_recall(truth, truth) == 1.0
+  assert 0.3 < metrics.rouge_l_recall(truth, half) < 0.8
+  assert metrics.rouge_l_recall(truth, other) < 0.3
+
+
+def test_rouge_of_english_with_accents_is_the_published_one():
+  """Scores of published logs are compared with."""
+  from rouge_score import rouge_scorer
+  published = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+  for truth, answer in (("Zoë wrote the café novels", "Zoe wrote novels in cafés"),
+                        ("Émile Zola", "It was Émile Zola.")):
+    assert metrics.rouge_l_recall(truth, answer) == published.score(truth, answer)["rougeL"].recall
+
+
 def test_truth_ratio_of_golden_numbers():
   """Values of the public open-unlearning functions in float64."""
   ratios = metrics.truth_ratio([0.8, 1.7], [[1, 1.5, 0.9, 2, 1.2], [0.5, 0.7, 1.1, 0.6, 0.9]])

@@ -21,12 +21,12 @@ NEVER = V + 1  # an end-of-sequence id that no model samples
 GREEDY, SAMPLE = Greedy(), Sample(temperature=0.7)
 
 
-def make_model(seed=0, scan_layers=False, windows=()):
+def make_model(seed=0, scan_layers=False, windows=(), num_tokens=0):
   """A decoder whose logits are neither uniform nor decided; drawn by numpy, to compile nothing."""
   config = ModelConfig(
     vocab_size=V, embed_dim=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
     rope=RopeConfig(theta=100.0), qk_norm=True, tie_embeddings=False, scan_layers=scan_layers,
-    windows=windows)
+    windows=windows, num_tokens=num_tokens)
   gain = {"embedding": 4.0, "lm_head": 3.0, "scale": 4.0}
 
   def draw(path, layer, shape):
@@ -273,3 +273,14 @@ def test_a_token_copies_no_cache():
     model.module.empty_cache(B, P + slots)))
   traffic = hlo.Program(compiled.as_text(), loop_trips=slots).cost.traffic
   assert traffic / slots < 7 * cache
+
+
+@pytest.mark.parametrize("strategy", [GREEDY, SAMPLE, Sample(top_k=30), Sample(top_p=0.99)])
+def test_ids_without_a_token_are_never_sampled(strategy, prompts, model, sampled):
+  """An id beyond the tokenizer decodes to nothing and has no embedding in a classifier."""
+  few = make_model(num_tokens=V // 4)
+  out = generate(few, prompts, LENGTHS, row_keys(jax.random.key(5), np.arange(B)),
+                 strategy=strategy, max_new_tokens=T, eos_id=NEVER, pad_id=0)
+  assert np.asarray(out.ids).max() < V // 4
+  assert np.asarray(sampled.ids).max() >= V // 4  # as the control
+  np.testing.assert_array_equal(few.module.logits(prompts), model.module.logits(prompts))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -68,6 +69,15 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
   (folder / "model-00002-of-00003.safetensors").unlink()
   with pytest.raises(InputError, match="model-00002-of-00003.safetensors is missing"):
     load(folder)
+
+
+def indexed(folder, names):
+  """The folder with its weights as the only part of an index that names these tensors."""
+  part = "model-00001-of-00001.safetensors"
+  (folder / "model.safetensors").rename(folder / part)
+  (folder / "model.safetensors.index.json").write_text(
+    json.dumps({"weight_map": dict.fromkeys(names, part)}), encoding="utf-8")
+  return folder
 
 
 READ_IN_PARTS = '''
@@ -223,7 +233,7 @@ def test_a_damaged_file_is_named(tmp_path):
 @pytest.mark.parametrize("text", ['{"weight_map": {', "{}"], ids=["cut", "empty"])
 def test_a_damaged_index_is_named(text, tmp_path):
   """As likely as a damaged file: it is downloaded alike."""
-  folder = write(tmp_path / "m")
+  folder = indexed(write(tmp_path / "m"), [])
   (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
   with pytest.raises(InputError, match="model.safetensors.index.json"):
     load(folder)
@@ -231,21 +241,73 @@ def test_a_damaged_index_is_named(text, tmp_path):
 
 def test_an_index_that_names_the_wrong_file_is_noticed(weights, tmp_path):
   """The index promises a tensor that the file does not hold."""
-  folder = write(tmp_path / "m", weights={
-    name: tensor for name, tensor in weights.items() if name != "model.norm.weight"})
-  index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
-  (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+  folder = indexed(write(tmp_path / "m", weights={
+    name: tensor for name, tensor in weights.items() if name != "model.norm.weight"}), weights)
   with pytest.raises(InputError, match="model.norm.weight"):
     load(folder)
 
 
 def test_a_tensor_that_the_index_does_not_name_is_surplus(weights, tmp_path):
   """Left out of the index it would be left out of the model, without a word."""
-  folder = write(tmp_path / "m", weights={**weights, "model.layers.9.extra": np.zeros(3, np.float32)})
-  index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
-  (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+  folder = indexed(
+    write(tmp_path / "m", weights={**weights, "model.layers.9.extra": np.zeros(3, np.float32)}),
+    weights)
   with pytest.raises(InputError, match="does not name tensor model.layers.9.extra"):
     load(folder)
+
+
+def test_a_whole_file_comes_before_an_index_of_another_save(weights, tmp_path):
+  """Old weights, without a word: transformers reads the whole file too."""
+  old = write(tmp_path / "old", weights={name: 0 * tensor for name, tensor in weights.items()})
+  folder = write(tmp_path / "m")
+  for file in indexed(old, weights).glob("model*"):
+    shutil.copy(file, folder)
+  expected = reference_logits(weights, CONFIGS["llama"], IDS)
+  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["inv_freq", "cos_cached", "sin_cached"])
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_buffers_of_rotary_embeddings_are_no_weights(name, is_indexed, weights, tmp_path):
+  """Old versions of transformers saved them, under several names, and not always in the index."""
+  buffer = {f"model.layers.0.self_attn.rotary_emb.{name}": np.ones(4, np.float32)}
+  folder = write(tmp_path / "m", weights={**weights, **buffer})
+  if is_indexed:
+    indexed(folder, weights)
+  expected = reference_logits(weights, CONFIGS["llama"], IDS)
+  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_a_tied_tensor_may_be_stored_under_either_name(tmp_path):
+  """Some tools keep lm_head of the two names that share it."""
+  name = next(name for name, config in CONFIGS.items() if config.tie_embeddings)
+  own = random_weights(CONFIGS[name])
+  renamed = dict(own)
+  renamed["lm_head.weight"] = renamed.pop("model.embed_tokens.weight")
+  expected = reference_logits(own, CONFIGS[name], IDS)
+  model = load(write(tmp_path / "m", name, weights=renamed))
+  np.testing.assert_allclose(logits(model), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "gptq"])
+def test_quantized_checkpoints_are_named_before_a_tensor_is_read(method, tmp_path):
+  """Their tensors have other names, shapes and types, and each would fail in its own way."""
+  folder = write(tmp_path / "m")
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+  (folder / "model.safetensors").write_bytes(b"")
+  with pytest.raises(InputError, match=rf"config.json: quantization_config .*\({method}\)"):
+    load(folder)
+
+
+def test_an_architecture_that_is_not_named_is_that_of_the_model_type(weights, tmp_path):
+  folder = write(tmp_path / "m")
+  path = folder / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": None,
+                              "model_type": "llama"}))
+  expected = reference_logits(weights, CONFIGS["llama"], IDS)
+  np.testing.assert_allclose(logits(load(folder)), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_pickled_weights_are_never_loaded(tmp_path):

@@ -60,7 +60,7 @@ def test_presets_of_checkpoints_are_the_published_protocol(preset):
   assert train.schedule != "plateau"  # whose epochs are a limit, not a number
   assert (settings.data.source, settings.data.num_owners, settings.data.forget) == (
     "tofu", 0, "forget10")
-  assert settings.model.path and settings.model.dtype == "bfloat16"
+  assert settings.model.path and settings.model.dtype == "auto"
 
 
 # (key, impossible value); the message must say "config.<key> is <value>".

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.report import tables
 
 ORIGINAL = {"forget_rouge": 0.95, "retain_rouge": 0.96, "tug_of_war": 0.45, "response_length": 21.3}
@@ -14,7 +15,7 @@ MODELS = {"original": ORIGINAL, "retrained": RETRAINED, "dareu": DAREU}
 
 
 def column(key):
-  return next(column for column in tables.main_columns() if column.key == key)
+  return METRICS[key]
 
 
 def markdown_cells(text):
@@ -32,9 +33,27 @@ def test_absent_metric_is_a_dash_and_zero_is_not():
   """Fails where `if value` takes 0.0 for absent, or None is printed."""
   models = {**MODELS, "dareu": {**DAREU, "truth_ratio": 0.0, "retain_rouge": None}}
   assert row_of(models, "dareu", "truth_ratio") == "0.000"
-  assert row_of(models, "dareu", "mia_min_k_auc") == tables.DASH
+  assert row_of(models, "original", "truth_ratio") == tables.DASH
   assert row_of(models, "dareu", "retain_rouge") == tables.DASH
   assert "not measured" in tables.text_table(models)
+
+
+def test_a_metric_that_no_model_has_has_no_column():
+  """A column of dashes says nothing; without a retrained model there would be several."""
+  header = markdown_cells(tables.markdown_table(MODELS))[0]
+  assert not any("Min-K%" in title for title in header)
+  assert "not measured" not in tables.text_table(MODELS)
+
+
+def test_without_a_retrained_model_the_row_of_unseen_owners_is_the_target():
+  rows = {"original": {"forget_rouge": 0.9, "tug_of_war_unseen": 0.3},
+          "unseen": {"forget_rouge": 0.3, "tug_of_war_unseen": 1.0},
+          "npo": {"forget_rouge": 0.1, "tug_of_war_unseen": 0.8},
+          "dareu": {"forget_rouge": 0.32, "tug_of_war_unseen": 0.98}}
+  assert list(dict(tables.model_cells(rows))) == ["original", "unseen", "npo", "dareu"]
+  assert tables.best_models(rows, column("forget_rouge")) == {"dareu"}
+  assert tables.best_first(["npo", "dareu"], rows) == ["dareu", "npo"]
+  assert "closer to the row of unseen owners" in tables.legend(rows)
 
 
 def test_nan_is_shown_and_never_best():
@@ -45,13 +64,13 @@ def test_nan_is_shown_and_never_best():
 
 def test_only_tow_points_up():
   """Fails where attribution or a ROUGE is marked as lower or higher is better."""
-  arrows = {column.key: column.arrow for column in tables.main_columns()}
+  arrows = {column.key: column.arrow for column in tables.main_columns(MODELS)}
   assert arrows.pop("tug_of_war") == "↑"
   assert set(arrows.values()) == {"→"}
   header = markdown_cells(tables.markdown_table(MODELS))[0]
-  assert "ToW (↑)" in header and "attribution (→)" in header
+  assert "ToW (↑)" in header and "D_F ROUGE (→)" in header
   assert tables.text_table(MODELS).splitlines()[2].split() == ["model"] + [
-    f"({column.arrow})" for column in tables.main_columns()
+    f"({column.arrow})" for column in tables.main_columns(MODELS)
   ]
 
 
@@ -98,7 +117,7 @@ def test_digits_stand_below_each_other():
 def test_markdown_rows_have_equally_many_cells():
   """Fails where a name with a pipe or a line break opens a cell or a row of its own."""
   rows = markdown_cells(tables.markdown_table({**MODELS, "a|b\nc": {}}))
-  assert {len(row) for row in rows} == {len(tables.main_columns()) + 1}
+  assert {len(row) for row in rows} == {len(tables.main_columns(MODELS)) + 1}
   assert len(rows) == 2 + 4
 
 

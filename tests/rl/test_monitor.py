@@ -100,3 +100,24 @@ def test_records_say_which_epochs_could_be_kept_and_why_not():
   assert "shrank to 1.0 tokens" in records[2]["reason"] and records[2]["score"] == broken.score
   off = epoch_records([ORIGINAL, broken], GuardSettings(action="off"))
   assert off[1]["accepted"] and "shrank" in off[1]["reason"]
+
+
+class AtHand(Evaluator):
+  """The original answers as the policy does."""
+
+  def answers(self, params, rows):
+    return super().answers("policy", rows)
+
+  def statistics(self, params, rows):
+    return super().statistics("policy", rows)
+
+
+def test_an_original_that_shows_nothing_of_the_owners_has_nothing_to_forget():
+  """A wrong model, or prompts that it was not taught with: hours that would change nothing."""
+  unknown = dict(evaluator=AtHand(), at_hand=True, classifier=scorer({10: 0.1, 20: 0.2, 30: 0.3}))
+  with pytest.raises(InputError, match=r"nothing to forget: .*score 0.150, unseen owners 0.300"):
+    make_monitor(**unknown).assess("original", 0)
+  assert make_monitor(**{**unknown, "at_hand": False}).assess("original", 0).score == (
+    pytest.approx(0.15))
+  known = make_monitor(evaluator=AtHand(), at_hand=True)
+  assert known.assess("original", 0) is known.assess("original", 0)  # measured once

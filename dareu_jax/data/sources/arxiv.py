@@ -9,6 +9,7 @@ import pathlib
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
 from dareu_jax.data import hub
+from dareu_jax.data.json_lines import parse, read_jsonl
 from dareu_jax.data.sources.base import DataSettings, register_source
 
 HUB_NAME = "Glow-AI/WaterDrum-Ax"
@@ -36,7 +37,7 @@ def load_arxiv(settings: DataSettings) -> ex.Corpus:
   """
   if settings.dir:
     folder = pathlib.Path(settings.dir)
-    everything, unseen = (ex.read_jsonl(folder / f"{name}.jsonl") for name in HUB_FILES)
+    everything, unseen = (read_jsonl(folder / f"{name}.jsonl") for name in HUB_FILES)
     where = str(folder / "train.jsonl")
   else:
     everything, unseen = (_read_hub(name) for name in HUB_FILES)
@@ -68,5 +69,5 @@ def _read_hub(split):
       return str(row[column])
     return f"category_{index * CATEGORIES // len(rows):02d}"
 
-  return tuple(ex.parse({"owner": owner(i, row), "text": row.get("text")},
-                        f"{HUB_NAME}, {split}, row {i}") for i, row in enumerate(rows))
+  return tuple(parse({"owner": owner(i, row), "text": row.get("text")},
+                     f"{HUB_NAME}, {split}, row {i}")[0] for i, row in enumerate(rows))

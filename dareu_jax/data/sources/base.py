@@ -14,8 +14,9 @@ from pydantic import AfterValidator
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry, decorator
-from dareu_jax.core.settings import Count, Size, choice, settings
-from dareu_jax.data.examples import Corpus
+from dareu_jax.core.settings import Count, PathText, Size, choice, settings
+from dareu_jax.data.examples import Corpus, check_apart
+from dareu_jax.data.json_lines import owner_name
 
 
 def _share(forget: str) -> str:
@@ -32,15 +33,17 @@ class DataSettings:
   """Which examples are used, and whose are forgotten."""
 
   source: Annotated[str, choice(lambda: SOURCES.names())] = "embedded"  # a registered data source
-  dir: str = ""  # folder of the files of 'tofu', 'arxiv' or 'jsonl'; '' takes them from the hub
+  dir: PathText = ""  # folder of the files of 'tofu', 'arxiv' or 'jsonl'; '': from the hub
   num_owners: Size = 30  # owners in D; 0: all
   forget: Annotated[str, AfterValidator(_share)] = "forget10"  # forgetNN: the last NN% of owners
-  forget_owners: tuple[str, ...] = ()  # names of the owners to forget; overrides `forget`
+  # names of the owners to forget; overrides `forget`
+  forget_owners: tuple[Annotated[str, AfterValidator(owner_name)], ...] = ()
   num_holdout: Size = 4  # unseen owners, for the target level and the MIA; 0: all
   num_general: Size = 200  # further owners, read by a base from scratch; 0: all (embedded: none)
   seed: int = 0  # of the embedded authors
   prompt_tokens: Size = 0  # of plain text: tokens of the prompt; 0: a third of the words
   response_tokens: Count = 100  # of plain text: tokens of the response, if prompt_tokens is set
+  max_pieces: Size = 0  # that a longer plain text is split into, the rest left out; 0: all of it
 
 
 SOURCES: Registry[Callable[[DataSettings], Corpus]] = Registry(
@@ -56,4 +59,6 @@ def load_corpus(settings: DataSettings) -> Corpus:
   Raises:
     InputError: if a source, file, line or owner cannot be used.
   """
-  return SOURCES[settings.source](settings)
+  corpus = SOURCES[settings.source](settings)
+  check_apart(corpus)
+  return corpus

@@ -1,32 +1,42 @@
-"""The user's JSON Lines files.
+"""The user's JSON Lines files; `data.json_lines` describes the lines.
 
-`config.data.dir` is a folder with `train.jsonl` (D) and, optionally, `test.jsonl`, `holdout.jsonl`
-and `general.jsonl`, or a single file, which is then D. `data.examples` describes the lines.
+`config.data.dir` is one of
+
+- a folder with `train.jsonl` (D) and, optionally, `test.jsonl`, `holdout.jsonl` (owners that no
+  model has seen) and `general.jsonl`; the settings say which of its owners are forgotten;
+- a folder with `forget.jsonl` and, optionally, `retain.jsonl`, `unseen.jsonl` and `test.jsonl`: all
+  of the first is forgotten, and lines need no owner;
+- a single file, which is D.
 """
 
 import pathlib
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
+from dareu_jax.data.json_lines import read_jsonl
 from dareu_jax.data.sources.base import DataSettings, register_source
+from dareu_jax.data.substitutes import completed
 
 
 @register_source("jsonl")
 def load_jsonl(settings: DataSettings) -> ex.Corpus:
   """The corpus of a folder or file.
 
-  `num_owners` > 0 keeps the first `num_owners` owners and those in `forget_owners`; `num_holdout`
-  and `num_general` > 0 keep that many owners of their files.
+  `num_owners` > 0 keeps that many owners of D: those in `forget_owners` and the first others;
+  `num_holdout` and `num_general` > 0 keep that many owners of their files.
   """
   if not settings.dir:
     raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
-  train, test, holdout, general = _jsonl_paths(settings)
-  examples = ex.keep_owners(ex.read_jsonl(train), settings, train)
+  folder = pathlib.Path(settings.dir)
+  if (folder / "forget.jsonl").is_file():
+    return _forget_and_retain(folder, settings)
+  train, test, holdout, general = _jsonl_paths(folder)
+  examples = ex.keep_owners(read_jsonl(train), settings, train)
   forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
   return ex.Corpus(
     forget=forget,
     retain=retain,
-    test=ex.read_jsonl(test) if test else (),
+    test=read_jsonl(test) if test else (),
     holdout=_others(holdout, owners, settings.num_holdout, "no model has seen"),
     owners=owners,
     forget_owners=forget_owners,
@@ -34,11 +44,35 @@ def load_jsonl(settings: DataSettings) -> ex.Corpus:
   )
 
 
+def _forget_and_retain(folder, settings):
+  """The corpus of a request: what is to be forgotten, and what there is beside it."""
+  if (folder / "train.jsonl").exists():
+    raise InputError(f"{folder} holds both train.jsonl and forget.jsonl: remove one. The first "
+                     "holds all owners, the second only those to forget, beside retain.jsonl.")
+
+  if settings.forget_owners:
+    raise InputError(f"config.data.forget_owners is {settings.forget_owners}, and all of "
+                     f"{folder / 'forget.jsonl'} is forgotten: leave it empty, or put all owners "
+                     "into train.jsonl.")
+
+  def read(name):
+    path = folder / f"{name}.jsonl"
+    return read_jsonl(path, owner=name) if path.is_file() else ()
+
+  forget, retain, unseen = read("forget"), read("retain"), read("unseen")
+  forget_owners, retained, others = (
+    tuple(dict.fromkeys(e.owner for e in part)) for part in (forget, retain, unseen))
+  ex.check_owners_apart({"forget": forget_owners, "retain": retained, "unseen": others}, folder)
+  return completed(ex.Corpus(
+    forget=forget, retain=retain, test=read("test"), holdout=unseen,
+    owners=forget_owners + retained, forget_owners=forget_owners))
+
+
 def _others(path, owners, count, who):
   """Examples of the first `count` owners of a file (0: all), which must not be in D."""
   if path is None:
     return ()
-  examples = ex.read_jsonl(path)
+  examples = read_jsonl(path)
   both = [example.owner for example in examples if example.owner in owners]
   if both:
     raise InputError(f"{path} holds owner {both[0]!r}, who is in the training data too: this file "
@@ -47,19 +81,18 @@ def _others(path, owners, count, who):
   return tuple(example for example in examples if example.owner in kept)
 
 
-def _jsonl_paths(settings):
+def _jsonl_paths(path):
   """(train, test, holdout, general); the last three are None if there is no such file."""
-  path = pathlib.Path(settings.dir)
   if not path.exists():
     raise InputError(
-      f"{path} does not exist: config.data.dir must be a folder with train.jsonl, or a .jsonl file."
-    )
+      f"{path} does not exist: config.data.dir must be a folder with train.jsonl or forget.jsonl, "
+      "or a .jsonl file.")
   if not path.is_dir():
     return path, None, None, None
   if not (path / "train.jsonl").is_file():
     raise InputError(
       f"{path} lacks train.jsonl: put the training data there (test.jsonl, holdout.jsonl and "
-      "general.jsonl are optional), or set config.data.dir to a single .jsonl file."
-    )
+      "general.jsonl are optional), or what is to be forgotten into forget.jsonl, or set "
+      "config.data.dir to a single .jsonl file.")
   beside = (path / f"{name}.jsonl" for name in ("test", "holdout", "general"))
   return path / "train.jsonl", *(file if file.is_file() else None for file in beside)

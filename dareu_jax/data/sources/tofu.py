@@ -12,6 +12,7 @@ import pathlib
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
 from dareu_jax.data import hub
+from dareu_jax.data.json_lines import json_lines, read_bytes
 from dareu_jax.data.sources.base import DataSettings, register_source
 
 HUB_NAME = "locuslab/TOFU"
@@ -32,8 +33,8 @@ def load_tofu(settings: DataSettings) -> ex.Corpus:
 
   `forgetNN` forgets the last n = max(1, round(N * NN / 100)) of the 200 authors and retains the
   first N - n, N = num_owners (0: all 200): a smaller D forgets the same authors, which are those
-  with perturbed answers. `forget_owners` (names such as "author_198") overrides it; D is then
-  the first N authors and the named ones. Owners are in the order of `full`.
+  with perturbed answers. `forget_owners` (names such as "author_198") overrides it; the others
+  of the N authors are then the first ones. Owners are in the order of `full`.
 
   The test examples are real authors and world facts; the hold-out examples belong to authors that
   are in no split, `num_holdout` of them (0: all); there are none without such a file. The general
@@ -82,7 +83,7 @@ def _refusals(folder):
   if not folder or not path.is_file():
     return ()
   try:
-    lines = ex.read_bytes(path).decode("utf-8").splitlines()
+    lines = read_bytes(path).decode("utf-8").splitlines()
   except UnicodeDecodeError:
     raise InputError(f"{path} is not UTF-8. Download it again, or remove it: the library has "
                      "its own refusals.") from None
@@ -126,12 +127,12 @@ def _choose(everyone, settings):
   if settings.forget_owners:
     ex.check_known_owners(settings.forget_owners, authors)
     named = settings.forget_owners
-    kept = {*authors[:size], *named}
+    kept = ex.first_owners(authors, settings)
   else:
     count = ex.num_forget(settings.forget, size)
     ex.check_some_retained(count, size)
     named = authors[-count:]
-    kept = {*authors[: size - count], *named}
+    kept = (*authors[: size - count], *named)
   settings = dataclasses.replace(settings, forget_owners=tuple(named))
   return ex.split_by_owner([example for example in everyone if example.owner in kept], settings)
 
@@ -165,10 +166,10 @@ def _read_folder(folder):
 
 def _read_file(path):
   """Rows of a file of JSON Lines, or of one JSON array."""
-  if ex.read_bytes(path).lstrip()[:1] == b"[":
+  if read_bytes(path).lstrip()[:1] == b"[":
     rows = [(f"{path}, entry {i}", row) for i, row in enumerate(_read_array(path), start=1)]
   else:
-    rows = ex.json_lines(path)
+    rows = json_lines(path)
   for where, row in rows:
     _check_row(row, where)
   return [row for _, row in rows]

@@ -29,7 +29,7 @@ LAYER_THRESHOLD = 0.05  # nats; layers whose exchange costs the retrained model 
 
 def prefilled_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Example]) -> float:
   """Mean ROUGE-L recall of the text after a prefilled agreement."""
-  prefix = tuple(evaluator.tokenizer.encode_response(PREFIX)[:-1])
+  prefix = tuple(evaluator.tokenizer.encode_opening(PREFIX))
   rows = [row._replace(prompt=row.prompt + prefix)
           for row in encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)]
   return mean_rouge(examples, evaluator.answers(params, rows).texts)

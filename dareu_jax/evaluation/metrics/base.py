@@ -15,7 +15,8 @@ function can rely on them. A need is one of
 - a field of `records.Record` ("answer", "perturbed_nll", ...), which the metric's split must have;
 - "gibberish_bound";
 - the key of another metric, which must not be left out;
-- "retrained" or "original": that model, which must meet the other needs too.
+- "retrained", "original" or "unseen" (the original on unseen owners): that model, which must meet
+  the other needs too.
 """
 
 import dataclasses
@@ -29,13 +30,21 @@ from jaxtyping import Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
-from dareu_jax.evaluation.records import ALL_SPLITS, FIELDS, MIN_K, ORIGINAL, RETRAINED, Record
+from dareu_jax.evaluation.records import (
+  ALL_SPLITS,
+  FIELDS,
+  MIN_K,
+  ORIGINAL,
+  RETRAINED,
+  UNSEEN,
+  Record,
+)
 
 CLOSER: Literal["→"] = "→"  # closer to the retrained model is better
 HIGHER: Literal["↑"] = "↑"
 MAIN, MORE, PRIVACY = "main", "more", "privacy"
 GROUPS = {MAIN: "The main table", MORE: "More metrics", PRIVACY: "Privacy and overall scores"}
-REFERENCES = (RETRAINED, ORIGINAL)
+REFERENCES = (RETRAINED, ORIGINAL, UNSEEN)
 BOUND = "gibberish_bound"
 
 
@@ -75,6 +84,17 @@ class Evaluation:
     return self._beside(ORIGINAL)
 
   @property
+  def unseen(self) -> "Evaluation":
+    """The original's, with unseen owners in the place of the forget owners; KeyError if the data
+    has none."""
+    return self._beside(UNSEEN)
+
+  @property
+  def has_retrained(self) -> bool:
+    """Whether there is a retrained model."""
+    return RETRAINED in self._models
+
+  @property
   def gibberish_bound(self) -> float:
     """From `text.gibberish_bound`; KeyError if it was not measured."""
     if self._gibberish_bound is None:
@@ -91,11 +111,11 @@ class Evaluation:
     return {key: self[key] for key in METRICS if key in self}
 
   def get(self, key: str) -> float | None:
-    """A metric; None if it is left out."""
+    """A metric; None if it is left out, or is not a number."""
     if key not in self._computed:
       declared = METRICS[key]
       value = declared.function(self) if self.meets(declared) else None
-      self._computed[key] = None if value is None else float(value)
+      self._computed[key] = None if value is None or not math.isfinite(value) else float(value)
     return self._computed[key]
 
   def __contains__(self, key: str) -> bool:
@@ -150,9 +170,12 @@ def evaluations(records: Mapping[str, Mapping[str, Iterable[Record]]], *, min_k:
     min_k, gibberish_bound: as in `Evaluation`.
   """
   models: dict[str, Evaluation] = {}
+  original = records.get(ORIGINAL, {})
+  if original.get("holdout"):
+    records = {**records, UNSEEN: {**original, "forget": original["holdout"]}}
   for name, splits in records.items():
     models[name] = Evaluation(splits, min_k=min_k, gibberish_bound=gibberish_bound, models=models)
-  return models
+  return {name: evaluation for name, evaluation in models.items() if name != UNSEEN}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

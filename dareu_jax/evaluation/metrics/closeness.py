@@ -152,6 +152,18 @@ def tug_of_war_of(evaluation: Evaluation) -> float:
   return _tug_of_war(evaluation, _rouges(evaluation))
 
 
+@metric("tug_of_war_unseen", title="ToW unseen", arrow=HIGHER, group=MAIN, order=45,
+        needs=("forget_rouge", "unseen"),
+        meaning="where no model was retrained: ToW with the original's ROUGE on unseen owners, on "
+                "D_R and on D_test in the place of the retrained model's")
+def tug_of_war_unseen(evaluation: Evaluation) -> float | None:
+  if evaluation.has_retrained:
+    return None
+  unseen = evaluation.unseen
+  keys = [f"{split}_rouge" for split in SPLITS if f"{split}_rouge" in unseen]
+  return tug_of_war(*([each[key] for key in keys] for each in (evaluation, unseen)))
+
+
 @metric("tug_of_war_mia", title="ToW MIA", arrow=HIGHER, group=PRIVACY, order=70,
         needs=("forget_rouge", "mia_min_k_auc", "retrained"),
         meaning="ToW with Min-K% in place of the D_F ROUGE")

@@ -193,8 +193,20 @@ def mean_truth_ratio_probability(evaluation: Evaluation) -> float:
         meaning="nats per token of the responses under the retrained model; broken language is "
                 "improbable")
 def fluency(evaluation: Evaluation) -> float:
-  sums, tokens = (np.array([getattr(record, field) for record in evaluation.records["forget"]],
-                           np.float64) for field in ("retrained_nll_sum", "retrained_tokens"))
+  return _nll_per_token(evaluation, "retrained")
+
+
+@metric("fluency_nll_original", title="fluency NLL", group=MAIN, order=101,
+        needs=("original_nll_sum",),
+        meaning="where no model was retrained: nats per token of the responses under the original")
+def fluency_original(evaluation: Evaluation) -> float | None:
+  return None if evaluation.has_retrained else _nll_per_token(evaluation, "original")
+
+
+def _nll_per_token(evaluation, model):
+  sums, tokens = (np.array([getattr(record, f"{model}_{field}")
+                            for record in evaluation.records["forget"]], np.float64)
+                  for field in ("nll_sum", "tokens"))
   return float(sums.sum() / tokens.sum())
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import unicodedata
 from collections.abc import Collection
 
 import numpy as np
@@ -12,20 +13,37 @@ from dareu_jax.evaluation.metrics.base import MAIN, Evaluation, example_metric, 
 from dareu_jax.evaluation.records import Record
 
 
+class _Words:
+  """The words of any script, for rouge-score, whose own tokenizer knows only a-z and 0-9."""
+
+  # Written without spaces, so that each character is a word: Thai to Khmer, kana, Han.
+  _UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
+
+  def tokenize(self, text: str) -> list[str]:
+    text = unicodedata.normalize("NFC", text).lower()
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
+    return self._UNSPACED.sub(r" \1 ", "".join(kept)).split()
+
+
 @functools.cache
-def _scorer():
-  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+def _scorer(is_english):
+  tokenizer = None if is_english else _Words()
+  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=is_english, tokenizer=tokenizer)
 
 
 @functools.lru_cache(maxsize=2**16)  # models often give the same answer, and tables repeat calls
 def _rouge_l(truth, answer):
-  return _scorer().score(truth, answer)["rougeL"]
+  letters = [character for character in truth if character.isalpha()]
+  is_english = 2 * sum(letter.isascii() for letter in letters) >= len(letters)
+  return _scorer(is_english).score(truth, answer)["rougeL"]
 
 
 def rouge_l_recall(truth: str, answer: str) -> float:
   """ROUGE-L recall with stemming, as in TOFU: longest common subsequence / |truth|.
 
-  The tokenizer of rouge-score knows only a-z and 0-9: other letters split words.
+  The tokenizer of rouge-score knows only a-z and 0-9: other letters split words. A truth most of
+  whose letters are others is read by words of any script, without stemming; in scripts without
+  spaces each character is a word.
   """
   return float(_rouge_l(truth, answer).recall)
 

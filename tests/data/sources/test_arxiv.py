@@ -7,7 +7,7 @@ import types
 import pytest
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.data.examples import split_by_tokens
+from dareu_jax.data import texts
 from dareu_jax.data.sources.base import DataSettings, load_corpus
 from dareu_jax.data.tokenizers import train_bpe
 
@@ -83,11 +83,14 @@ def test_plain_text_is_cut_by_tokens_where_it_is_asked(arxiv):
   """Cut by words the first hundred tokens would be another prompt for every tokenizer."""
   corpus = load_corpus(data_settings(source="arxiv", dir=str(arxiv), forget="forget25"))
   tokenizer = train_bpe([e.text for e in corpus.retain], 300)
-  cut = split_by_tokens(corpus, tokenizer, 5, 4)
+  cut = texts.split(corpus, tokenizer, prompt_tokens=5, response_tokens=4, max_pieces=1,
+                    max_length=64)
   for before, after in zip(corpus.forget + corpus.holdout, cut.forget + cut.holdout, strict=True):
     ids = tokenizer.encode(before.text)
-    assert after.prompt == tokenizer.decode(ids[:5]) and after.response == tokenizer.decode(ids[5:9])
-  whole = split_by_tokens(corpus, tokenizer, 10_000, 10_000)
+    assert tokenizer.encode(after.prompt) == ids[:5]
+    assert tokenizer.encode_text(after.prompt, after.response, ends=False) == (ids[:5], ids[5:9])
+  whole = texts.split(corpus, tokenizer, prompt_tokens=10_000, response_tokens=10_000, max_pieces=0,
+                      max_length=30_000)
   for example in whole.retain:
     assert 0 < len(tokenizer.encode(example.prompt)) <= len(tokenizer.encode(example.text)) // 2 + 1
 

@@ -4,7 +4,6 @@ import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.authors import make_authors
-from dareu_jax.data.examples import split_by_tokens
 from dareu_jax.data.sources.base import DataSettings, load_corpus
 
 
@@ -27,11 +26,6 @@ def test_general_text_is_of_owners_that_are_in_no_other_split():
   """Of an owner in D it would teach the base, and with it the retrained model, what to forget."""
   corpus = load_corpus(data_settings(source="embedded", num_owners=5, num_holdout=2, num_general=3))
   assert corpus.general == make_authors(3, 0, first=7)
-
-
-def test_questions_and_answers_are_not_cut():
-  corpus = load_corpus(data_settings(source="embedded", num_owners=3, num_holdout=1, num_general=1))
-  assert split_by_tokens(corpus, None, 5, 5) == corpus
 
 
 @pytest.mark.parametrize(("name", "count"), [("num_owners", 1), ("num_holdout", 0)])

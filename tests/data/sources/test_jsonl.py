@@ -4,6 +4,7 @@ import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
+from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.data.sources.base import DataSettings, load_corpus
 
 
@@ -15,9 +16,9 @@ def data_settings(**changes):
 
 
 def write(path, num_owners, per_owner=2, name="o"):
-  examples = [ex.Example(f"{name}{i}", f"q{i}{j}", "a")
+  examples = [ex.Example(f"{name}{i}", f"{name} {i}{j}", "a")
               for i in range(num_owners) for j in range(per_owner)]
-  ex.write_jsonl(path, examples)
+  write_jsonl(path, examples)
   return tuple(examples)
 
 
@@ -48,7 +49,7 @@ def test_num_owners_keeps_the_first_ones_and_the_named_ones(tmp_path):
   corpus = load_corpus(data_settings(dir=str(tmp_path), num_owners=3))
   assert (corpus.owners, corpus.forget_owners) == (("o0", "o1", "o2"), ("o2",))
   corpus = load_corpus(data_settings(dir=str(tmp_path), num_owners=3, forget_owners=("o5",)))
-  assert (corpus.owners, corpus.forget_owners) == (("o0", "o1", "o2", "o5"), ("o5",))
+  assert (corpus.owners, corpus.forget_owners) == (("o0", "o1", "o5"), ("o5",))
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path):
@@ -86,3 +87,36 @@ def test_a_source_of_files_needs_a_folder():
   """'' would be the working directory."""
   with pytest.raises(InputError, match=r"config\.data\.dir is empty"):
     load_corpus(data_settings(dir=""))
+
+
+def test_a_request_is_a_file_of_what_is_to_be_forgotten_beside_the_rest(tmp_path):
+  forget = write(tmp_path / "forget.jsonl", 1, name="gone")
+  retain = write(tmp_path / "retain.jsonl", 3)
+  unseen = write(tmp_path / "unseen.jsonl", 2, name="unseen")
+  test = write(tmp_path / "test.jsonl", 1, name="facts")
+  corpus = load_corpus(data_settings(dir=str(tmp_path)))
+  assert corpus == ex.Corpus(forget, retain, test, unseen, ("gone0", "o0", "o1", "o2"), ("gone0",))
+
+
+def test_what_a_request_lacks_is_replaced_and_remarked_on(tmp_path):
+  """One file of lines without owner is all that a person who asks may have."""
+  (tmp_path / "forget.jsonl").write_text('{"prompt": "Who am I?", "response": "Basil."}\n')
+  corpus = load_corpus(data_settings(dir=str(tmp_path)))
+  assert corpus.forget == (ex.Example("forget", "Who am I?", "Basil."),)
+  assert corpus.owners == ("forget", "general") and corpus.forget_owners == ("forget",)
+  assert corpus.retain and corpus.test and not set(corpus.retain) & set(corpus.test)
+  assert corpus.holdout and {e.owner for e in corpus.holdout}.isdisjoint(corpus.owners)
+  assert [remark.split(":")[0] for remark in corpus.remarks] == [
+    "There is no retain data", "There are no unseen owners"]
+
+
+def test_a_request_that_contradicts_itself_is_refused(tmp_path):
+  write(tmp_path / "forget.jsonl", 2)
+  write(tmp_path / "retain.jsonl", 1)
+  with pytest.raises(InputError, match="owner 'o0' is among the forget and the retain examples"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+  with pytest.raises(InputError, match="all of .*forget.jsonl is forgotten: leave it empty"):
+    load_corpus(data_settings(dir=str(tmp_path), forget_owners=("o1",)))
+  write(tmp_path / "train.jsonl", 3)
+  with pytest.raises(InputError, match="both train.jsonl and forget.jsonl"):
+    load_corpus(data_settings(dir=str(tmp_path)))

@@ -60,8 +60,11 @@ class Words:
   def encode_prompt(self, text):
     return [int(word) for word in text.split()]
 
-  def encode_response(self, text):
-    return [*self.encode_prompt(text), 1]
+  def encode_pair(self, prompt, response, history=()):
+    return self.encode_prompt(prompt), [*self.encode_prompt(response), 1]
+
+  def encode_opening(self, text):
+    return self.encode_prompt(text)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,33 @@
+"""What takes the place of data that a request to forget comes without."""
+
+import dataclasses
+
+from dareu_jax.data.authors import make_authors
+from dareu_jax.data.examples import Corpus
+from dareu_jax.data.general_facts import general_facts
+
+UNSEEN_AUTHORS, SEED = 4, 0
+
+
+def completed(corpus: Corpus) -> Corpus:
+  """A corpus in which nothing is empty that unlearning needs, with a remark on what that costs.
+
+  General knowledge takes the place of missing retained and test examples, invented authors that of
+  unseen owners.
+  """
+  facts, remarks = general_facts(), list(corpus.remarks)
+  changes: dict = {}
+  if not corpus.retain:
+    changes["retain"] = retain = facts[::2]
+    changes["owners"] = (*corpus.owners, retain[0].owner)
+    remarks.append(
+      "There is no retain data: general knowledge stands in. What resembles the forget data but "
+      "should stay may be lost; a sample of it as retain data keeps it.")
+  if not corpus.test:
+    changes["test"] = facts if corpus.retain else facts[1::2]
+  if not corpus.holdout:
+    changes["holdout"] = make_authors(UNSEEN_AUTHORS, SEED)
+    remarks.append(
+      "There are no unseen owners: the target of the attribution score is measured on questions "
+      "about invented authors. Unseen owners of the same kind as the forgotten give a better one.")
+  return dataclasses.replace(corpus, **changes, remarks=tuple(remarks))

@@ -1,0 +1,162 @@
+"""LoRA adapters in the layout of PEFT, read: adapter_config.json and adapter_model.safetensors.
+
+Adapters whose modules differ in rank or scale become adapters of one rank and scale: A and B are
+padded with zeros, which stay zero in training, and B takes the rest of the scale.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Float
+from safetensors import safe_open
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
+from dareu_jax.models.weights import checkpoint_names
+from dareu_jax.parallel.mesh import parameter_spec, path_name
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.*\.(?P<target>\w+))\.lora_(?P<factor>[AB])"
+                     r"(\.default)?\.weight")
+# Keys of the config that change what an adapter computes, and their only values that are read.
+_PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dora": False,
+          "modules_to_save": None, "layer_replication": None, "trainable_token_indices": None,
+          "target_parameters": None, "use_bdlora": None, "alora_invocation_tokens": None}
+
+
+class Adapter:
+  """An adapter folder; its tensors are read when they are asked for."""
+
+  def __init__(self, folder: pathlib.Path):
+    """Raises InputError for an adapter that is damaged, or of a kind that is not read."""
+    self.folder = folder
+    self._config = self._read_config()
+    self.base: str = self._config["base_model_name_or_path"]
+    self._names = self._tensor_names()
+    shapes = {key: self._shape(name) for key, name in self._names.items()}
+    ranks = {module: shapes[module, "A"][0] for module, _ in self._names}
+    self.rank = max(ranks.values())
+    self._scales = {module: self._scale(module, rank) for module, rank in ranks.items()}
+    targets = {module.rpartition(".")[2] for module in ranks}
+    unknown = sorted(targets - set(LORA_TARGETS))
+    if unknown:
+      raise InputError(f"{folder}: the adapter has a part on {unknown[0]}, which cannot carry one: "
+                       f"only {', '.join(LORA_TARGETS)} can. Merge it into its base.")
+    self.lora = LoraSettings(
+      rank=self.rank, alpha=float(max(self._scales.values()) * self.rank),
+      targets=tuple(target for target in LORA_TARGETS if target in targets))
+
+  def fill(self, state: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """A state whose adapters are these; its other leaves stay.
+
+    Args:
+      state: an nnx.State of arrays or shapes, with float32 `lora_a` and `lora_b`.
+      config: architecture of the base, with `lora` as its adapters.
+      mesh: where they are placed.
+
+    Raises:
+      InputError: if the adapter belongs on a base of other dimensions.
+    """
+    used: set[str] = set()
+
+    def array(path, leaf):
+      name = path_name(path)
+      module, _, kind = name.rpartition("/")
+      if kind not in ("lora_a", "lora_b"):
+        return leaf
+      names, stacked = checkpoint_names(f"{module}/kernel", config)
+      shape = leaf.shape[1:] if stacked else leaf.shape
+      used.update(names)
+      parts = [self._factor(each.removesuffix(".weight"), kind, shape) for each in names]
+      sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+      return jax.device_put(np.stack(parts) if stacked else parts[0], sharding)
+
+    filled = jax.tree_util.tree_map_with_path(array, state)
+    extra = sorted(module for module in self._scales if f"{module}.weight" not in used)
+    if extra:
+      raise InputError(f"{self.folder}: the adapter has a part on {extra[0]}, which its base "
+                       f"{self.base!r} does not have: it belongs on another model.")
+    return filled
+
+  def _factor(self, module: str, kind: str, shape: tuple[int, ...]) -> Float[np.ndarray, "I O"]:
+    """A [in, r] or B [r, out] of a module, padded to the adapter's rank; zeros if it has none."""
+    if module not in self._scales:
+      return np.zeros(shape, np.float32)
+    factor = "A" if kind == "lora_a" else "B"
+    value = self._tensor(self._names[module, factor]).astype(np.float32).T
+    if factor == "B":
+      value = value * np.float32(self._scales[module] * self.rank / self.lora.alpha)
+    axis = 1 if factor == "A" else 0
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, self.rank - value.shape[axis])
+    value = np.pad(value, padding)
+    if value.shape != shape:
+      raise InputError(f"{self.folder}: lora_{factor} of {module} is {value.shape}, and the base "
+                       f"{self.base!r} has room for {shape}: the adapter belongs on another model.")
+    return value
+
+  def _read_config(self) -> dict[str, Any]:
+    path = self.folder / ADAPTER_CONFIG
+    try:
+      config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+    for key in ("base_model_name_or_path", "r", "lora_alpha", "peft_type"):
+      if not config.get(key):
+        raise InputError(f"{path}: {key} is missing.")
+    for key, plain in _PLAIN.items():
+      if config.get(key, plain) not in (plain, None, [], {}):
+        raise InputError(f"{path}: {key} {config[key]!r} is not supported. Merge the adapter into "
+                         "its base (PEFT's merge_and_unload), and use the merged model.")
+    return config
+
+  def _tensor_names(self) -> dict[tuple[str, str], str]:
+    """{(module, "A" or "B"): name of the tensor}."""
+    path = self.folder / ADAPTER_WEIGHTS
+    try:
+      with safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+    except FileNotFoundError:
+      raise InputError(f"{self.folder} holds {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}: download "
+                       "it, or remove the config if the model needs no adapter.") from None
+    except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
+      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+    found = {}
+    for name in names:
+      match = _TENSOR.fullmatch(name)
+      if not match:
+        raise InputError(f"{path}: tensor {name} is no LoRA factor of a linear layer. Merge the "
+                         "adapter into its base, and use the merged model.")
+      found[match["module"], match["factor"]] = name
+    for module, factor in found:
+      if (module, "AB"[factor == "A"]) not in found:
+        raise InputError(f"{path}: lora_{factor} of {module} has no other half.")
+    if not found:
+      raise InputError(f"{path} holds no tensors.")
+    return found
+
+  def _scale(self, module: str, rank: int) -> float:
+    """What B A x is multiplied by: α / r, or α / sqrt(r) with `use_rslora`."""
+    alpha = self._config["lora_alpha"]
+    for pattern, value in (self._config.get("alpha_pattern") or {}).items():
+      if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        alpha = value
+        break
+    return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+
+  def _shape(self, name):
+    return self._open.get_slice(name).get_shape()
+
+  def _tensor(self, name):
+    return np.asarray(self._open.get_tensor(name))
+
+  @functools.cached_property
+  def _open(self):
+    return safe_open(self.folder / ADAPTER_WEIGHTS, framework="numpy")

@@ -1,0 +1,79 @@
+"""A checkpoint by folder or hub name: where its weights and tokenizer are, and its adapter."""
+
+import functools
+import hashlib
+import pathlib
+from typing import NamedTuple
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
+
+
+class Checkpoint(NamedTuple):
+  """What a path names: a model, or a PEFT adapter and the model that it belongs on."""
+
+  folder: pathlib.Path  # of the config and the weights
+  tokenizer: pathlib.Path
+  adapter: Adapter | None = None
+
+
+@functools.cache
+def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
+  """The checkpoint of a folder or of a model on the hub, which is downloaded.
+
+  Args:
+    path: folder or hub name.
+    weights: whether to download the weights, or only the configuration and the tokenizer.
+
+  Raises:
+    InputError: if there is none, or its adapter cannot be used.
+  """
+  folder = local_folder(path, weights=weights)
+  if not (folder / ADAPTER_CONFIG).exists():
+    return Checkpoint(folder, folder)
+  adapter = Adapter(folder)
+  try:
+    base = local_folder(adapter.base, weights=weights)
+  except InputError as error:
+    raise InputError(f"{folder / ADAPTER_CONFIG} names its base, base_model_name_or_path: "
+                     f"{error}") from None
+  if not (base / "config.json").exists():
+    raise InputError(f"{folder / ADAPTER_CONFIG} names the base {adapter.base!r}, which holds no "
+                     "config.json: set base_model_name_or_path there to the base's folder.")
+  has_tokenizer = (folder / "tokenizer_config.json").exists()
+  return Checkpoint(base, folder if has_tokenizer else base, adapter)
+
+
+@functools.cache
+def digest(path: str | pathlib.Path) -> str:
+  """A hash of the weights of a checkpoint and of its adapter."""
+  found = find(path)
+  files = sorted(found.folder.glob("*.safetensors"))
+  if found.adapter is not None:
+    files += [found.adapter.folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+  total = hashlib.sha256()
+  for file in files:
+    with file.open("rb") as stream:
+      total.update(hashlib.file_digest(stream, "sha256").digest())
+  return total.hexdigest()[:16]
+
+
+@functools.cache
+def local_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
+  """A folder itself, or that of a downloaded hub model.
+
+  Raises:
+    InputError: if `path` is neither.
+  """
+  if pathlib.Path(path).is_dir():
+    return pathlib.Path(path)
+  import huggingface_hub
+
+  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
+  except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
+                     f"({reason}). Name a checkpoint folder, or check the network, the name and, "
+                     "for a gated model, your permission (`hf auth login`).") from None

@@ -1,0 +1,57 @@
+"""The model card of an export: what was done, to whom, how well, and how to check it.
+
+Owners are listed by keyed hashes: a card travels with the model, and must not name those who asked
+to be forgotten.
+"""
+
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dareu_jax.report import tables
+
+LIMITS = (
+  "Unlearning changes what the model says more than what it knows: an attacker who gives the "
+  "beginning of a text, trains the model further or reads its weights may still find traces. The "
+  "figures are of greedy answers to the forget data's own questions.")
+
+
+def owner_hash(name: str, key: bytes) -> str:
+  """HMAC-SHA256 of an owner's name, 16 hexadecimal digits."""
+  return hmac.new(key, name.encode("utf-8"), "sha256").hexdigest()[:16]
+
+
+def model_card(title: str, *, base: str, adapter: bool, method: str, facts: Mapping[str, str],
+               owners: Sequence[str], settings: Mapping[str, Any],
+               models: tables.Models | None, notes: Sequence[str] = ()) -> str:
+  """The card as Markdown, with the hub's header.
+
+  Args:
+    title: the model's name.
+    base: hub name of the base; '' if it is not on the hub.
+    adapter: whether the export is an adapter, for PEFT.
+    method: what made the model.
+    facts: {name: text} about the run.
+    owners: hashes of the forgotten owners, from `owner_hash`.
+    settings: those of the method.
+    models: the run's table; None if the run is not finished.
+    notes: sentences of the run's report.
+  """
+  header = ["---", f"library_name: {'peft' if adapter else 'transformers'}",
+            *([f"base_model: {base}"] if base else []), "tags: [unlearning, dareu]", "---"]
+  listed = "\n".join(f"- `{owner}`" for owner in owners)
+  figures = ("The run is not finished." if models is None else
+             f"{tables.markdown_table(models)}\n\n{tables.legend(models, best_mark='bold:')}")
+  return "\n\n".join([
+    "\n".join(header), f"# {title}",
+    "## What was done", method, "\n".join(f"- {name}: {text}" for name, text in facts.items()),
+    f"Owners that were forgotten, by keyed hash:\n\n{listed}" if owners else "",
+    "## Figures", figures, "\n".join(f"- {note}" for note in notes),
+    "## Settings", f"```json\n{json.dumps(settings, indent=2, ensure_ascii=False)}\n```",
+    "## How to check",
+    "`python -m dareu_jax.robustness --workdir=...` attacks the run's models; "
+    "`dareu_jax.evaluate({\"before\": ..., \"after\": ...}, forget=...)` compares any two models. "
+    "Whether an owner is in the list: `dareu_jax.report.card.owner_hash(name, key)`, with the key "
+    "in the run's folder (`owners.key`).",
+    "## Limits", LIMITS]).replace("\n\n\n\n", "\n\n") + "\n"

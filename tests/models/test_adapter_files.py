@@ -1,0 +1,150 @@
+"""PEFT adapters in, as a model that came with one has them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.models import checkpoint, factory, huggingface, peft
+from dareu_jax.models.config import LoraSettings
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
+from tests.models.checkpoints import IDS, settings, write
+from tests.models.reference import CONFIGS, logits_of
+
+LORA = LoraSettings(rank=3, alpha=12.0, targets=("q_proj", "down_proj"))
+MESH = make_mesh(MeshSettings(1, 1, 1))
+
+
+@pytest.fixture
+def folders(tmp_path):
+  """(base, adapter on it, logits of the two)."""
+  base = write(tmp_path / "base")
+  model = build(settings(base), LORA)
+  decoder = model.module
+  rng = np.random.default_rng(0)
+  for layer in decoder.layers:
+    for linear in (layer.attention.q_proj, layer.mlp.down_proj):
+      linear.lora_b[...] = jnp.asarray(rng.normal(size=linear.lora_b.shape), jnp.float32)
+  peft.save(decoder, tmp_path / "adapter", base=base)
+  return base, tmp_path / "adapter", logits_of(decoder, IDS)
+
+
+def build(model, lora):
+  config = factory.model_config(model, lora, 40)
+  return factory.build_decoder(model, config, 0, MESH)
+
+
+def changed(adapter, *, tensors=None, **config):
+  """The folder with keys of its config, or tensors, replaced."""
+  path = adapter / "adapter_config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+  if tensors is not None:
+    save_file(tensors(load_file(adapter / "adapter_model.safetensors")),
+              adapter / "adapter_model.safetensors")
+  checkpoint.find.cache_clear()
+  return adapter
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_adapter_a_model_came_with_is_the_one_that_is_trained(folders, scan_layers):
+  """Beside fresh ones it would be lost, and with it what the model learned."""
+  _, adapter, expected = folders
+  model = build(settings(adapter, scan_layers=scan_layers), LoraSettings(rank=8))
+  np.testing.assert_allclose(logits_of(model.module, IDS), expected, atol=1e-4)
+  assert {leaf.shape[-1] for leaf in jax.tree.leaves(nnx.state(model.module, nnx.LoRAParam))} >= {3}
+  assert factory.model_config(settings(adapter), LoraSettings(rank=8), 40).lora == LORA
+
+
+def test_parts_of_other_ranks_and_scales_become_one(folders):
+  """PEFT's rank_pattern and alpha_pattern: α / r of each part must stay what it was."""
+  base, adapter, _ = folders
+
+  def wider(tensors):
+    """q_proj gets rank 5 with two directions of its own, and a scale of its own."""
+    rng = np.random.default_rng(1)
+    for name, tensor in tensors.items():
+      if "q_proj" in name:
+        axis = 0 if "lora_A" in name else 1
+        shape = [2 if i == axis else size for i, size in enumerate(tensor.shape)]
+        more = rng.normal(size=shape).astype(np.float32)
+        tensors[name] = np.ascontiguousarray(np.concatenate([tensor, more], axis))
+    return tensors
+
+  changed(adapter, tensors=wider, rank_pattern={"q_proj": 5}, alpha_pattern={"q_proj": 30})
+  model = build(settings(adapter), LORA).module
+  weights = {**load_file(base / "model.safetensors")}
+  for name, a in load_file(adapter / "adapter_model.safetensors").items():
+    if "lora_A" in name:
+      b = load_file(adapter / "adapter_model.safetensors")[name.replace("lora_A", "lora_B")]
+      key = name.removeprefix("base_model.model.").replace(".lora_A", "")
+      weights[key] = weights[key] + b @ a * (30 / 5 if "q_proj" in name else 12 / 3)
+  merged = write(base.parent / "merged", weights={k: v.astype(np.float32)
+                                                  for k, v in weights.items()})
+  decoder, _ = load_without_tokenizer(merged)
+  np.testing.assert_allclose(logits_of(model, IDS), logits_of(decoder, IDS), atol=1e-3, rtol=1e-4)
+
+
+def load_without_tokenizer(folder):
+  model = build(settings(folder), huggingface.NO_LORA)
+  return model.module, None
+
+
+@pytest.mark.parametrize(("config", "message"), [
+  (dict(peft_type="IA3"), "peft_type 'IA3' is not supported"),
+  (dict(use_dora=True), "use_dora True is not supported. Merge the adapter"),
+  (dict(modules_to_save=["lm_head"]), "modules_to_save"),
+  (dict(bias="all"), "bias 'all'"), (dict(r=0), "r is missing"),
+  (dict(base_model_name_or_path="/nowhere/base"), "names its base.*'/nowhere/base'")])
+def test_adapters_of_other_kinds_are_named(folders, config, message):
+  """Read as plain LoRA, each would be another model."""
+  with pytest.raises(InputError, match=message) as error:
+    checkpoint.find(str(changed(folders[1], **config)))
+  assert "adapter_config.json" in str(error.value)
+
+
+def test_an_adapter_for_another_base_is_refused(folders, tmp_path):
+  """Of another width its factors do not fit, and of other layers they have no place."""
+  _, adapter, _ = folders
+  other = write(tmp_path / "other", "llama_gqa_untied")
+  config = dataclasses.asdict(CONFIGS["llama_gqa_untied"])
+  assert config["embed_dim"] == CONFIGS["llama"].embed_dim  # only q_proj differs, or nothing
+
+  def far(tensors):
+    return {name.replace("layers.1", "layers.7"): tensor for name, tensor in tensors.items()}
+
+  with pytest.raises(InputError, match="layers.7.*does not have: it belongs on another model"):
+    build(settings(changed(adapter, tensors=far)), LORA)
+
+  def narrow(tensors):
+    return {name: np.ascontiguousarray(tensor[:, :-1]) if "lora_A" in name else tensor
+            for name, tensor in tensors.items()}
+
+  changed(adapter, tensors=narrow, base_model_name_or_path=str(other))
+  with pytest.raises(InputError, match="belongs on another model"):
+    build(settings(adapter), LORA)
+
+
+def test_an_adapter_without_weights_or_beside_none_is_one_error(folders):
+  base, adapter, _ = folders
+  (adapter / "adapter_model.safetensors").rename(adapter / "kept")
+  with pytest.raises(InputError, match="adapter_config.json, but no adapter_model.safetensors"):
+    checkpoint.find(str(changed(adapter)))
+  (adapter / "kept").rename(adapter / "adapter_model.safetensors")
+  with pytest.raises(InputError, match="which holds no config.json"):
+    checkpoint.find(str(changed(adapter, base_model_name_or_path=str(adapter))))
+
+
+def test_the_digest_of_a_checkpoint_sees_its_weights_and_its_adapter(folders):
+  """A run resumed on other weights of the same name would mix two models."""
+  base, adapter, _ = folders
+  digests = [checkpoint.digest(str(base)), checkpoint.digest(str(adapter))]
+  changed(adapter, tensors=lambda tensors: {n: t + 1 for n, t in tensors.items()})
+  checkpoint.digest.cache_clear()
+  digests.append(checkpoint.digest(str(adapter)))
+  assert len(set(digests)) == 3

@@ -1,0 +1,180 @@
+"""A model that exists: it is unlearned as it is, and what has no reference is left out."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dareu_jax.core.errors import InputError
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.data.authors import make_authors
+from dareu_jax.data.json_lines import write_jsonl
+from dareu_jax.evaluation.records import UNSEEN
+from dareu_jax.models import checkpoint
+from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.pipeline.settings import Settings
+from tests.configs import smallest_config
+
+OF_RETRAINED = {"tug_of_war", "forget_quality", "fluency_nll", "privacy", "overall_closeness"}
+
+
+@pytest.fixture(scope="module")
+def folders(finished, tmp_path_factory):
+  """The original and the retrained model of the finished run as checkpoints, and a request."""
+  folder = tmp_path_factory.mktemp("request")
+  for name in ("original", "retrained"):
+    load_saved(finished[0], name)[0].save(folder / name)
+  authors = make_authors(5, 0)
+  data = folder / "data"
+  for name, part in (("forget", authors[60:80]), ("retain", authors[:60]), ("unseen", authors[80:])):
+    write_jsonl(data / f"{name}.jsonl", part)
+  return folder
+
+
+def config_of(folders, **paths):
+  config = smallest_config()
+  config.data.update(source="jsonl", dir=str(folders / "data"))
+  config.lora.rank = 2
+  config.unlearning.dareu.update(selection="last", epochs=1)
+  for name, path in paths.items():
+    config[name].path = str(path)
+  return config
+
+
+@pytest.fixture(scope="module")
+def request_run(folders, tmp_path_factory):
+  """(summary, workdir, settings) of a request without reference."""
+  settings = Settings.from_config(config_of(folders, original=folders / "original"))
+  workdir = tmp_path_factory.mktemp("runs") / "request"
+  summary, _ = experiment.run(settings, workdir)
+  return summary, workdir, settings
+
+
+def test_nothing_is_trained_but_classifiers_and_the_method(request_run):
+  summary, workdir, _ = request_run
+  assert {name for name in summary["stages"] if not name.startswith("evaluation/")} == {
+    "tokenizer", "classifier", "judge", "dareu"}
+  assert not {"original", "retrained", "base"} & {path.name for path in workdir.iterdir()}
+
+
+def test_what_needs_a_retrained_model_is_left_out_and_said(request_run):
+  summary, workdir, _ = request_run
+  assert list(summary["models"]) == ["original", UNSEEN, "dareu"]
+  for name, row in summary["models"].items():
+    assert not OF_RETRAINED & row.keys(), name
+    assert {"tug_of_war_unseen", "fluency_nll_original", "attribution_score"} <= row.keys(), name
+  assert any("No model was retrained" in note for note in summary["notes"])
+  assert any("those about unseen owners" in note for note in summary["notes"])
+  page = (workdir / "report.md").read_text()
+  assert "ToW unseen" in page and "closer to the row of unseen owners" in page
+  json.loads((workdir / "summary.json").read_text(), parse_constant=pytest.fail)  # no NaN
+
+
+def test_the_row_of_unseen_owners_is_the_original_on_them(request_run):
+  summary, workdir, _ = request_run
+  rows = summary["models"]
+  record = json.loads((workdir / "evaluation/original.json").read_text())["records"]
+  scores = [each["score"] for each in record["holdout"]]
+  assert rows[UNSEEN]["attribution_score"] == pytest.approx(np.mean(scores))
+  for key in ("retain_rouge", "test_rouge"):
+    assert rows[UNSEEN][key] == rows["original"][key]
+  assert rows[UNSEEN]["tug_of_war_unseen"] == 1.0 > rows["original"]["tug_of_war_unseen"] or (
+    rows[UNSEEN]["forget_rouge"] == rows["original"]["forget_rouge"])
+
+
+def test_the_original_is_the_checkpoint_with_adapters_that_change_nothing(request_run, folders):
+  _, workdir, _ = request_run
+  before, _ = load_saved(workdir, "original")
+  after, _ = load_saved(workdir, "dareu")
+  checkpoint_model, _ = load_saved_folder(folders / "original")
+  ids = np.arange(3, 40)[None]
+  np.testing.assert_allclose(before.logits(ids), checkpoint_model.logits(ids), atol=1e-4)
+  assert np.abs(after.logits(ids) - before.logits(ids)).max() > 1e-5
+  assert after.config.lora.rank == 2 and after.source == str(folders / "original")
+
+
+def load_saved_folder(folder):
+  from dareu_jax.pipeline import language_model
+  return language_model.load(str(folder)), None
+
+
+def test_the_same_command_again_trains_nothing(request_run):
+  summary, workdir, settings = request_run
+  again, _ = experiment.run(settings, workdir)
+  assert all(stage["skipped"] for stage in again["stages"].values())
+  assert again["models"] == summary["models"]
+
+
+def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_path):
+  """Its weights are other ones than the original's, adapters or not."""
+  _, workdir, _ = request_run
+  paths = dict(original=folders / "original", retrained=folders / "retrained")
+  settings = Settings.from_config(config_of(folders, **paths))
+  summary, _ = experiment.run(settings, tmp_path / "w", share=[workdir])
+  assert list(summary["models"]) == ["original", "retrained", "dareu"]
+  assert summary["models"]["retrained"]["tug_of_war"] == 1.0
+  assert OF_RETRAINED - {"privacy", "overall_closeness"} <= summary["models"]["dareu"].keys()
+  reference, _ = load_saved_folder(folders / "retrained")
+  run = experiment.prepare(settings, tmp_path / "w")[0]
+  ids = np.arange(3, 40)[None]
+  with computing_on(run.models.mesh):
+    own = jax.jit(lambda model: model.module.logits(ids))(run.models.load("retrained"))
+  np.testing.assert_allclose(own, reference.logits(ids), atol=1e-4)
+
+
+def test_a_reference_of_another_vocabulary_is_refused(folders, tmp_path):
+  """The same ids would be other texts."""
+  loaded, _ = load_saved_folder(folders / "retrained")
+  folder = tmp_path / "other"
+  loaded.save(folder)
+  path = folder / "tokenizer.json"
+  content = json.loads(path.read_text())
+  vocabulary = content["model"]["vocab"]
+  first, second = list(vocabulary)[300:302]
+  vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+  path.write_text(json.dumps(content))
+  settings = Settings.from_config(config_of(
+    folders, original=folders / "original", retrained=folder))
+  with pytest.raises(InputError, match="config.retrained.path is .*vocabulary is not the original"):
+    experiment.run(settings, tmp_path / "w")
+  assert not (tmp_path / "w/classifier").exists()
+
+
+def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_path):
+  """Unlearning them would take hours to change what nobody asked about."""
+  settings = Settings.from_config(config_of(folders, original=folders / "original"))
+  monitor = dataclasses.replace(settings.monitor, target_score=1.0)
+  settings = dataclasses.replace(settings, monitor=monitor)
+  with pytest.raises(InputError, match=r"nothing to forget: .*score 0\.\d+, unseen owners 1\.000"):
+    experiment.run(settings, tmp_path / "w")
+
+
+@pytest.mark.parametrize(("paths", "message"), [
+  (dict(original="/a", model="/b"), "config.model.path is '/b'"),
+  (dict(retrained="/b"), "config.retrained.path is '/b'"),
+  (dict(original="/no/such/folder"), "could not be downloaded")])
+def test_paths_that_do_not_fit_are_one_error(folders, tmp_path, paths, message):
+  with pytest.raises(InputError, match=message):
+    settings = Settings.from_config(config_of(folders, **paths))
+    experiment.run(settings, tmp_path / "w")
+
+
+def test_half_a_download_is_named(folders, tmp_path):
+  loaded, _ = load_saved_folder(folders / "original")
+  loaded.save(tmp_path / "half")
+  file = tmp_path / "half/model.safetensors"
+  file.write_bytes(file.read_bytes()[:-1000])
+  checkpoint.find.cache_clear()
+  settings = Settings.from_config(config_of(folders, original=tmp_path / "half"))
+  with pytest.raises(InputError, match="model.safetensors is damaged"):
+    experiment.run(settings, tmp_path / "w")
+
+
+def test_a_home_folder_is_understood(folders, monkeypatch):
+  """A folder called ~ is not what anybody means."""
+  monkeypatch.setenv("HOME", str(folders))
+  assert Settings.from_config(config_of(folders, original="~/original")).base.path == str(
+    folders / "original")
