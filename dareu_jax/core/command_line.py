@@ -21,13 +21,15 @@ TERMINATED = 128 + signal.SIGTERM  # the exit status that a shell reports after 
 
 
 class Flags:
-  """The values of a program's flags by name; `rest` holds the other arguments."""
+  """The values of a program's flags by name, ~ being the home folder; `rest` holds the other
+  arguments."""
 
   def __init__(self, rest: list[str]):
     self.rest = rest
 
   def __getattr__(self, name: str) -> Any:
-    return flags.FLAGS[name].value
+    value = flags.FLAGS[name].value
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, required: list[str],

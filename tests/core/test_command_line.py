@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
+from dareu_jax.core import command_line
 from dareu_jax.core.command_line import typed
 from tests.configs import ROOT
 from tests.jobs import outcomes
@@ -27,6 +29,18 @@ def test_the_command_of_a_report_can_be_given_again(monkeypatch, word):
   again = typed()
   assert shlex.split(again)[-2:] == ["--config=c.py", word]
   assert again.endswith(f'"{word}"') or "methods" not in word
+
+
+def test_the_home_folder_is_understood_in_every_flag(monkeypatch):
+  """A shell leaves the ~ of --workdir=~/runs as it is, and a folder of that name would be made."""
+  monkeypatch.setenv("HOME", "/home/ada")
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_integer("seed", None, "", flag_values=values)
+  values(["main", "--workdir=~/runs/x", "--seed=3"])
+  monkeypatch.setattr(command_line.flags, "FLAGS", values)
+  options = command_line.Flags([])
+  assert (options.workdir, options.seed) == ("/home/ada/runs/x", 3)
 
 
 @pytest.fixture(scope="module")
