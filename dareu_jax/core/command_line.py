@@ -1,8 +1,10 @@
 """Shared code of the entry modules: flags and one-line error messages."""
 
+import difflib
 import errno
 import os
 import pathlib
+import runpy
 import shlex
 import signal
 import sys
@@ -143,6 +145,37 @@ def parse_flags(args: list[str]) -> list[str]:
   return rest
 
 
+def _unknown_setting(args):
+  """A sentence on the first flag that sets what the config file does not have; '' if none does."""
+  file = next((arg.removeprefix("--config=") for arg in args if arg.startswith("--config=")), "")
+  if not file:
+    return ""
+  path, _, preset = file.partition(":")
+  try:
+    config = runpy.run_path(path)["get_config"](*([preset] if preset else []))
+  except Exception:  # noqa: BLE001 - the config file is wrong itself, which is said elsewhere
+    return ""
+  known = tuple(_keys(config))
+  for arg in args:
+    key = arg.removeprefix("--config.").partition("=")[0]
+    if arg.startswith("--config.") and not any(
+        name == key or name.startswith(f"{key}.") for name in known):
+      alike = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+      near = (difflib.get_close_matches(key, alike, n=1, cutoff=0.0)
+              or difflib.get_close_matches(key, known, n=1, cutoff=0.8))
+      hint = f" Did you mean config.{near[0]}?" if near else ""
+      return f"config.{key} is not a setting.{hint} docs/configuration.md has all of them."
+  return ""
+
+
+def _keys(config, prefix=""):
+  for name in config:
+    if hasattr(config[name], "keys") and len(config[name]):
+      yield from _keys(config[name], f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}"
+
+
 def fail(message: str) -> int:
   """Prints an error; returns the exit status."""
   print(f"error: {message}".rstrip(), file=sys.stderr)
@@ -165,6 +198,9 @@ def _flag_error(error, args):
     file = arg.removeprefix("--config=").partition(":")[0]
     if arg.startswith("--config=") and not os.path.exists(file):
       return f"{arg}: no such file."
+  unknown = _unknown_setting(args)
+  if unknown:
+    return unknown
   text = error.args[0] if isinstance(error, KeyError) else error
   lines = str(text).strip().splitlines() or [type(error).__name__]
   return lines[-1 if "whilst parsing config file" in lines[0] else 0]

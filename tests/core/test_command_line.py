@@ -43,6 +43,19 @@ def test_the_home_folder_is_understood_in_every_flag(monkeypatch):
   assert (options.workdir, options.seed) == ("/home/ada/runs/x", 3)
 
 
+@pytest.mark.parametrize(("flag", "said"), [
+  ("--config.unlearning.dareu.c_segg=1", "config.unlearning.dareu.c_segg is not a setting. Did you "
+   "mean config.unlearning.dareu.c_seg?"),
+  ("--config.unlearning.c_seg=1", "mean config.unlearning.dareu.c_seg?"),
+  ("--config.fintune.learning_rate=1", "mean config.finetune.learning_rate?"),
+  ("--config.unlearning.lr=1", "config.unlearning.lr is not a setting. docs/configuration.md has"),
+  ("--config.data.num_owners=eight", "")])
+def test_an_unknown_setting_is_named_whole_with_the_nearest_known_one(flag, said):
+  """ml_collections says the last part alone: error: "'c_segg'"."""
+  found = command_line._unknown_setting([f"--config={ROOT}/configs/tofu.py", flag])
+  assert said in found and bool(said) == bool(found)
+
+
 @pytest.fixture(scope="module")
 def helped():
   """{entry: what its --help prints}."""
