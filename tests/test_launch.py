@@ -168,6 +168,13 @@ def test_the_container_holds_what_the_job_needs():
     "python", "-m", "dareu_jax.main"]
 
 
+def outputs_of(notebook, folder):
+  """Runs all cells in a folder; what they show, as text."""
+  nbclient.NotebookClient(notebook, timeout=jobs.HANGS, kernel_name="python3", resources={
+    "metadata": {"path": str(folder)}}).execute()
+  return [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
 def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, monkeypatch):
   """All cells, as somebody without an accelerator runs them again after a disconnect; on a still
   smaller config, whose stages are done."""
@@ -181,9 +188,7 @@ def test_the_notebook_runs_on_the_tiny_preset(finished, config_file, tmp_path, m
   notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
   notebook.cells[1].source = notebook.cells[1].source.replace(
     "'runs/colab'", repr(str(tmp_path / "run")))
-  nbclient.NotebookClient(notebook, timeout=jobs.HANGS, kernel_name="python3", resources={
-    "metadata": {"path": str(LAUNCH)}}).execute()
-  outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
+  outputs = outputs_of(notebook, LAUNCH)
   assert any("Stages (times are rough estimates" in text for text in outputs)
   assert any("text/markdown" in text and "dareu" in text for text in outputs)
   assert (tmp_path / "run/report.html").exists()
@@ -203,9 +208,7 @@ def test_the_notebook_of_ones_own_model_runs(finished, tmp_path, monkeypatch):
     f"MODEL = {str(tmp_path / 'checkpoint')!r}", f"DATA = {str(tmp_path / 'data')!r}",
     f"WORKDIR = {str(tmp_path / 'run')!r}", f"OUTPUT = {str(tmp_path / 'out')!r}",
     f"SETTINGS = {settings!r}"])
-  nbclient.NotebookClient(notebook, timeout=jobs.HANGS, kernel_name="python3", resources={
-    "metadata": {"path": str(tmp_path)}}).execute()
-  outputs = [str(output) for cell in notebook.cells for output in cell.get("outputs", ())]
+  outputs = outputs_of(notebook, tmp_path)
   assert any("Result(epoch" in text for text in outputs)
   assert any("text/html" in text and "ToW unseen" in text for text in outputs)
   assert (tmp_path / "out/model.safetensors").exists()
