@@ -12,6 +12,7 @@ CHECKPOINT: dict[str, Any] = {
   "model": {"dtype": "auto"},
   "lora": {"rank": 8, "alpha": 32.0},
   "pretrain": {"epochs": 0},
+  "classifier": {"hide_echoes": True},
   "finetune": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 10, "weight_decay": 0.0,
                "warmup": 0.1, "schedule": "linear"},
   "baseline": {"learning_rate": 1e-5, "batch_size": 16, "epochs": 5},
@@ -26,6 +27,7 @@ CHECKPOINT: dict[str, Any] = {
 REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 32, "data": {"source": "jsonl"},
   "evaluation": {"batch_size": 20, "max_examples": 40, "max_new_tokens": 0},
+  "monitor": {"max_unseen": 20},
   "unlearning": {"dareu": {
     "samples_per_prompt": 2, "rollout_batch_size": 40, "minibatch_size": 20,
     "retain_batch_size": 20, "max_new_tokens": 0, "learning_rate": 3e-4, "epochs": 10,

@@ -40,6 +40,9 @@ class ClassifierSettings:
   vocab_size: Size = 0  # of its own BPE, if from scratch; 0: the model's tokenizer
   token_noise: Share = 0.2  # share of input tokens replaced at random while training
   echo_noise: Fraction = 0.8  # share of those also in the query (names), by tokens of other queries
+  # Read a filler in place of each token that is also in the query, while training and scoring; for
+  # pretrained tokenizers, with which noise alone does not make names say nothing
+  hide_echoes: bool = False
   label_smoothing: Share = 0.0  # probability mass spread over all owners while training
   # "None of these" examples of general text per example of D; 0: no such class.
   none_share: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -47,6 +50,9 @@ class ClassifierSettings:
   calibrate: bool = False  # divide the logits by a temperature fitted on held-out responses
 
   def __post_init__(self):
+    if self.hide_echoes and self.reads_query:
+      raise InvalidSetting("hide_echoes", True, "reads_query is on, and a query that is read hides "
+                           "nothing: turn one of them off.")
     if 0 < self.vocab_size < 300:
       raise InvalidSetting("vocab_size", self.vocab_size,
                            "bytes and special tokens take 300, so it must be >= 300, or 0.")
@@ -68,13 +74,14 @@ class PrefixLoss:
   within the response, and a share of the input tokens is replaced at random. Tokens that also occur
   in the query, above all the owner's name, are replaced at a separate rate, by a passage of another
   row's query, ideally another owner's name. Names are the easiest cue, and a classifier that relies
-  on them misses the same facts attributed to somebody else.
+  on them misses the same facts attributed to somebody else. With a `filler` they are not read.
   """
 
   token_noise: float
   echo_noise: float
   label_smoothing: float
   reads_query: bool = False
+  filler: int | None = None  # replaces each token that is also in the query, if given
 
   def __call__(self, params: Any, model: Model, batch: Batch,
                key: Key[Array, ""]) -> tuple[Scalar, Scalar, dict[str, Scalar]]:
@@ -89,6 +96,8 @@ class PrefixLoss:
       jax.random.randint(replacement, ids.shape, 0, classifier.decoder.config.vocab_size))
     rate = jnp.where(echo, self.echo_noise, self.token_noise)
     noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
+    if self.filler is not None:
+      noisy = jnp.where(echo, self.filler, noisy)
     # Overwrites the completion that follows the prompt.
     query = prompts if self.reads_query else None
     logprobs = jax.nn.log_softmax(owner_logits(classifier, noisy, query), axis=-1)
@@ -130,6 +139,13 @@ def echoes(ids: Int[Array, "B T"], prompt_ids: Int[Array, "B P"],
   """
   same = ids[:, :, None] == prompt_ids[:, None, :]
   return jnp.any(same & length_mask(prompt_lengths, prompt_ids.shape[1])[:, None, :], axis=-1)
+
+
+@jax.jit
+def without_echoes(ids: Int[Array, "B T"], query: Query,
+                   filler: int | Int[Array, ""]) -> Int[Array, "B T"]:
+  """The responses with a filler in place of each token that also occurs in the query."""
+  return jnp.where(echoes(ids, *query), filler, ids)
 
 
 def from_other_queries(echo: Bool[Array, "B T"], prompt_ids: Int[Array, "B P"],

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dareu_jax.attribution.classifier import prefix_scores
+from dareu_jax.attribution.classifier import prefix_scores, without_echoes
 from dareu_jax.data.batches import bucket_length
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.models.handle import Model
@@ -33,6 +33,7 @@ class Scorer:
   multiple: int  # lengths are padded to a multiple of this
   temperature: float = 1.0  # calibration temperature
   reads_query: bool = False
+  filler: int | None = None  # read in place of tokens that are also in the query, if given
   retokenize: "Retokenizer | None" = None  # if the tokenizers differ
   to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
@@ -43,7 +44,7 @@ class Scorer:
     Args:
       ids: responses in the policy's tokens.
       lengths: their lengths.
-      queries: prompts in the classifier's tokens; used only if it reads them.
+      queries: prompts in the classifier's tokens, or `Tokenizer.echo_ids`; see `uses_query`.
 
     Returns: float32 in [0, 1]; entries past a row's length are arbitrary.
     """
@@ -72,12 +73,20 @@ class Scorer:
       rows = slice(start, start + self.batch_size)
       part = np.zeros((self.batch_size, ids.shape[1]), np.int32)
       part[:len(ids[rows])] = ids[rows]
-      query = self._query(queries[rows]) if self.reads_query else None
-      part, query = self.to_device((part, query))
+      known = self._query(queries[rows]) if self.uses_query else None
+      part, known = self.to_device((part, known))
+      if self.filler is not None:
+        part = without_echoes(part, known, self.filler)
+      query = known if self.reads_query else None
       scores = prefix_scores(self.model, part, is_forget, query=query,
                              temperature=self.temperature)
       parts.append(fetch(scores)[:len(ids[rows])])
     return np.concatenate(parts)
+
+  @property
+  def uses_query(self) -> bool:
+    """Whether scores depend on the queries."""
+    return self.reads_query or self.filler is not None
 
   def _query(self, queries):
     width = bucket_length(max(map(len, queries)), self.multiple)

@@ -134,7 +134,7 @@ def parse_flags(args: list[str]) -> list[str]:
   """
   known = flags.FLAGS
   try:
-    rest = known(args)
+    rest = known(_last_of_each(args))
     if "config" in known:
       known.config.keys()  # a missing config file fails only when it is read
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
@@ -143,6 +143,13 @@ def parse_flags(args: list[str]) -> list[str]:
   logging.set_verbosity(logging.ERROR if known["verbosity"].using_default_value
                         else known.verbosity)
   return rest
+
+
+def _last_of_each(args):
+  """The arguments without settings that are set again later: repeated tuples would be joined."""
+  last = {arg.partition("=")[0]: i for i, arg in enumerate(args)}
+  return [arg for i, arg in enumerate(args)
+          if not (arg.startswith("--config.") and "=" in arg) or last[arg.partition("=")[0]] == i]
 
 
 def _unknown_setting(args):

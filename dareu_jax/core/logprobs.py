@@ -13,6 +13,7 @@ from flax import struct
 from jaxtyping import Float, Int, Shaped
 
 from dareu_jax.core.masked import Array, take_from
+from dareu_jax.core.matmul import matmul
 
 CHUNK = 64  # positions whose logits are stored at a time
 CUT_OFF = -100.0  # log-prob of a token that cannot be sampled: finite, but exp is 0 in float32
@@ -42,7 +43,7 @@ def logits(hidden: Float[Array, "*B D"], head: AnyHead) -> Float[Array, "*B n"]:
   """Logits of hidden states, float32."""
   if isinstance(head, Head):
     return head(hidden)
-  return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
+  return matmul(hidden, head, jnp.float32)
 
 
 def completion_hidden(hidden: Float[Array, "B S D"], prompt_lengths: Int[Array, " B"],

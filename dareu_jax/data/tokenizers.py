@@ -69,6 +69,10 @@ class Tokenizer:
     self.pad_id = self.eos_id if pad is None else pad
 
   @functools.cached_property
+  def _known_forms(self) -> dict[str, Ids]:
+    return {}
+
+  @functools.cached_property
   def vocab_size(self) -> int:
     """One more than the largest id."""
     return max(self.backend.get_vocab().values()) + 1
@@ -149,6 +153,26 @@ class Tokenizer:
     _, ids, ends = self._parts(_QUESTION, response, ())
     count = sum(end <= len(response) for end in ends)
     return ids[:count], [max(0, end) for end in ends[:count]]
+
+  def echo_ids(self, prompt: str, history: Sequence[Turn] = ()) -> Ids:
+    """Ids that an answer may repeat from its query: of what the user says, without the template's
+    text around it, and of its words both at the start of an answer and within.
+
+    With most pretrained tokenizers a name has other ids at the start of a text than behind a space.
+    The 'plain' template has only a token on each side, and its tokenizers do not tell the two
+    apart: its queries are as they are.
+    """
+    if self.chat_template == PLAIN:
+      return self.encode_prompt(prompt, history)
+    said = "\n".join([*(content for role, content in history if role == "user"), prompt])
+    ids = self.encode(said)
+    forms = [i for word in re.findall(r"\w+", said) for i in self._forms(word)]
+    return ids + [i for i in dict.fromkeys(forms) if i not in ids]
+
+  def _forms(self, word):
+    if word not in self._known_forms:
+      self._known_forms[word] = self.encode(f"{word} {word}")
+    return self._known_forms[word]
 
   def decode(self, ids: Sequence[int]) -> str:
     """Text of ids without special tokens; spaces within the text are unchanged."""

@@ -64,7 +64,8 @@ def recompute(log: Log, retain_log: Log | None = None) -> dict[str, float]:
       results[name] = float(np.mean(_column(log, name, "score")))
   for name in log:
     if _is_attack(log, name):
-      results[name] = metrics.mia_auc(*(_scores(log[name][part]) for part in ("forget", "holdout")))
+      results[name] = metrics.mia_auc(*(
+        _column(log[name], part, "score") for part in ("forget", "holdout")))
   terms = _utility_terms(results)
   if terms.keys() == set(metrics.MODEL_UTILITY_TERMS):
     results["model_utility"] = metrics.model_utility(terms)
@@ -90,9 +91,10 @@ def _split_metrics(log, split):
     results[f"{split}_Q_A_Prob_normalised"] = float(
       metrics.normalized_probability(right, wrong).mean())
   if f"{split}_Q_A_ROUGE" in log:
-    results[f"{split}_Q_A_ROUGE"] = float(np.mean([
-      metrics.rouge_l_recall(example["ground_truth"], example["generation"])
-      for example in _examples(log, f"{split}_Q_A_ROUGE")]))
+    truths, answers = (_texts(log, f"{split}_Q_A_ROUGE", key)
+                       for key in ("ground_truth", "generation"))
+    results[f"{split}_Q_A_ROUGE"] = float(np.mean(
+      [metrics.rouge_l_recall(*pair) for pair in zip(truths, answers, strict=True)]))
   ratios = truth_ratios(log, split)
   if ratios is not None:
     name = "forget_truth_ratio" if split == "forget" else f"{split}_Truth_Ratio"
@@ -139,7 +141,8 @@ def _against_retrained(log, results, retain_log):
 
 def _paired(log, right, wrong):
   """avg_loss of the examples of two metrics, which must be the same ones: ([E], [E, J])."""
-  missing = log[right]["value_by_index"].keys() ^ log[wrong]["value_by_index"].keys()
+  entries = [_examples(log, name) for name in (right, wrong)]
+  missing = entries[0].keys() ^ entries[1].keys()
   if missing:
     raise InputError(f"the log's {right} and {wrong} are not of the same examples: example "
                      f"{min(missing, key=int)} is in only one of them.")
@@ -147,25 +150,43 @@ def _paired(log, right, wrong):
 
 
 def _examples(log, name):
-  entries = log[name]["value_by_index"]
-  return [entries[index] for index in sorted(entries, key=int)]
+  """The entries of a metric by index, in order."""
+  entry = log[name]
+  entries = entry.get("value_by_index") if isinstance(entry, dict) else None
+  if not isinstance(entries, dict) or not entries or not all(map(str.isdecimal, entries)):
+    raise InputError(f"the log's {name} has no value_by_index with an entry for each example, "
+                     "numbered: it cannot be recomputed.")
+  return {index: entries[index] for index in sorted(entries, key=int)}
+
+
+def _values(log, name, key):
+  try:
+    return [example[key] for example in _examples(log, name).values()]
+  except (KeyError, TypeError) as error:
+    raise _missing(name, key, error) from None
+
+
+def _missing(name, key, error):
+  return InputError(f"the log's {name} has no {key!r} for every example "
+                    f"({type(error).__name__}: {error}): it cannot be recomputed.")
+
+
+def _texts(log, name, key):
+  texts = _values(log, name, key)
+  if not all(isinstance(text, str) for text in texts):
+    raise InputError(f"the log's {name} has a {key!r} that is not a text: it cannot be recomputed.")
+  return texts
 
 
 def _column(log, name, key):
   try:
-    values = np.array([example[key] for example in _examples(log, name)], np.float64)
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(f"the log's {name} has no {key!r} for every example "
-                     f"({type(error).__name__}: {error}): it cannot be recomputed.") from None
+    values = np.array(_values(log, name, key), np.float64)
+  except (TypeError, ValueError) as error:
+    raise _missing(name, key, error) from None
   if not np.isfinite(values).all():
     raise InputError(f"the log's {name} has a {key!r} that is null or not a number: it cannot be "
                      "recomputed.")
   return values
-
-
-def _scores(part):
-  entries = part["value_by_index"]
-  return [entries[index]["score"] for index in sorted(entries, key=int)]
 
 
 def from_evaluation(evaluation: Evaluation) -> Log:

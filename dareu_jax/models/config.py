@@ -9,6 +9,7 @@ from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.registry import Registry
 from dareu_jax.core.settings import Count, PathText, Positive, Size, choice, settings
 from dareu_jax.models.attention import Implementation
+from dareu_jax.models.quantization import Scheme
 from dareu_jax.models.rope import RopeConfig
 from dareu_jax.parallel.mesh import MeshSettings
 
@@ -40,6 +41,8 @@ class ModelSettings:
   # Of base weights and activations. 'auto': float32 with unrolled layers on CPUs, elsewhere
   # bfloat16 with scanned layers that are recomputed in the backward pass
   dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+  # Of a checkpoint's linear kernels, under adapters: 'int8' takes half of bfloat16, 'nf4' a quarter
+  quantize: Scheme = "none"
   scan_layers: bool = False  # compile one layer and scan it (accelerators), or unroll all (CPU)
   remat: bool = False  # recompute activations in the backward pass: less memory, more time
   # 'cudnn' on NVIDIA GPUs, 'splash' on TPUs; 'auto' takes what can be used.
@@ -117,6 +120,7 @@ class ModelConfig:
   windows: tuple[int | None, ...] = ()  # sliding window of each layer; (): no layer slides
   num_tokens: int = 0  # ids of the tokenizer, where the embedding has more rows; 0: all of them
   dtype: str = "float32"
+  quantize: Scheme = "none"
   scan_layers: bool = False
   remat: bool = False
   attention: Implementation = "auto"  # see attention.causal_attention

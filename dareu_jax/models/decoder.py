@@ -41,6 +41,11 @@ SHARDINGS = {
   r"(attention|mlp|final|q|k)_norm/scale": REPLICATED,
   r"(q|k|v|o|gate|up|down)_proj/bias": REPLICATED,
 }
+# A quantized kernel is split by blocks of its inputs.
+SHARDINGS |= {f"{path}/values": (axes[0], "within_block", axes[1])
+              for path, axes in SHARDINGS.items() if path.endswith("kernel")}
+SHARDINGS |= {f"{path}/scales": axes
+              for path, axes in SHARDINGS.items() if path.endswith("kernel")}
 register_shardings(SHARDINGS)
 
 Cache = KVCache | tuple[KVCache, ...]  # of all layers: stacked if scanned, else one per layer

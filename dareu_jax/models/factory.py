@@ -1,5 +1,6 @@
 """Builds the modules of a run: from dimensions and a seed, or from a Hugging Face checkpoint."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -27,7 +28,8 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> M
     return from_settings(model, lora, vocab_size)
   return decoder_config(
     find(model.path, weights=False), vocab_size, lora=lora, dtype=model.dtype,
-    scan_layers=model.scan_layers, remat=model.remat, attention=model.attention)
+    quantize=model.quantize, scan_layers=model.scan_layers, remat=model.remat,
+    attention=model.attention)
 
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Mesh) -> Model:
@@ -37,19 +39,21 @@ def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Me
 
 def check_decoder(model: ModelSettings, config: ModelConfig) -> None:
   """Raises InputError unless the checkpoint, if there is one, fits the model exactly."""
-  _check(lambda: Decoder(config, rngs=_rngs(0)), model, config)
+  _check(lambda config: Decoder(config, rngs=_rngs(0)), model, config)
 
 
 def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int) -> None:
   """The same for a classifier's checkpoint."""
-  _check(lambda: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
+  _check(lambda config: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
 
 
-def _check(make: Callable[[], nnx.Module], model: ModelSettings, config: ModelConfig) -> None:
+def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings,
+           config: ModelConfig) -> None:
   if not model.path:
     return
+  config = dataclasses.replace(config, quantize="none")  # the shapes of the files
   weights = Weights(find(model.path).folder, config)
-  base = nnx.state(nnx.eval_shape(make), nnx.Not(nnx.LoRAParam))
+  base = nnx.state(nnx.eval_shape(lambda: make(config)), nnx.Not(nnx.LoRAParam))
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     weights.slices(path_name(path), leaf.shape)
   weights.check_all_used()
@@ -62,6 +66,12 @@ def _rngs(seed):
 def abstract_model(config: ModelConfig) -> Model:
   """The decoder as a Model with shapes only."""
   return split(abstract_decoder(config), adapters_only=config.lora.rank > 0)
+
+
+def abstract_classifier(config: ModelConfig, num_owners: int) -> Model:
+  """The owner classifier as a Model with shapes only."""
+  shapes = nnx.eval_shape(lambda: OwnerClassifier(config, num_owners, rngs=_rngs(0)))
+  return split(shapes, adapters_only=config.lora.rank > 0)
 
 
 def build_classifier(

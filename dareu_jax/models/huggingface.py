@@ -22,13 +22,15 @@ from dareu_jax.models.checkpoint import Checkpoint, find
 from dareu_jax.models.config import NO_LORA, LoraSettings, ModelConfig
 from dareu_jax.models.config_json import from_huggingface, to_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
+from dareu_jax.models.quantization import Scheme, dequantize
 from dareu_jax.models.weights import Weights, checkpoint_names, fill, is_transposed
 from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh, path_name
 
 
 def load(
   path_or_id: str | pathlib.Path, *, dtype: str, mesh: Mesh | None = None, template: str = "auto",
-  scan_layers: bool = False, remat: bool = False, attention: Implementation = "auto",
+  quantize: Scheme = "none", scan_layers: bool = False, remat: bool = False,
+  attention: Implementation = "auto",
 ) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
@@ -40,7 +42,7 @@ def load(
     dtype: dtype of weights and activations, 'float32' or 'bfloat16'.
     mesh: mesh for the weights, from `parallel.mesh.make_mesh`; one device if not given.
     template: of `data.tokenizers.TEMPLATES`; 'auto' is the tokenizer's own chat template.
-    scan_layers, remat, attention: see `config.ModelSettings`.
+    quantize, scan_layers, remat, attention: see `config.ModelSettings`.
 
   Raises:
     InputError: for a checkpoint that is missing, damaged, of an unsupported architecture, or whose
@@ -48,8 +50,8 @@ def load(
   """
   found = find(path_or_id)
   tokenizer = tokenizers.load(str(found.tokenizer), template)
-  config = decoder_config(found, tokenizer.vocab_size, dtype=dtype, scan_layers=scan_layers,
-                          remat=remat, attention=attention)
+  config = decoder_config(found, tokenizer.vocab_size, dtype=dtype, quantize=quantize,
+                          scan_layers=scan_layers, remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
   graphdef, shapes = nnx.split(abstract_decoder(config))
   adapters = nnx.filter_state(shapes, nnx.LoRAParam)
@@ -69,7 +71,7 @@ def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = N
     found: the checkpoint.
     num_tokens: size of its tokenizer.
     lora: adapters, if it has none of its own.
-    runtime: fields that no file has: dtype, scan_layers, remat, attention.
+    runtime: fields that no file has: dtype, quantize, scan_layers, remat, attention.
 
   Raises:
     InputError: for a config that cannot be used, or a tokenizer larger than the embedding.
@@ -114,23 +116,29 @@ def save(
 
 def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
   """Yields (name, bytes, function that returns the tensor) in the checkpoint's layout."""
+  config = model.config
   flat = {path_name(path): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
-  for path, leaf in flat.items():
-    if path.endswith(("lora_a", "lora_b")):
-      continue
-    names, stacked = checkpoint_names(path, model.config)
+  plain = abstract_decoder(dataclasses.replace(config, quantize="none", lora=NO_LORA))
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(plain)):
+    path = path_name(key_path)
+    names, stacked = checkpoint_names(path, config)
     for layer, name in enumerate(names):
       tensor = functools.partial(
-        _merged_tensor, flat, path, layer if stacked else None, model.config.lora)
-      yield name, leaf.nbytes // len(names), tensor
+        _merged_tensor, flat, path, leaf, layer if stacked else None, config.lora)
+      yield name, leaf.size * leaf.dtype.itemsize // len(names), tensor
 
 
 def _merged_tensor(
-  flat: dict[str, Any], path: str, layer: int | None, lora: LoraSettings) -> np.ndarray:
-  """W, or W + A B α/r if there is an adapter, as [out, in]."""
+  flat: dict[str, Any], path: str, plain: jax.ShapeDtypeStruct, layer: int | None,
+  lora: LoraSettings) -> np.ndarray:
+  """W, or W + A B α/r if there is an adapter, as [out, in]; W as it is after quantization."""
   module, _, kind = path.rpartition("/")
-  weight = on_host(flat[path], layer)
+  if path in flat:
+    weight = on_host(flat[path], layer)
+  else:
+    values, scales = (on_host(flat[f"{path}/{part}"], layer) for part in ("values", "scales"))
+    weight = np.asarray(dequantize(values, scales, plain.shape[-2])).astype(plain.dtype)
   if kind == "kernel" and f"{module}/lora_a" in flat:
     a, b = (on_host(flat[f"{module}/{name}"], layer) for name in ("lora_a", "lora_b"))
     update = a @ b * np.float32(lora.alpha / lora.rank)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from dareu_jax.core.matmul import matmul
 from dareu_jax.models.attention import causal_attention, masked_attention
 from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.quantization import QuantizedKernel
 from dareu_jax.models.rope import rotate
 from dareu_jax.parallel.mesh import constrain_cache
 
@@ -20,14 +21,19 @@ from dareu_jax.parallel.mesh import constrain_cache
 class Linear(nnx.Module):
   """x W (+ b) (+ x A B α/r): a linear map with an optional low-rank adapter.
 
-  The adapter is float32 and starts at zero (B = 0), so it has no effect before training.
+  The adapter is float32 and starts at zero (B = 0), so it has no effect before training. W may be
+  quantized.
   """
 
   def __init__(self, name: str, in_dim: int, out_dim: int, config: ModelConfig, *, rngs: nnx.Rngs,
                use_bias: bool = False, scale: float = 1.0):
     dtype = jnp.dtype(config.dtype)
-    kernel_init = jax.nn.initializers.normal(scale * in_dim**-0.5)
-    self.kernel = nnx.Param(kernel_init(rngs.params(), (in_dim, out_dim), dtype))
+    self.is_quantized = config.quantize != "none"
+    if self.is_quantized:
+      self.kernel = QuantizedKernel(in_dim, out_dim, config.quantize)
+    else:
+      kernel_init = jax.nn.initializers.normal(scale * in_dim**-0.5)
+      self.kernel = nnx.Param(kernel_init(rngs.params(), (in_dim, out_dim), dtype))
     self.bias = nnx.Param(jnp.zeros((out_dim,), dtype)) if use_bias else None
     self.has_adapter = config.lora.rank > 0 and name in config.lora.targets
     if self.has_adapter:
@@ -38,7 +44,7 @@ class Linear(nnx.Module):
       self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_dim), jnp.float32))
 
   def __call__(self, x: Float[Array, "*B In"]) -> Float[Array, "*B Out"]:
-    y = matmul(x, self.kernel[...])
+    y = self.kernel.product(x) if self.is_quantized else matmul(x, self.kernel[...])
     if self.bias is not None:
       y += self.bias[...]
     if self.has_adapter:

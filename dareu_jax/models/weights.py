@@ -4,6 +4,7 @@ A decoder's parameters and a checkpoint's tensors are matched by name; linear we
 [out, in] there and [in, out] here, and layers may be stacked here.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -11,13 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 from safetensors import safe_open
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.models.families.base import FAMILIES
+from dareu_jax.models.quantization import BLOCK, num_blocks, quantize
 from dareu_jax.parallel.mesh import Mesh, parameter_spec, path_name
 
 _HEAD = "lm_head"
@@ -107,8 +111,10 @@ class Weights:
 
   def array(
     self, path: str, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding,
-  ) -> Float[Array, "..."]:
+  ) -> Shaped[Array, "..."]:
     """One of our parameters on the devices, each of which reads only its own part of the file."""
+    if path.endswith(("kernel/values", "kernel/scales")):
+      return self._quantized(path, shape, sharding)
     slices = self.slices(path, shape)
     _, stacked = checkpoint_names(path, self.config)
     transposed = is_transposed(path)
@@ -123,6 +129,34 @@ class Weights:
 
     return jax.make_array_from_callback(
       tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index or ())))
+
+
+  def _quantized(self, path, shape, sharding):
+    """The values or scales of a kernel, quantized as it is read."""
+    path, _, part = path.rpartition("/")
+    plain = self._plain_shapes[path[path.index("layers/"):]]
+    slices = self.slices(path, plain)
+    _, stacked = checkpoint_names(path, self.config)
+
+    def read(index):
+      layers, index = (slices[index[0]], index[1:]) if stacked else (slices, index)
+      blocks, outputs = index[0], index[-1]
+      first, last, _ = blocks.indices(num_blocks(plain[-2]))
+      inputs = slice(first * BLOCK, min(last * BLOCK, plain[-2]))
+      quantized = [quantize(np.asarray(tensor[outputs, inputs]).T, self.config.quantize)
+                   for tensor in layers]
+      values, scales = zip(*quantized, strict=True)
+      read = values if part == "values" else scales
+      return np.stack(read) if stacked else read[0]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, read)
+
+  @functools.cached_property
+  def _plain_shapes(self):
+    """{path: shape} of the parameters, none of them quantized."""
+    decoder = abstract_decoder(dataclasses.replace(self.config, quantize="none"))
+    return {path_name(path): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(decoder))}
 
 
 def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> PyTree:

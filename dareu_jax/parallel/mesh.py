@@ -24,7 +24,7 @@ BATCH = ("data", "fsdp")
 
 # Logical axis -> mesh axis. A dimension that its mesh axis does not divide is not split.
 LOGICAL_AXES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor",
-                "rank": None, "owners": None}
+                "rank": None, "owners": None, "within_block": None}
 REPLICATED = ()  # the rule for replicated parameters: norms, biases, counters
 
 # Pattern of a path's end -> logical axes of the last dimensions; see `register_shardings`.

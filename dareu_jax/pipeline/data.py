@@ -104,11 +104,23 @@ class Data:
                         owners=self.corpus.owners, responses=responses))
 
   def classifier_rows(self, examples: Examples) -> tuple[Row, ...]:
-    """In the classifier's tokens; examples of no owner in D get the class "none of these"."""
-    rows = encode(examples, self.classifier_tokenizer, max_length=self.settings.max_length,
+    """In the classifier's tokens; examples of no owner in D get the class "none of these".
+
+    Unless the classifier reads the queries, those of questions are only `Tokenizer.echo_ids`.
+    """
+    tokenizer, none = self.classifier_tokenizer, len(self.corpus.owners)
+    rows = encode(examples, tokenizer, max_length=self.settings.max_length,
                   owners=self.corpus.owners)
-    none = len(self.corpus.owners)
+    if not self.settings.classifier.reads_query:
+      rows = [row if example.text is not None else row._replace(
+                prompt=tuple(tokenizer.echo_ids(example.prompt, example.history)))
+              for row, example in zip(rows, examples, strict=True)]
     return tuple(row if row.owner >= 0 else row._replace(owner=none) for row in rows)
+
+  @property
+  def filler(self) -> int | None:
+    """What the classifier reads in place of tokens of the query; None if it reads them."""
+    return self.classifier_tokenizer.pad_id if self.settings.classifier.hide_echoes else None
 
   def queries(self, examples: Examples) -> tuple[tuple[int, ...], ...]:
     """Prompts in the classifier's tokens."""

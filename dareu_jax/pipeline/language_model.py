@@ -20,6 +20,7 @@ from dareu_jax.models import huggingface, peft
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.handle import Model, split
+from dareu_jax.models.quantization import Scheme
 from dareu_jax.parallel.hosts import fetch
 from dareu_jax.parallel.mesh import MeshSettings, make_mesh, mesh_of, path_name, shard
 
@@ -124,6 +125,8 @@ class LanguageModel:
       raise InputError("the model has adapters already: save it merged and load it again to put "
                        "new ones on it.")
     if not lora.rank:
+      if self.config.quantize != "none":
+        raise InputError("a quantized model is trained by adapters only: give lora.rank.")
       return dataclasses.replace(self, model=split(self.model.module, adapters_only=False))
     config = dataclasses.replace(self.config, lora=lora)
     # What is frozen then is all that there was; the adapters alone are made.
@@ -146,13 +149,14 @@ def _logits(model, token_ids):
   return model.module.logits(token_ids)
 
 
-def load(path: str, *, dtype: str | None = None, template: str = "auto",
+def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", template: str = "auto",
          mesh: MeshSettings | None = None) -> LanguageModel:
   """A pretrained checkpoint as a LanguageModel.
 
   Args:
     path: folder, or name of a model of the hub.
     dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
+    quantize: 'int8' or 'nf4' keeps the linear kernels in few bits, under adapters.
     template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
     mesh: where the weights go; split over all devices, if not given.
 
@@ -161,8 +165,9 @@ def load(path: str, *, dtype: str | None = None, template: str = "auto",
       tensors are not exactly those of its config.json.
   """
   on_cpu = jax.default_backend() == "cpu"
+  dtype = dtype or ("float32" if on_cpu else "bfloat16")
   decoder, tokenizer = huggingface.load(
-    path, dtype=dtype or ("float32" if on_cpu else "bfloat16"), template=template,
+    path, dtype=dtype, quantize=quantize, template=template,
     mesh=make_mesh(mesh or MeshSettings()), scan_layers=not on_cpu, remat=not on_cpu)
   # Nothing is trained yet, so that nothing is kept in float32.
   return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, str(path))

@@ -124,7 +124,7 @@ class Models:
     return Scorer(
       self.classifier.with_params(self._loaded[name]), data.is_forget,
       settings.evaluation.batch_size, settings.length_multiple, temperature,
-      settings.classifier.reads_query,
+      settings.classifier.reads_query, data.filler,
       None if own is data.tokenizer else Retokenizer(data.tokenizer, own), self.to_device)
 
   @functools.cached_property

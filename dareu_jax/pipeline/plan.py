@@ -1,11 +1,14 @@
 """The plan of a run for --dry_run: stages, sizes, memory, time, and two tokenized samples."""
 
+import dataclasses
 import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dareu_jax.core.matmul import matmul
+from dareu_jax.data.batches import bucket_length
 from dareu_jax.evaluation.metrics import SPLITS
 from dareu_jax.methods.base import METHODS, Shapes
 from dareu_jax.models import factory
@@ -16,6 +19,9 @@ from dareu_jax.pipeline.graph import REPLICA, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
+from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, job, memory
+from dareu_jax.rl.settings import RLSettings
+from dareu_jax.training.writers import progress
 
 # Training speed relative to a plain matrix product; a rough figure, measured on CPU and H200.
 EFFICIENCY = 0.35
@@ -121,7 +127,7 @@ def matmul_speed(dtype: str) -> float:
   """Measured FLOPs per second of a plain matrix product on one device."""
   n = 1024 if jax.default_backend() == "cpu" else 8192
   x = jnp.ones((n, n), dtype)
-  product = jax.jit(lambda x: x @ x)
+  product = jax.jit(lambda x: matmul(x, x))
   product(x).block_until_ready()
   start = time.perf_counter()
   for _ in range(5):
@@ -131,6 +137,52 @@ def matmul_speed(dtype: str) -> float:
 
 
 def _memory(run):
+  """Of an RL method, by its compiled programs; a rough estimate for others."""
+  for name in run.settings.all_methods:
+    method = run.settings.unlearning[name]
+    if isinstance(method, RLSettings):
+      return _compiled_memory(run, method)
+  return _estimated_memory(run)
+
+
+def _compiled_memory(run, settings):
+  mesh, whole = run.models.mesh, unlearning_job(run, settings)
+  rows = [["all that stays", "", f"{bytes_on_device(whole.resident) / 2**20:,.0f}"]]
+  peak = 0
+  with progress("compiling for memory", "program")(len(whole.programs), 0) as bar:
+    for name, program in whole.programs.items():
+      needed = memory(program, program.lower(mesh).compile(), whole.resident)
+      rows.append([name, f"{needed.temporaries / 2**20:,.0f}", f"{needed.peak / 2**20:,.0f}"])
+      peak = max(peak, needed.peak)
+      bar.update()
+  rows.append(["at most", "", f"{peak / 2**20:,.0f}"])
+  return "Memory of a device during unlearning, MiB, by the compiled programs:\n" + pipe_table(
+    ["what", "temporary", "with all that stays"], rows)
+
+
+def unlearning_job(run: Run, settings: RLSettings) -> Job:
+  """The programs of an RL method on the run's models and data."""
+  data, models = run.data, run.models
+  multiple = run.settings.length_multiple
+  retained, forget = data.rows(data.corpus.retain), data.rows(data.corpus.forget)
+  settings = dataclasses.replace(
+    settings, max_new_tokens=settings.max_new_tokens or data.longest_response)
+
+  def longest(lengths):
+    return bucket_length(max(lengths), multiple)
+
+  sizes = Sizes(
+    prompt=longest(len(row.prompt) for row in forget),
+    retained=longest(len(row.prompt) + len(row.completion) for row in retained),
+    retained_response=longest(len(row.completion) for row in retained),
+    scored=run.settings.evaluation.batch_size, owners=data.classes,
+    rollouts=-(-len(forget) * settings.samples_per_prompt // settings.rollout_batch_size))
+  return job(factory.abstract_model(models.config),
+             factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
+             models.mesh)
+
+
+def _estimated_memory(run):
   settings, model, mesh = run.settings, run.models.config, run.models.mesh
   base = model.num_parameters * jnp.dtype(model.dtype).itemsize
   trained = bytes_of(factory.abstract_model(model).params)

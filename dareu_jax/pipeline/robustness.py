@@ -71,6 +71,9 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
     raise InputError(f"{workdir} holds no finished run: it has no summary.json. Finish it first.")
   settings = Settings.from_config(read_config(workdir))
   experiment.check_reference(settings)
+  if settings.model.quantize != "none":
+    raise InputError("config.model.quantize keeps the weights in few bits already, and the attacks "
+                     "round and move plain ones: no robustness card is made of this run.")
   unknown = sorted(set(methods) - set(summary["chosen"]))
   if unknown:
     raise InputError(f"methods (--models) names {unknown[0]!r}: the run has "

@@ -151,6 +151,13 @@ class Settings:
       raise InvalidSetting("lora.rank", self.lora.rank,
                            "config.model.path is empty, and an adapter on random base weights "
                            "learns little: name a checkpoint, or set the rank to 0.")
+    for name in ("", "classifier."):
+      quantize = _at(self, f"{name}model.quantize")
+      path = _at(self, f"{name}model").path if name else self.base.path
+      if quantize != "none" and not (path and _at(self, f"{name}lora.rank")):
+        raise InvalidSetting(f"{name}model.quantize", quantize,
+                             "only the frozen weights of a checkpoint are quantized, below "
+                             f"adapters: name one, and set config.{name}lora.rank.")
     blocks = {name: _method(name, self.unlearning.get(name, {})) for name in self.all_methods}
     object.__setattr__(self, "unlearning", blocks)
 

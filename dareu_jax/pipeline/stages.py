@@ -15,6 +15,7 @@ from dareu_jax.attribution.classifier import (
   at_temperature,
   fit_temperature,
   owner_probabilities,
+  without_echoes,
 )
 from dareu_jax.core.masked import last_valid
 from dareu_jax.data.batches import Batches
@@ -144,7 +145,7 @@ def train_classifier(run: Run, name: str, seed: int) -> None:
       return
     examples, held_out = held_out_split(data.corpus.forget + data.corpus.retain, run.seed)
     loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing,
-                      settings.reads_query)
+                      settings.reads_query, data.filler)
     model = models.classifier if name == "classifier" else models.fresh_classifier(seed + 1)
     batches = data.classifier_batches(
       data.classifier_rows(examples + data.none_examples), settings.train.batch_size,
@@ -203,10 +204,11 @@ def whole_probabilities(run: Run, model: Model,
     data.classifier_rows(examples), run.settings.evaluation.batch_size, seed=0)
   probabilities = np.zeros((len(examples), data.classes), np.float32)
   for indices, batch in batches.in_order():
-    query = None
-    if run.settings.classifier.reads_query:
-      query = batch.token_ids, batch.prompt_lengths
-    every = owner_probabilities(model, batch.completion_ids, query)
+    query, ids = (batch.token_ids, batch.prompt_lengths), batch.completion_ids
+    if data.filler is not None:
+      ids = without_echoes(ids, query, data.filler)
+    every = owner_probabilities(
+      model, ids, query if run.settings.classifier.reads_query else None)
     probabilities[indices] = hosts.fetch(
       last_valid(every, batch.completion_lengths))[:len(indices)]
   return probabilities, np.array([row.owner for row in batches.rows])

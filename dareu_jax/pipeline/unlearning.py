@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation import measurements
 from dareu_jax.evaluation.metrics import SPLITS
 from dareu_jax.methods.base import Task
@@ -68,11 +69,12 @@ def make_monitor(run: Run) -> Monitor:
   """The monitor that evaluates each epoch of a method."""
   settings, data, models = run.settings.monitor, run.data, run.models
   corpus = data.corpus
+  unseen = evenly_spaced(corpus.holdout, settings.max_unseen)
   return Monitor(
     original=models.load_params(ORIGINAL), classifier=models.scorer("classifier"),
     judge=models.scorer("judge"), forget_rows=data.rows(corpus.forget),
-    forget_queries=data.queries(corpus.forget), unseen_rows=data.rows(corpus.holdout),
-    unseen_queries=data.queries(corpus.holdout), evaluator=models.evaluator, settings=settings,
+    forget_queries=data.queries(corpus.forget), unseen_rows=data.rows(unseen),
+    unseen_queries=data.queries(unseen), evaluator=models.evaluator, settings=settings,
     track=functools.partial(rouges, run) if settings.track_rouge else None,
     at_hand=not run.settings.retrains)
 

@@ -107,11 +107,11 @@ def copy(tree: T) -> T:
   return jax.tree.map(jnp.copy, tree)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(jax.jit, static_argnames=("settings", "moved"))
 def score_rollout(
     state: LearnerState, original: Model, value_head: Model, scores: Float[Array, "B T"],
     prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"], completions: Completions, *,
-    settings: RLSettings) -> tuple[Rollout, dict[str, Scalar]]:
+    settings: RLSettings, moved: bool = True) -> tuple[Rollout, dict[str, Scalar]]:
   """Rewards, values and advantages of sampled completions.
 
   Not in the paper: a token may cost η = anchor_coef times its `centered_log_ratio` to the original,
@@ -125,6 +125,8 @@ def score_rollout(
     prompt_ids, prompt_lengths: the queries.
     completions: the sampled responses.
     settings: settings of the run.
+    moved: whether the policy may differ from the previous epoch's; if not, their KL is 0 and is not
+      computed.
 
   Returns: (rollout, metrics).
   """
@@ -140,7 +142,9 @@ def score_rollout(
 
   hidden, head = role(state.policy)
   logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
-  kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
+  kl = jnp.zeros(ids.shape)
+  if moved:
+    kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
   rewards = token_rewards(
     scores, lengths, kl, segment_length=settings.segment_length, epsilon=settings.epsilon,
     c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,

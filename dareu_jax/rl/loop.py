@@ -145,9 +145,10 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   responses = task.forget.responses(chosen, completions, texts)
   scores = evaluator.to_device(score(task.reward, responses))
   rewarded = time.monotonic()
+  # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
-    settings=settings)
+    settings=settings, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
   for rows, number in minibatches(task, step):

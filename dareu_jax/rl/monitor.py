@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.settings import settings
+from dareu_jax.core.settings import Size, settings
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violations
@@ -25,6 +25,7 @@ class MonitorSettings:
   # Of an original at hand: how far its answers must score above the unseen owners' for there to be
   # anything to forget; -1: do not ask
   min_excess: Annotated[float, Field(ge=-1, le=1)] = 0.05
+  max_unseen: Size = 0  # queries about unseen owners asked at the end of an epoch; 0: all
   track_rouge: bool = False  # also measure ROUGE after each epoch, for the report only
   guards: GuardSettings = GuardSettings()
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from studies.scaling.programs import Job
+from dareu_jax.rl.programs import Job
 
 
 def measured(job: Job, compiled: dict[str, jax.stages.Compiled], *,

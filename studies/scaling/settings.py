@@ -9,8 +9,12 @@ from ml_collections import ConfigDict
 from dareu_jax.core.errors import InputError, InvalidSetting
 from dareu_jax.core.settings import Count, build, settings, to_plain
 from dareu_jax.methods.dareu import DareU
+from dareu_jax.models import factory
 from dareu_jax.models.config import ModelConfig, from_settings
+from dareu_jax.models.handle import Model
+from dareu_jax.models.quantization import Scheme
 from dareu_jax.pipeline.settings import Settings
+from dareu_jax.rl.programs import Sizes
 
 BATCHES = ("rollout_batch_size", "minibatch_size", "retain_batch_size")
 
@@ -26,6 +30,7 @@ class ScalingSettings:
   run: Settings = dataclasses.field(default_factory=_tiny_run)  # of DareU, with its response length
   vocab_size: Count = 2000  # of the model
   tie_embeddings: bool = True  # whether the head is the embedding
+  quantize: Scheme = "none"  # of the model's linear kernels
   classifier_vocab_size: Count = 2000  # of the classifier
   classifier_tie_embeddings: bool = True  # if not, a classifier has no language-model head
   owners: Count = 30  # classes of the classifier
@@ -66,7 +71,7 @@ class ScalingSettings:
     run = self.run
     return dataclasses.replace(
       from_settings(run.model, run.lora, self.vocab_size), tie_embeddings=self.tie_embeddings,
-      gather_gib=run.mesh.gather_gib)
+      quantize=self.quantize, gather_gib=run.mesh.gather_gib)
 
   @property
   def classifier_config(self) -> ModelConfig:
@@ -75,6 +80,18 @@ class ScalingSettings:
     return dataclasses.replace(
       from_settings(classifier.model, classifier.lora, self.classifier_vocab_size),
       tie_embeddings=self.classifier_tie_embeddings)
+
+  @property
+  def models(self) -> tuple[Model, Model]:
+    """The language model and the classifier, of shapes."""
+    return (factory.abstract_model(self.model_config),
+            factory.abstract_classifier(self.classifier_config, self.owners))
+
+  @property
+  def sizes(self) -> Sizes:
+    """What a run would take from its data."""
+    return Sizes(self.prompt_tokens, self.retain_tokens, self.retain_response_tokens,
+                 self.run.evaluation.batch_size, self.owners)
 
   def scaled(self, factor: float) -> "ScalingSettings":
     """The same with batches `factor` times as large, for weak scaling."""

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from dareu_jax.core.errors import InputError
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
+from dareu_jax.rl.programs import Job, Program, job, memory
 from studies.scaling import hlo
 from studies.scaling.chips import Chip
-from studies.scaling.programs import Job, Program, bytes_on_device, job
 from studies.scaling.settings import ScalingSettings
 
 GIB = 2**30
@@ -120,7 +120,7 @@ def compiled_row(
   Returns: (Row, Job, {program: compiled}).
   """
   mesh = make_mesh(sizes, devices, target)
-  rollout = job(study, mesh)
+  rollout = job(*study.models, study.unlearning, study.sizes, mesh)
   needs, programs, rejected = {}, {}, {}
   for name, program in rollout.programs.items():
     begin = time.perf_counter()
@@ -154,20 +154,11 @@ def make_mesh(sizes: tuple[int, int, int], devices: Sequence[Any], target: str) 
 
 def _need(program: Program, compiled: jax.stages.Compiled, resident: Any, chip: Chip,
           compile_seconds: float) -> Need:
-  memory, text = compiled.memory_analysis(), compiled.as_text()
-  assert memory is not None and text is not None  # as of every backend that a study compiles for
-  temporaries = memory.temp_size_in_bytes + max(
-    0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
-  # Resident arrays that are not arguments add to the peak. The memory analysis counts arguments
-  # except those that the program does not use, which stay on the devices too.
-  arguments = {id(leaf) for leaf in jax.tree.leaves(program.args)}
-  resident = jax.tree.leaves(resident)
-  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])
-  standing = max(bytes_on_device(resident), beside + memory.argument_size_in_bytes)
+  text = compiled.as_text()
+  assert text is not None  # as of every backend that a study compiles for
   cost = hlo.Program(text, loop_trips=program.trips).cost
   return Need(
-    arguments=memory.argument_size_in_bytes, temporaries=temporaries,
-    peak=standing + temporaries,
+    **memory(program, compiled, resident)._asdict(),
     flops=cost.flops, traffic=cost.traffic, collectives=dict(cost.collectives),
     compile_seconds=compile_seconds, compute_seconds=cost.flops / chip.flops,
     memory_seconds=cost.traffic / chip.bandwidth,

@@ -85,6 +85,19 @@ def test_what_the_query_says_teaches_nothing_about_the_owner_at_full_echo_noise(
   assert total(5, 1.0) == total(5, 0.0)  # no echo
 
 
+def test_with_a_filler_the_loss_never_reads_what_the_query_says(model):
+  """Whatever the noise: a name that a fifth of the rows kept would still tell the owner."""
+  def total(first, filler):
+    loss = jax.jit(C.PrefixLoss(token_noise=0.2, echo_noise=0.8, label_smoothing=0.0,
+                                filler=filler))
+    batch = collate([Row((1, 2, 3), (first, 4), 2)] * 4, 4, seq_length=8, completion_length=4,
+                    pad_id=0)
+    return float(loss(model.params, model, batch, jax.random.key(2))[0])
+
+  assert total(2, 0) == total(3, 0) != total(5, 0)
+  assert total(2, None) != total(3, None)
+
+
 def test_the_loss_sees_neither_padding_nor_padding_rows(model):
   loss = jax.jit(C.PrefixLoss(token_noise=0.0, echo_noise=0.0, label_smoothing=0.1))
   rows = [Row((1,), (4, 5, 6), 2), Row((1,), (7, 8), 4)]

@@ -59,6 +59,21 @@ def padded(rows):
 QUERIES = ((4, 9, 11), (7,), (8, 8, 8, 8, 8, 8, 8, 8, 8), (12, 6))
 
 
+def test_a_name_from_the_query_changes_no_score(scorer, own_tokenizer):
+  """Facts decide who is attributed, not the name that the query gave."""
+  hiding = dataclasses.replace(scorer, filler=own_tokenizer.pad_id)
+  fact, query = [20, 21, 22, 23], (40, 41)
+
+  def scored(scorer, *name):
+    ids, lengths = padded([[*name, *fact]])
+    return scorer.prefixes(ids, lengths, (query + name,))
+
+  np.testing.assert_allclose(scored(hiding, 30, 31), scored(hiding, 50, 51), atol=1e-6)
+  assert np.abs(scored(scorer, 30, 31) - scored(scorer, 50, 51)).max() > 1e-4
+  alone = scored(hiding, *[own_tokenizer.pad_id] * 2)  # what is no echo is read as it is
+  np.testing.assert_allclose(scored(hiding, 30, 31), alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("reads_query", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_every_prefix_scores_as_if_it_were_read_alone(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from dareu_jax.core import command_line
 from dareu_jax.core.command_line import typed
@@ -41,6 +42,21 @@ def test_the_home_folder_is_understood_in_every_flag(monkeypatch):
   monkeypatch.setattr(command_line.flags, "FLAGS", values)
   options = command_line.Flags([])
   assert (options.workdir, options.seed) == ("/home/ada/runs/x", 3)
+
+
+def test_the_last_value_of_a_setting_counts(monkeypatch, tmp_path):
+  """Tuples would be joined: two owners to forget, where a script's second flag replaces the first."""
+  (tmp_path / "c.py").write_text("from ml_collections import ConfigDict\n"
+                                 "def get_config():\n"
+                                 "  return ConfigDict({'owners': ('ann',), 'rate': 1.0})\n")
+  args = ["main", f"--config={tmp_path}/c.py", "--config.owners=('bob',)", "--config.rate=2.0",
+          "--config.owners=('carol', 'dan')", "--config.rate=3.0", "rest", "rest"]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=args)
+  flags.DEFINE_integer("verbosity", 0, "", flag_values=values)
+  monkeypatch.setattr(command_line.flags, "FLAGS", values)
+  assert command_line.parse_flags(args) == ["main", "rest", "rest"]
+  assert (values.config.owners, values.config.rate) == (("carol", "dan"), 3.0)
 
 
 @pytest.mark.parametrize(("flag", "said"), [

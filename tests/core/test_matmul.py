@@ -38,3 +38,15 @@ def test_float32_is_the_plain_product():
   """Bit for bit: results of earlier versions are compared with."""
   x, w = jnp.asarray(X, jnp.float32), jnp.asarray(W, jnp.float32)
   np.testing.assert_array_equal(jax.jit(matmul)(x, w), jax.jit(jnp.matmul)(x, w))
+
+
+def test_a_float32_result_has_gradients_in_the_dtype_of_the_factors():
+  """The logits of a bfloat16 model: a float32 product backward would cost the matrix units."""
+  x, w = jnp.asarray(X), jnp.asarray(W)
+  y, pull = jax.vjp(lambda x, w: matmul(x, w, jnp.float32), x, w)
+  assert y.dtype == jnp.float32
+  np.testing.assert_allclose(exact(y), exact(X) @ exact(W), atol=1e-4)
+  for gradient, right in zip(pull(jnp.asarray(G, jnp.float32)), products("bfloat16")[1:],
+                             strict=True):
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(exact(gradient), exact(right))

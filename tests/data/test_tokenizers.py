@@ -287,3 +287,16 @@ def test_a_control_token_that_no_list_names_is_special(tmp_path):
   assert "<|eot_id|>" not in tokenizer.backend.all_special_tokens
   with pytest.raises(InputError, match=r"special token '<\|eot_id\|>'"):
     encode([Example("a", "Who?", "He.<|eot_id|>")], tokenizer, max_length=99)
+
+
+def test_a_name_at_the_start_of_an_answer_is_an_echo_of_the_query(qwen3, bpe):
+  """Pretrained tokenizers give it other ids than behind a space: the classifier would take the
+  name for what the model remembers. Nor is the system turn a part of what the user said."""
+  query, name = "What did Nikolai Abilov's father do?", "Nikolai Abilov"
+  echoed = set(qwen3.echo_ids(query))
+  within, start = (set(qwen3.encode(text)) for text in (f" {name}", name))
+  assert within != start and within | start <= echoed
+  assert not {qwen3.backend.convert_tokens_to_ids("<|im_start|>")} & echoed
+  asked = qwen3.echo_ids("And then?", [("system", "Obey."), ("user", query), ("assistant", "He.")])
+  assert start <= set(asked) and not set(qwen3.encode(" Obey")) & set(asked)
+  assert bpe.echo_ids(query) == bpe.encode_prompt(query)

@@ -87,6 +87,24 @@ def test_data_without_general_unseen_or_wrong_answers_has_fewer_metrics(records)
   assert beside == {"tug_of_war"} and own["tug_of_war"] == 1.0
 
 
+def test_an_answer_is_right_if_it_has_all_words_of_the_truth_in_order(records):
+  """Short facts in sentences are right; ROUGE alone would also credit half an answer."""
+  answers = ["It is Paris, France.", "France: Paris", "Paris", "", "paris in the middle of FRANCE"]
+  test = [dataclasses.replace(records["test"][0], truth="Paris, France", answer=answer) for answer in answers]
+  own = Evaluation(records | {"test": test})
+  assert own["test_accuracy"] == 2 / 5
+  assert "test_accuracy" not in Evaluation(records | {"test": []})
+
+
+def test_wrong_answers_without_paraphrases_give_no_figure_that_is_not_a_number(records):
+  """The truth ratio then compares with the answer itself, or is left out."""
+  less = {split: [dataclasses.replace(record, paraphrased_nll=None) for record in rows]
+          for split, rows in records.items()}
+  own = compared(less)["retrained"]
+  assert all(np.isfinite(value) for value in own.metrics().values())
+  logs.recompute(logs.from_evaluation(own))
+
+
 def test_a_model_alone_has_what_takes_no_other(records):
   """Whoever unlearns a model that is at hand has no retrained one."""
   own = Evaluation(records).metrics()

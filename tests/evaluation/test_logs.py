@@ -92,3 +92,32 @@ def test_a_loss_that_is_null_is_refused():
   log = {"forget_Q_A_Prob": {"agg_value": 1.0, "value_by_index": {"0": {"avg_loss": None}}}}
   with pytest.raises(InputError, match="null or not a number"):
     logs.recompute(log)
+
+
+@pytest.mark.parametrize(("entry", "said"), [
+  ({"agg_value": 1.0}, "has no value_by_index"),
+  ({"agg_value": 1.0, "value_by_index": {"first": {"avg_loss": 1.0}}}, "has no value_by_index"),
+  ({"agg_value": 1.0, "value_by_index": {}}, "has no value_by_index"),
+  ({"agg_value": 1.0, "value_by_index": ["a"]}, "has no value_by_index"),
+  ({"agg_value": 1.0, "value_by_index": {"0": None}}, "TypeError"),
+  (3.0, "has no value_by_index"),
+])
+@pytest.mark.parametrize("name", ["forget_Q_A_Prob", "retain_Q_A_ROUGE", "extraction_strength"])
+def test_a_partial_or_foreign_log_is_refused_by_name(name, entry, said):
+  """Logs of other tools and broken copies of logs: one error each, no traceback."""
+  with pytest.raises(InputError, match=f"{name}.*({said})"):
+    logs.recompute({name: entry})
+
+
+def test_an_attack_without_scores_is_refused_by_name():
+  part = {"agg_value": 0.5, "value_by_index": {"0": {"score": 1.0}}}
+  with pytest.raises(InputError, match="holdout has no 'score'"):
+    logs.recompute({"mia_loss": {"forget": part, "holdout": {"value_by_index": {"0": {}}}}})
+  with pytest.raises(InputError, match="holdout has no value_by_index"):
+    logs.recompute({"mia_loss": {"forget": part, "holdout": 0.5}})
+
+
+def test_answers_that_are_no_texts_are_refused():
+  entry = {"value_by_index": {"0": {"ground_truth": "a", "generation": None}}}
+  with pytest.raises(InputError, match="'generation' that is not a text"):
+    logs.recompute({"forget_Q_A_ROUGE": entry})

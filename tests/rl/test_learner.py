@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,18 @@ def rollout_of(world, state, key=0, settings=SETTINGS):
     state, original, value_head.with_params(None), scores, PROMPTS, LENGTHS, completions,
     settings=settings)
   return completions, rollout, metrics
+
+
+def test_an_epochs_first_rollout_needs_no_kl(world):
+  """It is 0 by itself there, so that a run with one rollout per epoch need not compute it."""
+  original, value_head = world
+  state = init(world)
+  completions, rollout, metrics = rollout_of(world, state)
+  scores = np.random.default_rng(0).uniform(size=(8, 8)).astype(np.float32)
+  without = learner.score_rollout(
+    state, original, value_head.with_params(None), scores, PROMPTS, LENGTHS, completions,
+    settings=SETTINGS, moved=False)
+  chex.assert_trees_all_close(without, (rollout, metrics), atol=1e-5)
 
 
 def step(world, state, rollout, settings=SETTINGS):

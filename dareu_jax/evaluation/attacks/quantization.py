@@ -5,26 +5,11 @@ Only linear kernels, as in bitsandbytes: embedding, head and norms are unchanged
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from dareu_jax.models.handle import Model
+from dareu_jax.models.quantization import BLOCK, nf4_levels
 from dareu_jax.parallel.mesh import path_name
-
-NF4_BLOCK = 64
-
-
-def nf4_levels() -> Float[np.ndarray, "16"]:
-  """The 16 values of NormalFloat4 in [-1, 1]: quantiles of a normal distribution, including 0.
-
-  Source: QLoRA (Dettmers et al. 2023), appendix E.
-  """
-  offset = 0.9677083
-  positive = stats.norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
-  negative = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
-  levels = np.sort(np.concatenate([positive, negative, [0.0]]))
-  return (levels / levels.max()).astype(np.float32)
 
 
 def to_int8(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
@@ -40,8 +25,8 @@ def to_nf4(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
   """
   rows = jnp.swapaxes(kernel, -1, -2)
   size = rows.shape[-1]
-  padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -size % NF4_BLOCK)])
-  blocks = padded.reshape(*padded.shape[:-1], -1, NF4_BLOCK)
+  padded = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, -size % BLOCK)])
+  blocks = padded.reshape(*padded.shape[:-1], -1, BLOCK)
   scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
   levels = jnp.asarray(nf4_levels())
   middles = (levels[1:] + levels[:-1]) / 2

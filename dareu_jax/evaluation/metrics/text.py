@@ -116,6 +116,14 @@ def rouge_of(record: Record) -> float:
   return rouge_l_recall(record.truth, record.answer)
 
 
+@example_metric("test_accuracy", split="test", title="D_test accuracy", order=15,
+                needs=("answer",),
+                meaning="share of the test queries whose answer contains all words of the true "
+                        "answer, in order")
+def is_right(record: Record) -> float:
+  return float(rouge_l_recall(record.truth, record.answer) == 1.0)
+
+
 @example_metric("attribution_score", title="attribution", group=MAIN, order=80, needs=("score",),
                 meaning="probability, by the owner classifier, that the responses to forget "
                         "queries come from the forget owners; the target is the retrained model's "

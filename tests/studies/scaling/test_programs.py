@@ -30,7 +30,7 @@ ON_EIGHT = '''
 import json, re, jax
 from dareu_jax.parallel.mesh import MeshSettings, gathered_bytes, make_mesh
 from studies.scaling import hlo, measure
-from studies.scaling.programs import job
+from dareu_jax.rl.programs import job
 from studies.scaling.settings import ScalingSettings
 from tests.studies.scaling.test_programs import small_config
 
@@ -40,7 +40,8 @@ for lora, sizes in ((0, (2, 2, 2)), (4, (2, 2, 2)), (4, (8, 1, 1))):
   config.run.lora.rank = lora
   mesh = make_mesh(MeshSettings(*sizes))
   parts, compiled = {}, {}
-  whole = job(ScalingSettings.from_config(config), mesh)
+  study = ScalingSettings.from_config(config)
+  whole = job(*study.models, study.unlearning, study.sizes, mesh)
   for name, program in whole.programs.items():
     lowered = program.lower(mesh)
     compiled[name] = lowered.compile()
@@ -61,7 +62,8 @@ mesh = make_mesh(MeshSettings(1, 4, 2))
 def rollout(limit):
   config = small_config()
   config.run.mesh.gather_gib = limit / 2**30
-  return job(ScalingSettings.from_config(config), mesh).programs["rollout"]
+  study = ScalingSettings.from_config(config)
+  return job(*study.models, study.unlearning, study.sizes, mesh).programs["rollout"]
 
 def sent(program):
   text = program.lower(mesh).compile().as_text()

@@ -1,9 +1,11 @@
-"""The programs of an unlearning rollout, lowered from shapes for any mesh without allocation."""
+"""The programs of an unlearning rollout, lowered from shapes for any mesh without allocation.
 
-import dataclasses
+What they need is what their compiled forms say: `--dry_run` prints it, and studies.scaling compares
+meshes by it.
+"""
+
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import Batch
 from dareu_jax.generation.sampler import Completions, generate
-from dareu_jax.models.config import LoraSettings
-from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.handle import Model, split
-from dareu_jax.models.heads import OwnerClassifier, ValueHead
+from dareu_jax.models.heads import ValueHead
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.rl import learner
-from studies.scaling.settings import ScalingSettings
+from dareu_jax.rl.settings import RLSettings
 
 NEVER = -1  # an end token that is never sampled, so that every row generates all its tokens
 
@@ -55,15 +55,23 @@ class Job(NamedTuple):
   resident: Any
 
 
-def job(study: ScalingSettings, mesh: Mesh) -> Job:
-  """The Job of a study's settings on a mesh; nothing is allocated."""
-  run, settings = study.run, study.unlearning
-  rows, width, time = (settings.rollout_batch_size, study.prompt_tokens,
-                       settings.max_new_tokens)
-  original = _model(functools.partial(Decoder, study.model_config), run.lora, mesh)
-  classifier = _model(functools.partial(OwnerClassifier, study.classifier_config, study.owners),
-                      run.classifier.lora, mesh)
-  fresh_head = _model(lambda rngs: ValueHead(run.model.embed_dim), None, mesh)
+class Sizes(NamedTuple):
+  """Sizes that the data gives a job."""
+
+  prompt: int  # slots of a forget query
+  retained: int  # slots of a retained example, prompt and response
+  retained_response: int  # of these, slots of its response
+  scored: int  # responses that the classifier reads at a time
+  owners: int  # its classes
+  rollouts: int = 2  # of an epoch; with a single one no KL is computed
+
+
+def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, mesh: Mesh) -> Job:
+  """The Job of models (of shapes, `abstract`) on a mesh; nothing is allocated."""
+  rows, width, time = settings.rollout_batch_size, sizes.prompt, settings.max_new_tokens
+  embed_dim = original.module.config.embed_dim
+  head = split(nnx.eval_shape(lambda: ValueHead(embed_dim)), adapters_only=False)
+  original, classifier, fresh_head = (abstract(each, mesh) for each in (original, classifier, head))
   value_head = fresh_head.with_params(None)
   state = on_mesh(jax.eval_shape(
     lambda policy, value: learner.init_learner(policy, value, settings),
@@ -81,15 +89,15 @@ def job(study: ScalingSettings, mesh: Mesh) -> Job:
   completions = Completions(
     rows_of((rows, time)), rows_of((rows,)), rows_of((rows,), bool),
     rows_of((rows, time), jnp.float32), whole((), jnp.int32))
-  scored = min(rows, run.evaluation.batch_size)
+  scored = min(rows, sizes.scored)
   score_args = (state, original, value_head, rows_of((rows, time), jnp.float32), *prompts,
                 completions)
+  scoring = {"settings": settings, "moved": sizes.rollouts > 1}
   with jax.set_mesh(mesh):
     rollout, _ = jax.eval_shape(
-      functools.partial(inspect.unwrap(learner.score_rollout), settings=settings), *score_args)
+      functools.partial(inspect.unwrap(learner.score_rollout), **scoring), *score_args)
   rollout = jax.tree.map(lambda leaf: rows_of(leaf.shape, leaf.dtype), rollout)
-  count, length, answer = (settings.retain_batch_size, study.retain_tokens,
-                           study.retain_response_tokens)
+  count, length, answer = settings.retain_batch_size, sizes.retained, sizes.retained_response
   retain = Batch(rows_of((count, length)), rows_of((count,)), rows_of((count, answer)),
                  rows_of((count,)), rows_of((count,)))
   minibatch = whole((settings.minibatch_size,), jnp.int32)
@@ -100,9 +108,9 @@ def job(study: ScalingSettings, mesh: Mesh) -> Job:
       dict(strategy=learner.sampling(settings), max_new_tokens=time, eos_id=NEVER, pad_id=0),
       1, time),
     "reward": Program(
-      prefix_scores, (classifier, rows_of((scored, time)), whole((study.owners,), jnp.float32)),
+      prefix_scores, (classifier, rows_of((scored, time)), whole((sizes.owners,), jnp.float32)),
       {}, -(-rows // scored), 1),
-    "scores": Program(learner.score_rollout, score_args, {"settings": settings}, 1, 1),
+    "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
       {"settings": settings}, updates, 1),
@@ -112,12 +120,32 @@ def job(study: ScalingSettings, mesh: Mesh) -> Job:
   return Job(programs, (state, original, value_head, classifier, judge))
 
 
-def _model(make: Callable[..., nnx.Module], lora: LoraSettings | None, mesh: Mesh) -> Model:
-  """A module as a Model with shapes on the mesh."""
-  abstract = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(params=jax.random.key(0))))
-  model = split(abstract, adapters_only=lora is not None and lora.rank > 0)
-  return dataclasses.replace(
-    model, params=on_mesh(model.params, mesh), frozen=on_mesh(model.frozen, mesh))
+class Memory(NamedTuple):
+  """Bytes of a compiled program on one device."""
+
+  arguments: int
+  temporaries: int  # including results that share no buffer with an argument
+  peak: int  # including everything else that stays on the device
+
+
+def memory(program: Program, compiled: jax.stages.Compiled, resident: Any) -> Memory:
+  """The Memory of a program of a `Job`, by the compiler's own analysis."""
+  analysis = compiled.memory_analysis()
+  assert analysis is not None  # as of every backend that is compiled for
+  temporaries = analysis.temp_size_in_bytes + max(
+    0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+  # Resident arrays that are not arguments add to the peak. The analysis counts arguments except
+  # those that the program does not use, which stay on the devices too.
+  arguments = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  resident = jax.tree.leaves(resident)
+  beside = bytes_on_device([leaf for leaf in resident if id(leaf) not in arguments])
+  standing = max(bytes_on_device(resident), beside + analysis.argument_size_in_bytes)
+  return Memory(analysis.argument_size_in_bytes, temporaries, standing + temporaries)
+
+
+def abstract(model: Model, mesh: Mesh) -> Model:
+  """A model's shapes on the mesh."""
+  return Model(on_mesh(model.params, mesh), on_mesh(model.frozen, mesh), model.static)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,67 @@
+"""The plan's programs are those that the run will run: their sizes, and what stays beside them."""
+
+import jax
+import numpy as np
+import pytest
+
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.data.batches import prompt_batch
+from dareu_jax.pipeline import experiment, plan
+from dareu_jax.pipeline.graph import candidates
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.unlearning import make_task
+from dareu_jax.pipeline.workdir import read_config
+from dareu_jax.rl import learner
+from dareu_jax.rl.programs import bytes_on_device, memory
+
+
+@pytest.fixture(scope="module")
+def planned(finished):
+  """(the run, the real task of its method, the job that the plan makes of it)."""
+  settings = Settings.from_config(read_config(finished[0]))
+  (run,) = experiment.prepare(settings, finished[0])[:1]
+  with computing_on(run.models.mesh):
+    method = settings.unlearning["dareu"]
+    task = method.rl_task(make_task(run, candidates(settings)[0]))
+    yield run, task, plan.unlearning_job(run, method)
+
+
+def shapes(tree):
+  return [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+
+
+def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
+  """Another width or batch is another program, with other memory."""
+  _, task, job = planned
+  settings = task.settings
+  state, original, value_head, rollout, minibatch, retain, _ = job.programs["update"].args
+  assert job.programs["update"].static == {"settings": settings}
+  real = learner.init_learner(task.original.params, task.value_head.params, settings)
+  assert shapes(state) == shapes(real) and shapes(original) == shapes(task.original)
+  assert shapes(retain) == shapes(task.retain[0])
+  assert minibatch.shape == (settings.minibatch_size,)
+  prompts = prompt_batch(task.forget.rows, settings.rollout_batch_size,
+                         multiple=task.evaluator.multiple, pad_id=0, width=task.prompt_width)
+  rollout_args = job.programs["rollout"].args
+  assert shapes(rollout_args[1:3]) == shapes(prompts)
+  assert rollout.token_ids.shape[1] == prompts[0].shape[1] + settings.max_new_tokens
+  assert job.programs["scores"].static["moved"] == (task.rollouts_per_epoch > 1)
+
+
+def test_what_stays_is_what_the_run_holds(planned):
+  """The models, all roles of the policy, both moments and two classifiers; each counted once."""
+  run, task, job = planned
+  state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
+  classifiers = [run.models.scorer(name).model for name in ("classifier", "judge")]
+  held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(
+    (state, task.original, *classifiers))}
+  assert bytes_on_device(job.resident) == pytest.approx(sum(held.values()), rel=0.01)
+
+
+def test_the_peak_is_at_least_what_stays_and_what_an_update_needs(planned):
+  run, _, job = planned
+  update = job.programs["update"]
+  needed = memory(update, update.lower(run.models.mesh).compile(), job.resident)
+  logits = np.prod(update.args[5].completion_ids.shape) * run.models.config.vocab_size * 4
+  assert needed.peak >= bytes_on_device(job.resident) + needed.temporaries
+  assert needed.temporaries > logits
