@@ -28,12 +28,12 @@ class Linear(nnx.Module):
   def __init__(self, name: str, in_dim: int, out_dim: int, config: ModelConfig, *, rngs: nnx.Rngs,
                use_bias: bool = False, scale: float = 1.0):
     dtype = jnp.dtype(config.dtype)
-    self.is_quantized = config.quantize != "none"
-    if self.is_quantized:
-      self.kernel = QuantizedKernel(in_dim, out_dim, config.quantize)
-    else:
+    self.kernel: nnx.Param | QuantizedKernel
+    if config.quantize == "none":
       kernel_init = jax.nn.initializers.normal(scale * in_dim**-0.5)
       self.kernel = nnx.Param(kernel_init(rngs.params(), (in_dim, out_dim), dtype))
+    else:
+      self.kernel = QuantizedKernel(in_dim, out_dim, config.quantize)
     self.bias = nnx.Param(jnp.zeros((out_dim,), dtype)) if use_bias else None
     self.has_adapter = config.lora.rank > 0 and name in config.lora.targets
     if self.has_adapter:
@@ -44,7 +44,8 @@ class Linear(nnx.Module):
       self.lora_b = nnx.LoRAParam(jnp.zeros((rank, out_dim), jnp.float32))
 
   def __call__(self, x: Float[Array, "*B In"]) -> Float[Array, "*B Out"]:
-    y = self.kernel.product(x) if self.is_quantized else matmul(x, self.kernel[...])
+    kernel = self.kernel
+    y = kernel.product(x) if isinstance(kernel, QuantizedKernel) else matmul(x, kernel[...])
     if self.bias is not None:
       y += self.bias[...]
     if self.has_adapter:
