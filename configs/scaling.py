@@ -5,6 +5,9 @@
         --topology=v5e:4x4 --mesh=1,16,1 --mesh=1,8,2 --mesh=1,4,4         # a minute a mesh
     python -m studies.scaling --config=configs/scaling.py --workdir=runs/here --run \
         --mesh=1,1,1                                         # measures the devices that are here
+    JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python -m studies.scaling \
+        --config=configs/scaling.py:llama2_7b --config.run.model.quantize=nf4 \
+        --workdir=runs/l4 --topology=L4                 # a GPU, with pip install '.[cuda]'
 
 On devices with much memory and `fsdp` in the mesh: --config.run.mesh.gather_gib=16, or so.
 
@@ -46,5 +49,6 @@ def get_config(preset: str | None = None) -> ConfigDict:
     vocabulary, tied, d, f, layers, n, k, h, architecture = values
     config.update({f"{prefix}vocab_size": vocabulary, f"{prefix}tie_embeddings": tied})
     block.model.update(embed_dim=d, mlp_dim=f, num_layers=layers, num_heads=n,
-                       num_kv_heads=k, head_dim=h, architecture=architecture)
+                       num_kv_heads=k, head_dim=h, architecture=architecture, dtype="bfloat16",
+                       scan_layers=True, remat=True)  # as 'auto' is on accelerators
   return config

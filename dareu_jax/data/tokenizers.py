@@ -302,6 +302,11 @@ def wrap(backend: tokenizers.Tokenizer, template: str, **options: Any) -> Tokeni
   return Tokenizer(fast, template)
 
 
+def load_as_told(folder: str | pathlib.Path, settings: TokenizerSettings) -> Tokenizer:
+  """The tokenizer of a folder, with the template, system turn and date of the settings."""
+  return load(str(folder), settings.template, system=settings.system, date=settings.date)
+
+
 def load(path: str, template: str = "auto", *, system: str = "", date: str = DATE) -> Tokenizer:
   """Loads the tokenizer of a folder or a hub name.
 

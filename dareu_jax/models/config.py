@@ -159,6 +159,7 @@ def from_settings(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> 
     head_dim=model.head_dim,
     architecture=model.architecture,
     dtype=model.dtype,
+    quantize=model.quantize,
     scan_layers=model.scan_layers,
     remat=model.remat,
     attention=model.attention,

@@ -63,8 +63,10 @@ def quantize(
   return low | high << 4, scales
 
 
-def dequantize(values: Int[Array | np.ndarray, "*L Blocks Stored Out"],
-               scales: Float[Array | np.ndarray, "*L Blocks Out"], inputs: int) -> Float[Array, "*L In Out"]:
+def dequantize(
+    values: Int[Array | np.ndarray, "*L Blocks Stored Out"],
+    scales: Float[Array | np.ndarray, "*L Blocks Out"], inputs: int,
+) -> Float[Array, "*L In Out"]:
   """The rounded weights, float32; the inverse of `quantize` on its results."""
   if values.dtype == jnp.uint8:
     units = _nf4(jnp.concatenate([values & 15, values >> 4], axis=-2))

@@ -11,7 +11,7 @@ from dareu_jax.data import texts, tokenizers
 from dareu_jax.data.batches import Batches, Row, bucket_length, encode
 from dareu_jax.data.examples import Corpus, Example, evenly_spaced
 from dareu_jax.data.refusals import REFUSALS
-from dareu_jax.data.tokenizers import Tokenizer, TokenizerSettings
+from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.models.checkpoint import find
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
@@ -48,8 +48,7 @@ class Data:
     settings = self.settings
     from_scratch = not (settings.tokenizer.path or settings.base.path)
     if from_scratch and self.workdir.is_done("tokenizer", self.fingerprint):
-      return tokenizers.load(
-        str(self.workdir.folder / "tokenizer"), system=settings.tokenizer.system)
+      return tokenizers.load_as_told(self.workdir.folder / "tokenizer", settings.tokenizer)
     return make_tokenizer(settings, self.source)
 
   @functools.cached_property
@@ -151,7 +150,7 @@ def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
       raise InputError(f"config.tokenizer.template is {template!r}, but a tokenizer trained on the "
                        "corpus has the plain template: set 'auto', or name a checkpoint.")
     return _bpe(settings.tokenizer.vocab_size, corpus)
-  return _load_tokenizer(path, settings.tokenizer)
+  return tokenizers.load_as_told(find(path, weights=False).tokenizer, settings.tokenizer)
 
 
 def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
@@ -168,13 +167,8 @@ def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,
     return _bpe(settings.classifier.vocab_size, corpus)
   if path == (settings.tokenizer.path or settings.base.path):
     return tokenizer
-  own = _load_tokenizer(path, TokenizerSettings())
+  own = tokenizers.load(str(find(path, weights=False).tokenizer))
   return tokenizer if tokenizer.same_vocabulary(own) else own
-
-
-def _load_tokenizer(path, settings):
-  folder = str(find(path, weights=False).tokenizer)
-  return tokenizers.load(folder, settings.template, system=settings.system, date=settings.date)
 
 
 def _bpe(vocab_size, corpus):

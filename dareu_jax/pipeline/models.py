@@ -90,11 +90,15 @@ class Models:
   def _loaded(self) -> dict[str, Any]:
     return {}
 
+  def _is_reference(self, name):
+    """Whether a model is the reference that the settings name, with weights of its own."""
+    return name == RETRAINED and bool(self.reference)
+
   def load_params(self, name: str) -> Any:
     """The trained parameters of a model: 'original', 'retrained' or a method's."""
     if name == ORIGINAL and not self.fine_tunes:
       return self.base.params
-    if name == RETRAINED and self.reference:
+    if self._is_reference(name):
       return self.retrained.params
     if name not in self._loaded:
       self._loaded[name] = self.workdir.load_result(name, self.base.params)
@@ -102,13 +106,13 @@ class Models:
 
   def load(self, name: str) -> Model:
     """The model with these parameters."""
-    if name == RETRAINED and self.reference:
+    if self._is_reference(name):
       return self.retrained
     return self.base.with_params(self.load_params(name))
 
   def evaluator_of(self, name: str) -> Evaluator:
     """The evaluator for a model: a reference at hand has other frozen weights than the base."""
-    if name == RETRAINED and self.reference:
+    if self._is_reference(name):
       return dataclasses.replace(self.evaluator, model=self.retrained)
     return self.evaluator
 

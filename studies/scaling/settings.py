@@ -12,7 +12,6 @@ from dareu_jax.methods.dareu import DareU
 from dareu_jax.models import factory
 from dareu_jax.models.config import ModelConfig, from_settings
 from dareu_jax.models.handle import Model
-from dareu_jax.models.quantization import Scheme
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.rl.programs import Sizes
 
@@ -30,7 +29,6 @@ class ScalingSettings:
   run: Settings = dataclasses.field(default_factory=_tiny_run)  # of DareU, with its response length
   vocab_size: Count = 2000  # of the model
   tie_embeddings: bool = True  # whether the head is the embedding
-  quantize: Scheme = "none"  # of the model's linear kernels
   classifier_vocab_size: Count = 2000  # of the classifier
   classifier_tie_embeddings: bool = True  # if not, a classifier has no language-model head
   owners: Count = 30  # classes of the classifier
@@ -71,7 +69,7 @@ class ScalingSettings:
     run = self.run
     return dataclasses.replace(
       from_settings(run.model, run.lora, self.vocab_size), tie_embeddings=self.tie_embeddings,
-      quantize=self.quantize, gather_gib=run.mesh.gather_gib)
+      gather_gib=run.mesh.gather_gib)
 
   @property
   def classifier_config(self) -> ModelConfig:

@@ -13,7 +13,7 @@ from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.rl.programs import Job, Program, job, memory
 from studies.scaling import hlo
-from studies.scaling.chips import Chip
+from studies.scaling.chips import CHIPS, GPUS, Chip
 from studies.scaling.settings import ScalingSettings
 
 GIB = 2**30
@@ -88,21 +88,38 @@ class Row:
 
 
 def topology(name: str) -> tuple[Sequence[Any], str]:
-  """(devices, Chip name) of a TPU topology that need not exist here, such as 'v5e:4x4'.
+  """(devices, Chip name) of a topology that need not exist here: TPUs as 'v5e:4x4', GPUs as 'L4' or
+  'H100:8'.
 
   Raises:
-    InputError: if there is no such topology, or no TPU compiler is installed.
+    InputError: if there is no such topology, or its compiler is not installed.
   """
   from jax.experimental import topologies
+  kind, _, count = name.partition(":")
+  if kind in GPUS:
+    try:
+      description = topologies.get_topology_desc(
+        platform="cuda", topology=f"1x1x{count or 1}",
+        target_config=GPUS[kind].target_config(kind, CHIPS[kind].bandwidth))
+    except Exception as error:  # noqa: BLE001 - a different type for each reason
+      raise InputError(
+        f"--topology={name} cannot be compiled for ({_first_line(error)}). The GPU compiler comes "
+        "with pip install '.[cuda]', and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 lets it start without "
+        "a driver.") from None
+    return description.devices, kind
   try:
     description = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **_TOPOLOGY_OPTIONS.get(name.split(":")[0], {}))
   except Exception as error:  # noqa: BLE001 - a different type for each reason
-    reason = str(error).strip().splitlines()[0][:200]
     raise InputError(
-      f"--topology={name} cannot be compiled for ({reason}). Known forms: v4:2x2x2, v5e:4x4, "
-      "v5p:2x2x2, v6e:4x4; the compiler comes with pip install '.[tpu]'.") from None
+      f"--topology={name} cannot be compiled for ({_first_line(error)}). Known forms: v4:2x2x2, "
+      f"v5e:4x4, v5p:2x2x2, v6e:4x4, {', '.join(GPUS)}; the TPU compiler comes with "
+      "pip install '.[tpu]'.") from None
   return description.devices, name.split(":")[0]
+
+
+def _first_line(error):
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def compiled_row(

@@ -1,5 +1,6 @@
 """The programs of a study are those of the job, and lie on the mesh as the table says."""
 
+import jax
 import pytest
 
 from dareu_jax.core.errors import InputError
@@ -134,6 +135,9 @@ def test_the_presets_have_the_published_sizes(preset, model, classifier):
   """Of TinyLlama (1.1e9) without the language-model head, which a classifier has not."""
   study = ScalingSettings.from_config(config_from(CONFIG, preset))
   assert study.model_config.num_parameters == model
+  # Once more by shapes: 'auto' is no dtype that a model can have.
+  leaves = jax.tree.leaves(study.models[0].frozen)
+  assert sum(leaf.size for leaf in leaves) == model and leaves[0].dtype == "bfloat16"
   head = study.classifier_config.embed_dim * study.classifier_vocab_size
   own = study.classifier_config.num_parameters
   assert own - (0 if study.classifier_tie_embeddings else head) == classifier
