@@ -125,6 +125,21 @@ def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_
   np.testing.assert_allclose(own, reference.logits(ids), atol=1e-4)
 
 
+def test_a_quantized_original_is_unlearned_and_exported_as_it_is(request_run, folders, tmp_path):
+  """The merged export is of the rounded weights, which the adapter was trained on."""
+  config = config_of(folders, original=folders / "original")
+  config.model.quantize = "nf4"
+  experiment.run(Settings.from_config(config), tmp_path / "w", share=[request_run[1]])
+  after, _ = load_saved(tmp_path / "w", "dareu")
+  assert after.config.quantize == "nf4"
+  after.save(tmp_path / "out")
+  ids = np.arange(3, 40)[None]
+  exported, plain = (load_saved_folder(folder)[0].logits(ids)
+                     for folder in (tmp_path / "out", folders / "original"))
+  np.testing.assert_allclose(exported, after.logits(ids), atol=1e-4)
+  assert np.abs(exported - plain).max() > 1e-2
+
+
 def test_a_reference_of_another_vocabulary_is_refused(folders, tmp_path):
   """The same ids would be other texts."""
   loaded, _ = load_saved_folder(folders / "retrained")
