@@ -12,7 +12,7 @@ from absl import flags
 
 from dareu_jax import __version__
 from dareu_jax.core.command_line import Flags, enter
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.core.settings import to_plain
 from dareu_jax.pipeline.language_model import Adapter
 from dareu_jax.pipeline.saved import load_saved
@@ -102,7 +102,7 @@ def _push(folder, repository):
     api.create_repo(repository, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=folder)
   except Exception as error:  # noqa: BLE001 - offline, not logged in, denied: no common class
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(f"{folder} is written, but the upload failed for {repository} ({reason})."
                      " Log in with `hf auth login`, and upload the folder.") from None
   print(f"Uploaded to {repository}.")

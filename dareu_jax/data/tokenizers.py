@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tokenizers
 from pydantic import Field
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.core.settings import PathText, choice, settings
 from dareu_jax.data.chat_templates import ASSISTANT, CHAT_TEMPLATES, END, PLAIN, USER
 
@@ -220,7 +220,7 @@ class Tokenizer:
     except Exception as error:  # noqa: BLE001 - the template's own errors, and Jinja's
       roles = ", ".join(role for role, _ in turns)
       raise InputError(f"the model's chat template rejects a conversation of {roles}: "
-                       f"{_first_line(error)}.") from None
+                       f"{first_line(error)}.") from None
 
   def _cut(self, whole, border):
     """Ids of a text before and behind a character position, and where the latter end."""
@@ -322,7 +322,7 @@ def load(path: str, template: str = "auto", *, system: str = "", date: str = DAT
       path, local_files_only=pathlib.Path(path).is_dir())
   except (OSError, ValueError) as error:
     raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
-                     f"be a folder with one, or a model on the hub. {_first_line(error)}") from None
+                     f"be a folder with one, or a model on the hub. {first_line(error)}") from None
   # Some classes are made without files, of their added tokens alone.
   if len(backend.get_vocab()) <= len(backend.added_tokens_decoder):
     raise InputError(f"no tokenizer at {path!r}: it has no vocabulary. Put the model's tokenizer "
@@ -337,7 +337,3 @@ def _transformers():
   import transformers
 
   return transformers
-
-
-def _first_line(error):
-  return str(error).strip().split("\n")[0]

@@ -51,7 +51,7 @@ class DareU(RLSettings, Method):
   def work(self, shapes: Shapes) -> tuple[int, float]:
     slots = shapes.longest_prompt + (self.max_new_tokens or shapes.longest_response)
     size = shapes.model_parameters
-    rollouts = self.epochs * -(-shapes.forget * self.samples_per_prompt // self.rollout_batch_size)
+    rollouts = self.epochs * self.rollouts_per_epoch(shapes.forget)
     updates = rollouts * self.inner_epochs * -(-self.rollout_batch_size // self.minibatch_size)
     # A rollout decodes, is scored under two policies and by the classifier; an update learns from a
     # minibatch and from retained rows, those also under the teacher.

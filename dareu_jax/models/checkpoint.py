@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from typing import NamedTuple
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 
 
@@ -73,7 +73,7 @@ def local_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.P
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "
                      f"({reason}). Name a checkpoint folder, or check the network, the name and, "
                      "for a gated model, your permission (`hf auth login`).") from None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
-from scipy import stats
+from scipy import special
 
 from dareu_jax.core.matmul import matmul
 
@@ -24,8 +24,8 @@ def nf4_levels() -> Float[np.ndarray, "16"]:
   Source: QLoRA, appendix E.
   """
   offset = 0.9677083
-  positive = stats.norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
-  negative = -stats.norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
+  positive = special.ndtri(np.linspace(offset, 0.5, 9)[:-1])
+  negative = -special.ndtri(np.linspace(offset, 0.5, 8)[:-1])
   levels = np.sort(np.concatenate([positive, negative, [0.0]]))
   return (levels / levels.max()).astype(np.float32)
 

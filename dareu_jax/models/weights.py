@@ -48,6 +48,7 @@ class Weights:
     self._files = _index(self.folder)
     self._used: set[str] = set()
     self._open: dict[str, Any] = {}  # file name -> its reader
+    self._last_quantized: tuple[str, Any] = ("", None)  # path of a kernel, and what reads it
 
   def _slice(self, name):
     """A tensor that can be indexed without reading all of it."""
@@ -130,26 +131,37 @@ class Weights:
     return jax.make_array_from_callback(
       tuple(shape), sharding, lambda index: part(*((i.start, i.stop) for i in index or ())))
 
-
   def _quantized(self, path, shape, sharding):
     """The values or scales of a kernel, quantized as it is read."""
-    path, _, part = path.rpartition("/")
+    kernel, _, part = path.rpartition("/")
+    which = ("values", "scales").index(part)
+    if self._last_quantized[0] != kernel:  # its values and scales follow each other
+      self._last_quantized = kernel, functools.cache(self._quantizer(kernel))
+    quantized = self._last_quantized[1]
+
+    def read(index):
+      bounds = [(i.start, i.stop) for i in index]
+      if part == "values":
+        del bounds[-2]  # within a block, which is never split
+      return quantized(*bounds)[which]
+
+    return jax.make_array_from_callback(tuple(shape), sharding, read)
+
+  def _quantizer(self, path):
+    """Function of bounds of (layers,) blocks and outputs: the (values, scales) of that part."""
     plain = self._plain_shapes[path[path.index("layers/"):]]
     slices = self.slices(path, plain)
     _, stacked = checkpoint_names(path, self.config)
 
-    def read(index):
-      layers, index = (slices[index[0]], index[1:]) if stacked else (slices, index)
-      blocks, outputs = index[0], index[-1]
+    def part(*bounds):
+      *layers, blocks, outputs = (slice(*bound) for bound in bounds)
       first, last, _ = blocks.indices(num_blocks(plain[-2]))
       inputs = slice(first * BLOCK, min(last * BLOCK, plain[-2]))
-      quantized = [quantize(np.asarray(tensor[outputs, inputs]).T, self.config.quantize)
-                   for tensor in layers]
-      values, scales = zip(*quantized, strict=True)
-      read = values if part == "values" else scales
-      return np.stack(read) if stacked else read[0]
+      read = [quantize(np.asarray(tensor[outputs, inputs]).T, self.config.quantize)
+              for tensor in (slices[layers[0]] if stacked else slices)]
+      return tuple(map(np.stack, zip(*read, strict=True))) if stacked else read[0]
 
-    return jax.make_array_from_callback(tuple(shape), sharding, read)
+    return part
 
   @functools.cached_property
   def _plain_shapes(self):

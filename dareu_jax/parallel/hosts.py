@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dareu_jax.core.command_line import Flags, user_message
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.core.interruption import Interrupted
 
 PATIENCE = 60  # seconds without a heartbeat until a process counts as lost
@@ -43,7 +43,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None,
     jax.distributed.initialize(
       coordinator, num_processes, process_id, heartbeat_timeout_seconds=PATIENCE)
   except (ValueError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(
       f"the processes of the job could not be joined ({reason}). On TPU pods, SLURM and GKE, "
       "--distributed is enough; elsewhere give each process --coordinator=HOST:PORT, "
@@ -74,7 +74,7 @@ def ended_together() -> Iterator[None]:
     if message:
       message = f"error: {message}"
     elif lost_another(error):
-      reason = str(error).strip().splitlines()[0][:200]
+      reason = first_line(error)[:200]
       message = (f"error: {which} lost another process ({reason}). "
                  "The output of that process says why. Run the same command again on all hosts: it "
                  "resumes from the last checkpoint.")

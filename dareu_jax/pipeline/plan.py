@@ -176,7 +176,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
     scored=run.settings.evaluation.batch_size, owners=data.classes,
-    rollouts=-(-len(forget) * settings.samples_per_prompt // settings.rollout_batch_size))
+    rollouts=settings.rollouts_per_epoch(len(forget)))
   return job(factory.abstract_model(models.config),
              factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
              models.mesh)

@@ -52,8 +52,7 @@ class RLTask:
 
   @property
   def rollouts_per_epoch(self) -> int:
-    queries = len(self.forget.rows) * self.settings.samples_per_prompt
-    return -(-queries // self.settings.rollout_batch_size)
+    return self.settings.rollouts_per_epoch(len(self.forget.rows))
 
   @property
   def updates_per_sweep(self) -> int:

@@ -71,6 +71,10 @@ class RLSettings:
   selection: Literal["unseen_level", "lowest_score", "last"] = "unseen_level"  # which epoch is kept
   settle_epochs: Count = 5  # epochs in a row at or below the level before the run stops
 
+  def rollouts_per_epoch(self, queries: int) -> int:
+    """Rollouts of an epoch with so many forget queries."""
+    return -(-queries * self.samples_per_prompt // self.rollout_batch_size)
+
   def __post_init__(self):
     if self.minibatch_size > self.rollout_batch_size:
       raise InvalidSetting(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.rl.programs import Job, Program, job, memory
@@ -103,23 +103,19 @@ def topology(name: str) -> tuple[Sequence[Any], str]:
         target_config=GPUS[kind].target_config(kind, CHIPS[kind].bandwidth))
     except Exception as error:  # noqa: BLE001 - a different type for each reason
       raise InputError(
-        f"--topology={name} cannot be compiled for ({_first_line(error)}). The GPU compiler comes "
-        "with pip install '.[cuda]', and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 lets it start without "
-        "a driver.") from None
+        f"--topology={name} cannot be compiled for ({first_line(error)[:200]}). The GPU "
+        "compiler comes with pip install '.[cuda]', and JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 lets it "
+        "start without a driver.") from None
     return description.devices, kind
   try:
     description = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **_TOPOLOGY_OPTIONS.get(name.split(":")[0], {}))
   except Exception as error:  # noqa: BLE001 - a different type for each reason
     raise InputError(
-      f"--topology={name} cannot be compiled for ({_first_line(error)}). Known forms: v4:2x2x2, "
-      f"v5e:4x4, v5p:2x2x2, v6e:4x4, {', '.join(GPUS)}; the TPU compiler comes with "
+      f"--topology={name} cannot be compiled for ({first_line(error)[:200]}). Known forms: "
+      f"v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, {', '.join(GPUS)}; the TPU compiler comes with "
       "pip install '.[tpu]'.") from None
   return description.devices, name.split(":")[0]
-
-
-def _first_line(error):
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def compiled_row(
@@ -146,7 +142,7 @@ def compiled_row(
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      rejected[name] = str(error).strip().splitlines()[0][:300]
+      rejected[name] = first_line(error)[:300]
       continue
     needs[name] = _need(program, programs[name], rollout.resident, chip,
                         time.perf_counter() - begin)
