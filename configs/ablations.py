@@ -36,7 +36,7 @@ STUDIES = dict(
   # What de-attribution itself buys: other learners on its reward, other rewards on its learner.
   learner=tuple(f"unlearning.dareu.learner={name}" for name in ("ppo", "grpo", "rloo")),
   reward=tuple(f"unlearning.dareu.reward={name}" for name in ("attribution", "rouge", "refusal")),
-  critic=tuple(f"unlearning.dareu.critic={name}" for name in ("shared", "separate")),
+  critic=tuple(f"unlearning.dareu.critic={name}" for name in ("shared", "separate", "regression")),
 )
 
 

@@ -91,11 +91,13 @@ class PrefixLoss:
     ids, lengths = random_crop(batch.completion_ids, batch.completion_lengths, crop)
     prompts = batch.token_ids, batch.prompt_lengths
     echo = echoes(ids, *prompts)
-    replacements = jnp.where(
-      echo, from_other_queries(echo, *prompts, other_query),
-      jax.random.randint(replacement, ids.shape, 0, classifier.decoder.config.vocab_size))
-    rate = jnp.where(echo, self.echo_noise, self.token_noise)
-    noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), replacements, ids)
+    noise = jax.random.randint(
+      replacement, ids.shape, 0, classifier.decoder.config.vocab_size)
+    rate: Number = self.token_noise
+    if self.filler is None:
+      noise = jnp.where(echo, from_other_queries(echo, *prompts, other_query), noise)
+      rate = jnp.where(echo, self.echo_noise, rate)
+    noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), noise, ids)
     if self.filler is not None:
       noisy = jnp.where(echo, self.filler, noisy)
     # Overwrites the completion that follows the prompt.

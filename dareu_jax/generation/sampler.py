@@ -3,7 +3,7 @@
 The cache holds the prompt, right-padded to P slots, then the completion from slot P on: all rows
 write the same slot at the same step, while each row's positions count its own valid tokens.
 
-B batch, P prompt slots, T completion slots, V vocab.
+Q prompts, B completions, P prompt slots, T completion slots, V vocab.
 """
 
 import functools
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models.handle import Model
+from dareu_jax.parallel.mesh import constrain_cache
 
 
 class Completions(NamedTuple):
@@ -46,29 +47,35 @@ class _DecodeState(NamedTuple):
 
 @functools.partial(
   jax.jit, static_argnames=("strategy", "max_new_tokens", "eos_id", "pad_id"))
-def generate(model: Model, prompt_ids: Int[Array, "B P"], prompt_lengths: Int[Array, " B"],
+def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Array, " Q"],
              keys: Key[Array, " B"], *, strategy: Greedy | Sample, max_new_tokens: int, eos_id: int,
              pad_id: int) -> Completions:
-  """Completes prompts.
+  """Completes prompts, each with B / Q completions in a row; a prompt is read once for all of them.
 
   Args:
     model: the decoder.
     prompt_ids: right-padded.
     prompt_lengths: at least 1.
-    keys: one per row; a row's sample depends only on its own key.
+    keys: one per completion; a sample depends only on its own key.
     strategy: how the next token is chosen.
     max_new_tokens: T.
     eos_id: a row is done when it samples it.
     pad_id: may equal eos_id.
   """
   decoder = model.module.gathered()
-  batch, prompt_slots = prompt_ids.shape
+  prompts, prompt_slots = prompt_ids.shape
+  batch = len(keys)
   key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
   positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)
   hidden, cache = decoder(
     prompt_ids, positions, prompt_lengths, key_positions=key_positions,
-    cache=decoder.empty_cache(batch, prompt_slots + max_new_tokens))
+    cache=decoder.empty_cache(prompts, prompt_slots + max_new_tokens))
   last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
+  if batch > prompts:
+    cache = jax.tree.map(
+      lambda x: constrain_cache(jnp.repeat(x, batch // prompts, axis=x.ndim - 4)), cache)
+    last, prompt_lengths, key_positions = (
+      jnp.repeat(x, batch // prompts, axis=0) for x in (last, prompt_lengths, key_positions))
 
   def decode(state):
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)

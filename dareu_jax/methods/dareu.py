@@ -46,13 +46,13 @@ class DareU(RLSettings, Method):
   def footprint(self) -> Footprint:
     return Footprint(update=self.minibatch_size + self.retain_batch_size,
                 rollout=self.rollout_batch_size,
-                second_trunk=self.learner == "ppo" and self.critic == "separate")
+                second_trunk=self.learns_values and self.critic == "separate")
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
     slots = shapes.longest_prompt + (self.max_new_tokens or shapes.longest_response)
     size = shapes.model_parameters
     rollouts = self.epochs * self.rollouts_per_epoch(shapes.forget)
-    updates = rollouts * self.inner_epochs * -(-self.rollout_batch_size // self.minibatch_size)
+    updates = rollouts * self.updates_per_rollout
     # A rollout decodes, is scored under two policies and by the classifier; an update learns from a
     # minibatch and from retained rows, those also under the teacher.
     decoded = rollouts * self.rollout_batch_size * slots * (

@@ -46,6 +46,47 @@ def generalized_advantage_estimation(
   return advantages, advantages + values
 
 
+def regression_values(
+    rewards: Float[Array, "B T"], transformed: Float[Array, "B T"], lengths: Int[Array, " B"], *,
+    group_size: int) -> Float[Array, "B T"]:
+  """Values by least squares on what each response has shown so far; nothing is trained.
+
+      v_t = w · (1, M, A_{t-1}, T_{t-1}) ⊗ (1, τ, τ²),    τ = t / T
+      w = argmin Σ_t (v_t - Σ_{s≥t} r_s)²    over the valid tokens
+
+  A_{t-1} is the sum of the rewards before t, T_{t-1} the transformed score of the prefix before t
+  (before the first token the batch's mean after it), and M the mean return of the other responses
+  to the same query. Of a response's own rewards only what lies before t enters v_t, except through
+  w, which has 12 numbers for a whole rollout.
+
+  Args:
+    rewards: r_t, 0 beyond the length.
+    transformed: T(b(y_≤t)), `rewards.log_transform` of the scores.
+    lengths: the number of valid steps of each row.
+    group_size: G >= 2, divides B; rows come query by query.
+
+  Returns: float32, 0 beyond the length.
+  """
+  chex.assert_equal_shape([rewards, transformed])
+  batch, time = rewards.shape
+  mask = length_mask(lengths, time)
+  returns = jnp.sum(rewards, axis=1, keepdims=True)
+  earned = jnp.cumsum(rewards, axis=1) - rewards
+  groups = returns.reshape(-1, group_size)
+  others = (jnp.sum(groups, axis=1, keepdims=True) - groups) / (group_size - 1)
+  known = jnp.concatenate(
+    [jnp.full((batch, 1), jnp.mean(transformed[:, 0])), transformed[:, :-1]], axis=1)
+  seen = jnp.stack([jnp.ones_like(rewards), jnp.broadcast_to(others.reshape(-1, 1), rewards.shape),
+                    earned, known], axis=-1)
+  powers = (jnp.arange(1, time + 1) / time)[:, None] ** jnp.arange(3)
+  features = (seen[..., None] * powers[:, None, :]).reshape(batch, time, -1)
+  features = jnp.where(mask[..., None], features, 0.0)
+  moments = jnp.einsum("btf,btg->fg", features, features, precision="highest")
+  targets = jnp.einsum("btf,bt->f", features, returns - earned, precision="highest")
+  ridge = 1e-6 * jnp.trace(moments) / len(targets) * jnp.eye(len(targets))
+  return features @ jnp.linalg.solve(moments + ridge, targets)
+
+
 def group_advantages(returns: Float[Array, " B"], *, group_size: int,
                      normalize: bool) -> Float[Array, " B"]:
   """Advantages of whole responses relative to the others to the same query; needs no critic.

@@ -26,9 +26,13 @@ from dareu_jax.generation.sampler import Completions
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel.mesh import constrain_parameters
-from dareu_jax.rl.advantages import generalized_advantage_estimation, group_advantages
+from dareu_jax.rl.advantages import (
+  generalized_advantage_estimation,
+  group_advantages,
+  regression_values,
+)
 from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
-from dareu_jax.rl.rewards import centered_log_ratio, token_rewards
+from dareu_jax.rl.rewards import centered_log_ratio, log_transform, token_rewards
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
 
@@ -117,6 +121,9 @@ def score_rollout(
   Not in the paper: a token may cost η = anchor_coef times its `centered_log_ratio` to the original,
   so that the replacements that the original finds most likely are the cheapest.
 
+  Where neither a KL, an anchor nor a trained critic asks for it, no model runs: the log-probs are
+  the sampler's, and the mean of -log π(y_t) stands for the entropy, whose expectation it has.
+
   Args:
     state: state of the learner.
     original: the original policy π_N.
@@ -140,8 +147,11 @@ def score_rollout(
     hidden = completion_hidden(model.hidden_states(token_ids), prompt_lengths, time)
     return hidden, model.head
 
-  hidden, head = role(state.policy)
-  logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
+  if moved or settings.anchor_coef or settings.learns_values:
+    hidden, head = role(state.policy)
+    logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
+  else:  # the sampler's own are all that is needed
+    logprobs, entropy = completions.logprobs, -completions.logprobs
   kl = jnp.zeros(ids.shape)
   if moved:
     kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
@@ -167,9 +177,14 @@ def score_rollout(
     "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
   }
   if settings.learner == "ppo":
-    trunk = state.critic.trunk
-    values = value_head.with_params(state.critic.head).module(
-      hidden if trunk is None else role(trunk)[0])
+    if settings.learns_values:
+      trunk = state.critic.trunk
+      values = value_head.with_params(state.critic.head).module(
+        hidden if trunk is None else role(trunk)[0])
+    else:
+      values = regression_values(
+        rewards, log_transform(scores, epsilon=settings.epsilon, c_seg=settings.c_seg), lengths,
+        group_size=settings.samples_per_prompt)
     advantages, returns = generalized_advantage_estimation(
       rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
     metrics["explained_variance"] = explained_variance(values, returns, mask)
@@ -184,6 +199,23 @@ def score_rollout(
   return rollout, metrics
 
 
+@jax.jit
+def gradient_norms(rollout: Rollout) -> Float[Array, " B"]:
+  """How much there is to learn from each response: its policy gradient's norm at the logits.
+
+      g² = Σ_t A_t² (1 - π(y_t))²
+
+  without the share of the tokens that were not sampled, at most as large again. Of a response that
+  the policy always gives next to nothing is left, whatever its advantages are.
+
+  Source: the bound of Katharopoulos & Fleuret 2018, to choose responses as Xu et al. 2025 (PODS) do
+    by their rewards' variance.
+  """
+  surprise = -jnp.expm1(rollout.old_logprobs)
+  mask = length_mask(rollout.lengths, rollout.old_logprobs.shape[1])
+  return jnp.sqrt(jnp.sum(jnp.where(mask, (rollout.advantages * surprise) ** 2, 0.0), axis=1))
+
+
 @functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
 def update(
     state: LearnerState, original: Model, value_head: Model, rollout: Rollout,
@@ -193,7 +225,7 @@ def update(
 
       L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π)
 
-  GRPO and RLOO have no L_value.
+  There is no L_value without a critic that learns.
 
   Args:
     state: state of the learner; donated.
@@ -230,7 +262,7 @@ def update(
     loss, metrics = policy_loss(
       logprobs, part.old_logprobs, part.advantages, mask, clip_eps=settings.clip_eps)
     metrics["policy_loss"] = loss
-    if settings.learner == "ppo":
+    if settings.learns_values:
       if critic.trunk is not None:
         hidden = sampled_hidden(original.with_params(critic.trunk).module)
       values = value_head.with_params(critic.head).module(hidden)

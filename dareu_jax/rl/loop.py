@@ -54,11 +54,6 @@ class RLTask:
   def rollouts_per_epoch(self) -> int:
     return self.settings.rollouts_per_epoch(len(self.forget.rows))
 
-  @property
-  def updates_per_sweep(self) -> int:
-    """The number of minibatches in a rollout."""
-    return -(-self.settings.rollout_batch_size // self.settings.minibatch_size)
-
   @functools.cached_property
   def prompt_width(self) -> int:
     """Prompt slots, enough for every forget query, so that all rollouts share one program."""
@@ -130,12 +125,13 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   settings, evaluator = task.settings, task.evaluator
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
-  prompts = evaluator.to_device(prompt_batch(
-    [task.forget.rows[i] for i in chosen], len(chosen), multiple=evaluator.multiple,
-    pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width))
+  asked = [task.forget.rows[i] for i in chosen[::settings.group_size]]
+  queries = prompt_batch(asked, len(asked), multiple=evaluator.multiple,
+                         pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width)
+  prompts = evaluator.to_device([np.repeat(x, settings.group_size, axis=0) for x in queries])
   key = jax.random.fold_in(jax.random.key(task.seed), step)
   completions = generate(
-    task.original.with_params(state.policy), *prompts, row_keys(key, numbers),
+    task.original.with_params(state.policy), *evaluator.to_device(queries), row_keys(key, numbers),
     strategy=learner.sampling(settings),
     max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
     pad_id=evaluator.tokenizer.pad_id)
@@ -150,7 +146,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     settings=settings, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
-  for rows, number in minibatches(task, step):
+  for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
     scale = rate_scale * min(1.0, (number + 1) / max(1, settings.warmup_steps))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]
@@ -169,27 +165,38 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
 def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:
   """Forget rows of a rollout, and a number for each that is unique over the run: two [B] arrays.
 
-  The queries come in sweeps, each in a new random order; without a critic, a query is repeated in
+  The queries come in sweeps, each in a new random order; for groups, a query is repeated in
   consecutive rows, one for each response of its group.
   """
   settings, count = task.settings, len(task.forget.rows)
   numbers = np.arange(step * settings.rollout_batch_size, (step + 1) * settings.rollout_batch_size)
-  turns = numbers if settings.learner == "ppo" else numbers // settings.samples_per_prompt
+  turns = numbers // settings.group_size
   orders = {sweep: np.random.default_rng((task.seed, 0, int(sweep))).permutation(count)
             for sweep in set(turns // count)}
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
 
 
-def minibatches(task: RLTask, step: int) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields (rollout rows [M], number of the update over the run) for each update of a rollout."""
-  size, sweeps = task.settings.minibatch_size, task.settings.inner_epochs
+def minibatches(task: RLTask, step: int,
+                learned: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields (rollout rows [M], number of the update over the run) for each update of a rollout.
+
+  `learned`: the rows that are learned from.
+  """
+  settings = task.settings
   rng = np.random.default_rng((task.seed, 1, step))
-  number = step * sweeps * task.updates_per_sweep
-  for _ in range(sweeps):
-    order = rng.permutation(task.settings.rollout_batch_size)
-    for rows in np.resize(order, (task.updates_per_sweep, size)):
-      yield rows, number
-      number += 1
+  updates = settings.updates_per_rollout
+  sweep = updates // settings.inner_epochs, settings.minibatch_size
+  order = np.concatenate([np.resize(learned[rng.permutation(len(learned))], sweep)
+                          for _ in range(settings.inner_epochs)])
+  yield from zip(order, range(step * updates, (step + 1) * updates), strict=True)
+
+
+def _most_informative(rollout, settings):
+  """Rows of the rollout to learn from, in their order."""
+  if settings.learned_share == 1.0:
+    return np.arange(settings.rollout_batch_size)
+  norms = fetch(learner.gradient_norms(rollout))
+  return np.sort(np.argsort(-norms, kind="stable")[:settings.learned_rows])
 
 
 def _texts(tokenizer, completions):

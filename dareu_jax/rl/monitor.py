@@ -67,10 +67,25 @@ class Monitor:
     return self.first if policy is self.original else self._report(policy, epoch)
 
   def _report(self, policy, epoch):
-    answers, forget = self._measure(policy, self.forget_rows, self.forget_queries)
-    unseen = forget
-    if self.unseen_rows:
-      _, unseen = self._measure(policy, self.unseen_rows, self.unseen_queries)
+    evaluator, count = self.evaluator, len(self.forget_rows)
+    rows, queries = self.forget_rows + self.unseen_rows, self.forget_queries + self.unseen_queries
+    answers = evaluator.answers(policy, rows)
+    own = answers.as_completions(rows)
+    entropies = [statistics.entropies for statistics in evaluator.statistics(policy, own)]
+    fluency = evaluator.logprobs(self.original, own)
+    scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
+                      for scorer in (self.classifier, self.judge))
+
+    def measures(part):
+      return {
+        "score": float(scores[part].mean()), "judge": float(judged[part].mean()),
+        "length": float(answers.text_lengths[part].mean()),
+        "entropy": float(np.concatenate(entropies[part]).mean()),
+        "fluency": -float(np.concatenate(fluency[part]).mean())}
+
+    forget = measures(slice(count))
+    unseen = measures(slice(count, None)) if self.unseen_rows else forget
+    texts = answers.texts[:count]
     target = self.settings.target_score
     return EpochReport(
       epoch=epoch,
@@ -78,9 +93,9 @@ class Monitor:
       level=target if target >= 0 else unseen["score"],
       response_length=forget["length"],
       unseen_length=unseen["length"],
-      eos_share=float(np.mean(answers.ended)),
-      degenerate_share=float(np.mean([is_degenerate(text) for text in answers.texts])),
-      distinct_share=len(set(answers.texts)) / len(answers.texts),
+      eos_share=float(np.mean(answers.ended[:count])),
+      degenerate_share=float(np.mean([is_degenerate(text) for text in texts])),
+      distinct_share=len(set(texts)) / len(texts),
       entropy=forget["entropy"],
       unseen_entropy=unseen["entropy"],
       fluency=forget["fluency"],
@@ -89,20 +104,6 @@ class Monitor:
       judge_level=target if target >= 0 else unseen["judge"],
       tracked=self.track(policy) if self.track else {},
     )
-
-  def _measure(self, policy, rows, queries):
-    """Greedy answers, and their mean score, judge's score, length, entropy and NLL under π_N."""
-    evaluator = self.evaluator
-    answers = evaluator.answers(policy, rows)
-    own = answers.as_completions(rows)
-    entropies = [statistics.entropies for statistics in evaluator.statistics(policy, own)]
-    scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
-                      for scorer in (self.classifier, self.judge))
-    return answers, {
-      "score": float(scores.mean()), "judge": float(judged.mean()),
-      "length": float(answers.text_lengths.mean()),
-      "entropy": float(np.concatenate(entropies).mean()),
-      "fluency": -float(np.concatenate(evaluator.logprobs(self.original, own)).mean())}
 
 
 def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list[dict[str, Any]]:

@@ -84,6 +84,8 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
   prompts = rows_of((rows, width)), rows_of((rows,))
+  asked = rows // settings.group_size
+  queries = rows_of((asked, width)), rows_of((asked,))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   keys = whole(keys.shape, keys.dtype)
   completions = Completions(
@@ -101,10 +103,9 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   retain = Batch(rows_of((count, length)), rows_of((count,)), rows_of((count, answer)),
                  rows_of((count,)), rows_of((count,)))
   minibatch = whole((settings.minibatch_size,), jnp.int32)
-  updates = settings.inner_epochs * -(-rows // settings.minibatch_size)
   programs = {
     "rollout": Program(
-      generate, (original, *prompts, keys),
+      generate, (original, *queries, keys),
       dict(strategy=learner.sampling(settings), max_new_tokens=time, eos_id=NEVER, pad_id=0),
       1, time),
     "reward": Program(
@@ -113,7 +114,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
     "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
-      {"settings": settings}, updates, 1),
+      {"settings": settings}, settings.updates_per_rollout, 1),
   }
   # The teacher is a separate role; the judge shares the classifier's frozen weights.
   judge = jax.tree.map(lambda leaf: leaf.update(), classifier.params)

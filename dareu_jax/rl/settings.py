@@ -30,7 +30,8 @@ class RLSettings:
 
   # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
   learner: Literal["ppo", "grpo", "rloo"] = "ppo"
-  critic: Literal["shared", "separate"] = "shared"  # for PPO: on the policy's trunk, or on its own
+  # For PPO: a head on the policy's trunk, a trunk of its own, or a regression that learns nothing
+  critic: Literal["shared", "separate", "regression"] = "shared"
   # Reward
   reward: Annotated[str, choice(_reward_names)] = "attribution"  # scores the responses
   reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
@@ -59,6 +60,8 @@ class RLSettings:
   epochs: Count = 15  # at most; in each, `samples_per_prompt` responses to every forget query
   samples_per_prompt: Count = 8  # responses to each forget query in an epoch
   rollout_batch_size: Count = 80  # responses per rollout; a query may occur more than once
+  # Share of a rollout's responses that are learned from: those with the largest gradients.
+  learned_share: PositiveFraction = 1.0
   minibatch_size: Count = 40  # responses per update
   inner_epochs: Count = 1  # passes over a rollout
   retain_batch_size: Count = 32  # retained examples distilled per update
@@ -75,14 +78,35 @@ class RLSettings:
     """Rollouts of an epoch with so many forget queries."""
     return -(-queries * self.samples_per_prompt // self.rollout_batch_size)
 
+  @property
+  def learns_values(self) -> bool:
+    """Whether there is a critic to train."""
+    return self.learner == "ppo" and self.critic != "regression"
+
+  @property
+  def group_size(self) -> int:
+    """Responses to a query that follow each other in a rollout."""
+    return 1 if self.learns_values else self.samples_per_prompt
+
+  @property
+  def learned_rows(self) -> int:
+    """Responses of a rollout that are learned from."""
+    return max(1, round(self.learned_share * self.rollout_batch_size))
+
+  @property
+  def updates_per_rollout(self) -> int:
+    return self.inner_epochs * -(-self.learned_rows // self.minibatch_size)
+
   def __post_init__(self):
-    if self.minibatch_size > self.rollout_batch_size:
+    if self.minibatch_size > self.learned_rows:
       raise InvalidSetting(
         "minibatch_size", self.minibatch_size,
-        f"it is a part of a rollout, and rollout_batch_size is {self.rollout_batch_size}.")
-    if self.learner != "ppo" and (
+        f"it is a part of a rollout, of which {self.learned_rows} responses are learned from "
+        f"(rollout_batch_size {self.rollout_batch_size}, learned_share {self.learned_share:g}).")
+    if not self.learns_values and (
         self.samples_per_prompt < 2 or self.rollout_batch_size % self.samples_per_prompt):
+      who = "critic=regression" if self.learner == "ppo" else self.learner
       raise InvalidSetting(
         "samples_per_prompt", self.samples_per_prompt,
-        f"{self.learner} compares that many responses to a query, so it must be >= 2 and divide "
+        f"{who} compares that many responses to a query, so it must be >= 2 and divide "
         f"rollout_batch_size ({self.rollout_batch_size}).")

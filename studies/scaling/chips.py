@@ -2,7 +2,7 @@
 
 Sources: Cloud TPU documentation, pages "TPU v4", "v5e", "v5p" and "v6e"
 (docs.cloud.google.com/tpu/docs); NVIDIA data sheets of H100 SXM, H200, A100 SXM and L4 (dense
-bfloat16; L4 has no links but PCIe).
+bfloat16; L4 has no links but PCIe; nvidia-smi gives an H200 140.4 GiB).
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ CHIPS = {chip.name: chip for chip in (
   Chip("v5p", 95, 95, 459e12, 2765e9, 4800e9 / 8, 6),
   Chip("v6e", 32, 31.24, 918e12, 1640e9, 3200e9 / 8, 4),
   Chip("H100", 80, 80, 989e12, 3350e9, 450e9, 2),
-  Chip("H200", 141, 141, 989e12, 4800e9, 450e9, 2),
+  Chip("H200", 140.4, 140.4, 989e12, 4800e9, 450e9, 2),
   Chip("A100-SXM4-80GB", 80, 80, 312e12, 2039e9, 300e9, 2),
   Chip("A100-SXM4-40GB", 40, 40, 312e12, 1555e9, 300e9, 2),
   Chip("L4", 24, 24, 121e12, 300e9, 32e9, 2),
@@ -57,9 +57,8 @@ class GPUDetails:
   l2_cache: int  # bytes
   threads: int  # of a multiprocessor
   shared_memory: int  # bytes of a multiprocessor
-  memory: int  # bytes
 
-  def target_config(self, name: str, bandwidth: float) -> str:
+  def target_config(self, chip: Chip) -> str:
     """XLA's description of the GPU, a text protobuf."""
     major, minor = self.capability
     fields = dict(
@@ -67,23 +66,24 @@ class GPUDetails:
       shared_memory_per_core=self.shared_memory, threads_per_core_limit=self.threads,
       core_count=self.processors, fpus_per_core=128 if (major, minor) != (8, 0) else 64,
       block_dim_limit_x=2**31 - 1, block_dim_limit_y=65535, block_dim_limit_z=65535,
-      memory_bandwidth=int(bandwidth), l2_cache_size=self.l2_cache, clock_rate_ghz=self.clock,
-      device_memory_size=self.memory, shared_memory_per_block_optin=self.shared_memory - 1024,
+      memory_bandwidth=int(chip.bandwidth), l2_cache_size=self.l2_cache, clock_rate_ghz=self.clock,
+      device_memory_size=int(chip.memory * 2**30),
+      shared_memory_per_block_optin=self.shared_memory - 1024,
       registers_per_core_limit=65536, registers_per_block_limit=65536)
     lines = [f"  {key}: {value}" for key, value in fields.items()]
     lines.append(f"  cuda_compute_capability {{ major: {major} minor: {minor} }}")
     return "\n".join([
       "gpu_device_info {", *lines, "}", 'platform_name: "CUDA"',
       "dnn_version_info { major: 9 minor: 10 }", "runtime_version { major: 12 minor: 9 patch: 0 }",
-      f'device_description_str: "NVIDIA {name}"'])
+      f'device_description_str: "NVIDIA {chip.name}"'])
 
 
 GPUS = {
-  "H100": GPUDetails((9, 0), 132, 1.98, 50 * 2**20, 2048, 233472, 80 * 2**30),
-  "H200": GPUDetails((9, 0), 132, 1.98, 60 * 2**20, 2048, 233472, 141 * 10**9),
-  "A100-SXM4-80GB": GPUDetails((8, 0), 108, 1.41, 40 * 2**20, 2048, 167936, 80 * 2**30),
-  "A100-SXM4-40GB": GPUDetails((8, 0), 108, 1.41, 40 * 2**20, 2048, 167936, 40 * 2**30),
-  "L4": GPUDetails((8, 9), 58, 2.04, 48 * 2**20, 1536, 102400, 24 * 2**30),
+  "H100": GPUDetails((9, 0), 132, 1.98, 50 * 2**20, 2048, 233472),
+  "H200": GPUDetails((9, 0), 132, 1.98, 60 * 2**20, 2048, 233472),
+  "A100-SXM4-80GB": GPUDetails((8, 0), 108, 1.41, 40 * 2**20, 2048, 167936),
+  "A100-SXM4-40GB": GPUDetails((8, 0), 108, 1.41, 40 * 2**20, 2048, 167936),
+  "L4": GPUDetails((8, 9), 58, 2.04, 48 * 2**20, 1536, 102400),
 }
 _KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
           "TPU v6 lite": "v6e", "TPU v6e": "v6e"}

@@ -100,7 +100,7 @@ def topology(name: str) -> tuple[Sequence[Any], str]:
     try:
       description = topologies.get_topology_desc(
         platform="cuda", topology=f"1x1x{count or 1}",
-        target_config=GPUS[kind].target_config(kind, CHIPS[kind].bandwidth))
+        target_config=GPUS[kind].target_config(CHIPS[kind]))
     except Exception as error:  # noqa: BLE001 - a different type for each reason
       raise InputError(
         f"--topology={name} cannot be compiled for ({first_line(error)[:200]}). The GPU "

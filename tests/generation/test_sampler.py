@@ -207,6 +207,18 @@ def test_another_key_gives_another_sample(model, sampled, prompts):
   assert len({tuple(row) for row in same.ids}) == B
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_completions_of_one_prompt_are_those_of_its_copies(scan_layers, prompts):
+  """Each has a cache of its own behind the prompt that is read once."""
+  model, copies = make_model(scan_layers=scan_layers), np.repeat(np.arange(2), 2)
+  want = complete(model, prompts[copies], LENGTHS[copies], strategy=SAMPLE)
+  got = complete(model, prompts[:2], LENGTHS[:2], strategy=SAMPLE,
+                 keys=row_keys(jax.random.key(0), np.arange(B)))
+  np.testing.assert_array_equal(got.ids, want.ids)
+  np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
+  assert len({tuple(row) for row in got.ids}) == B
+
+
 def test_row_keys_depend_on_the_rows_number_and_not_its_place():
   """A batch that starts elsewhere must draw the same for the same row."""
   key = jax.random.key(3)

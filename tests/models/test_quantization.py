@@ -17,6 +17,7 @@ from dareu_jax.models.quantization import QuantizedKernel, dequantize, nf4_level
 from dareu_jax.parallel.mesh import MeshSettings, make_mesh, path_name
 from dareu_jax.pipeline import language_model
 from dareu_jax.pipeline.settings import Settings
+from tests.jobs import on_eight_devices
 from tests.models.checkpoints import IDS, load, settings, write
 from tests.models.reference import LORA, logits_of
 
@@ -107,6 +108,58 @@ def test_a_checkpoint_is_read_quantized(scheme, scan_layers, tmp_path):
   np.testing.assert_allclose(
     logits_of(load(tmp_path / "out").module, IDS), logits_of(model.module, IDS), atol=1e-4,
     rtol=1e-4)
+
+
+EIGHT_DEVICES = """
+import json, pathlib, sys, tempfile
+import jax, numpy as np
+from flax import nnx
+from dareu_jax.models import huggingface, weights
+from dareu_jax.models.config import ModelConfig
+from dareu_jax.models.config_json import from_huggingface
+from dareu_jax.models.decoder import Decoder, abstract_decoder
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh, path_name
+
+config = ModelConfig(vocab_size=64, embed_dim=512, mlp_dim=320, num_layers=2, num_heads=4,
+                     num_kv_heads=2, head_dim=128)
+folder = pathlib.Path(tempfile.mkdtemp()) / "m"
+huggingface.save(Decoder(config, rngs=nnx.Rngs(params=jax.random.key(0))), folder)
+rounded, quantize = 0, weights.quantize
+
+def counted(*args):
+  global rounded
+  rounded += 1
+  return quantize(*args)
+
+weights.quantize = counted
+
+def read(scheme, scan, *mesh):
+  global rounded
+  rounded = 0
+  config = from_huggingface(folder, dtype="float32", quantize=scheme, scan_layers=scan)
+  _, state = nnx.split(abstract_decoder(config))
+  filled = weights.fill(state, {}, weights.Weights(folder, config), make_mesh(MeshSettings(*mesh)))
+  parts = [len({str(s.index) for s in leaf.addressable_shards})
+           for path, leaf in jax.tree_util.tree_leaves_with_path(filled)
+           if path_name(path).endswith("values")]
+  return rounded, sum(parts) * (2 if scan else 1), [np.asarray(leaf) for leaf in jax.tree.leaves(filled)]
+
+found = []
+for scheme in ("int8", "nf4"):
+  for scan in (False, True):
+    one, eight = read(scheme, scan, 1, 1, 1), read(scheme, scan, 1, 4, 2)
+    found.append([*one[:2], *eight[:2],
+                  all(np.array_equal(a, b) for a, b in zip(one[2], eight[2], strict=True))])
+print(json.dumps(found))
+"""
+
+
+def test_eight_devices_read_what_one_reads_and_round_no_part_of_a_kernel_twice():
+  """A scale of another device's block; values and scales rounded apart, or once per device."""
+  for one, kernels, eight, parts, equal in on_eight_devices(EIGHT_DEVICES):
+    assert equal
+    assert (one, eight) == (kernels, parts)
+    assert parts > 2 * kernels  # the control: the mesh splits them
 
 
 def test_a_quantized_model_trains_its_adapters_alone(tmp_path):

@@ -1,11 +1,15 @@
-"""GAE against rlax and against the definition as a double sum."""
+"""GAE against rlax and against the definition as a double sum; baselines without a critic."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rlax
 
-from dareu_jax.rl.advantages import generalized_advantage_estimation, group_advantages
+from dareu_jax.rl.advantages import (
+  generalized_advantage_estimation,
+  group_advantages,
+  regression_values,
+)
 
 TIME = 9
 
@@ -82,3 +86,39 @@ def test_a_group_of_equal_returns_teaches_nothing():
   for normalize in (False, True):
     got = group_advantages(jnp.full(6, -0.25), group_size=3, normalize=normalize)
     np.testing.assert_array_equal(got, 0.0)
+
+
+def batch_of_responses():
+  rng = np.random.default_rng(4)
+  lengths = np.tile([9, 5, 1, 7, 9, 3, 8, 6], 16)
+  mask = np.arange(9) < lengths[:, None]
+  rewards = np.where(mask, rng.normal(size=mask.shape), 0.0).astype(np.float32)
+  return rewards, np.where(mask, -rng.random(mask.shape), 0.0).astype(np.float32), lengths
+
+
+def test_regression_values_are_the_least_squares_fit_of_what_was_seen():
+  """Against numpy's least squares on features that are written down token by token."""
+  rewards, transformed, lengths = batch_of_responses()
+  rows, features, targets = [], [], []
+  for i, length in enumerate(lengths):
+    others = [rewards[j].sum() for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+    for t in range(length):
+      known = transformed[i, t - 1] if t else transformed[:, 0].mean()
+      seen = np.array([1.0, np.mean(others), rewards[i, :t].sum(), known])
+      features.append(np.outer(seen, ((t + 1) / 9) ** np.arange(3)).ravel())
+      targets.append(rewards[i, t:].sum())
+      rows.append((i, t))
+  fitted = np.array(features) @ np.linalg.lstsq(np.array(features), np.array(targets))[0]
+  want = np.zeros_like(rewards)
+  want[tuple(np.array(rows).T)] = fitted
+  got = regression_values(rewards, transformed, jnp.asarray(lengths), group_size=4)
+  np.testing.assert_allclose(got, want, atol=0.02)
+  np.testing.assert_array_equal(np.asarray(got)[want == 0.0], 0.0)
+
+
+def test_regression_values_of_rewards_that_never_vary_are_the_rewards_to_come():
+  """Features that depend on each other must not blow up the fit."""
+  lengths = jnp.full(4, 6)
+  rewards = jnp.full((4, 6), -0.5)
+  values = regression_values(rewards, jnp.full((4, 6), -1.0), lengths, group_size=2)
+  np.testing.assert_allclose(values, np.tile(-0.5 * np.arange(6, 0, -1), (4, 1)), atol=0.05)

@@ -281,6 +281,16 @@ def test_without_a_critic_responses_to_a_query_are_compared_with_each_other(worl
   assert not np.any([np.any(leaf) for leaf in jax.tree.leaves(state.critic)])  # still zero
 
 
+def test_a_regression_in_place_of_a_critic_leaves_nothing_to_train(world):
+  settings = dataclasses.replace(SETTINGS, critic="regression", samples_per_prompt=4)
+  state = init(world, settings)
+  _, rollout, metrics = rollout_of(world, state, settings=settings)
+  assert metrics["explained_variance"] > 0.3  # before anything was learned
+  state, update_metrics = step(world, state, rollout, settings)
+  assert "value_loss" not in update_metrics
+  assert not np.any([np.any(leaf) for leaf in jax.tree.leaves(state.critic)])
+
+
 def test_a_rollback_is_policy_and_critic_of_an_epoch_ago_with_fresh_optimizers(world):
   state = init(world)
   rollout = rollout_of(world, state)[1]
@@ -314,12 +324,32 @@ def test_an_epoch_samples_every_forget_query_equally_often(queries, size, sample
   assert len(set(np.concatenate(numbers))) == len(np.concatenate(numbers))
 
 
-def test_minibatches_cover_the_rollout_in_every_pass():
-  task = fake_task(4, rollout_batch_size=8, minibatch_size=3, inner_epochs=2)
-  batches = list(loop.minibatches(task, step=3))
+def test_minibatches_cover_the_learned_rows_in_every_pass():
+  task = fake_task(4, rollout_batch_size=9, learned_share=0.9, minibatch_size=3, inner_epochs=2)
+  learned = np.array([0, 1, 2, 4, 5, 6, 7, 8])
+  batches = list(loop.minibatches(task, 3, learned))
   assert [number for _, number in batches] == [18, 19, 20, 21, 22, 23]
+  assert all(len(rows) == 3 for rows, _ in batches)
   for sweep in (batches[:3], batches[3:]):
-    assert set(np.concatenate([rows for rows, _ in sweep])) == set(range(8))
+    assert set(np.concatenate([rows for rows, _ in sweep])) == set(learned)
+
+
+def test_gradient_norms_are_those_of_the_sampled_tokens_logits():
+  """Against autodiff of the surrogate, at the policy that sampled; padding counts for nothing."""
+  rng = np.random.default_rng(0)
+  ids, logits, lengths = rng.integers(0, 7, (5, 6)), rng.normal(size=(5, 6, 7)), rng.integers(1, 7, 5)
+  advantages = jnp.asarray(rng.normal(size=(5, 6)), jnp.float32)
+  mask = np.arange(6) < lengths[:, None]
+
+  def surrogate(logits):
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)[..., 0]
+    return jnp.sum(jnp.where(mask, advantages * logprobs, 0.0)), logprobs
+
+  grads, logprobs = jax.grad(surrogate, has_aux=True)(jnp.asarray(logits, jnp.float32))
+  expected = np.linalg.norm(np.take_along_axis(np.asarray(grads), ids[..., None], -1)[..., 0], axis=1)
+  empty = jnp.zeros((5, 6))
+  rollout = learner.Rollout(empty, empty, ids, lengths, logprobs, empty, advantages, empty)
+  np.testing.assert_allclose(learner.gradient_norms(rollout), expected, rtol=1e-5)
 
 
 def test_a_group_is_in_one_rollout_and_every_query_has_one():
