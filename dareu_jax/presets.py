@@ -22,19 +22,20 @@ CHECKPOINT: dict[str, Any] = {
     "rollout_batch_size": 64, "minibatch_size": 16, "retain_batch_size": 16, "max_new_tokens": 128,
     "settle_epochs": 1}},  # an epoch is 400 answers here, not 60
 }
-# A request for a model that exists: few texts, one seed, minutes. The classifier is a small one
-# from scratch, which learns on any machine in a minute. Of few owners it gives the forget owners a
-# fifth for nothing at all, so that C_seg must be large enough to tell that from a fact; and the
-# sharper a model that knows its texts by heart is sampled, the less it explores.
+# A request for a model that exists: few texts, one seed, minutes, measured in docs/presets.md. The
+# classifier is a small one from scratch, which learns on any machine in a minute. Of few owners it
+# gives the forget owners a fifth for nothing at all, so that C_seg must be large enough to tell
+# that from a fact; and the sharper a model that knows its texts by heart is sampled, the less it
+# explores.
 REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 16, "data": {"source": "jsonl"},
-  "evaluation": {"batch_size": 20, "max_examples": 40, "max_new_tokens": 0},
+  "evaluation": {"batch_size": 40, "max_examples": 40, "max_new_tokens": 0},
   "monitor": {"max_unseen": 20},
   "unlearning": {"dareu": {
-    "samples_per_prompt": 4, "rollout_batch_size": 80, "minibatch_size": 10,
-    "retain_batch_size": 8, "max_new_tokens": 0, "temperature": 1.0, "c_seg": 1.0,
-    "learning_rate": 1e-3, "value_learning_rate": 3e-3, "warmup_steps": 4, "final_rate": 0.5,
-    "epochs": 8, "settle_epochs": 2}}})
+    "samples_per_prompt": 8, "rollout_batch_size": 160, "learned_share": 0.5, "minibatch_size": 10,
+    "retain_batch_size": 8, "max_new_tokens": 0, "critic": "regression", "temperature": 1.0,
+    "c_seg": 1.0, "anchor_coef": 0.0, "learning_rate": 2e-3, "warmup_steps": 2, "final_rate": 0.1,
+    "epochs": 6, "settle_epochs": 2}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
   "model": {"dtype": "auto"},

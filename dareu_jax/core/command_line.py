@@ -133,6 +133,7 @@ def parse_flags(args: list[str]) -> list[str]:
   Returns: the program and the arguments that are not flags.
   """
   known = flags.FLAGS
+  args = [_installed(arg) for arg in args]
   try:
     rest = known(_last_of_each(args))
     if "config" in known:
@@ -143,6 +144,19 @@ def parse_flags(args: list[str]) -> list[str]:
   logging.set_verbosity(logging.ERROR if known["verbosity"].using_default_value
                         else known.verbosity)
   return rest
+
+
+def _installed(arg):
+  """The argument; a config that the folder does not have is the one that came with the package."""
+  file, _, preset = arg.removeprefix("--config=").partition(":")
+  path = pathlib.PurePath(file)
+  if not arg.startswith("--config=") or path.parts[:-1] != ("configs",) or os.path.exists(file):
+    return arg
+  package = pathlib.Path(__file__).parents[1]
+  for folder in (package / "configs", package.parent / "configs"):  # of a wheel, of a checkout
+    if (folder / path.name).exists():
+      return f"--config={folder / path.name}" + (f":{preset}" if preset else "")
+  return arg
 
 
 def _last_of_each(args):

@@ -1,5 +1,6 @@
 """Entry modules: what they define lives only where they run as programs."""
 
+import configparser
 import shlex
 import subprocess
 import sys
@@ -57,6 +58,29 @@ def test_the_last_value_of_a_setting_counts(monkeypatch, tmp_path):
   monkeypatch.setattr(command_line.flags, "FLAGS", values)
   assert command_line.parse_flags(args) == ["main", "rest", "rest"]
   assert (values.config.owners, values.config.rate) == (("carol", "dan"), 3.0)
+
+
+def test_a_config_is_the_folders_own_or_else_the_one_that_came_with_the_package(
+    monkeypatch, tmp_path):
+  """A wheel has no folder `configs` beside it, and the documented commands name one."""
+  monkeypatch.chdir(tmp_path)
+  assert command_line._installed("--config=configs/tofu.py:tofu40") == (
+    f"--config={ROOT}/configs/tofu.py:tofu40")
+  for other in ("--config=configs/nowhere.py", "--config=tofu.py", "--workdir=configs/tofu.py"):
+    assert command_line._installed(other) == other
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "tofu.py").write_text("")
+  assert command_line._installed("--config=configs/tofu.py") == "--config=configs/tofu.py"
+
+
+def test_a_wheel_has_every_package_and_the_configs():
+  """A package that setup.cfg does not list is missing only where no checkout is."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  found = {str(file.parent.relative_to(ROOT)).replace("/", ".")
+           for file in (ROOT / "dareu_jax").rglob("__init__.py")}
+  assert set(setup["options"]["packages"].split()) == found | {"dareu_jax.configs"}
+  assert setup["options"]["package_dir"].strip() == "dareu_jax.configs = configs"
 
 
 @pytest.mark.parametrize(("flag", "said"), [
