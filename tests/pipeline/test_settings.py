@@ -202,12 +202,19 @@ def test_only_one_mesh_axis_takes_the_rest(tiny, sizes):
   assert "config.mesh" in message and "-1" in message
 
 
-def test_a_learner_without_critic_needs_whole_groups(tiny):
+@pytest.mark.parametrize("without", [{"learner": "rloo"}, {"critic": "regression"}])
+def test_a_learner_without_a_trained_critic_needs_whole_groups(without, tiny):
   """A group cut in two would be compared with half of itself."""
   for samples in (1, 3):
-    message = refusal(changed(tiny, unlearning__dareu__learner="rloo",
-                              unlearning__dareu__samples_per_prompt=samples))
+    message = refusal(changed(
+      tiny, **{f"unlearning__dareu__{name}": value for name, value in without.items()},
+      unlearning__dareu__samples_per_prompt=samples))
     assert f"config.unlearning.dareu.samples_per_prompt is {samples}" in message
+
+
+def test_a_minibatch_is_no_larger_than_what_is_learned_from(tiny):
+  message = refusal(changed(tiny, unlearning__dareu__learned_share=0.1))
+  assert "config.unlearning.dareu.minibatch_size" in message and "learned_share 0.1" in message
 
 
 def test_a_checkpointed_classifier_has_its_own_tokenizer(tiny):
