@@ -30,7 +30,7 @@ class RLSettings:
 
   # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
   learner: Literal["ppo", "grpo", "rloo"] = "ppo"
-  # For PPO: a head on the policy's trunk, on a trunk of its own, or a fit made anew for each rollout
+  # For PPO: a head on the policy's trunk, on a trunk of its own, or a fit made for each rollout
   critic: Literal["shared", "separate", "regression"] = "shared"
   # Reward
   reward: Annotated[str, choice(_reward_names)] = "attribution"  # scores the responses
