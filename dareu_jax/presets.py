@@ -22,11 +22,11 @@ CHECKPOINT: dict[str, Any] = {
     "rollout_batch_size": 64, "minibatch_size": 16, "retain_batch_size": 16, "max_new_tokens": 128,
     "settle_epochs": 1}},  # an epoch is 400 answers here, not 60
 }
-# A request for a model that exists: few texts, one seed, minutes, measured in docs/presets.md. The
-# classifier is a small one from scratch, which learns on any machine in a minute. Of few owners it
-# gives the forget owners a fifth for nothing at all, so that C_seg must be large enough to tell
-# that from a fact; and the sharper a model that knows its texts by heart is sampled, the less it
-# explores.
+# A request for a model that exists: few texts, one seed, minutes; docs/presets.md says what was
+# tried. The classifier is a small one from scratch, which learns on any machine in a minute. Of few
+# owners it gives the forget owners a fifth for nothing at all, so that C_seg must be large enough
+# to tell that from a fact; and the sharper a model that knows its texts by heart is sampled, the
+# less it explores.
 REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 16, "data": {"source": "jsonl"},
   "evaluation": {"batch_size": 40, "max_examples": 40, "max_new_tokens": 0},
