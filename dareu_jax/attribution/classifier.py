@@ -93,13 +93,13 @@ class PrefixLoss:
     echo = echoes(ids, *prompts)
     noise = jax.random.randint(
       replacement, ids.shape, 0, classifier.decoder.config.vocab_size)
-    rate: Number = self.token_noise
     if self.filler is None:
-      noise = jnp.where(echo, from_other_queries(echo, *prompts, other_query), noise)
-      rate = jnp.where(echo, self.echo_noise, rate)
+      names, echo_rate = from_other_queries(echo, *prompts, other_query), self.echo_noise
+    else:
+      names, echo_rate = self.filler, 1.0
+    noise = jnp.where(echo, names, noise)
+    rate = jnp.where(echo, echo_rate, self.token_noise)
     noisy = jnp.where(jax.random.bernoulli(flip, rate, ids.shape), noise, ids)
-    if self.filler is not None:
-      noisy = jnp.where(echo, self.filler, noisy)
     # Overwrites the completion that follows the prompt.
     query = prompts if self.reads_query else None
     logprobs = jax.nn.log_softmax(owner_logits(classifier, noisy, query), axis=-1)

@@ -35,7 +35,8 @@ class Sample:
   def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Choice:
     """(Tokens, their log-probs under the sampling distribution)."""
     logprobs = self.logprobs(logits)
-    tokens = jax.vmap(jax.random.categorical)(keys, logprobs)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    tokens = _first_maximum(logprobs + noise)  # as `jax.random.categorical`, in .6 of its time
     return tokens, _pick(logprobs, tokens)
 
   def logprobs(self, logits: Float[Array, "*batch V"]) -> Float[Array, "*batch V"]:
@@ -57,6 +58,14 @@ class Sample:
       kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
       logits = jnp.where(kept, logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _first_maximum(x):
+  """argmax over the last axis, in two passes that vectorize; one over pairs (value, index) does
+  not on a CPU."""
+  slots = jnp.arange(x.shape[-1])
+  highest = jnp.max(x, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(x == highest, slots, x.shape[-1]), axis=-1)
 
 
 def _pick(logprobs, tokens):

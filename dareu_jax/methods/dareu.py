@@ -53,10 +53,12 @@ class DareU(RLSettings, Method):
     size = shapes.model_parameters
     rollouts = self.epochs * self.rollouts_per_epoch(shapes.forget)
     updates = rollouts * self.updates_per_rollout
-    # A rollout decodes, is scored under two policies and by the classifier; an update learns from a
-    # minibatch and from retained rows, those also under the teacher.
+    # A rollout is decoded, goes through the policies that its rewards need and the classifier; an
+    # update learns from a minibatch and from retained rows, those also under the teacher.
+    moved = self.rollouts_per_epoch(shapes.forget) > 1
+    passes = 1 + self.scores_again(moved) + moved + bool(self.anchor_coef)
     decoded = rollouts * self.rollout_batch_size * slots * (
-      6 * size + 2 * shapes.classifier_parameters)
+      2 * passes * size + 2 * shapes.classifier_parameters)
     learned = updates * slots * size * (
       self.minibatch_size * shapes.training_cost
       + self.retain_batch_size * (shapes.training_cost + 2))

@@ -44,13 +44,14 @@ def causal_attention(
 
 
 def masked_attention(
-  q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"],
+  q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], v: Float[Array, "B K S H"],
   q_positions: Int[Array, "B T"], k_positions: Int[Array, "B S"],
   window: Int[Array, ""] | int | None = None) -> Float[Array, "B T N H"]:
   """Attention by positions: a query sees keys at its own position or before, within its window.
 
   Args:
-    q, k, v: queries, keys and values, rotated.
+    q: queries, rotated.
+    k, v: keys, rotated, and values, head by head, so that both products read them as they lie.
     q_positions: positions of the queries.
     k_positions: positions of the keys; for an empty slot, anything larger than every query's.
     window: number of positions that a query sees, including its own; None: all.
@@ -59,7 +60,16 @@ def masked_attention(
   mask = distance >= 0
   if window is not None:
     mask &= distance < window
-  return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+  batch, time, heads, head_dim = q.shape
+  # The queries that share a key head are one matrix: [B, K, G T, H].
+  grouped = jnp.moveaxis(q.reshape(batch, time, k.shape[1], -1, head_dim), 1, 3)
+  rows = grouped.reshape(batch, k.shape[1], -1, head_dim)
+  scores = jnp.einsum("bkrh,bksh->bkrs", rows, k, preferred_element_type=jnp.float32)
+  scores = scores.reshape(*grouped.shape[:-1], -1) * head_dim**-0.5  # [B, K, G, T, S]
+  scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*rows.shape[:-1], -1)
+  y = jnp.einsum("bkrs,bksh->bkrh", weights, v).reshape(grouped.shape)
+  return jnp.moveaxis(y, 3, 1).reshape(q.shape)
 
 
 def _why_not_cudnn(q):

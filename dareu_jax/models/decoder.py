@@ -129,7 +129,7 @@ class Decoder(nnx.Module):
   def empty_cache(self, batch: int, slots: int) -> Cache:
     """A cache of zeros."""
     config = self.config
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
 
     def zeros(*lead):
       return KVCache(*(constrain_cache(jnp.zeros(lead + shape, jnp.dtype(config.dtype)))

@@ -69,15 +69,15 @@ class RMSNorm(nnx.Module):
 
 
 class KVCache(NamedTuple):
-  """Keys and values of one layer, or of all layers stacked."""
+  """Keys and values of one layer, or of all layers stacked, head by head."""
 
-  keys: Float[Array, "*L B S K H"]
-  values: Float[Array, "*L B S K H"]
+  keys: Float[Array, "*L B K S H"]
+  values: Float[Array, "*L B K S H"]
 
   def written(self, new: "KVCache", slot: Int[Array, ""] | int) -> "KVCache":
     """Adds the keys and values of new tokens from a slot on; for one layer."""
     return KVCache(*(constrain_cache(jax.lax.dynamic_update_slice_in_dim(
-      old, part.astype(old.dtype), slot, axis=1)) for old, part in zip(self, new, strict=True)))
+      old, part.astype(old.dtype), slot, axis=2)) for old, part in zip(self, new, strict=True)))
 
   def read(self) -> "KVCache":
     """Keys and values of one layer."""
@@ -87,13 +87,13 @@ class KVCache(NamedTuple):
 class StackedCache(NamedTuple):
   """A layer's part of the stacked cache of all layers, written in place."""
 
-  stack: KVCache  # [L, B, S, K, H]
+  stack: KVCache  # [L, B, K, S, H]
   layer: Int[Array, ""]
 
   def written(self, new: KVCache, slot: Int[Array, ""] | int) -> "StackedCache":
     """Adds the keys and values of new tokens from a slot on, in this layer."""
     return StackedCache(KVCache(*(constrain_cache(jax.lax.dynamic_update_slice(
-      old, part.astype(old.dtype)[None], (self.layer, 0, slot, 0, 0)))
+      old, part.astype(old.dtype)[None], (self.layer, 0, 0, slot, 0)))
       for old, part in zip(self.stack, new, strict=True))), self.layer)
 
   def read(self) -> KVCache:
@@ -159,12 +159,13 @@ class Attention(nnx.Module):
     if config.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rotate(q, context.sin, context.cos), rotate(k, context.sin, context.cos)
+    by_head = KVCache(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
     if cache is not None:
       assert context.key_positions is not None
-      cache = cache.written(KVCache(k, v), context.slot)
+      cache = cache.written(by_head, context.slot)
       y = masked_attention(q, *cache.read(), context.positions, context.key_positions, window)
     elif window is not None:
-      y = masked_attention(q, k, v, context.positions, context.positions, window)
+      y = masked_attention(q, *by_head, context.positions, context.positions, window)
     else:
       y = causal_attention(q, k, v, implementation=config.attention)
     return self.o_proj(y.reshape(batch, time, -1)), cache

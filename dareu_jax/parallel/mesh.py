@@ -241,9 +241,9 @@ def constrain_batch(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
   return _constrain(x, [BATCH])
 
 
-def constrain_cache(x: Float[Array, "*L B S K H"]) -> Float[Array, "*L B S K H"]:
+def constrain_cache(x: Float[Array, "*L B K S H"]) -> Float[Array, "*L B K S H"]:
   """Keeps keys or values split by rows, and by heads over `tensor`."""
-  return _constrain(x, [None] * (x.ndim - 4) + [BATCH, None, "tensor"])
+  return _constrain(x, [None] * (x.ndim - 4) + [BATCH, "tensor"])
 
 
 def constrain_lookup(embedding: Float[Array, "V D"]) -> Float[Array, "V D"]:

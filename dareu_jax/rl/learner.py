@@ -147,7 +147,7 @@ def score_rollout(
     hidden = completion_hidden(model.hidden_states(token_ids), prompt_lengths, time)
     return hidden, model.head
 
-  if moved or settings.anchor_coef or settings.learns_values:
+  if settings.scores_again(moved):
     hidden, head = role(state.policy)
     logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
   else:  # the sampler's own are all that is needed

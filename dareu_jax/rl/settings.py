@@ -83,6 +83,11 @@ class RLSettings:
     """Whether there is a critic to train."""
     return self.learner == "ppo" and self.critic != "regression"
 
+  def scores_again(self, moved: bool) -> bool:
+    """Whether sampled responses go through the policy once more: for a KL to the previous epoch's,
+    from which it has `moved`, for an anchor or for a critic."""
+    return moved or bool(self.anchor_coef) or self.learns_values
+
   @property
   def group_size(self) -> int:
     """Responses to a query that follow each other in a rollout."""

@@ -75,11 +75,16 @@ def test_work_goes_by_updates_and_tokens():
                   classifier_parameters=10, training_cost=6, training=TrainSettings())
   updates, operations = method.work(shapes)
   assert updates == 2 * 3 * 2 * 3  # epochs, rollouts of 21 responses, passes, minibatches of 10
-  decoded = 6 * 10 * (4 + 6) * (6 * 100 + 2 * 10)
+  # Decoded, scored under the policy, the previous epoch's and the original, and classified.
+  decoded = 6 * 10 * (4 + 6) * (8 * 100 + 2 * 10)
   learned = updates * (4 + 6) * 100 * (4 * 6 + 5 * 8)
   assert operations == decoded + learned
   longer = dataclasses.replace(method, max_new_tokens=0).work(shapes)[1]
   assert longer == operations * (4 + 30) / (4 + 6)  # the longest response of the data
+  cheapest = DareU(epochs=1, samples_per_prompt=2, rollout_batch_size=14, minibatch_size=14,
+                   retain_batch_size=5, max_new_tokens=6, critic="regression", anchor_coef=0.0)
+  _, operations = cheapest.work(shapes)  # nothing but decoding and the classifier
+  assert operations == 10 * (14 * (2 * 100 + 2 * 10) + 100 * (14 * 6 + 5 * 8))
 
 
 def test_it_says_what_it_samples_and_holds():

@@ -70,7 +70,8 @@ def test_masked_attention_goes_by_positions_and_windows(window):
   q_positions[1, 6] = 5  # two queries at one position
   distance = q_positions[:, :, None] - k_positions[:, None]
   visible = (distance >= 0) & (distance < (window or empty))
-  result = masked_attention(q, k, v, jnp.asarray(q_positions), jnp.asarray(k_positions), window)
+  by_head = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+  result = masked_attention(q, *by_head, jnp.asarray(q_positions), jnp.asarray(k_positions), window)
   rows = visible.any(axis=-1)  # of a query that sees nothing anything may come out
   assert rows.sum() >= 13
   expected = written_out(q, k, v, visible | ~rows[..., None])

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_read_quantized(scheme, scan_layers, tmp_path):
 
 
 EIGHT_DEVICES = """
-import json, pathlib, sys, tempfile
+import json, pathlib, tempfile
 import jax, numpy as np
 from flax import nnx
 from dareu_jax.models import huggingface, weights
