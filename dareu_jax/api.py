@@ -193,7 +193,7 @@ def _settings(model, name, method, changes, seed):
            "original": {"path": model.source or AT_HAND}, "model": {"dtype": config.dtype,
                      "scan_layers": config.scan_layers, "remat": config.remat},
            "tokenizer": {"template": model.tokenizer.template_name,
-                         "system": model.tokenizer.system},
+                         "system": model.tokenizer.system, "date": model.tokenizer.date},
            "lora": to_plain(config.lora) if config.lora.rank else {}}
   return Settings.from_config(merged(merged(merged(presets.CHECKPOINT, fixed), own), changes))
 

@@ -13,6 +13,7 @@ from dareu_jax import api
 from dareu_jax.api import make_corpus
 from dareu_jax.core.settings import to_plain
 from dareu_jax.data.authors import make_authors
+from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
 from dareu_jax.pipeline import graph, workdir
@@ -118,14 +119,17 @@ def test_examples_may_be_mappings_without_owners_and_a_method_an_instance(model)
 
 def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path):
   """A service that is killed must not begin again, nor take another request's result."""
-  options = {"forget": FORGET, "retain": RETAIN, "unseen": UNSEEN, "method": "npo",
-             "settings": SMALL, "workdir": tmp_path}
+  own = Tokenizer(model.tokenizer.backend, model.tokenizer.template_name, system="Obey.",
+                  date="1 Jan 2024")
+  options = {"tokenizer": own, "forget": FORGET, "retain": RETAIN, "unseen": UNSEEN,
+             "method": "npo", "settings": SMALL, "workdir": tmp_path}
   first = dareu_jax.unlearn(model, **options)
   stamp = (tmp_path / "npo" / "done.json").stat().st_mtime_ns
   again = dareu_jax.unlearn(model, **options)
   assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns == stamp
   jax.tree.map(np.testing.assert_array_equal, first.model.model.params, again.model.model.params)
-  loaded, _ = dareu_jax.load_run(tmp_path, "npo")
+  loaded, tokenizer = dareu_jax.load_run(tmp_path, "npo")
+  assert (tokenizer.system, tokenizer.date) == (own.system, own.date)
   ids = np.array([model.tokenizer.encode_prompt(FORGET[0].prompt)])
   np.testing.assert_allclose(loaded.logits(ids), first.model.logits(ids), atol=1e-5)
   with pytest.raises(dareu_jax.InputError, match="lora"):  # of the adapters that it has now

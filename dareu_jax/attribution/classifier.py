@@ -93,6 +93,7 @@ class PrefixLoss:
     echo = echoes(ids, *prompts)
     noise = jax.random.randint(
       replacement, ids.shape, 0, classifier.decoder.config.vocab_size)
+    names: int | Array
     if self.filler is None:
       names, echo_rate = from_other_queries(echo, *prompts, other_query), self.echo_noise
     else:

@@ -54,7 +54,7 @@ class Tokenizer:
     Raises:
       InputError: if the tokenizer lacks the template's tokens, or has no end token.
     """
-    self.backend, self.template_name, self.system = backend, template, system
+    self.backend, self.template_name, self.system, self.date = backend, template, system, date
     if template in CHAT_TEMPLATES:
       backend.chat_template = CHAT_TEMPLATES[template].text
     self.is_chat = template != "raw" and bool(backend.chat_template)

@@ -30,6 +30,9 @@ class EvaluationSettings:
   """How the models are evaluated."""
 
   batch_size: Count = 64  # examples per forward pass
+  # Batches are padded to a multiple of it; 0: of length_multiple. Each length that occurs is one
+  # more program to compile, which may cost more than padding.
+  length_multiple: Size = 0
   max_examples: Size = 400  # of each split, evenly spaced; 0: all
   max_new_tokens: Size = 0  # of greedy answers; 0: as long as the longest response of the data
   min_k: PositiveFraction = MIN_K  # share of the least likely tokens that Min-K% attacks average
@@ -50,6 +53,7 @@ class Answers:
   ids: Int[np.ndarray, "E T"]
   lengths: Int[np.ndarray, " E"]  # including the end token
   ended: Bool[np.ndarray, " E"]
+  entropies: Float[np.ndarray, "E T"]  # of the model at each token, nats; 0 beyond the length
 
   def as_completions(self, rows: Sequence[Row]) -> list[Row]:
     """The rows of their queries with these answers as completions."""
@@ -112,6 +116,7 @@ class Evaluator:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
     ids = np.zeros((len(rows), self.max_new_tokens), np.int32)
     lengths, ended = np.zeros(len(rows), np.int32), np.zeros(len(rows), bool)
+    entropies = np.zeros(ids.shape, np.float32)
     keys = row_keys(jax.random.key(0), np.arange(self.batch_size))  # greedy: never used
     for start in range(0, len(rows), self.batch_size):
       chosen = order[start:start + self.batch_size]
@@ -121,11 +126,12 @@ class Evaluator:
         self.model.with_params(params), *self.to_device(prompts), keys, strategy=Greedy(),
         max_new_tokens=self.max_new_tokens, eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id)
-      for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended)):
+      for array, values in ((ids, out.ids), (lengths, out.lengths), (ended, out.ended),
+                            (entropies, out.entropies)):
         array[chosen] = fetch(values)[:len(chosen)]
     texts = tuple(self.tokenizer.decode(row[:n].tolist())
                   for row, n in zip(ids, lengths, strict=True))
-    return Answers(texts, ids, lengths, ended)
+    return Answers(texts, ids, lengths, ended, entropies)
 
   def sample(self, params: Any, rows: Sequence[Row], *, seed: int,
              strategy: Sample = SAMPLE) -> list[Row]:

@@ -27,6 +27,7 @@ class Completions(NamedTuple):
     lengths: valid tokens, the end-of-sequence token included where there is one.
     ended: whether the row ended with the end token (and not at the limit).
     logprobs: log-probs under the sampling distribution, 0 beyond the length.
+    entropies: of the sampling distribution at each token, nats, 0 beyond the length.
     steps: decoding steps taken, at most T.
   """
 
@@ -34,6 +35,7 @@ class Completions(NamedTuple):
   lengths: Int[Array, " B"]
   ended: Bool[Array, " B"]
   logprobs: Float[Array, "B T"]
+  entropies: Float[Array, "B T"]
   steps: Int[Array, ""]
 
 
@@ -79,15 +81,20 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
 
   def decode(state):
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
-    tokens, logprobs = strategy(state.logits, step_keys)
+    tokens, logprobs, entropies = strategy(state.logits, step_keys)
     live = ~state.done
+
+    def written(old, new):
+      return old.at[:, state.step].set(jnp.where(live, new, 0.0))
+
     done = state.done | (tokens == eos_id)
     old = state.completions
     completions = Completions(
       ids=old.ids.at[:, state.step].set(jnp.where(live, tokens, pad_id)),
       lengths=old.lengths + live,
       ended=done,
-      logprobs=old.logprobs.at[:, state.step].set(jnp.where(live, logprobs, 0.0)),
+      logprobs=written(old.logprobs, logprobs),
+      entropies=written(old.entropies, entropies),
       steps=state.step + 1,
     )
     hidden, cache = decoder(
@@ -103,6 +110,7 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
     lengths=jnp.zeros(batch, jnp.int32),
     ended=jnp.zeros(batch, bool),
     logprobs=jnp.zeros((batch, max_new_tokens), jnp.float32),
+    entropies=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
   state = _DecodeState(jnp.int32(0), decoder.head(last), jnp.zeros(batch, bool), start, cache)

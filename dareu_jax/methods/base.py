@@ -48,12 +48,13 @@ class Task:
   eval_every: int  # epochs of a loss-based method between two reports
   learning_rate: float | None  # in place of the method's own
   longest_response: int  # tokens of the longest response of the data
+  length_multiple: int  # batches are padded to a multiple of it
   seed: int
   reward: Callable | None = None  # in place of the one that the settings name
 
   def batches(self, rows: tuple[Row, ...], batch_size: int, *, seed: int) -> Batches:
     """Batches of one shape: an update is the costliest program to compile."""
-    return Batches(rows, batch_size, self.evaluator.multiple, self.evaluator.tokenizer.pad_id, seed,
+    return Batches(rows, batch_size, self.length_multiple, self.evaluator.tokenizer.pad_id, seed,
                    one_bucket=True)
 
 

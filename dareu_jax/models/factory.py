@@ -14,7 +14,7 @@ from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
 from dareu_jax.models.huggingface import decoder_config
 from dareu_jax.models.weights import Weights, fill
-from dareu_jax.parallel.mesh import Mesh, path_name, shard, shardings
+from dareu_jax.parallel.mesh import Mesh, is_stacked, path_name, shard, shardings
 
 
 def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:
@@ -34,7 +34,7 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> M
 
 def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Mesh) -> Model:
   """The language model, with base weights from the checkpoint if there is one."""
-  return _build(lambda rngs: Decoder(config, rngs=rngs), model, config, seed, mesh)
+  return _build(lambda config: Decoder(config, rngs=_rngs(seed)), model, config, mesh)
 
 
 def check_decoder(model: ModelSettings, config: ModelConfig) -> None:
@@ -78,7 +78,7 @@ def build_classifier(
   model: ModelSettings, config: ModelConfig, num_owners: int, seed: int, mesh: Mesh) -> Model:
   """The owner classifier: its trunk from a checkpoint if there is one, its head from the seed."""
   return _build(
-    lambda rngs: OwnerClassifier(config, num_owners, rngs=rngs), model, config, seed, mesh)
+    lambda config: OwnerClassifier(config, num_owners, rngs=_rngs(seed)), model, config, mesh)
 
 
 def with_weights(model: Model, weights: PyTree) -> Model:
@@ -109,23 +109,45 @@ def build_value_head(config: ModelConfig, mesh: Mesh) -> Model:
   return head.with_params(shard(head.params, mesh))
 
 
-def _build(make: Callable[[nnx.Rngs], nnx.Module], model: ModelSettings, config: ModelConfig,
-           seed: int, mesh: Mesh) -> Model:
+def fresh_adapters(make: Callable[[ModelConfig], nnx.Module],
+                   config: ModelConfig) -> dict[str, jax.Array]:
+  """What no checkpoint has, adapters and an owner head, by path name.
+
+  One layer is compiled for all of them: unrolled, hundreds of draws take half a minute.
+
+  Args:
+    make: the module of an architecture.
+    config: the architecture.
+  """
+  scanned = dataclasses.replace(config, scan_layers=True)
+  state = jax.jit(lambda: nnx.state(make(scanned), nnx.LoRAParam))()
+  adapters = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    name = path_name(path)
+    if config.scan_layers or not is_stacked(name):
+      adapters[name] = leaf
+    else:
+      adapters |= {name.replace("layers/", f"layers/{index}/", 1): part
+                   for index, part in enumerate(leaf)}
+  return adapters
+
+
+def _build(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings, config: ModelConfig,
+           mesh: Mesh) -> Model:
   adapters_only = config.lora.rank > 0
-
-  def initialize():
-    model = split(make(_rngs(seed)), adapters_only=adapters_only)
-    return model.params, model.frozen
-
-  abstract = split(
-    nnx.eval_shape(lambda: make(_rngs(seed))), adapters_only=adapters_only)
+  abstract = split(nnx.eval_shape(lambda: make(config)), adapters_only=adapters_only)
   shapes = abstract.params, abstract.frozen
   if not model.path:
+    def initialize():
+      model = split(make(config), adapters_only=adapters_only)
+      return model.params, model.frozen
+
     params, frozen = jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))()
     return Model(params, frozen, abstract.static)
-  # Only parameters that are not in the checkpoint are initialized: adapters and the owner head.
-  initialized = jax.jit(lambda: _without_weights(initialize()),
-                        out_shardings=_all_shardings(_without_weights(shapes), mesh))()
+  made = fresh_adapters(make, config)
+  initialized = tuple(
+    shard(jax.tree_util.tree_map_with_path(lambda path, _: made[path_name(path)], part), mesh)
+    for part in _without_weights(shapes))
   found = find(model.path)
   if found.adapter is not None:
     initialized = found.adapter.fill(initialized[0], config, mesh), initialized[1]

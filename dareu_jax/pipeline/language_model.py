@@ -16,7 +16,7 @@ from dareu_jax.data.batches import bucket_length
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
-from dareu_jax.models import huggingface, peft
+from dareu_jax.models import factory, huggingface, peft
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.handle import Model, split
@@ -130,18 +130,19 @@ class LanguageModel:
       return dataclasses.replace(self, model=split(self.model.module, adapters_only=False))
     config = dataclasses.replace(self.config, lora=lora)
     # What is frozen then is all that there was; the adapters alone are made.
-    shapes = split(nnx.eval_shape(lambda: _decoder(config, seed)), adapters_only=True)
-    adapters = jax.jit(lambda: split(_decoder(config, seed), adapters_only=True).params)()
-    weights = {path_name(path): leaf for part in (self.model.params, self.model.frozen)
-               for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
-    frozen = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: weights[path_name(path)].astype(leaf.dtype), shapes.frozen)
-    model = Model(shard(adapters, mesh_of(self.model)), frozen, shapes.static)
+    shapes = factory.abstract_model(config)
+    leaves = {path_name(path): leaf for part in (self.model.params, self.model.frozen)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+    leaves |= factory.fresh_adapters(
+      lambda config: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(seed))), config)
+
+    def filled(part):
+      return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaves[path_name(path)].astype(leaf.dtype), part)
+
+    model = Model(shard(filled(shapes.params), mesh_of(self.model)), filled(shapes.frozen),
+                  shapes.static)
     return dataclasses.replace(self, model=model, config=config)
-
-
-def _decoder(config, seed):
-  return Decoder(config, rngs=nnx.Rngs(params=jax.random.key(seed)))
 
 
 @jax.jit

@@ -136,9 +136,9 @@ class Models:
     """The evaluator; its model is the base."""
     settings = self.settings
     return Evaluator(
-      self.base, self.data.tokenizer, settings.evaluation.batch_size, settings.length_multiple,
-      settings.max_length, settings.evaluation.max_new_tokens or self.data.longest_response,
-      self.to_device)
+      self.base, self.data.tokenizer, settings.evaluation.batch_size,
+      settings.evaluation.length_multiple or settings.length_multiple, settings.max_length,
+      settings.evaluation.max_new_tokens or self.data.longest_response, self.to_device)
 
   def to_device(self, batch: Any) -> Any:
     """Places a batch on the devices."""

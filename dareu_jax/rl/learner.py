@@ -121,8 +121,8 @@ def score_rollout(
   Not in the paper: a token may cost η = anchor_coef times its `centered_log_ratio` to the original,
   so that the replacements that the original finds most likely are the cheapest.
 
-  Where neither a KL, an anchor nor a trained critic asks for it, no model runs: the log-probs are
-  the sampler's, and the mean of -log π(y_t) stands for the entropy, whose expectation it has.
+  Where neither a KL, an anchor nor a trained critic asks for it, no model runs: log-probs and
+  entropies are the sampler's.
 
   Args:
     state: state of the learner.
@@ -151,7 +151,7 @@ def score_rollout(
     hidden, head = role(state.policy)
     logprobs, entropy = logprobs_and_entropy(hidden, head, ids, sampling(settings).logprobs)
   else:  # the sampler's own are all that is needed
-    logprobs, entropy = completions.logprobs, -completions.logprobs
+    logprobs, entropy = completions.logprobs, completions.entropies
   kl = jnp.zeros(ids.shape)
   if moved:
     kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)

@@ -126,7 +126,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
   asked = [task.forget.rows[i] for i in chosen[::settings.group_size]]
-  queries = prompt_batch(asked, len(asked), multiple=evaluator.multiple,
+  queries = prompt_batch(asked, len(asked), multiple=task.retain.multiple,
                          pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width)
   prompts = evaluator.to_device([np.repeat(x, settings.group_size, axis=0) for x in queries])
   key = jax.random.fold_in(jax.random.key(task.seed), step)

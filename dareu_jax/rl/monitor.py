@@ -71,7 +71,6 @@ class Monitor:
     rows, queries = self.forget_rows + self.unseen_rows, self.forget_queries + self.unseen_queries
     answers = evaluator.answers(policy, rows)
     own = answers.as_completions(rows)
-    entropies = [statistics.entropies for statistics in evaluator.statistics(policy, own)]
     fluency = evaluator.logprobs(self.original, own)
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
@@ -80,7 +79,7 @@ class Monitor:
       return {
         "score": float(scores[part].mean()), "judge": float(judged[part].mean()),
         "length": float(answers.text_lengths[part].mean()),
-        "entropy": float(np.concatenate(entropies[part]).mean()),
+        "entropy": float(answers.entropies[part].sum() / answers.lengths[part].sum()),
         "fluency": -float(np.concatenate(fluency[part]).mean())}
 
     forget = measures(slice(count))

@@ -90,7 +90,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   keys = whole(keys.shape, keys.dtype)
   completions = Completions(
     rows_of((rows, time)), rows_of((rows,)), rows_of((rows,), bool),
-    rows_of((rows, time), jnp.float32), whole((), jnp.int32))
+    rows_of((rows, time), jnp.float32), rows_of((rows, time), jnp.float32), whole((), jnp.int32))
   scored = min(rows, sizes.scored)
   score_args = (state, original, value_head, rows_of((rows, time), jnp.float32), *prompts,
                 completions)

@@ -156,7 +156,7 @@ def test_sampler_and_learner_agree_on_logprobs_at_temperature(model, sampled, pr
 
 @pytest.mark.parametrize("strategy", [Sample(0.7, top_p=0.8), Sample(0.7, top_k=5, top_p=0.9)],
                          ids=["top_p", "top_k_top_p"])
-def test_sampler_and_learner_agree_on_logprobs_of_a_truncated_distribution(strategy, model, prompts):
+def test_sampler_and_learner_agree_on_a_truncated_distribution(strategy, model, prompts):
   """The learner that leaves the truncation out optimizes another policy than the one that sampled."""
   got = complete(model, prompts, strategy=strategy)
 
@@ -165,11 +165,12 @@ def test_sampler_and_learner_agree_on_logprobs_of_a_truncated_distribution(strat
     module = model.module
     hidden = module.hidden_states(joined(prompts, got))
     hidden = completion_hidden(hidden, jnp.asarray(LENGTHS), T)
-    return [logprobs_and_entropy(hidden, module.head, got.ids, s.logprobs)[0]
+    return [logprobs_and_entropy(hidden, module.head, got.ids, s.logprobs)
             for s in (strategy, Sample(0.7))]
 
-  learner, untruncated = learn()
+  (learner, entropies), (untruncated, _) = learn()
   np.testing.assert_allclose(got.logprobs, learner, atol=1e-5)
+  np.testing.assert_allclose(got.entropies, entropies, atol=1e-5)
   assert np.abs(got.logprobs - untruncated).max() > 0.05  # the control
 
 

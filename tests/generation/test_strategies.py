@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from dareu_jax.generation.strategies import Greedy, Sample
 
@@ -86,31 +87,33 @@ def test_frequencies_are_those_of_the_distribution(strategy, logits):
   """Drawn from other probabilities than the log-probs that are returned."""
   n = 20_000
   row = logits[3]
-  tokens, logprobs = map(np.asarray, strategy(np.tile(row, (n, 1)), keys(n)))
+  tokens, logprobs, entropies = map(np.asarray, strategy(np.tile(row, (n, 1)), keys(n)))
   expected = brute_force(row, strategy.temperature, strategy.top_k, strategy.top_p)
   frequencies = np.bincount(tokens, minlength=V) / n
   spread = np.sqrt(expected * (1 - expected) / n)
   assert (np.abs(frequencies - expected) <= 4.5 * spread).all()  # one in 10^4 by chance; seeded
   assert (frequencies > 0.05).sum() >= 2
   np.testing.assert_allclose(logprobs, np.log(expected[tokens]), atol=1e-5)
+  np.testing.assert_allclose(entropies, special.entr(expected).sum(), atol=1e-4)
 
 
 def test_rows_with_one_key_draw_alike_and_others_do_not(logits):
   """One key for the batch would make equal prompts answer alike."""
   same = np.tile(logits[:1] / 4, (200, 1))
-  tokens, _ = Sample()(same, jax.numpy.broadcast_to(jax.random.key(1), (200,)))
+  tokens = Sample()(same, jax.numpy.broadcast_to(jax.random.key(1), (200,))).tokens
   assert len(set(np.asarray(tokens))) == 1
-  tokens, _ = Sample()(same, keys(200))
+  tokens = Sample()(same, keys(200)).tokens
   assert len(set(np.asarray(tokens))) > 3
 
 
 def test_greedy_takes_the_likeliest_and_ignores_keys(logits):
   """Its log-probs are the model's: not 0, as of a distribution on one token."""
-  tokens, logprobs = Greedy()(logits, keys(64))
-  again, _ = Greedy()(logits, keys(64, seed=9))
+  tokens, logprobs, entropies = Greedy()(logits, keys(64))
+  again = Greedy()(logits, keys(64, seed=9)).tokens
   np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
   np.testing.assert_array_equal(tokens, again)
   np.testing.assert_allclose(logprobs, np.log(softmax(logits).max(axis=-1)), atol=1e-5)
+  np.testing.assert_allclose(entropies, special.entr(softmax(logits)).sum(axis=-1), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(V,), (4, 16, V)])

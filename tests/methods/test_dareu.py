@@ -19,11 +19,12 @@ EXAMPLES = (Example("a", "q", "r"), Example("b", "p", "s"))
 
 def make_task(**changes):
   values = dict.fromkeys(field.name for field in dataclasses.fields(Task))
-  evaluator = types.SimpleNamespace(multiple=8, tokenizer=types.SimpleNamespace(pad_id=0))
+  evaluator = types.SimpleNamespace(tokenizer=types.SimpleNamespace(pad_id=0))
   values |= dict(
     original="original", value_head=lambda: "fresh head", examples=EXAMPLES, forget=ROWS,
     retain=ROWS[:1], queries=((4,), (7,)), classifier="classifier", refusals=("no",),
-    evaluator=evaluator, monitor="monitor", longest_response=24, seed=5)
+    evaluator=evaluator, monitor="monitor", longest_response=24, length_multiple=8,
+    seed=5)
   return Task(**(values | changes))
 
 

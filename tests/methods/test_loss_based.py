@@ -98,7 +98,6 @@ class Evaluator(NamedTuple):
 
   tokenizer: object = types.SimpleNamespace(
     pad_id=0, encode_response=lambda text: REFUSAL, decode=lambda ids: " ".join(map(str, ids)))
-  multiple: int = 8
 
   def to_device(self, batch):
     return batch
@@ -116,7 +115,7 @@ def make_task(world, *, training=TRAINING, eval_every=2, **changes):
   values |= dict(
     original=world, forget=FORGET, retain=RETAIN, evaluator=Evaluator(), monitor=monitor,
     examples=tuple(Example("a", "q", "the truth") for _ in FORGET), refusals=("no",),
-    training=training, eval_every=eval_every, seed=0)
+    training=training, eval_every=eval_every, length_multiple=8, seed=0)
   return Task(**(values | changes))
 
 

@@ -10,7 +10,10 @@ from flax import nnx
 
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.models.factory import fresh_adapters
 from dareu_jax.models.handle import split
+from dareu_jax.models.heads import OwnerClassifier
+from dareu_jax.parallel.mesh import path_name
 from tests.models.reference import LLAMA, LORA, hf_name, logits_of, reference_logits, weights_of
 
 
@@ -32,6 +35,21 @@ def test_fresh_adapters_change_nothing(adapted, token_ids):
   np.testing.assert_allclose(logits_of(adapted, token_ids), expected, atol=1e-4)
   for path, leaf in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)):
     assert np.any(leaf[...]) == (path[-1] == "lora_a"), path
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_adapters_beside_a_checkpoint_are_those_of_the_whole_model(scan_layers):
+  """They are drawn without its weights, which would not fit beside those that are read."""
+  config = dataclasses.replace(LLAMA, lora=LORA, scan_layers=scan_layers)
+
+  def make(config):
+    return OwnerClassifier(config, 3, rngs=nnx.Rngs(params=jax.random.key(5)))
+
+  whole = jax.tree_util.tree_leaves_with_path(nnx.state(make(config), nnx.LoRAParam))
+  found = fresh_adapters(make, config)
+  assert set(found) == {path_name(path) for path, _ in whole}
+  for path, leaf in whole:
+    np.testing.assert_allclose(found[path_name(path)], leaf, atol=1e-6)
 
 
 def test_adapters_equal_the_merged_kernel(adapted, token_ids):

@@ -9,8 +9,10 @@ import pytest
 
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline.graph import candidates
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import run_seed
+from dareu_jax.pipeline.unlearning import make_task
 from tests.configs import finished_config
 
 
@@ -63,3 +65,16 @@ def test_a_seed_that_is_done_leaves_nothing_on_the_devices(run):
   assert not run.workdir.stages["evaluation/dareu"]["skipped"]
   assert arrays() == before
   assert run.data.corpus.forget and run.fingerprints  # what the report needs is there
+
+
+def test_evaluation_may_be_padded_more_than_training(finished):
+  """Fewer programs where a length is met once, the shortest batches where it is met at each
+  update."""
+  config = finished_config()
+  config.evaluation.length_multiple = 4 * config.length_multiple
+  run = experiment.prepare(Settings.from_config(config), finished[0])[0]
+  with computing_on(run.models.mesh):
+    task = make_task(run, candidates(run.settings)[0])
+    learned = run.settings.unlearning["dareu"].rl_task(task).retain
+  assert task.evaluator.multiple == 4 * config.length_multiple
+  assert learned.multiple == task.length_multiple == config.length_multiple

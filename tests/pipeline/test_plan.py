@@ -41,7 +41,7 @@ def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   assert shapes(retain) == shapes(task.retain[0])
   assert minibatch.shape == (settings.minibatch_size,)
   prompts = prompt_batch(task.forget.rows, settings.rollout_batch_size,
-                         multiple=task.evaluator.multiple, pad_id=0, width=task.prompt_width)
+                         multiple=task.retain.multiple, pad_id=0, width=task.prompt_width)
   rollout_args = job.programs["rollout"].args
   assert shapes(rollout_args[1:3]) == shapes(prompts)
   assert rollout.token_ids.shape[1] == prompts[0].shape[1] + settings.max_new_tokens

@@ -27,12 +27,8 @@ class Evaluator:
     ids, ended, texts = zip(*(GIVEN[row.prompt[0]] for row in rows), strict=True)
     width = max(map(len, ids))
     padded = np.array([[*row, *[0] * (width - len(row))] for row in ids])
-    return Answers(texts, padded, np.array(list(map(len, ids))), np.array(ended))
-
-  def statistics(self, params, rows):
-    assert params == "policy"
-    return [types.SimpleNamespace(entropies=np.array([ENTROPIES[i] for i in row.completion]))
-            for row in rows]
+    entropies = np.array([[ENTROPIES.get(i, 0.0) for i in row] for row in padded])
+    return Answers(texts, padded, np.array(list(map(len, ids))), np.array(ended), entropies)
 
   def logprobs(self, params, rows):
     assert params == "original"

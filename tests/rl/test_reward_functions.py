@@ -97,7 +97,7 @@ def make_task(reward, **changes):
     original=world.original, value_head=world.value_head, reward=reward,
     forget=ForgetSet(rows, examples, tuple(row.prompt for row in rows), None),
     retain=Batches(rows, 2, 8, 0, 0), settings=settings, seed=1, evaluator=types.SimpleNamespace(
-      to_device=lambda batch: batch, multiple=8, tokenizer=tokenizer))
+      to_device=lambda batch: batch, tokenizer=tokenizer))
 
 
 def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registry):
