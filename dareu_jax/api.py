@@ -26,6 +26,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
 from dareu_jax.models.config import AT_HAND
+from dareu_jax.models.quantization import Scheme
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
 from dareu_jax.pipeline import experiment, language_model, unlearning
 from dareu_jax.pipeline.comparison import Table, compare
@@ -42,20 +43,23 @@ from dareu_jax.rl.reward_functions import Reward
 Examples = Iterable[Example | Mapping[str, Any]]
 
 
-def load_model(path: str, *, dtype: str | None = None, template: str = "auto",
+def load_model(path: str, *, dtype: str | None = None, quantize: Scheme = "none",
+               template: str = "auto",
                mesh: MeshSettings | None = None) -> tuple[LanguageModel, Tokenizer]:
   """A pretrained checkpoint and its tokenizer.
 
   Args:
     path: folder, or name of a model of the hub: "Qwen/Qwen3-0.6B".
     dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
+    quantize: 'int8' or 'nf4' keeps the linear kernels in few bits, under adapters.
     template: of prompts; 'auto' follows the tokenizer.
     mesh: sizes of the axes that the weights are split over; all devices, if not given.
 
   Raises:
     InputError: for a checkpoint that is missing, damaged or of an unsupported architecture.
   """
-  model = language_model.load(path, dtype=dtype, template=template, mesh=mesh)
+  model = language_model.load(
+    path, dtype=dtype, quantize=quantize, template=template, mesh=mesh)
   return model, model.tokenizer
 
 
@@ -122,8 +126,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
       knowledge stands in, and what resembles the forget data may be lost.
     unseen: examples of owners that the model has not seen; their queries give the level that the
       attribution score is to come down to. Without them questions about invented authors do.
-    method: name of a method, which then has its settings of the preset for checkpoints
-      (`from dareu_jax.presets import CHECKPOINT`); or an instance, which is taken as it is
+    method: name of a method, which then has its settings of the preset for requests
+      (`from dareu_jax.presets import REQUEST`); or an instance, which is taken as it is
       (`from dareu_jax.methods.dareu import DareU`).
     reward: callable of `rl.reward_functions.Responses`, in place of DareU's attribution.
     settings: nested mapping over that preset, of the blocks in `SETTINGS`:
@@ -177,7 +181,7 @@ SETTINGS = ("baseline", "checkpoint", "classifier", "eval_every", "evaluation", 
 
 
 def _settings(model, name, method, changes, seed):
-  """The preset for checkpoints with the caller's changes."""
+  """The preset for requests with the caller's changes."""
   for block in changes:
     if block not in SETTINGS:
       raise InputError(f"settings has {block!r}, which unlearn does not read: it reads "
@@ -190,12 +194,13 @@ def _settings(model, name, method, changes, seed):
                      "them once.")
   config = model.config
   fixed = {"seeds": (seed,), "method": name,
-           "original": {"path": model.source or AT_HAND}, "model": {"dtype": config.dtype,
+           "original": {"path": model.source or AT_HAND},
+           "model": {"dtype": config.dtype, "quantize": config.quantize,
                      "scan_layers": config.scan_layers, "remat": config.remat},
            "tokenizer": {"template": model.tokenizer.template_name,
                          "system": model.tokenizer.system, "date": model.tokenizer.date},
            "lora": to_plain(config.lora) if config.lora.rank else {}}
-  return Settings.from_config(merged(merged(merged(presets.CHECKPOINT, fixed), own), changes))
+  return Settings.from_config(merged(merged(merged(presets.REQUEST, fixed), own), changes))
 
 
 def make_corpus(forget: Examples, retain: Examples = (), unseen: Examples = ()) -> Corpus:

@@ -19,7 +19,8 @@ from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
 # Settings that two runs must share for their metrics to be comparable.
-COMPARED = ("data", "model", "tokenizer", "pretrain", "lora", "finetune", "seeds", "evaluation")
+COMPARED = ("data", "model", "original", "retrained", "tokenizer", "pretrain", "lora", "finetune",
+            "seeds", "evaluation")
 
 
 def _define_flags():

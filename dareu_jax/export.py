@@ -5,6 +5,7 @@
 
 import datetime
 import pathlib
+import re
 import secrets
 from typing import get_args
 
@@ -56,14 +57,14 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
   """
   output = pathlib.Path(output)
   model, settings = load_saved(workdir, method, seed=seed)
-  card = _card(workdir, method, settings, adapter)
+  card = _card(workdir, method, model, settings, adapter)
   model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:
     _push(output, push_to_hub)
 
 
-def _card(workdir, method, settings, adapter):
+def _card(workdir, method, model, settings, adapter):
   workdir = pathlib.Path(workdir)
   summary = read_json(workdir / "summary.json") or {}
   name = method.partition("@")[0]
@@ -77,12 +78,12 @@ def _card(workdir, method, settings, adapter):
     facts={"model": base or f"{settings.model.architecture} from scratch",
            "data": f"{settings.data.source}, {settings.data.num_owners or 'all'} owners",
            "seeds": ", ".join(map(str, settings.seeds)),
-           "trained": (f"LoRA of rank {settings.lora.rank}" if settings.lora.rank
-                       else "all parameters"),
+           "trained": model.config.lora.described,
            "date": datetime.date.today().isoformat()},
     owners=[owner_hash(owner, _key(workdir)) for owner in summary.get("forget_owners", ())],
     settings=to_plain(used) if used else {}, models=summary.get("models"),
-    notes=[note for note in summary.get("notes", ()) if note.startswith(name)])
+    notes=[note for note in summary.get("notes", ())
+           if re.match(rf"(seed_\d+/)?{re.escape(name)}\b", note)])
 
 
 def _key(workdir):

@@ -1,8 +1,11 @@
 """The library as a notebook uses it: no flags, no config file, no checkout."""
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -16,7 +19,7 @@ from dareu_jax.data.authors import make_authors
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
-from dareu_jax.pipeline import graph, workdir
+from dareu_jax.pipeline import comparison, graph, workdir
 from dareu_jax.pipeline.run import digest_of_function
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -28,7 +31,7 @@ SMALL = {
     "embed_dim": 32, "mlp_dim": 48, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16}},
   "evaluation": {"batch_size": 32, "max_new_tokens": 16},
   "unlearning": {"dareu": {
-    "epochs": 1, "rollout_batch_size": 20, "minibatch_size": 10, "retain_batch_size": 8,
+    "epochs": 1, "rollout_batch_size": 24, "minibatch_size": 10, "retain_batch_size": 8,
     "max_new_tokens": 16, "selection": "last"}},
   "monitor": {"min_excess": -1.0, "guards": {"action": "off"}}}
 AUTHORS = make_authors(5, 0, qa_per_author=6)
@@ -87,6 +90,35 @@ def test_a_saved_model_is_the_one_that_was_unlearned(result, tmp_path):
     prompts, max_new_tokens=5)
   with pytest.raises(dareu_jax.InputError, match="exists already"):
     result.model.save(tmp_path / "out")
+
+
+def test_an_adapter_of_an_adapter_belongs_on_the_first_ones_base(model, result, tmp_path):
+  """It holds what the first had learned, which would count twice on top of it."""
+  result.model.save(tmp_path / "first", adapter="apart")
+  loaded, tokenizer = dareu_jax.load_model(str(tmp_path / "first"))
+  loaded.save(tmp_path / "second", adapter="apart")
+  again, _ = dareu_jax.load_model(str(tmp_path / "second"))
+  for name in ("first", "second"):
+    config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == model.source
+  ids = np.array([tokenizer.encode_prompt(FORGET[0].prompt)])
+  np.testing.assert_allclose(again.logits(ids), result.model.logits(ids), atol=1e-5)
+
+
+def test_a_table_asks_the_classifier_as_the_run_did():
+  """Of a chat's prompt only what the user says is hidden from it, not the template's words."""
+  asked = []
+  scorer = types.SimpleNamespace(retokenize=None, reads_query=False,
+                                 whole=lambda ids, lengths, queries: asked.extend(queries) or [0.5])
+  chat = types.SimpleNamespace(
+    special_token=re.compile("<end>"), encode_pair=lambda *said: ([1, 2, 3], [4]),
+    echo_ids=lambda prompt, history: [2, 9])
+  answers = types.SimpleNamespace(ids=None, lengths=None)
+  comparison._scores(answers, FORGET[:1], chat, 64, {"score": scorer, "judge": None})
+  assert asked == [(2, 9)]
+  reads = types.SimpleNamespace(**{**vars(scorer), "reads_query": True})
+  comparison._scores(answers, FORGET[:1], chat, 64, {"score": reads})
+  assert asked[1:] == [(1, 2, 3)]
 
 
 def test_a_table_compares_models_on_what_there_is(model, result):
@@ -190,7 +222,7 @@ def test_another_reward_or_tokenizer_is_another_run():
 def test_the_reserved_names_are_those_of_all_other_stages():
   stages = graph.stages(Settings(method="npo"), make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
   others = {name for name in stages if not name.startswith("evaluation/")} - {"npo"}
-  assert others == set(graph.RESERVED)
+  assert others | {"unseen"} == set(graph.RESERVED)  # a row of the tables
 
 
 @pytest.mark.parametrize("changes", [

@@ -31,6 +31,8 @@ class Flags:
 
   def __getattr__(self, name: str) -> Any:
     value = flags.FLAGS[name].value
+    if isinstance(value, list):
+      return [os.path.expanduser(each) for each in value]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 

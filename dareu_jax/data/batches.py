@@ -77,6 +77,25 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
   return rows
 
 
+def encode_for_classifier(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int,
+                          reads_query: bool, owners: Sequence[str] = ()) -> list[Row]:
+  """Tokenizes examples for an owner classifier.
+
+  Unless it reads the queries, those of questions are only `Tokenizer.echo_ids`: what an answer may
+  repeat.
+
+  Args:
+    examples, tokenizer, max_length, owners: as for `encode`.
+    reads_query: whether the classifier reads the queries.
+  """
+  rows = encode(examples, tokenizer, max_length=max_length, owners=owners)
+  if reads_query:
+    return rows
+  return [row if example.text is not None else row._replace(
+            prompt=tuple(tokenizer.echo_ids(example.prompt, example.history)))
+          for row, example in zip(rows, examples, strict=True)]
+
+
 def _excerpt(example, text):
   return f"{example.prompt[:60]!r} -> {text[:60]!r}"
 

@@ -90,16 +90,19 @@ def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
 
 
 def check_apart(corpus: Corpus) -> None:
-  """Raises InputError if a text is to be forgotten and to be retained."""
+  """Raises InputError if a text is to be forgotten and also to be retained, or unseen."""
   def texts(examples):
-    return {" ".join(f"{e.prompt} {e.response}".split()): e for e in examples}
+    return {" ".join(" ".join([*(said for _, said in e.history), e.prompt, e.response]).split()): e
+            for e in examples}
 
-  forget, retain = texts(corpus.forget), texts(corpus.retain)
-  both = [forget[text] for text in forget if text in retain]
-  if both:
-    shown = "; ".join(f"{e.prompt[:40]!r} -> {e.response[:40]!r}" for e in both[:3])
-    raise InputError(f"{len(both)} texts are both to be forgotten and to be retained ({shown}): "
-                     "remove them from one of the two.")
+  forget = texts(corpus.forget)
+  for part, what in ((corpus.retain, "to be retained"), (corpus.holdout, "unseen")):
+    others = texts(part)
+    both = [forget[text] for text in forget if text in others]
+    if both:
+      shown = "; ".join(f"{e.prompt[:40]!r} -> {e.response[:40]!r}" for e in both[:3])
+      raise InputError(f"texts both to be forgotten and {what}: {len(both)} ({shown}). Remove them "
+                       "from one of the two.")
 
 
 def outside(examples: Iterable[Example], owners: Sequence[str],

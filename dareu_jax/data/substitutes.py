@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from dareu_jax.data.authors import make_authors
+from dareu_jax.data.authors import MAX_AUTHORS, make_authors
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.general_facts import general_facts
 
-UNSEEN_AUTHORS, SEED = 4, 0
+# People that no embedded data has: of a seed that nobody takes, and from the end of the names.
+UNSEEN_AUTHORS, SEED = 4, 2**31 - 1
 
 
 def completed(corpus: Corpus) -> Corpus:
@@ -26,7 +27,7 @@ def completed(corpus: Corpus) -> Corpus:
   if not corpus.test:
     changes["test"] = facts if corpus.retain else facts[1::2]
   if not corpus.holdout:
-    changes["holdout"] = make_authors(UNSEEN_AUTHORS, SEED)
+    changes["holdout"] = make_authors(UNSEEN_AUTHORS, SEED, first=MAX_AUTHORS - UNSEEN_AUTHORS)
     remarks.append(
       "There are no unseen owners: the target of the attribution score is measured on questions "
       "about invented authors. Unseen owners of the same kind as the forgotten give a better one.")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus, Example
 from dareu_jax.data.tokenizers import Tokenizer
 
@@ -24,10 +25,17 @@ def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_
     prompt_tokens, response_tokens: >= 0 and >= 1.
     max_pieces: of a text; what follows them is left out. 0: all of the text.
     max_length: tokens of a piece, with those that begin and end a text.
+
+  Raises:
+    InputError: if a prompt leaves no room for a response.
   """
   # Two tokens more for a piece that begins with other tokens alone than within the text.
   room = max_length - len(tokenizer.encode_text("", "")[0]) - 3
   size = min(prompt_tokens + response_tokens, room) if prompt_tokens else room
+  if prompt_tokens >= room:
+    raise InputError(f"config.data.prompt_tokens is {prompt_tokens}, and config.max_length "
+                     f"{max_length} has room for {room} tokens of a text: lower the first, or "
+                     "raise the second.")
 
   def cut(example: Example) -> Iterator[Example]:
     if example.text is None:
@@ -48,7 +56,9 @@ def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_
     for start, stop in pieces:
       text = example.text[start:stop].strip()
       _, own = tokenizer.spans(text)
-      wanted = prompt_tokens if len(own) >= size else min(prompt_tokens or size // 3, len(own) // 2)
+      wanted = prompt_tokens or size // 3
+      if len(own) < size:
+        wanted = min(wanted, len(own) // 2)
       borders = _borders(text, own)
       border = max((end for end in borders if end <= own[max(0, wanted - 1)]), default=borders[0])
       yield dataclasses.replace(example, prompt=text[:border], response=text[border:], text=text,

@@ -30,6 +30,8 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dor
           "modules_to_save": None, "layer_replication": None, "trainable_token_indices": None,
           "target_parameters": None, "use_bdlora": None, "alora_invocation_tokens": None}
 
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start an adapter
+
 
 class Adapter:
   """An adapter folder; its tensors are read when they are asked for."""
@@ -108,6 +110,13 @@ class Adapter:
       config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
       raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+    if not isinstance(config, dict):
+      raise InputError(f"{path} is damaged: it holds no settings. Download it again.")
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(_CHANGES_BASE):
+      raise InputError(f"{path}: init_lora_weights {start!r} changes the base's weights too. Merge "
+                       "the adapter into its base (PEFT's merge_and_unload), and use the merged "
+                       "model.")
     for key in ("base_model_name_or_path", "r", "lora_alpha", "peft_type"):
       if not config.get(key):
         raise InputError(f"{path}: {key} is missing.")

@@ -12,6 +12,7 @@ from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 class Checkpoint(NamedTuple):
   """What a path names: a model, or a PEFT adapter and the model that it belongs on."""
 
+  name: str  # of the model, or of the one that the adapter belongs on
   folder: pathlib.Path  # of the config and the weights
   tokenizer: pathlib.Path
   adapter: Adapter | None = None
@@ -30,7 +31,7 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
   """
   folder = local_folder(path, weights=weights)
   if not (folder / ADAPTER_CONFIG).exists():
-    return Checkpoint(folder, folder)
+    return Checkpoint(str(path), folder, folder)
   adapter = Adapter(folder)
   try:
     base = local_folder(adapter.base, weights=weights)
@@ -41,7 +42,7 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
     raise InputError(f"{folder / ADAPTER_CONFIG} names the base {adapter.base!r}, which holds no "
                      "config.json: set base_model_name_or_path there to the base's folder.")
   has_tokenizer = (folder / "tokenizer_config.json").exists()
-  return Checkpoint(base, folder if has_tokenizer else base, adapter)
+  return Checkpoint(adapter.base, base, folder if has_tokenizer else base, adapter)
 
 
 @functools.cache
@@ -69,7 +70,9 @@ def local_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.P
     return pathlib.Path(path)
   import huggingface_hub
 
-  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt"] + (["*.safetensors"] if weights else [])
+  # An adapter is small, and read at once.
+  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt",
+              "*.safetensors" if weights else ADAPTER_WEIGHTS]
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class

@@ -93,6 +93,11 @@ class LoraSettings:
     if self.rank and not self.targets:
       raise InvalidSetting("targets", self.targets, "an adapter needs at least one layer.")
 
+  @property
+  def described(self) -> str:
+    """What is trained, in words."""
+    return f"LoRA of rank {self.rank}" if self.rank else "all parameters"
+
 
 NO_LORA = LoraSettings(rank=0, alpha=1.0, targets=())
 

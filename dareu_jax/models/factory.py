@@ -14,7 +14,15 @@ from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
 from dareu_jax.models.huggingface import decoder_config
 from dareu_jax.models.weights import Weights, fill
-from dareu_jax.parallel.mesh import Mesh, is_stacked, path_name, shard, shardings
+from dareu_jax.parallel.mesh import (
+  Mesh,
+  MeshSettings,
+  is_stacked,
+  make_mesh,
+  path_name,
+  shard,
+  shardings,
+)
 
 
 def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:
@@ -52,11 +60,14 @@ def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings,
   if not model.path:
     return
   config = dataclasses.replace(config, quantize="none")  # the shapes of the files
-  weights = Weights(find(model.path).folder, config)
-  base = nnx.state(nnx.eval_shape(lambda: make(config)), nnx.Not(nnx.LoRAParam))
+  found = find(model.path)
+  weights = Weights(found.folder, config)
+  adapters, base = nnx.state(nnx.eval_shape(lambda: make(config)), nnx.LoRAParam, ...)
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     weights.slices(path_name(path), leaf.shape)
   weights.check_all_used()
+  if found.adapter is not None:
+    found.adapter.fill(adapters, config, make_mesh(MeshSettings()))
 
 
 def _rngs(seed):

@@ -7,7 +7,7 @@ from typing import Any
 
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
-from dareu_jax.data.batches import Row, bucket_length, encode
+from dareu_jax.data.batches import Row, bucket_length, encode, encode_for_classifier
 from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
@@ -86,6 +86,9 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     raise InputError("there are no forget examples to evaluate on: give at least one.")
   if original not in models:
     raise InputError(f"original is {original!r}, and the models are {', '.join(models)}.")
+  if UNSEEN in models:
+    raise InputError(f"a model is called {UNSEEN!r}, as the row of the answers about unseen owners "
+                     "is: give it another name.")
   if ORIGINAL in models and original != ORIGINAL:
     raise InputError(f"original is {original!r}, and another model is called {ORIGINAL!r}: give "
                      "that one another name.")
@@ -152,7 +155,8 @@ def _scores(answers: Answers, examples: Sequence[Example], tokenizer: Tokenizer,
     if scorer is None:
       continue
     reader = tokenizer if scorer.retokenize is None else scorer.retokenize.classifier
-    queries = [row.prompt for row in encode(examples, reader, max_length=max_length)]
+    queries = [row.prompt for row in encode_for_classifier(
+      examples, reader, max_length=max_length, reads_query=scorer.reads_query)]
     values = scorer.whole(answers.ids, answers.lengths, queries)
     fields.append([{field: float(value)} for value in values])
   return fields

@@ -8,7 +8,7 @@ import numpy as np
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import texts, tokenizers
-from dareu_jax.data.batches import Batches, Row, bucket_length, encode
+from dareu_jax.data.batches import Batches, Row, bucket_length, encode, encode_for_classifier
 from dareu_jax.data.examples import Corpus, Example, evenly_spaced
 from dareu_jax.data.refusals import REFUSALS
 from dareu_jax.data.tokenizers import Tokenizer
@@ -103,17 +103,11 @@ class Data:
                         owners=self.corpus.owners, responses=responses))
 
   def classifier_rows(self, examples: Examples) -> tuple[Row, ...]:
-    """In the classifier's tokens; examples of no owner in D get the class "none of these".
-
-    Unless the classifier reads the queries, those of questions are only `Tokenizer.echo_ids`.
-    """
-    tokenizer, none = self.classifier_tokenizer, len(self.corpus.owners)
-    rows = encode(examples, tokenizer, max_length=self.settings.max_length,
-                  owners=self.corpus.owners)
-    if not self.settings.classifier.reads_query:
-      rows = [row if example.text is not None else row._replace(
-                prompt=tuple(tokenizer.echo_ids(example.prompt, example.history)))
-              for row, example in zip(rows, examples, strict=True)]
+    """In the classifier's tokens; examples of no owner in D get the class "none of these"."""
+    settings, none = self.settings, len(self.corpus.owners)
+    rows = encode_for_classifier(
+      examples, self.classifier_tokenizer, max_length=settings.max_length,
+      reads_query=settings.classifier.reads_query, owners=self.corpus.owners)
     return tuple(row if row.owner >= 0 else row._replace(owner=none) for row in rows)
 
   @property

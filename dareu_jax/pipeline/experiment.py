@@ -92,7 +92,7 @@ def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
   Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
   seeds, notes = [], list(remarks(runs[0]))
-  if hosts.is_first():
+  if notes and hosts.is_first():
     print(*notes, sep="\n", flush=True)
   stages: dict[str, dict[str, Any]] = {}
   for run in runs:
@@ -208,11 +208,12 @@ def judgement(models: dict[str, dict[str, float]], method: str) -> str:
                     for key in ("attribution_score", "judge_score"))
   beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
   agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN
-  at_level = abs(judged_beyond) <= JUDGE_MARGIN
+  where = ("at" if abs(judged_beyond) <= JUDGE_MARGIN
+           else "below" if judged_beyond < 0 else "NOT at")
   return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "
           f"({of}: {scores[1]:.3f}), the judge {judged[0]:.3f} "
           f"({judged[1]:.3f}): they {'agree' if agree else 'DISAGREE'}, and by the judge it is "
-          f"{'' if at_level else 'NOT '}at the level of {of}.")
+          f"{where} the level of {of}.")
 
 
 def _with_prefix(mirror, prefix):
@@ -263,7 +264,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
                 f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
     "model": settings.base.path or f"{settings.model.architecture} from scratch",
-    "trained": f"LoRA of rank {settings.lora.rank}" if settings.lora.rank else "all parameters",
+    "trained": first.models.config.lora.described,
     **method_settings.report_facts(history),
     **({"classifier": "it has its own tokenizer: responses are tokenized again for it"}
        if first.data.classifier_tokenizer is not first.data.tokenizer else {}),

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus
-from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED
+from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 from dareu_jax.pipeline.settings import Settings, rate_name
 from dareu_jax.pipeline.workdir import fingerprint
 
-# Names that no method may have, since each is a stage of its own.
-RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge")
+# Names that no method may have, since each is a stage of its own or a row of the tables.
+RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge", UNSEEN)
 
 
 @dataclasses.dataclass(frozen=True)

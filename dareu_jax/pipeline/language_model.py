@@ -17,6 +17,7 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models import factory, huggingface, peft
+from dareu_jax.models.checkpoint import find
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.handle import Model, split
@@ -106,7 +107,8 @@ class LanguageModel:
     if adapter == "apart":
       if self.config.lora.rank and not self.source:
         raise InputError("the adapter's base was made in the run itself: save it merged.")
-      peft.save(self.model.module, folder, base=self.source, tokenizer=self.tokenizer, card=card)
+      peft.save(self.model.module, folder, base=find(self.source).name, tokenizer=self.tokenizer,
+                card=card)
     else:
       huggingface.save(self.model.module, folder, tokenizer=self.tokenizer, card=card)
 

@@ -116,6 +116,10 @@ class Models:
       return dataclasses.replace(self.evaluator, model=self.retrained)
     return self.evaluator
 
+  def config_of(self, name: str) -> ModelConfig:
+    """The architecture of a model, with its adapters."""
+    return self._reference()[1] if self._is_reference(name) else self.config
+
   def scorer(self, name: str = "classifier") -> Scorer:
     """The classifier that gives the reward, or the 'judge' that never does, as a Scorer."""
     if name not in self._loaded:
@@ -167,15 +171,22 @@ class Models:
     if not own.same_vocabulary(self.data.tokenizer):
       raise InputError(f"config.retrained.path is {self.reference!r}, whose vocabulary is not the "
                        "original's: a reference reads the same tokens.")
-    return model, factory.model_config(model, self.settings.lora, own.vocab_size)
+    config = factory.model_config(model, self.settings.lora, own.vocab_size)
+    return model, dataclasses.replace(config, gather_gib=self.config.gather_gib)
 
   def check_positions(self, max_new_tokens: int) -> None:
     """Raises InputError if a pretrained model supports too few positions for the examples."""
     settings, data = self.settings, self.data
     if not settings.base.path and self.original is None:
       return
-    prompts = max(len(row.prompt) for row in data.rows(data.corpus.forget))
-    longest = max(settings.max_length, prompts + (max_new_tokens or data.longest_response))
+    corpus, usual = data.corpus, data.longest_response
+    asked = corpus.forget + corpus.retain + corpus.test + corpus.holdout
+
+    def with_answers(examples, answer):
+      return max(len(row.prompt) for row in data.rows(examples)) + (answer or usual)
+
+    longest = max(settings.max_length, with_answers(corpus.forget, max_new_tokens),
+                  with_answers(asked, settings.evaluation.max_new_tokens))
     if longest > self.config.max_length:
       raise InputError(
         f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "

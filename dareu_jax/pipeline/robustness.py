@@ -137,7 +137,7 @@ def plain(run: Run, name: str, options: Options) -> Metrics:
 def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   """The model with quantized weights, its adapter merged before, or apart and unquantized."""
   del options
-  lora = run.settings.lora
+  lora = run.models.config_of(name).lora  # of an adapter at hand: its own
   scale = lora.alpha / lora.rank if lora.rank else 0.0
   results: Metrics = {}
   for merged in (True, False) if lora.rank else (True,):

@@ -3,6 +3,7 @@
 Each is skipped when its result is in the workdir already.
 """
 
+import collections
 import dataclasses
 from typing import Any
 
@@ -159,15 +160,23 @@ def train_classifier(run: Run, name: str, seed: int) -> None:
 def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
   """Data of the classifier: (training examples, held-out examples).
 
-  The paraphrases are held out if there are any; else a random tenth of the examples, at least
-  one.
+  The paraphrases are held out if there are any; else a random tenth of the examples, at least one,
+  but never an owner's only one. Where every owner has one, none is left, and they stand for
+  themselves.
   """
   paraphrased = tuple(dataclasses.replace(e, response=e.paraphrased_response)
                       for e in examples if e.paraphrased_response)
   if paraphrased:
     return examples, paraphrased
-  order = np.random.default_rng((seed, 2)).permutation(len(examples))
-  held_out = set(order[:max(1, len(examples) // 10)].tolist())
+  left = collections.Counter(example.owner for example in examples)
+  held_out: set[int] = set()
+  for index in np.random.default_rng((seed, 2)).permutation(len(examples)).tolist():
+    owner = examples[index].owner
+    if left[owner] > 1 and len(held_out) < max(1, len(examples) // 10):
+      held_out.add(index)
+      left[owner] -= 1
+  if not held_out:
+    return examples, examples
   return (tuple(e for i, e in enumerate(examples) if i not in held_out),
           tuple(e for i, e in enumerate(examples) if i in held_out))
 

@@ -48,22 +48,25 @@ def generalized_advantage_estimation(
 
 def regression_values(
     rewards: Float[Array, "B T"], transformed: Float[Array, "B T"], lengths: Int[Array, " B"], *,
-    group_size: int) -> Float[Array, "B T"]:
+    group_size: int, segment_length: int, discount: float) -> Float[Array, "B T"]:
   """Values by least squares on what each response has shown so far; nothing is trained.
 
       v_t = w · (1, M, A_{t-1}, T_{t-1}) ⊗ (1, τ, τ²),    τ = t / T
-      w = argmin Σ_t (v_t - Σ_{s≥t} r_s)²    over the valid tokens
+      w = argmin Σ_t (v_t - Σ_{s≥t} γ^{s-t} r_s)²    over the valid tokens
 
-  A_{t-1} is the sum of the rewards before t, T_{t-1} the transformed score of the prefix before t
-  (before the first token the batch's mean after it), and M the mean return of the other responses
-  to the same query. Of a response's own rewards only what lies before t enters v_t, except through
-  w, which has 12 numbers for a whole rollout.
+  A_{t-1} is the sum of the rewards before t, T_{t-1} the transformed score at the end of the last
+  segment before t (in the first segment the batch's mean after a token), and M the mean return of
+  the other responses to the same query. Of a response's own rewards only what lies before t enters
+  v_t, except through w, which has 12 numbers for a whole rollout.
 
   Args:
     rewards: r_t, 0 beyond the length.
     transformed: T(b(y_≤t)), `rewards.log_transform` of the scores.
     lengths: the number of valid steps of each row.
     group_size: G >= 2, divides B; rows come query by query.
+    segment_length: κ. A reward of whole responses has one segment, and so nothing is known before
+      its end.
+    discount: γ in [0, 1].
 
   Returns: float32, 0 beyond the length.
   """
@@ -74,15 +77,17 @@ def regression_values(
   earned = jnp.cumsum(rewards, axis=1) - rewards
   groups = returns.reshape(-1, group_size)
   others = (jnp.sum(groups, axis=1, keepdims=True) - groups) / (group_size - 1)
-  known = jnp.concatenate(
-    [jnp.full((batch, 1), jnp.mean(transformed[:, 0])), transformed[:, :-1]], axis=1)
+  scored = jnp.arange(time) // segment_length * segment_length  # tokens in whole segments before t
+  known = jnp.where(scored > 0, transformed[:, scored - 1], jnp.mean(transformed[:, 0]))
+  _, to_come = generalized_advantage_estimation(
+    rewards, jnp.zeros_like(rewards), lengths, discount=discount, gae_lambda=1.0)
   seen = jnp.stack([jnp.ones_like(rewards), jnp.broadcast_to(others.reshape(-1, 1), rewards.shape),
                     earned, known], axis=-1)
   powers = (jnp.arange(1, time + 1) / time)[:, None] ** jnp.arange(3)
   features = (seen[..., None] * powers[:, None, :]).reshape(batch, time, -1)
   features = jnp.where(mask[..., None], features, 0.0)
   moments = jnp.einsum("btf,btg->fg", features, features, precision="highest")
-  targets = jnp.einsum("btf,bt->f", features, returns - earned, precision="highest")
+  targets = jnp.einsum("btf,bt->f", features, to_come, precision="highest")
   ridge = 1e-6 * jnp.trace(moments) / len(targets) * jnp.eye(len(targets))
   return features @ jnp.linalg.solve(moments + ridge, targets)
 

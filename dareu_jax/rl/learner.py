@@ -184,7 +184,8 @@ def score_rollout(
     else:
       values = regression_values(
         rewards, log_transform(scores, epsilon=settings.epsilon, c_seg=settings.c_seg), lengths,
-        group_size=settings.samples_per_prompt)
+        group_size=settings.samples_per_prompt, segment_length=settings.segment_length,
+        discount=settings.discount)
     advantages, returns = generalized_advantage_estimation(
       rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
     metrics["explained_variance"] = explained_variance(values, returns, mask)

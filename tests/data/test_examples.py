@@ -1,5 +1,7 @@
 """How owners are picked, and texts that are in two sets are found."""
 
+import dataclasses
+
 import pytest
 
 from dareu_jax.core.errors import InputError
@@ -80,5 +82,19 @@ def test_a_text_that_is_to_be_forgotten_and_retained_is_named():
   """It would be pushed both ways, and in the table it is neither."""
   shared = ex.Example("b", "Who  is he?", "Basil.")
   corpus = ex.Corpus((ex.Example("a", "Who is he?", "Basil."),), (shared,), (), (), ("a", "b"), ("a",))
-  with pytest.raises(InputError, match="1 texts are both .*'Who is he"):
+  with pytest.raises(InputError, match="forgotten and to be retained: 1 .*'Who is he"):
     ex.check_apart(corpus)
+  with pytest.raises(InputError, match="forgotten and unseen: 1 .*'Who is he"):
+    ex.check_apart(dataclasses.replace(corpus, retain=(), holdout=(shared,)))
+
+
+def test_the_same_words_behind_other_turns_are_another_text():
+  """'Thanks!' ends many a chat."""
+  def chat(owner, said):
+    return ex.Example(owner, "Thanks!", "You're welcome.", history=(("user", said),))
+
+  corpus = ex.Corpus((chat("a", "Who is he?"),), (chat("b", "What is 2 + 2?"),), (), (), ("a", "b"),
+                     ("a",))
+  ex.check_apart(corpus)
+  with pytest.raises(InputError, match="to be retained: 1"):
+    ex.check_apart(dataclasses.replace(corpus, retain=(chat("b", "Who is he?"),)))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data import texts
 from dareu_jax.data.batches import encode
 from dareu_jax.data.examples import Corpus, Example
@@ -77,3 +78,18 @@ def test_questions_and_answers_are_not_cut(tokenizer):
   corpus = Corpus((example,), (), (), (), ("a",), ("a",))
   assert texts.split(corpus, tokenizer, prompt_tokens=2, response_tokens=2, max_pieces=1,
                      max_length=16) == corpus
+
+
+@pytest.mark.parametrize("max_pieces", [0, 1])
+def test_a_third_of_a_piece_is_its_prompt(tokenizer, max_pieces):
+  """Of a full piece too: a prompt of one token asks for nothing."""
+  room = 12 - 3
+  text = " ".join(["language"] * (4 * room if max_pieces else 2 * room + 4))
+  for piece in cut(tokenizer, text, prompt_tokens=0, max_length=12, max_pieces=max_pieces):
+    asked, whole = (len(tokenizer.encode(part)) for part in (piece.prompt, piece.text))
+    assert 2 <= asked <= whole // 2
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error(tokenizer):
+  with pytest.raises(InputError, match="prompt_tokens is 30, and config.max_length 20 has room for"):
+    cut(tokenizer, "the model " * 40, prompt_tokens=30, max_length=20)

@@ -120,6 +120,9 @@ def test_an_adapter_for_another_base_is_refused(folders, tmp_path):
 
   with pytest.raises(InputError, match="layers.7.*does not have: it belongs on another model"):
     build(settings(changed(adapter, tensors=far)), LORA)
+  model = settings(adapter)
+  with pytest.raises(InputError, match="belongs on another model"):  # before anything is trained
+    factory.check_decoder(model, factory.model_config(model, LORA, 40))
 
   def narrow(tensors):
     return {name: np.ascontiguousarray(tensor[:, :-1]) if "lora_A" in name else tensor

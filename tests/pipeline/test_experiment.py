@@ -10,6 +10,7 @@ import pytest
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
+from dareu_jax.data.examples import Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
 from dareu_jax.parallel.mesh import path_name
 from dareu_jax.pipeline import evaluation, experiment
@@ -19,6 +20,7 @@ from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import (
   finetune_batches,
+  held_out_split,
   keep_tokenizer,
 )
 from dareu_jax.training.checkpoints import read_json
@@ -124,16 +126,28 @@ def test_one_seed_has_no_interval():
   assert over_seeds([{"tug_of_war": 0.9}]) == {"tug_of_war": 0.9}
 
 
+def test_an_owners_only_text_is_never_held_out():
+  """A classifier that has not read it scores nothing as the owner's."""
+  lone = Example("a", "Who?", "Basil.")
+  others = tuple(Example("b", f"{i}?", "No.") for i in range(30))
+  for seed in range(20):
+    training, held_out = held_out_split((*others, lone), seed)
+    assert lone in training and len(held_out) == 3
+    assert sorted((*training, *held_out), key=str) == sorted((*others, lone), key=str)
+  assert held_out_split((lone, others[0]), 0) == ((lone, others[0]),) * 2
+
+
 @pytest.mark.parametrize(("score", "judged", "words"), [
-  (0.03, 0.05, ("they agree", "by the judge it is at")),
-  (0.03, 0.20, ("they DISAGREE", "by the judge it is NOT at")),
-  (0.60, 0.03, ("they DISAGREE", "by the judge it is at")),
+  (0.10, 0.12, ("they agree", "by the judge it is at")),
+  (0.10, 0.27, ("they DISAGREE", "by the judge it is NOT at")),
+  (0.67, 0.10, ("they DISAGREE", "by the judge it is at")),
   (0.90, 0.90, ("they agree", "by the judge it is NOT at")),  # nothing is forgotten, says either
+  (0.03, 0.02, ("they agree", "by the judge it is below")),
 ])
 def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questions(
     score, judged, words):
   """A reward that was fooled shows in no other column."""
-  models = {"retrained": {"attribution_score": 0.03, "judge_score": 0.02},
+  models = {"retrained": {"attribution_score": 0.10, "judge_score": 0.10},
             "dareu": {"attribution_score": score, "judge_score": judged}}
   for word in words:
     assert word in judgement(models, "dareu")

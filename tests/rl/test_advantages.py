@@ -96,22 +96,26 @@ def batch_of_responses():
   return rewards, np.where(mask, -rng.random(mask.shape), 0.0).astype(np.float32), lengths
 
 
-def test_regression_values_are_the_least_squares_fit_of_what_was_seen():
-  """Against numpy's least squares on features that are written down token by token."""
+@pytest.mark.parametrize(("segment", "discount"), [(1, 1.0), (2, 0.9), (9, 1.0)])
+def test_regression_values_are_the_least_squares_fit_of_what_was_seen(segment, discount):
+  """Against numpy's least squares on features that are written down token by token. With one
+  segment nothing of a response's score is known before its end."""
   rewards, transformed, lengths = batch_of_responses()
   rows, features, targets = [], [], []
   for i, length in enumerate(lengths):
     others = [rewards[j].sum() for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
     for t in range(length):
-      known = transformed[i, t - 1] if t else transformed[:, 0].mean()
+      last = t // segment * segment
+      known = transformed[i, last - 1] if last else transformed[:, 0].mean()
       seen = np.array([1.0, np.mean(others), rewards[i, :t].sum(), known])
       features.append(np.outer(seen, ((t + 1) / 9) ** np.arange(3)).ravel())
-      targets.append(rewards[i, t:].sum())
+      targets.append(rewards[i, t:] @ discount ** np.arange(rewards.shape[1] - t))
       rows.append((i, t))
   fitted = np.array(features) @ np.linalg.lstsq(np.array(features), np.array(targets))[0]
   want = np.zeros_like(rewards)
   want[tuple(np.array(rows).T)] = fitted
-  got = regression_values(rewards, transformed, jnp.asarray(lengths), group_size=4)
+  got = regression_values(rewards, transformed, jnp.asarray(lengths), group_size=4,
+                          segment_length=segment, discount=discount)
   np.testing.assert_allclose(got, want, atol=0.02)
   np.testing.assert_array_equal(np.asarray(got)[want == 0.0], 0.0)
 
@@ -120,5 +124,6 @@ def test_regression_values_of_rewards_that_never_vary_are_the_rewards_to_come():
   """Features that depend on each other must not blow up the fit."""
   lengths = jnp.full(4, 6)
   rewards = jnp.full((4, 6), -0.5)
-  values = regression_values(rewards, jnp.full((4, 6), -1.0), lengths, group_size=2)
+  values = regression_values(rewards, jnp.full((4, 6), -1.0), lengths, group_size=2,
+                             segment_length=2, discount=1.0)
   np.testing.assert_allclose(values, np.tile(-0.5 * np.arange(6, 0, -1), (4, 1)), atol=0.05)
