@@ -70,7 +70,7 @@ def _first_maximum(x):
   not on a CPU."""
   slots = jnp.arange(x.shape[-1])
   highest = jnp.max(x, axis=-1, keepdims=True)
-  return jnp.min(jnp.where(x == highest, slots, x.shape[-1]), axis=-1)
+  return jnp.min(jnp.where(x == highest, slots, x.shape[-1] - 1), axis=-1)  # of NaNs the last
 
 
 def _choice(logprobs, tokens):

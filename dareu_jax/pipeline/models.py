@@ -116,10 +116,6 @@ class Models:
       return dataclasses.replace(self.evaluator, model=self.retrained)
     return self.evaluator
 
-  def config_of(self, name: str) -> ModelConfig:
-    """The architecture of a model, with its adapters."""
-    return self._reference()[1] if self._is_reference(name) else self.config
-
   def scorer(self, name: str = "classifier") -> Scorer:
     """The classifier that gives the reward, or the 'judge' that never does, as a Scorer."""
     if name not in self._loaded:
