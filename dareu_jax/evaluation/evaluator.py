@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from dareu_jax.core.logprobs import TokenStatistics, completion_hidden, token_statistics
 from dareu_jax.core.masked import length_mask, masked_mean
 from dareu_jax.core.settings import Count, PositiveFraction, Size, settings
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.batches import Batch, Batches, Row, encode, prompt_batch
 from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import Tokenizer
@@ -20,7 +21,7 @@ from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
-from dareu_jax.parallel.mesh import is_stacked, path_name
+from dareu_jax.parallel.mesh import is_stacked
 
 SAMPLE = Sample()  # at temperature 1
 
@@ -88,10 +89,10 @@ def _gradient_norms(model, batch):
     return -masked_mean(logprobs, length_mask(row.completion_lengths, logprobs.shape[1]))
 
   def norm(row):
-    grads = jax.tree_util.tree_leaves_with_path(jax.grad(nll)(model.params, row))
+    grads = named_leaves(jax.grad(nll)(model.params, row))
     return jnp.mean(jnp.concatenate([
       jnp.linalg.norm(g.astype(jnp.float32).reshape(
-        len(g) if is_stacked(path_name(path)) else 1, -1), axis=1) for path, g in grads]))
+        len(g) if is_stacked(name) else 1, -1), axis=1) for name, g in grads.items()]))
 
   return jax.lax.map(norm, batch)
 

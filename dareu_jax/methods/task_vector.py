@@ -5,10 +5,10 @@ from typing import Any
 import jax
 
 from dareu_jax.core.settings import Positive
+from dareu_jax.core.trees import map_named
 from dareu_jax.methods.base import register_method
 from dareu_jax.methods.loss_based import ForgetBatch, LossMethod, Scalar
 from dareu_jax.methods.terms import nll
-from dareu_jax.parallel.mesh import path_name
 
 
 def task_vector(params: Any, reinforced: Any, *, alpha: float) -> Any:
@@ -32,8 +32,8 @@ class TaskVector(LossMethod):
 
   def trained(self, params: Any) -> Any:
     """The factor A of adapters gets no gradient: see `task_vector`."""
-    return jax.tree_util.tree_map_with_path(
-      lambda path, x: jax.lax.stop_gradient(x) if path_name(path).endswith("lora_a") else x, params)
+    return map_named(
+      lambda name, x: jax.lax.stop_gradient(x) if name.endswith("lora_a") else x, params)
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     return nll(batch.policy.logprobs, batch.policy.mask)

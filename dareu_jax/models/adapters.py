@@ -18,9 +18,10 @@ from jaxtyping import Float
 from safetensors import safe_open
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import map_named
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.weights import checkpoint_names
-from dareu_jax.parallel.mesh import parameter_spec, path_name
+from dareu_jax.parallel.mesh import parameter_spec
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.*\.(?P<target>\w+))\.lora_(?P<factor>[AB])"
@@ -68,8 +69,7 @@ class Adapter:
     """
     used: set[str] = set()
 
-    def array(path, leaf):
-      name = path_name(path)
+    def array(name, leaf):
       module, _, kind = name.rpartition("/")
       if kind not in ("lora_a", "lora_b"):
         return leaf
@@ -80,7 +80,7 @@ class Adapter:
       sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
       return jax.device_put(np.stack(parts) if stacked else parts[0], sharding)
 
-    filled = jax.tree_util.tree_map_with_path(array, state)
+    filled = map_named(array, state)
     extra = sorted(module for module in self._scales if f"{module}.weight" not in used)
     if extra:
       raise InputError(f"{self.folder}: the adapter has a part on {extra[0]}, which its base "

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 
+_DESCRIPTIONS = ("*.json", "*.jinja", "tokenizer*", "*.txt")  # all of a checkpoint but its weights
+
 
 class Checkpoint(NamedTuple):
   """What a path names: a model, or a PEFT adapter and the model that it belongs on."""
@@ -18,7 +20,6 @@ class Checkpoint(NamedTuple):
   adapter: Adapter | None = None
 
 
-@functools.cache
 def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
   """The checkpoint of a folder or of a model on the hub, which is downloaded.
 
@@ -45,36 +46,43 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
   return Checkpoint(adapter.base, base, folder if has_tokenizer else base, adapter)
 
 
-@functools.cache
 def digest(path: str | pathlib.Path) -> str:
-  """A hash of the weights of a checkpoint and of its adapter."""
+  """A hash of a checkpoint: weights, configuration and tokenizer, and those of its adapter."""
   found = find(path)
-  files = sorted(found.folder.glob("*.safetensors"))
-  if found.adapter is not None:
-    files += [found.adapter.folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+  folders = [found.folder, found.tokenizer, *([found.adapter.folder] if found.adapter else [])]
   total = hashlib.sha256()
-  for file in files:
-    with file.open("rb") as stream:
-      total.update(hashlib.file_digest(stream, "sha256").digest())
+  for folder in dict.fromkeys(folders):
+    for file in sorted({file for pattern in (*_DESCRIPTIONS, "*.safetensors")
+                        for file in folder.glob(pattern)}):
+      status = file.stat()
+      total.update(_file_digest(file, status.st_size, status.st_mtime_ns))
   return total.hexdigest()[:16]
 
 
 @functools.cache
+def _file_digest(file, size, modified):
+  """The hash of a file and its name, read once for each of its states."""
+  with file.open("rb") as stream:
+    return file.name.encode() + hashlib.file_digest(stream, "sha256").digest()
+
+
 def local_folder(path: str | pathlib.Path, *, weights: bool = True) -> pathlib.Path:
   """A folder itself, or that of a downloaded hub model.
 
   Raises:
     InputError: if `path` is neither.
   """
-  if pathlib.Path(path).is_dir():
-    return pathlib.Path(path)
+  return pathlib.Path(path) if pathlib.Path(path).is_dir() else _download(str(path), weights)
+
+
+@functools.cache
+def _download(path, weights):
   import huggingface_hub
 
   # An adapter is small, and read at once.
-  patterns = ["*.json", "*.jinja", "tokenizer*", "*.txt",
-              "*.safetensors" if weights else ADAPTER_WEIGHTS]
+  patterns = [*_DESCRIPTIONS, "*.safetensors" if weights else ADAPTER_WEIGHTS]
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
+    return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
   except Exception as error:  # noqa: BLE001 - offline, unknown or gated: no common class
     reason = first_line(error)
     raise InputError(f"{path!r} is not a folder and could not be downloaded from the hub "

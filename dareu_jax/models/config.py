@@ -1,7 +1,8 @@
 """Settings of a decoder, and its full architecture."""
 
 import dataclasses
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -53,11 +54,13 @@ class ModelSettings:
       raise InvalidSetting("num_kv_heads", self.num_kv_heads,
                            f"it must divide num_heads ({self.num_heads}).")
 
-  @property
-  def on_devices(self) -> "ModelSettings":
-    """The settings with 'auto' decided by the devices."""
+  def decided(self, earlier: Mapping[str, Any] | None = None) -> "ModelSettings":
+    """The settings with 'auto' decided: as in earlier settings, if given, or by the devices."""
     if self.dtype != "auto":
       return self
+    if earlier is not None:
+      return dataclasses.replace(
+        self, **{name: earlier[name] for name in ("dtype", "scan_layers", "remat")})
     import jax  # settings are made without it
 
     on_cpu = jax.default_backend() == "cpu"

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.models.checkpoint import find
 from dareu_jax.models.config import LoraSettings, ModelConfig, ModelSettings, from_settings
 from dareu_jax.models.decoder import Decoder, abstract_decoder
@@ -19,7 +20,6 @@ from dareu_jax.parallel.mesh import (
   MeshSettings,
   is_stacked,
   make_mesh,
-  path_name,
   shard,
   shardings,
 )
@@ -31,7 +31,7 @@ def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> M
   Raises:
     InputError: for a checkpoint that cannot be used, or a tokenizer larger than its embedding.
   """
-  model = model.on_devices
+  model = model.decided()
   if not model.path:
     return from_settings(model, lora, vocab_size)
   return decoder_config(
@@ -63,8 +63,8 @@ def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings,
   found = find(model.path)
   weights = Weights(found.folder, config)
   adapters, base = nnx.state(nnx.eval_shape(lambda: make(config)), nnx.LoRAParam, ...)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(base):
-    weights.slices(path_name(path), leaf.shape)
+  for name, leaf in named_leaves(base).items():
+    weights.slices(name, leaf.shape)
   weights.check_all_used()
   if found.adapter is not None:
     found.adapter.fill(adapters, config, make_mesh(MeshSettings()))
@@ -102,11 +102,10 @@ def with_weights(model: Model, weights: PyTree) -> Model:
   Raises:
     ValueError: if the model lacks one of them.
   """
-  leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+  leaves = named_leaves(weights)
 
   def replaced(state):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaves.pop(path_name(path), leaf).astype(leaf.dtype), state)
+    return map_named(lambda name, leaf: leaves.pop(name, leaf).astype(leaf.dtype), state)
 
   filled = Model(replaced(model.params), replaced(model.frozen), model.static)
   if leaves:
@@ -133,8 +132,7 @@ def fresh_adapters(make: Callable[[ModelConfig], nnx.Module],
   scanned = dataclasses.replace(config, scan_layers=True)
   state = jax.jit(lambda: nnx.state(make(scanned), nnx.LoRAParam))()
   adapters = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    name = path_name(path)
+  for name, leaf in named_leaves(state).items():
     if config.scan_layers or not is_stacked(name):
       adapters[name] = leaf
     else:
@@ -157,8 +155,7 @@ def _build(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings, conf
     return Model(params, frozen, abstract.static)
   made = fresh_adapters(make, config)
   initialized = tuple(
-    shard(jax.tree_util.tree_map_with_path(lambda path, _: made[path_name(path)], part), mesh)
-    for part in _without_weights(shapes))
+    shard(map_named(lambda name, _: made[name], part), mesh) for part in _without_weights(shapes))
   found = find(model.path)
   if found.adapter is not None:
     initialized = found.adapter.fill(initialized[0], config, mesh), initialized[1]

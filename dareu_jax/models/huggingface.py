@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.data import tokenizers
 from dareu_jax.models.attention import Implementation
 from dareu_jax.models.checkpoint import Checkpoint, find
@@ -24,7 +25,7 @@ from dareu_jax.models.config_json import from_huggingface, to_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.quantization import Scheme, dequantize
 from dareu_jax.models.weights import Weights, checkpoint_names, fill, is_transposed
-from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh, path_name
+from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh
 
 
 def load(
@@ -117,11 +118,9 @@ def save(
 def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
   """Yields (name, bytes, function that returns the tensor) in the checkpoint's layout."""
   config = model.config
-  flat = {path_name(path): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model))}
+  flat = named_leaves(nnx.state(model))
   plain = abstract_decoder(dataclasses.replace(config, quantize="none", lora=NO_LORA))
-  for key_path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(plain)):
-    path = path_name(key_path)
+  for path, leaf in named_leaves(nnx.state(plain)).items():
     names, stacked = checkpoint_names(path, config)
     for layer, name in enumerate(names):
       tensor = functools.partial(

@@ -3,17 +3,16 @@
 import pathlib
 import struct
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers as hf
 from flax import nnx
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import map_named
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder, abstract_decoder
-from dareu_jax.parallel.mesh import path_name
 
 _HEADER = ("dim", "hidden", "layers", "heads", "kv_heads", "vocab", "length")
 _BYTES = range(3, 259)  # ids of the byte tokens; before them unknown, BOS and EOS
@@ -35,8 +34,7 @@ def load(
                      "(such as tok512.bin).")
   config, weights = _read_model(model_files[0], dtype)
   graphdef, shapes = nnx.split(abstract_decoder(config))
-  state = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jnp.asarray(weights[path_name(path)], leaf.dtype), shapes)
+  state = map_named(lambda name, leaf: jnp.asarray(weights[name], leaf.dtype), shapes)
   return nnx.merge(graphdef, state), read_tokenizer(tokenizer_files[0], config.vocab_size)
 
 

@@ -2,17 +2,16 @@
 
 import pathlib
 
-import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.huggingface import new_folder, on_host, write_json
 from dareu_jax.models.weights import checkpoint_names
-from dareu_jax.parallel.mesh import path_name
 
 
 def save(
@@ -43,8 +42,8 @@ def save(
 
 def _tensors(model):
   tensors = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.LoRAParam)):
-    module, _, kind = path_name(path).rpartition("/")
+  for path, leaf in named_leaves(nnx.state(model, nnx.LoRAParam)).items():
+    module, _, kind = path.rpartition("/")
     names, stacked = checkpoint_names(f"{module}/kernel", model.config)
     factor = {"lora_a": "lora_A", "lora_b": "lora_B"}[kind]
     for layer, name in enumerate(names):

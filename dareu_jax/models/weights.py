@@ -18,11 +18,12 @@ from jaxtyping import Array, PyTree, Shaped
 from safetensors import safe_open
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.models.families.base import FAMILIES
 from dareu_jax.models.quantization import BLOCK, num_blocks, quantize
-from dareu_jax.parallel.mesh import Mesh, parameter_spec, path_name
+from dareu_jax.parallel.mesh import Mesh, parameter_spec
 
 _HEAD = "lm_head"
 # Buffers in old checkpoints, which hold no weights.
@@ -167,8 +168,7 @@ class Weights:
   def _plain_shapes(self):
     """{path: shape} of the parameters, none of them quantized."""
     decoder = abstract_decoder(dataclasses.replace(self.config, quantize="none"))
-    return {path_name(path): leaf.shape
-            for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(decoder))}
+    return {name: leaf.shape for name, leaf in named_leaves(nnx.state(decoder)).items()}
 
 
 def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> PyTree:
@@ -180,16 +180,15 @@ def fill(shapes: PyTree, initialized: PyTree, weights: Weights, mesh: Mesh) -> P
     weights: weights of the checkpoint.
     mesh: mesh to place them on.
   """
-  ready = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(initialized)}
+  ready = named_leaves(initialized)
 
-  def array(path, leaf):
-    name = path_name(path)
+  def array(name, leaf):
     if name in ready:
       return ready[name]
     sharding = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
     return weights.array(name, leaf.shape, leaf.dtype, sharding)
 
-  return jax.tree_util.tree_map_with_path(array, shapes)
+  return map_named(array, shapes)
 
 
 def _index(folder):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from dareu_jax.core.errors import InputError, InvalidSetting
 from dareu_jax.core.settings import NonNegative, settings
+from dareu_jax.core.trees import map_named
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -176,16 +177,10 @@ def _spec(axes, shape, mesh):
 def shardings(state: PyTree, mesh: Mesh | AbstractMesh) -> PyTree[NamedSharding]:
   """NamedShardings of a state's parameters, optimizer moments included (they share the paths)."""
 
-  def sharding(path, leaf):
-    return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
+  def sharding(name, leaf):
+    return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
 
-  return jax.tree_util.tree_map_with_path(sharding, state)
-
-
-def path_name(path: Sequence[Any]) -> str:
-  """'layers/0/attention/q_proj/kernel' of a key path."""
-  names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
-  return "/".join(str(name) for name in names if name not in ("value", None))
+  return map_named(sharding, state)
 
 
 def is_stacked(name: str) -> bool:
@@ -259,9 +254,8 @@ def constrain_parameters(state: PyTree) -> PyTree:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return state
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jax.lax.with_sharding_constraint(
-      leaf, parameter_spec(path_name(path), leaf.shape, mesh)), state)
+  return map_named(lambda name, leaf: jax.lax.with_sharding_constraint(
+    leaf, parameter_spec(name, leaf.shape, mesh)), state)
 
 
 def constrain_gathered(state: PyTree, limit: int | float) -> PyTree:
@@ -270,25 +264,25 @@ def constrain_gathered(state: PyTree, limit: int | float) -> PyTree:
   if mesh.empty or not gathered_bytes(state, mesh, limit):
     return state
 
-  def gathered(path, leaf):
-    spec = parameter_spec(path_name(path), leaf.shape, mesh)
+  def gathered(name, leaf):
+    spec = parameter_spec(name, leaf.shape, mesh)
     return jax.lax.with_sharding_constraint(leaf, _gathered(spec)) if "fsdp" in spec else leaf
 
-  return jax.tree_util.tree_map_with_path(gathered, state)
+  return map_named(gathered, state)
 
 
 def gathered_bytes(state: PyTree, mesh: Mesh | AbstractMesh, limit: int | float) -> int:
   """Bytes of gathered parameters (arrays or shapes) on one device; 0 if they are not gathered,
   because `fsdp` splits nothing or they are more than `limit`."""
 
-  def size(path, leaf):
-    spec = _gathered(parameter_spec(path_name(path), leaf.shape, mesh))
+  def size(name, leaf):
+    spec = _gathered(parameter_spec(name, leaf.shape, mesh))
     shape = NamedSharding(mesh, spec).shard_shape(leaf.shape)
     return int(np.prod(shape)) * np.dtype(leaf.dtype).itemsize
 
   if mesh.shape["fsdp"] == 1:
     return 0
-  total = sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, state)))
+  total = sum(jax.tree.leaves(map_named(size, state)))
   return total if total <= limit else 0
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
+from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.data.batches import bucket_length
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.generation.sampler import generate, row_keys
@@ -23,7 +24,7 @@ from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.handle import Model, split
 from dareu_jax.models.quantization import Scheme
 from dareu_jax.parallel.hosts import fetch
-from dareu_jax.parallel.mesh import MeshSettings, make_mesh, mesh_of, path_name, shard
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh, mesh_of, shard
 
 BATCH = 16  # prompts that are answered at a time
 MULTIPLE = 64  # of the prompt slots: few programs
@@ -133,14 +134,12 @@ class LanguageModel:
     config = dataclasses.replace(self.config, lora=lora)
     # What is frozen then is all that there was; the adapters alone are made.
     shapes = factory.abstract_model(config)
-    leaves = {path_name(path): leaf for part in (self.model.params, self.model.frozen)
-              for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+    leaves = named_leaves(self.model.params, self.model.frozen)
     leaves |= factory.fresh_adapters(
       lambda config: Decoder(config, rngs=nnx.Rngs(params=jax.random.key(seed))), config)
 
     def filled(part):
-      return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves[path_name(path)].astype(leaf.dtype), part)
+      return map_named(lambda name, leaf: leaves[name].astype(leaf.dtype), part)
 
     model = Model(shard(filled(shapes.params), mesh_of(self.model)), filled(shapes.frozen),
                   shapes.static)

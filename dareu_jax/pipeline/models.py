@@ -150,15 +150,19 @@ class Models:
       self.__dict__.pop(name, None)
 
   def check_checkpoints(self) -> None:
-    """Raises InputError unless the files of all models fit, without reading the large weights."""
+    """Raises InputError unless the files of the models that are trained fit, without reading the
+    large weights."""
     settings = self.settings
     if settings.evaluation.gibberish_model:
       gibberish_classifier.load(settings.evaluation.gibberish_model)
     if self.original is None:
       factory.check_decoder(settings.base, self.config)
+    factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
+
+  def check_reference(self) -> None:
+    """The same for the reference, if the settings name one."""
     if self.reference:
       factory.check_decoder(*self._reference())
-    factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
 
   def _reference(self):
     """Settings and architecture of the reference, with adapters as the original's."""

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dareu_jax.core.matmul import matmul
 from dareu_jax.data.batches import bucket_length
-from dareu_jax.evaluation.metrics import SPLITS
+from dareu_jax.evaluation.records import ALL_SPLITS
 from dareu_jax.methods.base import METHODS, Shapes
 from dareu_jax.models import factory
 from dareu_jax.models.decoder import abstract_decoder
@@ -19,7 +19,7 @@ from dareu_jax.pipeline.graph import REPLICA, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, job, memory
+from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, evaluation_job, job, memory
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.writers import progress
 
@@ -107,9 +107,9 @@ def _shapes(run):
 
 def _evaluation_flops(run, size):
   """Greedy answers to each split and the likelihoods of given answers, by each model."""
-  examples = {split: run.data.evaluated(split) for split in (*SPLITS, "holdout")}
-  prompts = sum(len(row.prompt) for split in SPLITS for row in run.data.rows(examples[split]))
-  answers = sum(len(examples[split]) for split in SPLITS)
+  examples = {split: run.data.evaluated(split) for split in ALL_SPLITS}
+  prompts = sum(len(row.prompt) for part in examples.values() for row in run.data.rows(part))
+  answers = sum(map(len, examples.values()))
   longest = run.settings.evaluation.max_new_tokens or run.data.longest_response
   texts = len(examples["forget"]) + len(examples["holdout"]) + sum(
     1 + len(e.perturbed_responses) for e in examples["forget"] if e.paraphrased_response)
@@ -162,31 +162,37 @@ def _compiled_memory(run, settings):
 
 def unlearning_job(run: Run, settings: RLSettings) -> Job:
   """The programs of an RL method on the run's models and data."""
-  data, models = run.data, run.models
+  data, models, mesh = run.data, run.models, run.models.mesh
+  evaluation = run.settings.evaluation
   multiple = run.settings.length_multiple
   retained, forget = data.rows(data.corpus.retain), data.rows(data.corpus.forget)
+  asked = data.rows(tuple(each for split in ALL_SPLITS for each in data.evaluated(split)))
   settings = dataclasses.replace(
     settings, max_new_tokens=settings.max_new_tokens or data.longest_response)
 
-  def longest(lengths):
+  def longest(lengths, multiple=multiple):
     return bucket_length(max(lengths), multiple)
 
   sizes = Sizes(
     prompt=longest(len(row.prompt) for row in forget),
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
-    scored=run.settings.evaluation.batch_size, owners=data.classes,
+    scored=evaluation.batch_size, owners=data.classes,
     rollouts=settings.rollouts_per_epoch(len(forget)))
-  return job(factory.abstract_model(models.config),
-             factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
-             models.mesh)
+  whole = job(factory.abstract_model(models.config),
+              factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
+              mesh)
+  original = whole.programs["rollout"].args[0]
+  return whole._replace(programs=whole.programs | evaluation_job(
+    original, examples=evaluation.batch_size,
+    prompt=longest((len(row.prompt) for row in asked), evaluation.length_multiple or multiple),
+    answer=evaluation.max_new_tokens or data.longest_response, mesh=mesh))
 
 
 def _estimated_memory(run):
   settings, model, mesh = run.settings, run.models.config, run.models.mesh
-  base = model.num_parameters * jnp.dtype(model.dtype).itemsize
-  trained = bytes_of(factory.abstract_model(model).params)
-  shared = 0 if settings.lora.rank == 0 else base
+  whole = factory.abstract_model(model)
+  shared, trained = bytes_of(whole.frozen), bytes_of(whole.params)
   # The start, the teacher; the current, previous and chosen policy; two moments and gradients.
   policy = shared + trained * (5 + 2 + 1)
   footprint, itemsize = _footprint(settings), jnp.dtype(model.dtype).itemsize

@@ -19,8 +19,9 @@ from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.pipeline.workdir import Workdir, check_format
 from dareu_jax.rl.reward_functions import Reward
+from dareu_jax.training.checkpoints import shared_json
 from dareu_jax.training.digests import hex_digest
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import MetricWriter, progress
@@ -72,6 +73,10 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
     reward: callable used in place of the method's own reward, with such an original.
     options: further fields of Run.
   """
+  stored = shared_json(folder / "config.json")
+  if stored is not None:
+    check_format(stored, folder)
+  settings = _decided(settings, stored)
   workdir = Workdir(folder, settings, settings.checkpoint)
   stages = graph.stages(settings, source, source.refusals or REFUSALS, seed,
                         _digests(settings, original, reward))
@@ -80,6 +85,15 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   models = Models(settings, seed, data, mesh, workdir, settings.mesh.gather_gib, original,
                   settings.retrains, settings.retrained.path)
   return Run(settings, seed, data, models, workdir, stages, **options)
+
+
+def _decided(settings, stored):
+  """The settings with each 'auto' of a model decided, once for a folder: its results are loaded on
+  other machines too."""
+  base, classifier = (stored["model"], stored["classifier"]["model"]) if stored else (None, None)
+  return dataclasses.replace(
+    settings, model=settings.model.decided(base), classifier=dataclasses.replace(
+      settings.classifier, model=settings.classifier.model.decided(classifier)))
 
 
 def _digests(settings, original, reward):

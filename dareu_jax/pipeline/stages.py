@@ -66,6 +66,7 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
 def keep_tokenizer(run: Run) -> None:
   """Checks every text and checkpoint that later stages use, so that they do not fail late, and
   saves the tokenizer."""
+  run.models.check_reference()  # no part of the stage: it may be named when the rest is done
   with run.workdir.stage("tokenizer", run.fingerprints["tokenizer"]) as store:
     if store is None:
       return

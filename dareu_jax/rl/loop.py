@@ -93,8 +93,7 @@ def run(task: RLTask, stage: StageIO) -> Result:
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      falling = 1 - (1 - settings.final_rate) * step / total
-      state, metrics = learn(task, state, step, falling * rate_scale(reports, guards))
+      state, metrics = learn(task, state, step, rate_scale(reports, guards))
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -121,7 +120,7 @@ def run(task: RLTask, stage: StageIO) -> Result:
 
 def learn(task: RLTask, state: learner.LearnerState, step: int,
           rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
-  """One rollout and its updates: (state, metrics)."""
+  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics)."""
   settings, evaluator = task.settings, task.evaluator
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
@@ -147,7 +146,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
   for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
-    scale = rate_scale * min(1.0, (number + 1) / max(1, settings.warmup_steps))
+    scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]
     learned_from.append((rows, retain))

@@ -16,7 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dareu_jax.attribution.classifier import prefix_scores
 from dareu_jax.data.batches import Batch
+from dareu_jax.evaluation.evaluator import completion_statistics
 from dareu_jax.generation.sampler import Completions, generate
+from dareu_jax.generation.strategies import Greedy
 from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import ValueHead
 from dareu_jax.parallel import mesh as meshes
@@ -77,21 +79,15 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
     lambda policy, value: learner.init_learner(policy, value, settings),
     original.params, fresh_head.params), mesh)
 
-  def rows_of(shape, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.batch_sharding(shape, mesh))
-
-  def whole(shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-
+  rows_of, whole = functools.partial(_rows, mesh), functools.partial(_whole, mesh)
   prompts = rows_of((rows, width)), rows_of((rows,))
   asked = rows // settings.group_size
   queries = rows_of((asked, width)), rows_of((asked,))
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-  keys = whole(keys.shape, keys.dtype)
+  keys = _keys(mesh, rows)
   completions = Completions(
     rows_of((rows, time)), rows_of((rows,)), rows_of((rows,), bool),
     rows_of((rows, time), jnp.float32), rows_of((rows, time), jnp.float32), whole((), jnp.int32))
-  scored = min(rows, sizes.scored)
+  scored = sizes.scored
   score_args = (state, original, value_head, rows_of((rows, time), jnp.float32), *prompts,
                 completions)
   scoring = {"settings": settings, "moved": sizes.rollouts > 1}
@@ -119,6 +115,41 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   # The teacher is a separate role; the judge shares the classifier's frozen weights.
   judge = jax.tree.map(lambda leaf: leaf.update(), classifier.params)
   return Job(programs, (state, original, value_head, classifier, judge))
+
+
+def evaluation_job(model: Model, *, examples: int, prompt: int, answer: int,
+                   mesh: Mesh) -> dict[str, Program]:
+  """The programs that evaluate a model, greedy answers and likelihoods, as those of a `Job`.
+
+  Args:
+    model: the model, of shapes on the mesh.
+    examples: of a batch.
+    prompt: slots of the longest query.
+    answer: slots of an answer.
+    mesh: the mesh.
+  """
+  rows_of = functools.partial(_rows, mesh)
+  count = rows_of((examples,))
+  batch = Batch(rows_of((examples, prompt + answer)), count, rows_of((examples, answer)), count,
+                count)
+  return {
+    "answers": Program(
+      generate, (model, rows_of((examples, prompt)), count, _keys(mesh, examples)),
+      dict(strategy=Greedy(), max_new_tokens=answer, eos_id=NEVER, pad_id=0), 1, answer),
+    "likelihoods": Program(completion_statistics, (model, batch), {}, 1, 1)}
+
+
+def _rows(mesh, shape, dtype=jnp.int32):
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.batch_sharding(shape, mesh))
+
+
+def _whole(mesh, shape, dtype):
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def _keys(mesh, rows):
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  return _whole(mesh, keys.shape, keys.dtype)
 
 
 class Memory(NamedTuple):

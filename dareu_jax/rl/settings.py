@@ -102,6 +102,13 @@ class RLSettings:
   def updates_per_rollout(self) -> int:
     return self.inner_epochs * -(-self.learned_rows // self.minibatch_size)
 
+  def rate_scale(self, update: int, queries: int) -> float:
+    """Share of the learning rates in an update of a run with so many forget queries: a linear
+    warmup times a linear fall over the whole run."""
+    total = self.epochs * self.rollouts_per_epoch(queries) * self.updates_per_rollout
+    rising = min(1.0, (update + 1) / max(1, self.warmup_steps))
+    return rising * (1 - (1 - self.final_rate) * update / total)
+
   def __post_init__(self):
     if self.minibatch_size > self.learned_rows:
       raise InvalidSetting(

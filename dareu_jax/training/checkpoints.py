@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import Count, settings
+from dareu_jax.core.trees import path_name
 from dareu_jax.parallel import hosts
-from dareu_jax.parallel.mesh import path_name
 from dareu_jax.training.digests import hex_digest
 
 Path = str | pathlib.Path

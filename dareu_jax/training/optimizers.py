@@ -14,7 +14,7 @@ from jax import Array
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.settings import Count, Fraction, NonNegative, Positive, Size, settings
-from dareu_jax.parallel.mesh import path_name
+from dareu_jax.core.trees import map_named
 
 
 @settings
@@ -42,8 +42,8 @@ def adamw_direction(weight_decay: float, clip_norm: float) -> optax.GradientTran
 
   def matrices(params):
     # By name too: the norms and biases of scanned layers are stacked into two dimensions.
-    return jax.tree_util.tree_map_with_path(
-      lambda path, p: p.ndim > 1 and not path_name(path).endswith(("scale", "bias")), params)
+    return map_named(
+      lambda name, p: p.ndim > 1 and not name.endswith(("scale", "bias")), params)
 
   return optax.chain(
     optax.clip_by_global_norm(clip_norm),

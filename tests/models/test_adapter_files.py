@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,6 @@ def changed(adapter, *, tensors=None, **config):
   if tensors is not None:
     save_file(tensors(load_file(adapter / "adapter_model.safetensors")),
               adapter / "adapter_model.safetensors")
-  checkpoint.find.cache_clear()
   return adapter
 
 
@@ -143,11 +143,16 @@ def test_an_adapter_without_weights_or_beside_none_is_one_error(folders):
     checkpoint.find(str(changed(adapter, base_model_name_or_path=str(adapter))))
 
 
-def test_the_digest_of_a_checkpoint_sees_its_weights_and_its_adapter(folders):
-  """A run resumed on other weights of the same name would mix two models."""
+def test_the_digest_of_a_checkpoint_sees_all_that_a_run_reads_of_it(folders, tmp_path):
+  """A run resumed on another checkpoint of the same name would mix two models."""
   base, adapter, _ = folders
   digests = [checkpoint.digest(str(base)), checkpoint.digest(str(adapter))]
   changed(adapter, tensors=lambda tensors: {n: t + 1 for n, t in tensors.items()})
-  checkpoint.digest.cache_clear()
   digests.append(checkpoint.digest(str(adapter)))
-  assert len(set(digests)) == 3
+  copy = shutil.copytree(base, tmp_path / "copy")
+  assert checkpoint.digest(str(copy)) == digests[0]
+  for name in ("config.json", "chat_template.jinja"):
+    with (copy / name).open("a") as file:
+      file.write(" ")
+    digests.append(checkpoint.digest(str(copy)))
+  assert len(set(digests)) == len(digests)

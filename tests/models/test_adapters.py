@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.trees import path_name
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.factory import fresh_adapters
 from dareu_jax.models.handle import split
 from dareu_jax.models.heads import OwnerClassifier
-from dareu_jax.parallel.mesh import path_name
 from tests.models.reference import LLAMA, LORA, hf_name, logits_of, reference_logits, weights_of
 
 

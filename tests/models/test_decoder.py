@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.trees import path_name
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier
 from dareu_jax.models.rope import RopeConfig, rope_frequencies
-from dareu_jax.parallel.mesh import path_name
 from tests.models.reference import (
   CONFIGS,
   LLAMA,

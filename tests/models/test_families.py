@@ -14,13 +14,14 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import path_name
 from dareu_jax.models import factory, huggingface, peft
 from dareu_jax.models.config import LoraSettings, ModelSettings, from_settings
 from dareu_jax.models.config_json import from_huggingface, to_huggingface
 from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.models.families.base import FAMILIES, Family, family_of, register_family
 from dareu_jax.parallel import mesh
-from dareu_jax.parallel.mesh import MeshSettings, make_mesh, path_name
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 from tests.configs import ROOT
 from tests.models.checkpoints import IDS, NO_LORA, config_json, load, write
 from tests.models.families import EXAMPLE, example_family

@@ -9,12 +9,13 @@ import pytest
 from flax import nnx
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.core.trees import path_name
 from dareu_jax.evaluation.attacks import quantization as attack
 from dareu_jax.models import factory, huggingface
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.handle import bytes_of
 from dareu_jax.models.quantization import QuantizedKernel, dequantize, nf4_levels, quantize
-from dareu_jax.parallel.mesh import MeshSettings, make_mesh, path_name
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 from dareu_jax.pipeline import language_model
 from dareu_jax.pipeline.settings import Settings
 from tests.jobs import on_eight_devices
@@ -114,11 +115,12 @@ EIGHT_DEVICES = """
 import json, pathlib, tempfile
 import jax, numpy as np
 from flax import nnx
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models import huggingface, weights
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.config_json import from_huggingface
 from dareu_jax.models.decoder import Decoder, abstract_decoder
-from dareu_jax.parallel.mesh import MeshSettings, make_mesh, path_name
+from dareu_jax.parallel.mesh import MeshSettings, make_mesh
 
 config = ModelConfig(vocab_size=64, embed_dim=512, mlp_dim=320, num_layers=2, num_heads=4,
                      num_kv_heads=2, head_dim=128)
@@ -140,8 +142,7 @@ def read(scheme, scan, *mesh):
   _, state = nnx.split(abstract_decoder(config))
   filled = weights.fill(state, {}, weights.Weights(folder, config), make_mesh(MeshSettings(*mesh)))
   parts = [len({str(s.index) for s in leaf.addressable_shards})
-           for path, leaf in jax.tree_util.tree_leaves_with_path(filled)
-           if path_name(path).endswith("values")]
+           for name, leaf in named_leaves(filled).items() if name.endswith("values")]
   return rounded, sum(parts) * (2 if scan else 1), [np.asarray(leaf) for leaf in jax.tree.leaves(filled)]
 
 found = []

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import build
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.handle import split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
@@ -45,8 +46,7 @@ def leaves(scan_layers, **changes):
   """{path: shape} of a classifier with adapters and of the head that its decoder dropped."""
   config = ModelConfig(**{**SHAPE, "scan_layers": scan_layers, **changes})
   model = nnx.eval_shape(lambda: OwnerClassifier(config, 6, rngs=nnx.Rngs(params=0)))
-  flat = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-  shapes = {M.path_name(path): leaf.shape for path, leaf in flat}
+  shapes = {name: leaf.shape for name, leaf in named_leaves(nnx.state(model)).items()}
   shapes["decoder/lm_head"] = (config.embed_dim, config.vocab_size)
   return shapes
 
@@ -137,8 +137,7 @@ def test_every_leaf_of_a_training_state_has_a_rule(adapters_only, critic):
     lambda: init_learner(*zeros((params, head)), RLSettings(critic=critic)))
   supervised = jax.eval_shape(lambda: init_train_state(zeros(params), TrainSettings()))
   for tree in (state, supervised, head):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(M.shardings(tree, CUBE)):
-      name = M.path_name(path)
+    for name, leaf in named_leaves(M.shardings(tree, CUBE)).items():
       axes = expected_axes(name)
       assert (leaf.spec != P()) == (axes is not None), name
 

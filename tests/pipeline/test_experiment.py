@@ -9,10 +9,10 @@ import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
+from dareu_jax.core.trees import path_name
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
-from dareu_jax.parallel.mesh import path_name
 from dareu_jax.pipeline import evaluation, experiment
 from dareu_jax.pipeline.experiment import judgement, over_seeds
 from dareu_jax.pipeline.run import make_run

@@ -12,7 +12,6 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.evaluation.records import UNSEEN
-from dareu_jax.models import checkpoint
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -140,8 +139,8 @@ def test_a_quantized_original_is_unlearned_and_exported_as_it_is(request_run, fo
   assert np.abs(exported - plain).max() > 1e-2
 
 
-def test_a_reference_of_another_vocabulary_is_refused(folders, tmp_path):
-  """The same ids would be other texts."""
+def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_path):
+  """The same ids would be other texts; it may be named when all else is done."""
   loaded, _ = load_saved_folder(folders / "retrained")
   folder = tmp_path / "other"
   loaded.save(folder)
@@ -154,8 +153,25 @@ def test_a_reference_of_another_vocabulary_is_refused(folders, tmp_path):
   settings = Settings.from_config(config_of(
     folders, original=folders / "original", retrained=folder))
   with pytest.raises(InputError, match="config.retrained.path is .*vocabulary is not the original"):
-    experiment.run(settings, tmp_path / "w")
-  assert not (tmp_path / "w/classifier").exists()
+    experiment.run(settings, tmp_path / "w", share=[request_run[1]])
+  assert not (tmp_path / "w/evaluation").exists()
+
+
+def test_auto_is_decided_once_for_a_workdir(folders, tmp_path):
+  """What a GPU made in bfloat16 is not read as float32 on a CPU."""
+  config = config_of(folders, original=folders / "original")
+  config.model.dtype = "auto"
+  settings = Settings.from_config(config)
+  (here,) = experiment.prepare(settings, tmp_path)
+  assert (here.settings.model.dtype, here.settings.model.scan_layers) == ("float32", False)
+  here.workdir.check_config(overwrite=False)
+  path = tmp_path / "config.json"
+  elsewhere = json.loads(path.read_text())
+  elsewhere["model"] |= {"dtype": "bfloat16", "scan_layers": True, "remat": True}
+  path.write_text(json.dumps(elsewhere))
+  (resumed,) = experiment.prepare(settings, tmp_path)
+  assert resumed.models.config.dtype == "bfloat16" and resumed.models.config.scan_layers
+  resumed.workdir.check_config(overwrite=False)
 
 
 def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_path):
@@ -182,7 +198,6 @@ def test_half_a_download_is_named(folders, tmp_path):
   loaded.save(tmp_path / "half")
   file = tmp_path / "half/model.safetensors"
   file.write_bytes(file.read_bytes()[:-1000])
-  checkpoint.find.cache_clear()
   settings = Settings.from_config(config_of(folders, original=tmp_path / "half"))
   with pytest.raises(InputError, match="model.safetensors is damaged"):
     experiment.run(settings, tmp_path / "w")

@@ -6,6 +6,7 @@ import pytest
 
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.batches import prompt_batch
+from dareu_jax.evaluation.records import ALL_SPLITS
 from dareu_jax.pipeline import experiment, plan
 from dareu_jax.pipeline.graph import candidates
 from dareu_jax.pipeline.settings import Settings
@@ -56,6 +57,22 @@ def test_what_stays_is_what_the_run_holds(planned):
   held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(
     (state, task.original, *classifiers))}
   assert bytes_on_device(job.resident) == pytest.approx(sum(held.values()), rel=0.01)
+
+
+def test_the_evaluation_is_planned_at_its_own_sizes(planned):
+  """Its batches and answers may be larger than a rollout's."""
+  run, task, job = planned
+  evaluator = task.evaluator
+  asked = [row for split in ALL_SPLITS for row in run.data.rows(run.data.evaluated(split))]
+  ids, _ = prompt_batch(asked[:1], evaluator.batch_size, multiple=evaluator.multiple, pad_id=0,
+                        width=max(len(row.prompt) for row in asked))
+  answers = job.programs["answers"]
+  assert answers.args[1].shape == ids.shape
+  assert answers.static["max_new_tokens"] == evaluator.max_new_tokens
+  answers.lower(run.models.mesh)
+  assert job.programs["likelihoods"].args[1].completion_ids.shape == (
+    evaluator.batch_size, evaluator.max_new_tokens)
+  job.programs["likelihoods"].lower(run.models.mesh)
 
 
 def test_the_peak_is_at_least_what_stays_and_what_an_update_needs(planned):

@@ -65,9 +65,8 @@ def run(monkeypatch):
     return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
                   response_length=LENGTHS[epoch])
 
-  def go(action, store=None, final_rate=1.0, **guards):
-    settings = RLSettings(epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3,
-                          final_rate=final_rate)
+  def go(action, store=None, **guards):
+    settings = RLSettings(epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3)
     monitor = types.SimpleNamespace(
       assess=assess, settings=MonitorSettings(guards=GuardSettings(action=action, **guards)))
     values = dict.fromkeys(field.name for field in dataclasses.fields(loop.RLTask))
@@ -101,12 +100,12 @@ def test_a_rollback_undoes_the_epoch_and_goes_on_at_half_the_rate(run):
   assert result.chosen_epoch == 5 and weight(result) == 3.5
 
 
-def test_rates_fall_in_a_line_over_the_whole_run_and_rollbacks_halve_what_is_left(run):
-  _, _, rates = run("refuse", final_rate=0.0)
-  np.testing.assert_allclose(rates, 1 - np.arange(10) / 10)
-  _, _, halved = run("rollback", final_rate=0.5, max_rollbacks=3)
-  np.testing.assert_allclose(
-    halved[10:], (1 - 0.05 * np.arange(10)) * ([1.0] * 4 + [0.5] * 4 + [0.25] * 2))
+def test_rates_rise_over_the_warmup_and_fall_in_a_line_over_all_updates_of_the_run():
+  settings = RLSettings(epochs=5, samples_per_prompt=2, rollout_batch_size=4, minibatch_size=2,
+                        warmup_steps=4, final_rate=0.5)
+  # 6 queries: 3 rollouts in an epoch, 2 updates in each.
+  rates = [settings.rate_scale(update, 6) for update in range(30)]
+  np.testing.assert_allclose(rates, np.minimum(1, np.arange(1, 31) / 4) * np.linspace(1, .5, 31)[:30])
 
 
 def test_the_last_rollback_ends_the_run(run):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.trees import path_name
 from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.parallel.mesh import path_name
 from dareu_jax.training.optimizers import Schedule, TrainSettings, adamw_direction, apply_direction
 
 PEAK = 3e-3

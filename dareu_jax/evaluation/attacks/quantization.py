@@ -3,13 +3,12 @@
 Only linear kernels, as in bitsandbytes: embedding, head and norms are unchanged.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.models.handle import Model
 from dareu_jax.models.quantization import BLOCK, nf4_levels
-from dareu_jax.parallel.mesh import path_name
 
 
 def to_int8(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
@@ -48,11 +47,9 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
     merged: quantize kernel and adapter together (the adapter is then 0), or only the kernel.
   """
   round_off = SCHEMES[scheme]
-  leaves = {path_name(path): leaf for tree in (model.params, model.frozen)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  leaves = named_leaves(model.params, model.frozen)
 
-  def quantized_leaf(path, leaf):
-    name = path_name(path)
+  def quantized_leaf(name, leaf):
     module = name.rpartition("/")[0]
     adapter = leaves.get(f"{module}/lora_a") if lora_scale and merged else None
     if name.endswith("_proj/kernel"):
@@ -64,6 +61,5 @@ def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: boo
       return jnp.zeros_like(leaf)
     return leaf
 
-  params, frozen = (jax.tree_util.tree_map_with_path(quantized_leaf, tree)
-                    for tree in (model.params, model.frozen))
-  return Model(params, frozen, model.static)
+  return Model(map_named(quantized_leaf, model.params), map_named(quantized_leaf, model.frozen),
+               model.static)

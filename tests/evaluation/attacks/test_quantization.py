@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.trees import path_name
 from dareu_jax.evaluation.attacks import quantization
 from dareu_jax.models import handle
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
-from dareu_jax.parallel.mesh import path_name
 
 # As QLoRA's appendix prints them.
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
