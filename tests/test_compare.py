@@ -85,3 +85,11 @@ def test_a_published_log_becomes_its_summary(data_dir, tmp_path, capsys):
   theirs = json.loads((folder / "TOFU_SUMMARY.json").read_text())
   assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-6, abs=1e-30)
   assert "forget_quality" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["original", "retrained"])
+def test_requests_on_different_models_are_not_comparable(part):
+  configs = {name: {part: {"path": name}} for name in ("a", "b")}
+  assert compare.unlike(configs) == [
+    f"Not comparable: b differs from a in config.{part}."]
+  assert not compare.unlike({"a": configs["a"], "b": configs["a"]})

@@ -49,7 +49,7 @@ def read_jsonl(path: Path, owner: str | None = None) -> tuple[Example, ...]:
 
 
 def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
-  """Writes examples, one per line; `read_jsonl` returns the same examples.
+  """Writes examples, one per line; `read_jsonl` returns the same, if no text was split yet.
 
   Args:
     path: the file; its folder is created if missing, and an existing file is replaced.

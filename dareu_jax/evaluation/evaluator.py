@@ -154,11 +154,11 @@ class Evaluator:
     return sampled
 
   def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
-    """Log-probs of each row's own completion, with the end token last."""
+    """Log-probs of each row's own completion, the end token included."""
     return [np.asarray(statistics.logprobs) for statistics in self.statistics(params, rows)]
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
-    """Statistics of each row's own completion, with the end token last: NumPy arrays [n]."""
+    """Statistics of each row's own completion, the end token included: NumPy arrays [n]."""
     results: list[Any] = [None] * len(rows)
     for indices, batch in self._batches(rows).in_order():
       arrays: list[Any] = [fetch(x) for x in completion_statistics(
@@ -175,6 +175,10 @@ class Evaluator:
       norms[indices] = fetch(_gradient_norms(
         self.model.with_params(params), self.to_device(batch)))[:len(indices)]
     return norms
+
+  def ends(self, row: Row) -> bool:
+    """Whether a row's completion has an end token: a piece of a longer text has none."""
+    return row.completion[-1] == self.tokenizer.eos_id
 
   def _batches(self, rows):
     return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)

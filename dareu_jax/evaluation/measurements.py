@@ -45,7 +45,7 @@ def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], 
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   measured: list[Fields] = [
     {"logprobs": seen.logprobs, "entropies": seen.entropies, "variances": seen.variances,
-     "hits": seen.predictions == np.array(row.completion)}
+     "hits": seen.predictions == np.array(row.completion), "ends": evaluator.ends(row)}
     for row, seen in zip(rows, evaluator.statistics(params, rows), strict=True)]
   if gradient_norm:
     norms = evaluator.gradient_norms(params, rows)

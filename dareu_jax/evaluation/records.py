@@ -35,12 +35,13 @@ class Record:
   owner: str
   prompt: str
   truth: str  # the true response
-  # For the n tokens of the true response y given the prompt, the end token last; π_t is the model's
-  # distribution at token t:
+  # For the n tokens of the true response y given the prompt, the end token last if it `ends`; π_t
+  # is the model's distribution at token t:
   logprobs: Float[np.ndarray, " n"]  # log π_t(y_t), float32
   entropies: Float[np.ndarray, " n"]  # -E log π_t in nats, float32
   variances: Float[np.ndarray, " n"]  # Var log π_t, float32
   hits: Bool[np.ndarray, " n"]  # whether y_t is the likeliest token
+  ends: bool = True  # whether y has an end token: a piece of a longer text has none
   gradient_norm: float | None = UNMEASURED  # mean over the trained tensors of ‖∂ NLL / ∂θ‖
   # Mean NLL per token of other responses to the prompt:
   paraphrased_nll: float | None = UNMEASURED  # the paraphrased true response
@@ -57,6 +58,11 @@ class Record:
   retrained_tokens: int = UNMEASURED  # number of its tokens, including the end token
   original_nll_sum: float = UNMEASURED  # the same under the original
   original_tokens: int = UNMEASURED
+
+  @property
+  def inner(self) -> slice:
+    """The tokens of the text itself: all but the end token."""
+    return slice(-1 if self.ends else None)
 
   def has(self, field: str) -> bool:
     """Whether a field was measured."""

@@ -39,6 +39,17 @@ class Completions(NamedTuple):
   steps: Int[Array, ""]
 
 
+LAST = 4  # the last 1/LAST of the rows to end go on in a batch of their own
+
+
+class _Rows(NamedTuple):
+  """What does not change while rows are decoded."""
+
+  keys: jax.Array  # [B]
+  prompt_lengths: jax.Array  # [B]
+  key_positions: jax.Array  # [B, P+T]
+
+
 class _DecodeState(NamedTuple):
   step: jax.Array
   logits: jax.Array  # [B, V] of the next token
@@ -79,8 +90,8 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
     last, prompt_lengths, key_positions = (
       jnp.repeat(x, batch // prompts, axis=0) for x in (last, prompt_lengths, key_positions))
 
-  def decode(state):
-    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
+  def decode(rows, state):
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys, state.step)
     tokens, logprobs, entropies = strategy(state.logits, step_keys)
     live = ~state.done
 
@@ -98,12 +109,16 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
       steps=state.step + 1,
     )
     hidden, cache = decoder(
-      tokens[:, None], (prompt_lengths + state.step)[:, None], cache=state.cache,
-      key_positions=key_positions, slot=prompt_slots + state.step)
+      tokens[:, None], (rows.prompt_lengths + state.step)[:, None], cache=state.cache,
+      key_positions=rows.key_positions, slot=prompt_slots + state.step)
     return _DecodeState(state.step + 1, decoder.head(hidden[:, 0]), done, completions, cache)
 
-  def going(state):
-    return (state.step < max_new_tokens) & ~jnp.all(state.done)
+  def decode_until(live, rows, state):
+    """Decodes until at most so many rows are live."""
+    def going(state):
+      return (state.step < max_new_tokens) & (jnp.sum(~state.done) > live)
+
+    return jax.lax.while_loop(going, functools.partial(decode, rows), state)
 
   start = Completions(
     ids=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
@@ -113,8 +128,34 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
     entropies=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
+  rows = _Rows(keys, prompt_lengths, key_positions)
   state = _DecodeState(jnp.int32(0), decoder.head(last), jnp.zeros(batch, bool), start, cache)
-  return jax.lax.while_loop(going, decode, state).completions
+  count = _rows_to_part(batch)
+  state = decode_until(count, rows, state)
+  if not count:
+    return state.completions
+  # A few long rows would keep all others waiting.
+  last_rows = jnp.argsort(state.done, stable=True)[:count]  # those that are not done come first
+  parted = decode_until(0, *_take((rows, state), last_rows))
+  return jax.tree.map(
+    lambda whole, part: part if whole.ndim == 0 else whole.at[last_rows].set(part),
+    state.completions, parted.completions)
+
+
+def _rows_to_part(batch):
+  """How many rows are left when they are parted from the batch; on a mesh of several devices none,
+  since their caches would have to travel."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return batch // LAST if mesh.empty or mesh.size == 1 else 0
+
+
+def _take(tree, rows):
+  """Rows of every array of a tree; of a cache [(L,) B, K, S, H] along its batch axis."""
+  def take(x):
+    axis = 1 if x.ndim == 5 else 0
+    return x if x.ndim == 0 else jnp.take(x, rows, axis=axis)
+
+  return jax.tree.map(take, tree)
 
 
 def _slot_positions(prompt_lengths, prompt_slots, max_new_tokens):

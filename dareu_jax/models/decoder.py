@@ -3,6 +3,8 @@
 B batch, T time, S cache slots, D model, V vocab, L layers, K kv heads, H head dim.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,16 +217,20 @@ class Decoder(nnx.Module):
     return jax.lax.scan(self._rematerialized(body), (x, cache), inputs)[0]
 
   def _unroll(self, apply, x, cache, start, stop):
-    caches = []
-    for index in range(start, stop):
-      graphdef, state = nnx.split(self.layers[index])
-
-      def body(x, state_and_cache, graphdef=graphdef, window=self.config.layer_windows[index]):
+    # Jitted, so that layers of equal shapes are traced and differentiated once; XLA sees no calls.
+    @functools.partial(jax.jit, static_argnames=("graphdef", "window"))
+    def run(x, state, cache, *, graphdef, window):
+      def body(x, state_and_cache):
         state, cache = state_and_cache
         return apply(nnx.merge(graphdef, state), x, window, cache)
 
-      layer_cache = None if cache is None else cache[index]
-      x, layer_cache = self._rematerialized(body)(x, (state, layer_cache))
+      return self._rematerialized(body)(x, (state, cache))
+
+    caches = []
+    for index in range(start, stop):
+      graphdef, state = nnx.split(self.layers[index])
+      x, layer_cache = run(x, state, None if cache is None else cache[index], graphdef=graphdef,
+                           window=self.config.layer_windows[index])
       caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)
 

@@ -80,7 +80,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     seed: of the samples that say what ordinary text is.
 
   Raises:
-    InputError: without forget examples, for an unknown original, or an example that is too long.
+    InputError: without forget examples, for an unknown original, a name that has another meaning,
+      or an example that is too long.
   """
   if not examples.get("forget"):
     raise InputError("there are no forget examples to evaluate on: give at least one.")

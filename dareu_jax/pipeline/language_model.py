@@ -37,7 +37,7 @@ class LanguageModel:
   """A decoder with its weights and its tokenizer.
 
   Attributes:
-    model: the weights, as jitted functions take them; of a checkpoint all of them are frozen.
+    model: the weights, as jitted functions take them; of a checkpoint only an adapter is trained.
     config: the architecture.
     tokenizer: with the chat template.
     source: folder or hub name of the checkpoint that the weights came from; '' if they did not.
@@ -159,7 +159,7 @@ def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", temp
     path: folder, or name of a model of the hub.
     dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     quantize: 'int8' or 'nf4' keeps the linear kernels in few bits, under adapters.
-    template: of prompts, a key of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
+    template: of prompts, one of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
     mesh: where the weights go; split over all devices, if not given.
 
   Raises:

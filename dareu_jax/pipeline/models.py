@@ -202,7 +202,7 @@ def model_config(settings: DataAndModelSettings, vocab_size: int,
 
 def base_model(settings: DataAndModelSettings, config: ModelConfig, seed: int, mesh: Mesh,
                workdir: Workdir) -> Model:
-  """The model that fine-tuning starts from."""
+  """The model that training starts from, without what was trained."""
   model = factory.build_decoder(settings.base, config, seed, mesh)
   if settings.base.path or not settings.pretrain.epochs:
     return model

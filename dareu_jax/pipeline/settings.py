@@ -149,8 +149,9 @@ class Settings:
                            "config.original.path, or leave this empty to retrain.")
     if self.lora.rank and not (self.pretrains or self.base.path):
       raise InvalidSetting("lora.rank", self.lora.rank,
-                           "config.model.path is empty, and an adapter on random base weights "
-                           "learns little: name a checkpoint, or set the rank to 0.")
+                           "neither config.original.path nor config.model.path names a checkpoint, "
+                           "and an adapter on random base weights learns little: name one, or set "
+                           "the rank to 0.")
     for name in ("", "classifier."):
       quantize = _at(self, f"{name}model.quantize")
       path = _at(self, f"{name}model").path if name else self.base.path

@@ -176,28 +176,36 @@ def score_rollout(
     "response_length": jnp.mean((lengths - completions.ended).astype(jnp.float32)),
     "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
   }
+  values = None
+  if settings.learns_values:
+    trunk = state.critic.trunk
+    values = value_head.with_params(state.critic.head).module(
+      hidden if trunk is None else role(trunk)[0])
+  values, advantages, returns = _advantages(settings, scores, rewards, lengths, values)
   if settings.learner == "ppo":
-    if settings.learns_values:
-      trunk = state.critic.trunk
-      values = value_head.with_params(state.critic.head).module(
-        hidden if trunk is None else role(trunk)[0])
-    else:
-      values = regression_values(
-        rewards, log_transform(scores, epsilon=settings.epsilon, c_seg=settings.c_seg), lengths,
-        group_size=settings.samples_per_prompt, segment_length=settings.segment_length,
-        discount=settings.discount)
-    advantages, returns = generalized_advantage_estimation(
-      rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
     metrics["explained_variance"] = explained_variance(values, returns, mask)
-    if settings.whiten_advantages:
-      advantages = masked_whiten(advantages, mask)
-  else:
-    whole = group_advantages(jnp.sum(rewards, axis=1), group_size=settings.samples_per_prompt,
-                             normalize=settings.learner == "grpo")
-    advantages = jnp.where(mask, whole[:, None], 0.0)
-    values = returns = jnp.zeros_like(advantages)
   rollout = Rollout(token_ids, prompt_lengths, ids, lengths, logprobs, values, advantages, returns)
   return rollout, metrics
+
+
+def _advantages(settings, scores, rewards, lengths, values):
+  """(values, advantages, returns), each [B, T]; `values` are given by a critic that learns."""
+  mask = length_mask(lengths, rewards.shape[1])
+  if settings.learner != "ppo":
+    whole = group_advantages(jnp.sum(rewards, axis=1), group_size=settings.samples_per_prompt,
+                             normalize=settings.learner == "grpo")
+    none = jnp.zeros_like(rewards)
+    return none, jnp.where(mask, whole[:, None], 0.0), none
+  if values is None:
+    values = regression_values(
+      rewards, log_transform(scores, epsilon=settings.epsilon, c_seg=settings.c_seg), lengths,
+      group_size=settings.samples_per_prompt, segment_length=settings.segment_length,
+      discount=settings.discount)
+  advantages, returns = generalized_advantage_estimation(
+    rewards, values, lengths, discount=settings.discount, gae_lambda=settings.gae_lambda)
+  if settings.whiten_advantages:
+    advantages = masked_whiten(advantages, mask)
+  return values, advantages, returns
 
 
 @jax.jit

@@ -39,10 +39,12 @@ def test_the_home_folder_is_understood_in_every_flag(monkeypatch):
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   flags.DEFINE_integer("seed", None, "", flag_values=values)
-  values(["main", "--workdir=~/runs/x", "--seed=3"])
+  flags.DEFINE_list("share", [], "", flag_values=values)
+  values(["main", "--workdir=~/runs/x", "--seed=3", "--share=~/a,/b"])
   monkeypatch.setattr(command_line.flags, "FLAGS", values)
   options = command_line.Flags([])
   assert (options.workdir, options.seed) == ("/home/ada/runs/x", 3)
+  assert options.share == ["/home/ada/a", "/b"]
 
 
 def test_the_last_value_of_a_setting_counts(monkeypatch, tmp_path):

@@ -159,8 +159,12 @@ def test_a_template_of_another_family_is_refused(data_dir, folder, template):
     tokenizers.load(str(folder_of(data_dir, folder)), template)
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path):
-  """Transformers' own error is long and names no key of the config."""
+@pytest.mark.parametrize("kind", ["", "llama", "qwen2", "qwen3"])
+def test_a_folder_without_tokenizer_is_refused(tmp_path, kind):
+  """Transformers' own error is long and names no key of the config; for Qwen's it makes an empty
+  one of the model type alone."""
+  if kind:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
   with pytest.raises(InputError, match="config.tokenizer.path") as caught:
     tokenizers.load(str(tmp_path))
   assert str(tmp_path) in str(caught.value)

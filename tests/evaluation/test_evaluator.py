@@ -64,6 +64,12 @@ def test_each_row_gets_the_answer_to_its_own_prompt(model, rows):
   assert len(set(together.texts)) == len(rows)
 
 
+def test_a_row_ends_with_the_end_token_alone(model):
+  ends = [evaluator(model, 1).ends(Row((5,), completion, 0))
+          for completion in ((6, Numbers.eos_id), (Numbers.eos_id, 6))]
+  assert ends == [True, False]
+
+
 def test_each_row_gets_the_logprobs_of_its_own_completion(model, rows):
   """They come by buckets of length."""
   together = evaluator(model, 3).logprobs(model.params, rows)

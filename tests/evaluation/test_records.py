@@ -1,9 +1,11 @@
 """Records: what is kept of an example comes back as it was."""
 
+import dataclasses
 import json
 
 import numpy as np
 
+from dareu_jax.evaluation.metrics.likelihood import inner_hits
 from dareu_jax.evaluation.records import FIELDS, Record, merged
 from tests.evaluation.made_records import make_record, make_records
 
@@ -34,3 +36,12 @@ def test_parts_are_of_the_same_examples():
   record, = merged([{field: fields[field] for field in ("owner", "prompt", "truth")}],
                    [arrays | {"hits": np.ones(2, bool)}])
   assert record.owner == "a" and not record.has("answer") and record.has("hits")
+
+
+def test_only_the_end_token_is_no_part_of_the_text():
+  """A piece of a longer text has none: its last token counts in extraction and Min-K%."""
+  whole = make_record(np.random.default_rng(0))
+  piece = dataclasses.replace(whole, ends=False)
+  count = len(whole.logprobs)
+  assert len(inner_hits(whole)[0]) == len(whole.logprobs[whole.inner]) == count - 1
+  assert len(inner_hits(piece)[0]) == len(piece.logprobs[piece.inner]) == count

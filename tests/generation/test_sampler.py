@@ -1,5 +1,7 @@
 """Cached decoding against the full forward pass, and what a row's sample may depend on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy
+from dareu_jax.generation import sampler
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models import handle
@@ -262,6 +265,28 @@ def test_decoding_stops_when_all_rows_are_done(model, greedy, prompts):
   assert got.steps == 1
   np.testing.assert_array_equal(got.lengths, 1)
   assert got.ended.all()
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_rows_that_end_late_are_as_they_would_be_in_the_whole_batch(scan_layers, monkeypatch):
+  """They go on in a batch of their own: with another row's cache or key they were other texts."""
+  rng = np.random.default_rng(2)
+  model = make_model(scan_layers=scan_layers)
+  ids, lengths = rng.integers(0, V, (8, P)).astype(np.int32), rng.integers(1, P + 1, 8)
+  args = model, ids, lengths, row_keys(jax.random.key(0), np.arange(16))
+
+  def completed(last, eos_id):
+    monkeypatch.setattr(sampler, "LAST", last)
+    run = functools.partial(generate.__wrapped__, strategy=SAMPLE, max_new_tokens=24, pad_id=0,
+                            eos_id=eos_id)
+    return jax.jit(run)(*args)
+
+  tokens, counts = np.unique(completed(4, NEVER).ids, return_counts=True)
+  common = int(tokens[np.argsort(counts)[-3]])  # rows end here and there, and some at the limit
+  parted, whole = completed(4, common), completed(1000, common)
+  assert len(set(np.asarray(whole.lengths).tolist())) > 4
+  for name, ours, theirs in zip(parted._fields, parted, whole, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
 
 
 def test_later_calls_compile_nothing(model, sampled, prompts):

@@ -123,3 +123,10 @@ def test_log_probs_are_along_the_last_axis_whatever_is_before_it(shape, logits):
   rows = logits[:max(1, int(np.prod(shape[:-1])))]
   np.testing.assert_allclose(
     strategy.logprobs(rows.reshape(shape)), strategy.logprobs(rows).reshape(shape), rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), Sample(), Sample(top_k=3), Sample(top_p=0.5)])
+def test_of_logits_that_are_no_numbers_a_token_that_exists_is_taken(strategy):
+  """An id past the vocabulary would read another row's memory, or end as an index error."""
+  tokens = np.asarray(strategy(np.full((4, V), np.nan, np.float32), keys(4)).tokens)
+  assert ((tokens >= 0) & (tokens < V)).all()

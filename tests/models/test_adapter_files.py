@@ -156,3 +156,11 @@ def test_the_digest_of_a_checkpoint_sees_all_that_a_run_reads_of_it(folders, tmp
       file.write(" ")
     digests.append(checkpoint.digest(str(copy)))
   assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_an_adapter_that_changes_its_base_is_refused(folders, start):
+  """PEFT takes the adapter's first value off the base's weights: read apart, it is another model."""
+  _, adapter, _ = folders
+  with pytest.raises(InputError, match="changes the base's weights too. Merge"):
+    checkpoint.find(str(changed(adapter, init_lora_weights=start)))

@@ -12,6 +12,7 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.evaluation.records import UNSEEN
+from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -117,7 +118,9 @@ def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_
   assert summary["models"]["retrained"]["tug_of_war"] == 1.0
   assert OF_RETRAINED - {"privacy", "overall_closeness"} <= summary["models"]["dareu"].keys()
   reference, _ = load_saved_folder(folders / "retrained")
-  run = experiment.prepare(settings, tmp_path / "w")[0]
+  gathering = dataclasses.replace(settings, mesh=MeshSettings(gather_gib=3.0))
+  run = experiment.prepare(gathering, tmp_path / "w")[0]
+  assert run.models.retrained.module.config.gather_gib == 3.0  # as the original's
   ids = np.arange(3, 40)[None]
   with computing_on(run.models.mesh):
     own = jax.jit(lambda model: model.module.logits(ids))(run.models.load("retrained"))
@@ -191,6 +194,49 @@ def test_paths_that_do_not_fit_are_one_error(folders, tmp_path, paths, message):
   with pytest.raises(InputError, match=message):
     settings = Settings.from_config(config_of(folders, **paths))
     experiment.run(settings, tmp_path / "w")
+
+
+def test_a_model_that_one_may_not_read_is_one_error(folders, tmp_path, monkeypatch):
+  """The hub's own message is a page long."""
+  def refuse(*args, **options):
+    raise OSError("403 Client Error. Cannot access gated repo\nAccess to model is restricted.")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+  settings = Settings.from_config(config_of(folders, original="someone/gated"))
+  with pytest.raises(InputError, match=r"someone/gated.*gated repo.*hf auth login") as caught:
+    experiment.run(settings, tmp_path / "w")
+  assert "\n" not in str(caught.value)
+
+
+def test_answers_longer_than_the_models_positions_are_refused(folders, tmp_path):
+  """Of every split: the evaluation asks all of them."""
+  config = config_of(folders, original=folders / "original")
+  config.evaluation.max_new_tokens = 100_000
+  with pytest.raises(InputError, match=r"takes up to 100\d{3} tokens, but the model supports"):
+    experiment.run(Settings.from_config(config), tmp_path / "w")
+
+
+def test_chats_and_plain_texts_are_forgotten_and_kept(folders, tmp_path):
+  """A run of neither questions nor answers comes to its end; a piece of a text has no end token."""
+  authors = make_authors(5, 0)
+  data = tmp_path / "data"
+  data.mkdir()
+  story = " ".join(example.response for example in authors[60:80])
+  turns = [[{"role": role, "content": text} for example in authors[at:at + 2]
+            for role, text in (("user", example.prompt), ("assistant", example.response))]
+           for at in range(0, 20, 2)]
+  for name, lines in (("forget", [{"text": story}]), ("unseen", [{"text": authors[80].response}]),
+                      ("retain", [{"messages": chat} for chat in turns])):
+    (data / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  config = config_of(folders, original=folders / "original")
+  config.data.update(dir=str(data), response_tokens=16)
+  config.monitor.min_excess = -1.0
+  summary, _ = experiment.run(Settings.from_config(config), tmp_path / "w")
+  assert np.isfinite(summary["models"]["dareu"]["attribution_score"])
+  records = json.loads((tmp_path / "w/evaluation/dareu.json").read_text())["records"]
+  ends = [record["ends"] for record in records["forget"]]
+  assert len(ends) > 3 and ends[-1] and not any(ends[:-1])
+  assert all(record["ends"] for record in records["retain"])
 
 
 def test_half_a_download_is_named(folders, tmp_path):

@@ -12,7 +12,7 @@ from dareu_jax.pipeline.settings import Settings, config_from, default_config
 from tests.configs import ROOT, changed
 from tests.configs import preset as preset_config
 
-PRESETS = ("llama2_7b", "tinyllama", "qwen3_8b", "qwen3_0_6b")
+PRESETS = ("llama2_7b", "tinyllama", "qwen3_8b", "qwen3_0_6b", "smollm2_135m")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def refusal(config):
   return message
 
 
-@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("preset", [None, "tofu40", "llama3_2_1b", *PRESETS])
 def test_every_preset_builds(preset):
   """A preset may forget a key, or hold a value that the checks refuse."""
   config = preset_config(preset)
@@ -51,7 +51,8 @@ def test_presets_of_checkpoints_are_the_published_protocol(preset):
   """A preset that changes the tiny config in place may leave one of its values standing."""
   settings = Settings.from_config(preset_config(preset))
   assert settings.seeds == (41, 42, 43)
-  for lora in (settings.lora, settings.classifier.lora):
+  classifier = settings.classifier
+  for lora in (settings.lora, *[classifier.lora] * bool(classifier.model.path)):
     assert (lora.rank, lora.alpha) == (8, 32.0)
   assert set(settings.lora.targets) == {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -61,6 +62,17 @@ def test_presets_of_checkpoints_are_the_published_protocol(preset):
   assert (settings.data.source, settings.data.num_owners, settings.data.forget) == (
     "tofu", 0, "forget10")
   assert settings.model.path and settings.model.dtype == "auto"
+
+
+def test_a_request_trains_nothing_but_the_method_and_its_classifiers():
+  config = config_from(ROOT / "configs/forget.py")
+  assert "config.original.path" in refusal(config)  # what to forget from must be said
+  config.original.path = "folder"
+  settings = Settings.from_config(config)
+  assert not settings.retrains and not settings.has_reference and not settings.pretrains
+  assert settings.data.source == "jsonl" and settings.seeds == (42,)
+  with pytest.raises(ValueError, match="no preset 'tiny'"):
+    config_from(ROOT / "configs/forget.py", "tiny")
 
 
 # (key, impossible value); the message must say "config.<key> is <value>".

@@ -27,7 +27,7 @@ class Seen(NamedTuple):
   answers: Sequence[str]  # greedy
   labels: list[Int[np.ndarray, " n"]]
   predictions: list[Int[Array, " n"]]  # the likeliest tokens
-  logprobs: list[Float[Array, " n+1"]]  # with the end token
+  logprobs: list[Float[Array, " m"]]  # with the end token, if there is one
   min_k: float  # share of the least likely tokens that Min-K% averages
 
 
@@ -50,7 +50,8 @@ WEIGHT_METRICS = {metric.key: metric for metric in (
   WeightMetric("exact", "exact memorization", 1, 3, lambda seen: np.nanmean(
     [*map(metrics.exact_memorization, seen.predictions, seen.labels)])),
   WeightMetric("min_k", "Min-K%", -1, 2, lambda seen: np.mean(
-    [metrics.min_k_score(logprobs[:-1], k=seen.min_k) for logprobs in seen.logprobs])))}
+    [metrics.min_k_score(logprobs[:len(labels)], k=seen.min_k)
+     for logprobs, labels in zip(seen.logprobs, seen.labels, strict=True)])))}
 
 
 def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example],
@@ -58,9 +59,10 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example],
   """The metrics of `WEIGHT_METRICS`: {key: number}."""
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   statistics = evaluator.statistics(params, rows)
+  lengths = [len(row.completion) - evaluator.ends(row) for row in rows]
   seen = Seen(examples, evaluator.answers(params, rows).texts,
-              [np.array(row.completion)[:-1] for row in rows],
-              [each.predictions[:-1] for each in statistics],
+              [np.array(row.completion)[:n] for row, n in zip(rows, lengths, strict=True)],
+              [each.predictions[:n] for each, n in zip(statistics, lengths, strict=True)],
               [each.logprobs for each in statistics], min_k)
   return {key: float(metric.function(seen)) for key, metric in WEIGHT_METRICS.items()}
 

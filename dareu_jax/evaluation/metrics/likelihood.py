@@ -166,7 +166,7 @@ def inner_hits(record: Record) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray,
 
   The end token is left out.
   """
-  hits = record.hits[:-1]
+  hits = record.hits[record.inner]
   return hits, np.ones_like(hits)
 
 

@@ -151,16 +151,16 @@ def reference_attack(evaluation: Evaluation, split: str) -> list[float]:
 @attack("mia_min_k_auc", title="Min-K% MIA AUC", group=MAIN, order=70, log="mia_min_k",
         meaning="membership inference: 0.5 if forget data cannot be distinguished from unseen data")
 def min_k_attack(evaluation: Evaluation, split: str) -> list[float]:
-  return [min_k_score(record.logprobs[:-1], k=evaluation.min_k)
-          for record in evaluation.records[split] if len(record.logprobs) > 1]
+  return [min_k_score(record.logprobs[record.inner], k=evaluation.min_k)
+          for record in evaluation.records[split] if len(record.logprobs[record.inner])]
 
 
 @attack("mia_min_k_plus_plus_auc", title="Min-K%++", order=40, log="mia_min_k_plus_plus",
         meaning="by the least likely tokens, standardized")
 def min_k_plus_plus_attack(evaluation: Evaluation, split: str) -> list[float]:
-  return [min_k_plus_plus_score(record.logprobs[:-1], -record.entropies[:-1],
-                                record.variances[:-1], k=evaluation.min_k)
-          for record in evaluation.records[split] if len(record.logprobs) > 1]
+  return [min_k_plus_plus_score(record.logprobs[record.inner], -record.entropies[record.inner],
+                                record.variances[record.inner], k=evaluation.min_k)
+          for record in evaluation.records[split] if len(record.logprobs[record.inner])]
 
 
 @attack("mia_gradnorm_auc", title="MIA grad.", order=50, needs=("gradient_norm",),
