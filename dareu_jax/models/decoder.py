@@ -188,15 +188,10 @@ class Decoder(nnx.Module):
 
   def _run(self, x, context, cache, start=0, stop=None):
     stop = self.config.num_layers if stop is None else stop
-
-    def apply(layer, x, window, cache):
-      x, cache = layer(x, context, window, cache)
-      return constrain_batch(x), cache
-
     run = self._scan if self.config.scan_layers else self._unroll
-    return run(apply, x, cache, start, stop)
+    return run(x, context, cache, start, stop)
 
-  def _scan(self, apply, x, cache, start, stop):
+  def _scan(self, x, context, cache, start, stop):
     graphdef, stacked = nnx.split(self.layers)
     if (start, stop) != (0, self.config.num_layers):
       stacked = jax.tree.map(lambda leaf: leaf[start:stop], stacked)
@@ -210,31 +205,37 @@ class Decoder(nnx.Module):
       state, window, index = inputs
       x, stack = carry
       cache = None if stack is None else StackedCache(stack, index)
-      x, cache = apply(nnx.merge(graphdef, state), x, window, cache)
+      x, cache = _apply(nnx.merge(graphdef, state), x, context, window, cache)
       return (x, None if cache is None else cache.stack), None
 
     inputs = stacked, windows, jnp.arange(stop - start)
-    return jax.lax.scan(self._rematerialized(body), (x, cache), inputs)[0]
+    return jax.lax.scan(_rematerialized(body, self.config.remat), (x, cache), inputs)[0]
 
-  def _unroll(self, apply, x, cache, start, stop):
-    # Jitted, so that layers of equal shapes are traced and differentiated once; XLA sees no calls.
-    @functools.partial(jax.jit, static_argnames=("graphdef", "window"))
-    def run(x, state, cache, *, graphdef, window):
-      def body(x, state_and_cache):
-        state, cache = state_and_cache
-        return apply(nnx.merge(graphdef, state), x, window, cache)
-
-      return self._rematerialized(body)(x, (state, cache))
-
+  def _unroll(self, x, context, cache, start, stop):
     caches = []
     for index in range(start, stop):
       graphdef, state = nnx.split(self.layers[index])
-      x, layer_cache = run(x, state, None if cache is None else cache[index], graphdef=graphdef,
-                           window=self.config.layer_windows[index])
+      x, layer_cache = _run_layer(
+        x, state, context, None if cache is None else cache[index], graphdef=graphdef,
+        window=self.config.layer_windows[index], remat=self.config.remat)
       caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)
 
-  def _rematerialized(self, body):
-    if not self.config.remat:
-      return body
-    return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable)
+
+# Jitted, so that layers of equal shapes are traced and differentiated once; XLA sees no calls.
+@functools.partial(jax.jit, static_argnames=("graphdef", "window", "remat"))
+def _run_layer(x, state, context, cache, *, graphdef, window, remat):
+  def body(x, state, cache):
+    return _apply(nnx.merge(graphdef, state), x, context, window, cache)
+
+  return _rematerialized(body, remat)(x, state, cache)
+
+
+def _apply(layer, x, context, window, cache):
+  x, cache = layer(x, context, window, cache)
+  return constrain_batch(x), cache
+
+
+def _rematerialized(body, remat):
+  return jax.checkpoint(
+    body, policy=jax.checkpoint_policies.nothing_saveable) if remat else body
