@@ -90,6 +90,8 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
 def _decided(settings, stored):
   """The settings with each 'auto' of a model decided, once for a folder: its results are loaded on
   other machines too."""
+  if "auto" not in (settings.model.dtype, settings.classifier.model.dtype):
+    return settings
   base, classifier = (stored["model"], stored["classifier"]["model"]) if stored else (None, None)
   return dataclasses.replace(
     settings, model=settings.model.decided(base), classifier=dataclasses.replace(
