@@ -19,7 +19,7 @@ from dareu_jax.pipeline.graph import REPLICA, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, evaluation_job, job, memory
+from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, evaluation_programs, job, memory
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.writers import progress
 
@@ -183,7 +183,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
               factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
               mesh)
   original = whole.programs["rollout"].args[0]
-  return whole._replace(programs=whole.programs | evaluation_job(
+  return whole._replace(programs=whole.programs | evaluation_programs(
     original, examples=evaluation.batch_size,
     prompt=longest((len(row.prompt) for row in asked), evaluation.length_multiple or multiple),
     answer=evaluation.max_new_tokens or data.longest_response, mesh=mesh))

@@ -117,8 +117,8 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   return Job(programs, (state, original, value_head, classifier, judge))
 
 
-def evaluation_job(model: Model, *, examples: int, prompt: int, answer: int,
-                   mesh: Mesh) -> dict[str, Program]:
+def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int,
+                        mesh: Mesh) -> dict[str, Program]:
   """The programs that evaluate a model, greedy answers and likelihoods, as those of a `Job`.
 
   Args:

@@ -156,8 +156,11 @@ def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_
   settings = Settings.from_config(config_of(
     folders, original=folders / "original", retrained=folder))
   with pytest.raises(InputError, match="config.retrained.path is .*vocabulary is not the original"):
-    experiment.run(settings, tmp_path / "w", share=[request_run[1]])
-  assert not (tmp_path / "w/evaluation").exists()
+    experiment.run(settings, tmp_path / "w")
+  assert not (tmp_path / "w/classifier").exists()
+  with pytest.raises(InputError, match="config.retrained.path is .*vocabulary is not the original"):
+    experiment.run(settings, tmp_path / "done", share=[request_run[1]])
+  assert not (tmp_path / "done/evaluation").exists()
 
 
 def test_auto_is_decided_once_for_a_workdir(folders, tmp_path):
