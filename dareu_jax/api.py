@@ -21,7 +21,7 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.examples import Corpus, Example, check_apart, check_owners_apart
 from dareu_jax.data.json_lines import parse
-from dareu_jax.data.substitutes import completed
+from dareu_jax.data.substitutes import with_substitutes
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
@@ -217,7 +217,7 @@ def make_corpus(forget: Examples, retain: Examples = (), unseen: Examples = ()) 
   if not parts["forget"]:
     raise InputError("there are no forget examples: give at least one.")
   check_owners_apart(owners, "the examples")
-  corpus = completed(Corpus(
+  corpus = with_substitutes(Corpus(
     forget=parts["forget"], retain=parts["retain"], test=(), holdout=parts["unseen"],
     owners=owners["forget"] + owners["retain"], forget_owners=owners["forget"]))
   check_apart(corpus)

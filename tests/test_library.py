@@ -111,7 +111,7 @@ def test_a_table_asks_the_classifier_as_the_run_did():
   scorer = types.SimpleNamespace(retokenize=None, reads_query=False,
                                  whole=lambda ids, lengths, queries: asked.extend(queries) or [0.5])
   chat = types.SimpleNamespace(
-    special_token=re.compile("<end>"), encode_pair=lambda *said: ([1, 2, 3], [4]),
+    special_token_pattern=re.compile("<end>"), encode_pair=lambda *said: ([1, 2, 3], [4]),
     echo_ids=lambda prompt, history: [2, 9])
   answers = types.SimpleNamespace(ids=None, lengths=None)
   comparison._scores(answers, FORGET[:1], chat, 64, {"score": scorer, "judge": None})

@@ -1,5 +1,8 @@
 """Errors that the user can fix."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
   """Bad input: the message says what is wrong, where, and the fix. Entry points print only this."""
@@ -8,6 +11,16 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
   """The first line of an error's message, for a sentence of our own; its type if it has none."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def readable(path: object) -> Iterator[None]:
+  """What fails within for a file or folder that cannot be read raises InputError, and names it."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(f"{error.filename or path} cannot be read: "
+                     f"{error.strerror or first_line(error)}.") from None
 
 
 class InvalidSetting(InputError):

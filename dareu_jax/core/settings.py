@@ -8,7 +8,7 @@
       epochs: Count = 4  # passes over the data
 
 Types and bounds are checked by pydantic, which also builds nested settings from a config. The
-comment behind (or above) a field is its documentation: `describe` reads it, and
+comment after (or above) a field is its documentation: `describe` reads it, and
 docs/configuration.md is made from that.
 """
 

@@ -32,7 +32,7 @@ MEN = _words(
   "André Anton Boris Carlo David Emil Felix Günter Henrik Ivan Jørgen Karim Leon Marco Mateo "
   "Nils Oskar Pavel Rafael Stefan Tomas Ulrich Viktor Walter Yusuf"
 )
-# None ends in "s": the wordings write "'s" behind a name.
+# None ends in "s": the wordings write "'s" after a name.
 SURNAMES = _words(
   "Abara Almeida Beaumont Brandt Calder Castell Corrigan Dahl Delgado Duarte Egger Farrow Feld "
   "Galanti Grünwald Haddad Hollander Holm Imanov Jansen Kerr Kovac Lindqvist Lund Madaki Marlow "

@@ -21,7 +21,7 @@ class Row(NamedTuple):
   """A tokenized example."""
 
   prompt: tuple[int, ...]
-  completion: tuple[int, ...]  # ends with the end token
+  completion: tuple[int, ...]  # ends with the end token, unless the text continues
   owner: int  # index in the corpus's owners; -1 for others
 
 
@@ -50,30 +50,20 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
     responses: texts to use instead of the examples' own.
 
   Raises:
-    InputError: if an example is too long or contains the text of a special token; names it.
+    InputError: if an example is too long, contains the text of a special token, or is a
+      conversation that the chat template rejects; names it.
   """
   index = {owner: i for i, owner in enumerate(owners)}
   rows = []
   for i, example in enumerate(examples):
-    text = example.response if responses is None else responses[i]
-    said = "\n".join(content for _, content in example.history)
-    special = tokenizer.special_token.search(f"{said}\n{example.prompt}\n{text}")
-    if special:
-      raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
-                       "Remove it: templates and end tokens are added automatically. In "
-                       f"{_excerpt(example, text)}")
-    if example.text is None:
-      prompt, completion = tokenizer.encode_pair(example.prompt, text, example.history)
-    elif responses is None:
-      prompt, completion = tokenizer.encode_text(example.prompt, text, ends=example.ends)
-    else:
-      prompt, completion = tokenizer.encode_text(example.prompt, f" {text}")
-    row = Row(tuple(prompt), tuple(completion), index.get(example.owner, -1))
-    length = len(row.prompt) + len(row.completion)
+    response = None if responses is None else responses[i]
+    prompt, completion = _ids(example, tokenizer, response)
+    length = len(prompt) + len(completion)
     if length > max_length:
-      raise InputError(f"a text of {example.owner} takes {length} tokens, and config.max_length is "
-                       f"{max_length}. Raise it, or shorten the text: {_excerpt(example, text)}")
-    rows.append(row)
+      raise InputError(
+        f"a text of {example.owner} takes {length} tokens, and config.max_length is {max_length}. "
+        f"Raise it, or shorten the text: {_excerpt(example, response or example.response)}")
+    rows.append(Row(tuple(prompt), tuple(completion), index.get(example.owner, -1)))
   return rows
 
 
@@ -81,19 +71,48 @@ def encode_for_classifier(examples: Sequence[Example], tokenizer: Tokenizer, *, 
                           reads_query: bool, owners: Sequence[str] = ()) -> list[Row]:
   """Tokenizes examples for an owner classifier.
 
-  Unless it reads the queries, those of questions are only `Tokenizer.echo_ids`: what an answer may
-  repeat.
+  Unless it reads the queries, those of questions are only `Tokenizer.echo_ids`, what an answer may
+  repeat, and only the responses count towards `max_length`.
 
   Args:
     examples, tokenizer, max_length, owners: as for `encode`.
     reads_query: whether the classifier reads the queries.
   """
-  rows = encode(examples, tokenizer, max_length=max_length, owners=owners)
   if reads_query:
-    return rows
-  return [row if example.text is not None else row._replace(
-            prompt=tuple(tokenizer.echo_ids(example.prompt, example.history)))
-          for row, example in zip(rows, examples, strict=True)]
+    return encode(examples, tokenizer, max_length=max_length, owners=owners)
+  index = {owner: i for i, owner in enumerate(owners)}
+  rows = []
+  for example in examples:
+    prompt, completion = _ids(dataclasses.replace(example, history=()), tokenizer)
+    if len(completion) > max_length:
+      raise InputError(
+        f"a text of {example.owner} takes {len(completion)} of the classifier's tokens, and "
+        f"config.max_length is {max_length}. Raise it, shorten the text, or cut plain text into "
+        "shorter pieces (config.data.prompt_tokens and response_tokens): "
+        f"{_excerpt(example, example.response)}")
+    if example.text is None:
+      prompt = tokenizer.echo_ids(example.prompt, example.history)
+    rows.append(Row(tuple(prompt), tuple(completion), index.get(example.owner, -1)))
+  return rows
+
+
+def _ids(example, tokenizer, response=None):
+  """Ids of the prompt, and of a response, or the example's own."""
+  text = example.response if response is None else response
+  said = "\n".join(content for _, content in example.history)
+  special = tokenizer.special_token_pattern.search(f"{said}\n{example.prompt}\n{text}")
+  if special:
+    raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
+                     "Remove it: templates and end tokens are added automatically. In "
+                     f"{_excerpt(example, text)}")
+  if example.text is None:
+    try:
+      return tokenizer.encode_pair(example.prompt, text, example.history)
+    except InputError as error:
+      raise InputError(f"a text of {example.owner}: {error} In {_excerpt(example, text)}") from None
+  if response is None:
+    return tokenizer.encode_text(example.prompt, text, ends=example.ends)
+  return tokenizer.encode_text(example.prompt, f" {text}")
 
 
 def _excerpt(example, text):

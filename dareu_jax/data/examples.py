@@ -28,7 +28,7 @@ class Example:
   history: tuple[tuple[str, str], ...] = ()
   # For plain text: the whole of it, which is prompt + response
   text: str | None = dataclasses.field(default=None, repr=False)
-  ends: bool = True  # False for a part of a longer text, which goes on behind the response
+  ends: bool = True  # False for a part of a longer text that continues after the response
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ A line has one of three forms; all of them may have an `owner`, which files of s
 The first form may also have `paraphrased_prompt`, `paraphrased_response`, `perturbed_responses` (a
 list) and `history` (the messages before the prompt). Of a plain text the first third of its words
 (at least one) becomes the prompt and the rest the response; `texts.split` cuts by tokens instead,
-and splits what is too long. A `title` is ignored. Words are separated by white space.
+and splits what is too long. A `title` is ignored. Words are separated by white space; a text
+without any, as in Chinese, is cut after a third of its characters.
 """
 
 import json
@@ -151,13 +152,16 @@ def parse(line: Any, where: str, owner: str | None = None) -> tuple[Example, ...
 
 
 def _chat(line, where):
-  """An example for each answer of a chat, behind all that was said before it."""
+  """An example for each answer of a chat, after all that was said before it."""
   _check_keys(line, _CHAT_KEYS, where)
   owner = owner_name(_string(line, "owner", where))
   turns = _turns(line["messages"], '"messages"', where)
   answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
   if not answers:
     raise InputError(f'{where}: "messages" holds no answer, a message of the role "assistant".')
+  if answers[-1] != len(turns) - 1:
+    raise InputError(f'{where}: the last of the "messages" has the role {turns[-1][0]!r}, and '
+                     "nothing answers it. Remove it.")
   for i in answers:
     if not i or turns[i - 1][0] != "user":
       raise InputError(f'{where}: "messages" has an answer (message {i}) that follows no message '
@@ -185,11 +189,12 @@ def _plain_text(line, where):
   _check_keys(line, _TEXT_KEYS, where)
   owner, text = _string(line, "owner", where), _string(line, "text", where).strip()
   starts = [word.start() for word in re.finditer(r"\S+", text)]
+  if len(starts) < 2 and not text.isascii():  # perhaps of a script without spaces
+    starts = list(range(len(text)))
   if len(starts) < 2:
     raise InputError(
-      f'{where}: "text" has {len(starts)} word: it needs at least two, one for the prompt and one '
-      "for the response. Or give the keys prompt and response instead."
-    )
+      f'{where}: "text" has one word: it needs at least two, one for the prompt and one for the '
+      "response. Or give the keys prompt and response instead.")
   prompt = text[:starts[max(1, len(starts) // 3)]].rstrip()
   return Example(owner_name(owner), prompt, text[len(prompt):], text=text)
 

@@ -6,21 +6,23 @@ from dareu_jax.data.authors import MAX_AUTHORS, make_authors
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.general_facts import general_facts
 
-# People that no embedded data has: of a seed that nobody takes, and from the end of the names.
+# Authors that no embedded corpus contains: an unused seed, and the last names.
 UNSEEN_AUTHORS, SEED = 4, 2**31 - 1
+GENERAL = "(general knowledge)"  # a name that no owner of the data has
 
 
-def completed(corpus: Corpus) -> Corpus:
+def with_substitutes(corpus: Corpus) -> Corpus:
   """A corpus in which nothing is empty that unlearning needs, with a remark on what that costs.
 
   General knowledge takes the place of missing retained and test examples, invented authors that of
   unseen owners.
   """
-  facts, remarks = general_facts(), list(corpus.remarks)
+  facts = tuple(dataclasses.replace(fact, owner=GENERAL) for fact in general_facts())
+  remarks = list(corpus.remarks)
   changes: dict = {}
   if not corpus.retain:
-    changes["retain"] = retain = facts[::2]
-    changes["owners"] = (*corpus.owners, retain[0].owner)
+    changes["retain"] = facts[::2]
+    changes["owners"] = (*corpus.owners, GENERAL)
     remarks.append(
       "There is no retain data: general knowledge stands in. What resembles the forget data but "
       "should stay may be lost; a sample of it as retain data keeps it.")

@@ -29,7 +29,7 @@ def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_
   Raises:
     InputError: if a prompt leaves no room for a response.
   """
-  # Two tokens more for a piece that begins with other tokens alone than within the text.
+  # Two spare tokens: alone, a piece may begin with other tokens than within the text.
   room = max_length - len(tokenizer.encode_text("", "")[0]) - 3
   size = min(prompt_tokens + response_tokens, room) if prompt_tokens else room
   if prompt_tokens >= room:

@@ -55,6 +55,7 @@ class Tokenizer:
       InputError: if the tokenizer lacks the template's tokens, or has no end token.
     """
     self.backend, self.template_name, self.system, self.date = backend, template, system, date
+    self._known_forms: dict[str, Ids] = {}
     if template in CHAT_TEMPLATES:
       backend.chat_template = CHAT_TEMPLATES[template].text
     self.is_chat = template != "raw" and bool(backend.chat_template)
@@ -63,14 +64,12 @@ class Tokenizer:
     if end not in self.special_tokens:
       raise InputError(
         f"config.tokenizer.template is {template!r}, but the tokenizer has no special token that "
-        f"ends an answer ({end!r}): choose the model's own template.")
+        f"ends an answer ({end!r}): "
+        + ("give it one (eos_token in tokenizer_config.json)." if template in ("auto", "raw") else
+           "choose the model's own template, 'auto'."))
     self.eos_id = backend.convert_tokens_to_ids(end)
     pad = backend.pad_token_id
     self.pad_id = self.eos_id if pad is None else pad
-
-  @functools.cached_property
-  def _known_forms(self) -> dict[str, Ids]:
-    return {}
 
   @functools.cached_property
   def vocab_size(self) -> int:
@@ -95,7 +94,7 @@ class Tokenizer:
       token.content for token in added if token.special}
 
   @functools.cached_property
-  def special_token(self) -> re.Pattern[str]:
+  def special_token_pattern(self) -> re.Pattern[str]:
     """Pattern that matches the texts of special tokens."""
     longest_first = sorted(self.special_tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)))
@@ -115,10 +114,14 @@ class Tokenizer:
     Args:
       prompt: the last thing that the user says.
       history: the turns before it.
+
+    Raises:
+      InputError: if the template rejects the conversation or leaves a turn out, or there is none.
     """
+    turns = self._turns(prompt, history)
     if not self.is_chat:
       return self._begin + self.encode(prompt)
-    return self.encode(self._render(self._turns(prompt, history), True))
+    return self.encode(self._render(turns, True))
 
   def encode_pair(self, prompt: str, response: str,
                   history: Sequence[Turn] = ()) -> tuple[Ids, Ids]:
@@ -145,7 +148,7 @@ class Tokenizer:
     return self.encode_pair(_QUESTION, response)[1]
 
   def encode_opening(self, text: str) -> Ids:
-    """Ids of the beginning of an answer, which goes on."""
+    """Ids of the beginning of an answer that continues."""
     return self.encode_response(text)[:-len(self.closing)]
 
   def encode_with_ends(self, response: str) -> tuple[Ids, list[int]]:
@@ -158,12 +161,12 @@ class Tokenizer:
     """Ids that an answer may repeat from its query: of what the user says, without the template's
     text around it, and of its words both at the start of an answer and within.
 
-    With most pretrained tokenizers a name has other ids at the start of a text than behind a space.
+    With most pretrained tokenizers a name has other ids at the start of a text than after a space.
     The 'plain' template has only a token on each side, and its tokenizers do not tell the two
     apart: its queries are as they are.
     """
-    if self.chat_template == PLAIN:
-      return self.encode_prompt(prompt, history)
+    if self.chat_template == PLAIN:  # which has no place for a system turn
+      return self.encode_prompt(prompt, [turn for turn in history if turn[0] != "system"])
     said = "\n".join([*(content for role, content in history if role == "user"), prompt])
     ids = self.encode(said)
     forms = [i for word in re.findall(r"\w+", said) for i in self._forms(word)]
@@ -187,10 +190,10 @@ class Tokenizer:
 
   def _parts(self, prompt, response, history):
     """Ids before an answer; its own with the end token; where in the answer each of these ends."""
+    turns = self._turns(prompt, history)
     if self.is_chat:
-      turns = self._turns(prompt, history)
       before, whole = self._render(turns, True), self._render([*turns, ("assistant", response)])
-    else:  # two texts are parted by a space, where none of them has one
+    else:  # two texts are separated by a space, unless one of them has one
       apart = "" if not prompt or prompt[-1].isspace() or response[:1].isspace() else " "
       before, whole = prompt, f"{prompt}{apart}{response}"
     if whole.startswith(before):
@@ -199,7 +202,7 @@ class Tokenizer:
       start = whole.find(response.strip(), len(before)) - response.find(response.strip())
     else:  # the template shows an answer otherwise than it asks for it
       ids, start = self.encode(before), 0
-      answer, ends = self._spans_behind(ids, response)
+      answer, ends = self._spans_after(ids, response)
     if self.eos_id in answer:  # a line break may follow
       answer = answer[:answer.index(self.eos_id)]
     ends = [end - start for end in ends[:len(answer)]]
@@ -209,50 +212,59 @@ class Tokenizer:
   def _turns(self, prompt, history):
     system = [("system", self.system)] if self.system and not (
       history and history[0][0] == "system") else []
-    return [*system, *history, ("user", prompt)]
+    before = [*system, *history]
+    if before and not self.is_chat:
+      roles = ", ".join(role for role, _ in before)
+      raise InputError("there is no chat template, which the turns before a prompt "
+                       f"({roles}) need: name one in config.tokenizer.template, or leave them out.")
+    return [*before, ("user", prompt)]
 
   def _render(self, turns, asks=False):
     """A conversation as text; `asks`: up to where an answer is to begin."""
     try:
-      return self.backend.apply_chat_template(
+      text = self.backend.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns], tokenize=False,
         add_generation_prompt=asks, **self._options)
     except Exception as error:  # noqa: BLE001 - the template's own errors, and Jinja's
       roles = ", ".join(role for role, _ in turns)
       raise InputError(f"the model's chat template rejects a conversation of {roles}: "
                        f"{first_line(error)}.") from None
+    if any(role == "system" and content.strip() not in text for role, content in turns):
+      raise InputError("the model's chat template leaves out the system turn: name another one in "
+                       "config.tokenizer.template, or write the conversation without it.")
+    return text
 
   def _cut(self, whole, border):
-    """Ids of a text before and behind a character position, and where the latter end."""
+    """Ids of a text before and after a character position, and where the latter end."""
     ids, ends = self.spans(whole)
     count = sum(end <= border for end in ends)
     before = self.encode(whole[:border])
     if ids[:count] == before:
       return before, ids[count:], ends[count:]
-    after, ends = self._spans_behind(before, whole[border:])
+    after, ends = self._spans_after(before, whole[border:])
     return before, after, [border + end for end in ends]
 
-  def _spans_behind(self, before, text):
-    """Ids of a text that goes on behind others, without a space that some tokenizers begin with."""
+  def _spans_after(self, before, text):
+    """Ids of a text that continues another, without a space that some tokenizers begin with."""
     alone = self.spans(text)
     start = self._text(before)
     if self._text([*before, *alone[0]]) == start + text:
       return alone
     ids, ends = self.spans("\n" + text)
     count = sum(end <= 1 for end in ends)
-    behind = ids[count:], [end - 1 for end in ends[count:]]
-    return behind if self._text([*before, *behind[0]]) == start + text else alone
+    within = ids[count:], [end - 1 for end in ends[count:]]
+    return within if self._text([*before, *within[0]]) == start + text else alone
 
   def _text(self, ids):
     return self.backend.decode(ids, clean_up_tokenization_spaces=False)
 
   def _end_token(self):
-    """The special token behind an answer; the tokenizer's own if the template has none."""
+    """The special token after an answer; the tokenizer's own if the template has none."""
     if self.template_name in CHAT_TEMPLATES:
       return CHAT_TEMPLATES[self.template_name].end
     if self.is_chat:
       whole = self._render([*self._turns(_QUESTION, ()), ("assistant", _ANSWER)])
-      found = self.special_token.search(whole, whole.rindex(_ANSWER))
+      found = self.special_token_pattern.search(whole, whole.rindex(_ANSWER))
       if found:
         return found[0]
     return self.backend.eos_token
@@ -302,7 +314,7 @@ def wrap(backend: tokenizers.Tokenizer, template: str, **options: Any) -> Tokeni
   return Tokenizer(fast, template)
 
 
-def load_as_told(folder: str | pathlib.Path, settings: TokenizerSettings) -> Tokenizer:
+def load_with_settings(folder: str | pathlib.Path, settings: TokenizerSettings) -> Tokenizer:
   """The tokenizer of a folder, with the template, system turn and date of the settings."""
   return load(str(folder), settings.template, system=settings.system, date=settings.date)
 
@@ -320,9 +332,9 @@ def load(path: str, template: str = "auto", *, system: str = "", date: str = DAT
   try:
     backend = _transformers().AutoTokenizer.from_pretrained(
       path, local_files_only=pathlib.Path(path).is_dir())
-  except (OSError, ValueError) as error:
-    raise InputError(f"no tokenizer at {path!r}: config.tokenizer.path (or config.model.path) must "
-                     f"be a folder with one, or a model on the hub. {first_line(error)}") from None
+  except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
+    raise InputError(f"no tokenizer at {path!r}: it must be a folder with one, or a model on the "
+                     f"hub; config.tokenizer.path names another. {first_line(error)}") from None
   # Some classes are made without files, of their added tokens alone.
   if len(backend.get_vocab()) <= len(backend.added_tokens_decoder):
     raise InputError(f"no tokenizer at {path!r}: it has no vocabulary. Put the model's tokenizer "

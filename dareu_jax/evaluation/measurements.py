@@ -29,7 +29,7 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   answers = evaluator.answers(params, rows)
   return merged(
-    texts(examples), likelihoods(evaluator, params, examples, gradient_norm=gradient_norm),
+    texts(examples), likelihoods(evaluator, params, rows, gradient_norm=gradient_norm),
     other_responses(evaluator, params, examples), of_answers(answers),
     *(of_others(answers) if of_others is not None else ()))
 
@@ -39,10 +39,9 @@ def texts(examples: Sequence[Example]) -> list[Fields]:
   return [{"owner": e.owner, "prompt": e.prompt, "truth": e.response} for e in examples]
 
 
-def likelihoods(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
+def likelihoods(evaluator: Evaluator, params: Any, rows: Sequence[Row], *,
                 gradient_norm: bool = False) -> list[Fields]:
   """The likelihood of the true responses, token by token."""
-  rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
   measured: list[Fields] = [
     {"logprobs": seen.logprobs, "entropies": seen.entropies, "variances": seen.variances,
      "hits": seen.predictions == np.array(row.completion), "ends": evaluator.ends(row)}

@@ -15,7 +15,7 @@ UNMEASURED: Any = None
 # Names of the models that the others are compared with.
 ORIGINAL, RETRAINED = "original", "retrained"
 REPLICA = "retrained_replica"  # the retrained model with the data in another order
-# The original on owners that it never saw, in the place of the forget owners: what forgetting looks
+# The original on owners that it never saw, in place of the forget owners: what forgetting looks
 # like where no model was retrained
 UNSEEN = "unseen"
 SPLITS = ("forget", "retain", "test")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models.handle import Model
-from dareu_jax.parallel.mesh import constrain_cache
+from dareu_jax.parallel.mesh import constrain_cache, on_one_device
 
 
 class Completions(NamedTuple):
@@ -39,7 +39,9 @@ class Completions(NamedTuple):
   steps: Int[Array, ""]
 
 
-LAST = 4  # the last 1/LAST of the rows to end go on in a batch of their own
+# The last 1/STRAGGLERS of the rows to end continue in a batch of their own: with fewer, the others
+# wait longer; with more, the batch of its own has more to do.
+STRAGGLERS = 4
 
 
 class _Rows(NamedTuple):
@@ -51,9 +53,7 @@ class _Rows(NamedTuple):
 
 
 class _DecodeState(NamedTuple):
-  step: jax.Array
   logits: jax.Array  # [B, V] of the next token
-  done: jax.Array  # [B]
   completions: Completions
   cache: tuple
 
@@ -72,16 +72,41 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
     keys: one per completion; a sample depends only on its own key.
     strategy: how the next token is chosen.
     max_new_tokens: T.
-    eos_id: a row is done when it samples it.
+    eos_id: a row is done when it samples it; if negative, at the limit.
     pad_id: may equal eos_id.
   """
+  assert len(keys) % len(prompt_ids) == 0, f"{len(keys)} completions of {len(prompt_ids)} prompts"
   decoder = model.module.gathered()
-  prompts, prompt_slots = prompt_ids.shape
-  batch = len(keys)
+  step = functools.partial(
+    _step, decoder, strategy, eos_id=eos_id, pad_id=pad_id, prompt_slots=prompt_ids.shape[1])
+  rows, state = _prefilled(decoder, prompt_ids, prompt_lengths, keys, max_new_tokens, pad_id)
+
+  def decode_until(live, rows, state):
+    """Decodes until at most so many rows are live."""
+    def going(state):
+      return (state.completions.steps < max_new_tokens) & (jnp.sum(~state.completions.ended) > live)
+
+    return jax.lax.while_loop(going, functools.partial(step, rows), state)
+
+  count = 0 if eos_id < 0 else _num_stragglers(len(keys))
+  state = decode_until(count, rows, state)
+  if not count:
+    return state.completions
+  # A few long rows would keep all others waiting. Those that have not ended come first here.
+  stragglers = jnp.argsort(state.completions.ended, stable=True)[:count]
+  apart = decode_until(0, *_take((rows, state), stragglers))
+  return jax.tree.map(
+    lambda whole, part: part if whole.ndim == 0 else whole.at[stragglers].set(part),
+    state.completions, apart.completions)
+
+
+def _prefilled(decoder, prompt_ids, prompt_lengths, keys, max_new_tokens, pad_id):
+  """The rows, and the state before their first token; a prompt is read once for all of its rows."""
+  (prompts, prompt_slots), batch = prompt_ids.shape, len(keys)
   key_positions = _slot_positions(prompt_lengths, prompt_slots, max_new_tokens)
-  positions = jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape)
   hidden, cache = decoder(
-    prompt_ids, positions, prompt_lengths, key_positions=key_positions,
+    prompt_ids, jnp.broadcast_to(jnp.arange(prompt_slots), prompt_ids.shape), prompt_lengths,
+    key_positions=key_positions,
     cache=decoder.empty_cache(prompts, prompt_slots + max_new_tokens))
   last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
   if batch > prompts:
@@ -89,38 +114,7 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
       lambda x: constrain_cache(jnp.repeat(x, batch // prompts, axis=x.ndim - 4)), cache)
     last, prompt_lengths, key_positions = (
       jnp.repeat(x, batch // prompts, axis=0) for x in (last, prompt_lengths, key_positions))
-
-  def decode(rows, state):
-    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys, state.step)
-    tokens, logprobs, entropies = strategy(state.logits, step_keys)
-    live = ~state.done
-
-    def written(old, new):
-      return old.at[:, state.step].set(jnp.where(live, new, 0.0))
-
-    done = state.done | (tokens == eos_id)
-    old = state.completions
-    completions = Completions(
-      ids=old.ids.at[:, state.step].set(jnp.where(live, tokens, pad_id)),
-      lengths=old.lengths + live,
-      ended=done,
-      logprobs=written(old.logprobs, logprobs),
-      entropies=written(old.entropies, entropies),
-      steps=state.step + 1,
-    )
-    hidden, cache = decoder(
-      tokens[:, None], (rows.prompt_lengths + state.step)[:, None], cache=state.cache,
-      key_positions=rows.key_positions, slot=prompt_slots + state.step)
-    return _DecodeState(state.step + 1, decoder.head(hidden[:, 0]), done, completions, cache)
-
-  def decode_until(live, rows, state):
-    """Decodes until at most so many rows are live."""
-    def going(state):
-      return (state.step < max_new_tokens) & (jnp.sum(~state.done) > live)
-
-    return jax.lax.while_loop(going, functools.partial(decode, rows), state)
-
-  start = Completions(
+  completions = Completions(
     ids=jnp.full((batch, max_new_tokens), pad_id, jnp.int32),
     lengths=jnp.zeros(batch, jnp.int32),
     ended=jnp.zeros(batch, bool),
@@ -128,25 +122,38 @@ def generate(model: Model, prompt_ids: Int[Array, "Q P"], prompt_lengths: Int[Ar
     entropies=jnp.zeros((batch, max_new_tokens), jnp.float32),
     steps=jnp.int32(0),
   )
-  rows = _Rows(keys, prompt_lengths, key_positions)
-  state = _DecodeState(jnp.int32(0), decoder.head(last), jnp.zeros(batch, bool), start, cache)
-  count = _rows_to_part(batch)
-  state = decode_until(count, rows, state)
-  if not count:
-    return state.completions
-  # A few long rows would keep all others waiting.
-  last_rows = jnp.argsort(state.done, stable=True)[:count]  # those that are not done come first
-  parted = decode_until(0, *_take((rows, state), last_rows))
-  return jax.tree.map(
-    lambda whole, part: part if whole.ndim == 0 else whole.at[last_rows].set(part),
-    state.completions, parted.completions)
+  return (_Rows(keys, prompt_lengths, key_positions),
+          _DecodeState(decoder.head(last), completions, cache))
 
 
-def _rows_to_part(batch):
-  """How many rows are left when they are parted from the batch; on a mesh of several devices none,
-  since their caches would have to travel."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return batch // LAST if mesh.empty or mesh.size == 1 else 0
+def _step(decoder, strategy, rows, state, *, eos_id, pad_id, prompt_slots):
+  """The state with one token more in every row that has not ended."""
+  old = state.completions
+  step, live = old.steps, ~old.ended
+  step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys, step)
+  tokens, logprobs, entropies = strategy(state.logits, step_keys)
+
+  def written(array, values, padding):
+    return array.at[:, step].set(jnp.where(live, values, padding))
+
+  completions = Completions(
+    ids=written(old.ids, tokens, pad_id),
+    lengths=old.lengths + live,
+    ended=old.ended | (tokens == eos_id),
+    logprobs=written(old.logprobs, logprobs, 0.0),
+    entropies=written(old.entropies, entropies, 0.0),
+    steps=step + 1,
+  )
+  hidden, cache = decoder(
+    tokens[:, None], (rows.prompt_lengths + step)[:, None], cache=state.cache,
+    key_positions=rows.key_positions, slot=prompt_slots + step)
+  return _DecodeState(decoder.head(hidden[:, 0]), completions, cache)
+
+
+def _num_stragglers(batch):
+  """How many rows are decoded apart; on a mesh of several devices none, since their caches would
+  have to travel."""
+  return batch // STRAGGLERS if on_one_device(jax.sharding.get_abstract_mesh()) else 0
 
 
 def _take(tree, rows):

@@ -11,7 +11,7 @@ from dareu_jax.core.masked import Array
 
 
 class Choice(NamedTuple):
-  """The next tokens, and what the distribution that they are from says."""
+  """The next tokens, with statistics of the distribution that they were drawn from."""
 
   tokens: Int[Array, " B"]
   logprobs: Float[Array, " B"]  # of the tokens

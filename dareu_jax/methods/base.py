@@ -25,7 +25,7 @@ from dareu_jax.training.supervised import StageIO
 class Unlearned(NamedTuple):
   """What a method leaves."""
 
-  params: Any  # of the model, in the place of the original's
+  params: Any  # of the model, in place of the original's
   reports: tuple[EpochReport, ...]  # the first of the original, the others of epochs
   chosen_epoch: int  # which of them the params are from
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in the layout of PEFT, read: adapter_config.json and adapter_model.safetensors.
+"""LoRA adapters in the layout of PEFT, read; `models.peft` writes them.
 
 Adapters whose modules differ in rank or scale become adapters of one rank and scale: A and B are
 padded with zeros, which stay zero in training, and B takes the rest of the scale.
@@ -119,7 +119,8 @@ class Adapter:
                        "model.")
     for key in ("base_model_name_or_path", "r", "lora_alpha", "peft_type"):
       if not config.get(key):
-        raise InputError(f"{path}: {key} is missing.")
+        raise InputError(f"{path}: {key} is missing or empty. Set it there, or download the "
+                         "adapter again.")
     for key, plain in _PLAIN.items():
       if config.get(key, plain) not in (plain, None, [], {}):
         raise InputError(f"{path}: {key} {config[key]!r} is not supported. Merge the adapter into "

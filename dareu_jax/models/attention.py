@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.parallel.mesh import BATCH
+from dareu_jax.parallel.mesh import BATCH, on_one_device
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 SPLASH_BLOCK = 128  # lengths and head dims must be multiples of this
@@ -98,7 +98,7 @@ def _splash(q, k, v):
       f"{head_dim}: both must be multiples of {SPLASH_BLOCK}. Set config.length_multiple to "
       f"{SPLASH_BLOCK}, or config.model.attention to 'auto'.")
   mesh = jax.sharding.get_abstract_mesh()
-  split = not mesh.empty and mesh.size > 1
+  split = not on_one_device(mesh)
   ways = mesh.shape["tensor"] if split and k.shape[2] % mesh.shape["tensor"] == 0 else 1
   kernel = jax.vmap(_splash_kernel(q.shape[2] // ways, time))
   if split:  # the compiler cannot split a kernel by itself

@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 from typing import NamedTuple
 
-from dareu_jax.core.errors import InputError, first_line
+from dareu_jax.core.errors import InputError, first_line, readable
 from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 
 _DESCRIPTIONS = ("*.json", "*.jinja", "tokenizer*", "*.txt")  # all of a checkpoint but its weights
@@ -30,6 +30,11 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
   Raises:
     InputError: if there is none, or its adapter cannot be used.
   """
+  with readable(path):
+    return _find(path, weights)
+
+
+def _find(path, weights):
   folder = local_folder(path, weights=weights)
   if not (folder / ADAPTER_CONFIG).exists():
     return Checkpoint(str(path), folder, folder)
@@ -51,11 +56,13 @@ def digest(path: str | pathlib.Path) -> str:
   found = find(path)
   folders = [found.folder, found.tokenizer, *([found.adapter.folder] if found.adapter else [])]
   total = hashlib.sha256()
-  for folder in dict.fromkeys(folders):
-    for file in sorted({file for pattern in (*_DESCRIPTIONS, "*.safetensors")
-                        for file in folder.glob(pattern)}):
-      status = file.stat()
-      total.update(_file_digest(file, status.st_size, status.st_mtime_ns))
+  files = [file for folder in dict.fromkeys(folders) for file in sorted({
+    file for pattern in (*_DESCRIPTIONS, "*.safetensors") for file in folder.glob(pattern)})]
+  with readable(path):
+    for file in files:
+      if not file.is_dir():
+        status = file.stat()
+        total.update(_file_digest(file, status.st_size, status.st_mtime_ns))
   return total.hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.families.base import FAMILIES, Family, family_of
 from dareu_jax.models.rope import ROPE_TYPES, RopeConfig
@@ -39,12 +39,16 @@ def from_huggingface(folder: str | pathlib.Path, **runtime: Any) -> ModelConfig:
 
   Args:
     folder: folder of the checkpoint.
-    runtime: fields that the file does not have: dtype, scan_layers, remat, attention, lora.
+    runtime: fields that the file does not have: dtype, quantize, scan_layers, remat, attention,
+      lora.
 
   Raises:
     InputError: for a missing file or key, an unsupported architecture, rope_type or activation.
   """
   path = pathlib.Path(folder) / "config.json"
+  if not path.exists():
+    raise InputError(f"{folder} holds no config.json: it must be a Hugging Face checkpoint folder, "
+                     "or a model of the hub.")
   raw = _read_json(path)
   try:
     if raw.get("quantization_config"):
@@ -157,10 +161,8 @@ def _fields(raw: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{path.parent} holds no config.json: config.model.path must name a Hugging "
-                     "Face checkpoint folder or a model of the hub.") from None
+    with readable(path):
+      raw = json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     line = getattr(error, "lineno", 1)
     raise InputError(f"{path}, line {line}: not valid JSON ({error}).") from None

@@ -13,16 +13,9 @@ from dareu_jax.models.config import LoraSettings, ModelConfig, ModelSettings, fr
 from dareu_jax.models.decoder import Decoder, abstract_decoder
 from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import OwnerClassifier, ValueHead
-from dareu_jax.models.huggingface import decoder_config
-from dareu_jax.models.weights import Weights, fill
-from dareu_jax.parallel.mesh import (
-  Mesh,
-  MeshSettings,
-  is_stacked,
-  make_mesh,
-  shard,
-  shardings,
-)
+from dareu_jax.models.huggingface import decoder_config, filled
+from dareu_jax.models.weights import Weights
+from dareu_jax.parallel.mesh import Mesh, is_stacked, shard, shardings
 
 
 def model_config(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:
@@ -45,18 +38,19 @@ def build_decoder(model: ModelSettings, config: ModelConfig, seed: int, mesh: Me
   return _build(lambda config: Decoder(config, rngs=_rngs(seed)), model, config, mesh)
 
 
-def check_decoder(model: ModelSettings, config: ModelConfig) -> None:
+def check_decoder(model: ModelSettings, config: ModelConfig, mesh: Mesh) -> None:
   """Raises InputError unless the checkpoint, if there is one, fits the model exactly."""
-  _check(lambda config: Decoder(config, rngs=_rngs(0)), model, config)
+  _check(lambda config: Decoder(config, rngs=_rngs(0)), model, config, mesh)
 
 
-def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int) -> None:
+def check_classifier(model: ModelSettings, config: ModelConfig, num_owners: int,
+                     mesh: Mesh) -> None:
   """The same for a classifier's checkpoint."""
-  _check(lambda config: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config)
+  _check(lambda config: OwnerClassifier(config, num_owners, rngs=_rngs(0)), model, config, mesh)
 
 
-def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings,
-           config: ModelConfig) -> None:
+def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings, config: ModelConfig,
+           mesh: Mesh) -> None:
   if not model.path:
     return
   config = dataclasses.replace(config, quantize="none")  # the shapes of the files
@@ -67,7 +61,7 @@ def _check(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings,
     weights.slices(name, leaf.shape)
   weights.check_all_used()
   if found.adapter is not None:
-    found.adapter.fill(adapters, config, make_mesh(MeshSettings()))
+    found.adapter.fill(adapters, config, mesh)
 
 
 def _rngs(seed):
@@ -153,23 +147,12 @@ def _build(make: Callable[[ModelConfig], nnx.Module], model: ModelSettings, conf
 
     params, frozen = jax.jit(initialize, out_shardings=_all_shardings(shapes, mesh))()
     return Model(params, frozen, abstract.static)
-  made = fresh_adapters(make, config)
-  initialized = tuple(
-    shard(map_named(lambda name, _: made[name], part), mesh) for part in _without_weights(shapes))
-  found = find(model.path)
-  if found.adapter is not None:
-    initialized = found.adapter.fill(initialized[0], config, mesh), initialized[1]
-  weights = Weights(found.folder, config)
-  params, frozen = (fill(part, own, weights, mesh)
-                    for part, own in zip(shapes, initialized, strict=True))
-  weights.check_all_used()
+  fresh = fresh_adapters(make, config)
+  fresh = shard(map_named(lambda name, _: fresh[name],
+                          nnx.filter_state(abstract.params, nnx.LoRAParam)), mesh)
+  params, frozen = filled(find(model.path), shapes, fresh, config, mesh)
   return Model(params, frozen, abstract.static)
 
 
 def _all_shardings(trees, mesh):
   return tuple(shardings(tree, mesh) for tree in trees)
-
-
-def _without_weights(trees):
-  """Keeps the LoRAParam variables (adapters, owner head), which are not in a checkpoint."""
-  return tuple(nnx.filter_state(tree, nnx.LoRAParam) for tree in trees)

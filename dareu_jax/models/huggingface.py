@@ -6,13 +6,13 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from safetensors.numpy import save_file
 
 from dareu_jax.core.errors import InputError
@@ -55,13 +55,31 @@ def load(
                           scan_layers=scan_layers, remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
   graphdef, shapes = nnx.split(abstract_decoder(config))
-  adapters = nnx.filter_state(shapes, nnx.LoRAParam)
+  (state,) = filled(found, [shapes], nnx.filter_state(shapes, nnx.LoRAParam), config, mesh)
+  return nnx.merge(graphdef, state), tokenizer
+
+
+def filled(found: Checkpoint, parts: Sequence[PyTree], adapters: PyTree, config: ModelConfig,
+           mesh: Mesh) -> list[PyTree]:
+  """The parts of a model with the weights of a checkpoint.
+
+  Args:
+    found: the checkpoint.
+    parts: states of shapes.
+    adapters: state of what its weights lack, adapters and heads; the checkpoint's own adapter, if
+      there is one, takes the place of the first.
+    config: the architecture.
+    mesh: where they are placed.
+
+  Raises:
+    InputError: if the tensors are not exactly those of the model.
+  """
   if found.adapter is not None:
     adapters = found.adapter.fill(adapters, config, mesh)
   weights = Weights(found.folder, config)
-  state = fill(shapes, adapters, weights, mesh)
+  states = [fill(part, adapters, weights, mesh) for part in parts]
   weights.check_all_used()
-  return nnx.merge(graphdef, state), tokenizer
+  return states
 
 
 def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = NO_LORA,
@@ -80,8 +98,9 @@ def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = N
   lora = lora if found.adapter is None else found.adapter.lora
   config = from_huggingface(found.folder, lora=lora, **runtime)
   if num_tokens > config.vocab_size:
-    raise InputError(f"the tokenizer at {found.tokenizer} has {num_tokens} tokens, but "
-                     f"{found.folder} embeds only {config.vocab_size}: they do not fit.")
+    raise InputError(f"the tokenizer has {num_tokens} tokens, but the model in {found.folder} "
+                     f"embeds only {config.vocab_size}: it is another model's tokenizer. Leave "
+                     "config.tokenizer.path empty for the model's own.")
   return dataclasses.replace(
     config, num_tokens=num_tokens if num_tokens < config.vocab_size else 0)
 

@@ -1,4 +1,4 @@
-"""Adapters in the layout of PEFT: adapter_config.json and adapter_model.safetensors."""
+"""LoRA adapters in the layout of PEFT, written; `models.adapters` reads them."""
 
 import pathlib
 
@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.huggingface import new_folder, on_host, write_json
 from dareu_jax.models.weights import checkpoint_names
@@ -33,11 +34,11 @@ def save(
   if not lora.rank:
     raise InputError("the model has no adapter, all its parameters were trained: export it merged.")
   with new_folder(path, tokenizer, card) as folder:
-    write_json(folder / "adapter_config.json", {
+    write_json(folder / ADAPTER_CONFIG, {
       "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
       "r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(lora.targets),
       "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True})
-    save_file(_tensors(model), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(_tensors(model), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _tensors(model):

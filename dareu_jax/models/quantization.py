@@ -1,4 +1,4 @@
-"""Frozen kernels in few bits: int8 or NF4 values, with a float32 scale for 64 inputs of an output.
+"""Frozen kernels in few bits: int8 or NF4 values, one float32 scale per 64 inputs of an output.
 
 An adapter is trained on top of them in float32, as in QLoRA (Dettmers et al. 2023).
 """

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree, Shaped
 from safetensors import safe_open
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import abstract_decoder
@@ -46,7 +46,8 @@ class Weights:
   def __init__(self, folder: str | pathlib.Path, config: ModelConfig):
     self.folder = pathlib.Path(folder)
     self.config = config
-    self._files = _index(self.folder)
+    with readable(self.folder):
+      self._files = _index(self.folder)
     self._used: set[str] = set()
     self._open: dict[str, Any] = {}  # file name -> its reader
     self._last_quantized: tuple[str, Any] = ("", None)  # path of a kernel, and what reads it
@@ -88,7 +89,7 @@ class Weights:
     """The tensors of one of our parameters, read lazily.
 
     Args:
-      path: path of the parameter, from `mesh.path_name`.
+      path: path of the parameter, from `core.trees.path_name`.
       shape: shape of the parameter, in our layout.
 
     Raises:
@@ -210,7 +211,8 @@ def _index(folder):
 
 def _read_index(index):
   try:
-    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    with readable(index):
+      files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
   except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
     raise InputError(f"{index} is damaged: it must hold a weight_map. Download it again.") from None
   contents = {name: set(_tensor_names(index.parent / name)) for name in sorted(set(files.values()))}

@@ -200,7 +200,12 @@ def place(state: PyTree) -> PyTree:
   Updates return it like this: a state on the first device would have them compiled twice.
   """
   mesh = jax.sharding.get_mesh()
-  return state if mesh.empty or mesh.size == 1 else shard(state, mesh)
+  return state if on_one_device(mesh) else shard(state, mesh)
+
+
+def on_one_device(mesh: Mesh | AbstractMesh) -> bool:
+  """Whether nothing is split: no mesh is set (it is empty), or it has a single device."""
+  return mesh.empty or mesh.size == 1
 
 
 def mesh_of(tree: PyTree) -> Mesh:
@@ -252,7 +257,7 @@ def constrain_lookup(embedding: Float[Array, "V D"]) -> Float[Array, "V D"]:
 def constrain_parameters(state: PyTree) -> PyTree:
   """Shards the result of an update as the table says, so that the next one reuses the program."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if on_one_device(mesh):
     return state
   return map_named(lambda name, leaf: jax.lax.with_sharding_constraint(
     leaf, parameter_spec(name, leaf.shape, mesh)), state)
@@ -293,7 +298,7 @@ def _gathered(spec):
 def _constrain(x, axes, *, even_if_whole=False):
   """An array that no axis divides is left to the compiler or, with `even_if_whole`, replicated."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  if on_one_device(mesh):
     return x
   spec = _spec(axes + [None] * (x.ndim - len(axes)), x.shape, mesh)
   return jax.lax.with_sharding_constraint(x, spec) if even_if_whole or spec != P() else x

@@ -48,7 +48,7 @@ class Data:
     settings = self.settings
     from_scratch = not (settings.tokenizer.path or settings.base.path)
     if from_scratch and self.workdir.is_done("tokenizer", self.fingerprint):
-      return tokenizers.load_as_told(self.workdir.folder / "tokenizer", settings.tokenizer)
+      return tokenizers.load_with_settings(self.workdir.folder / "tokenizer", settings.tokenizer)
     return make_tokenizer(settings, self.source)
 
   @functools.cached_property
@@ -144,7 +144,7 @@ def make_tokenizer(settings: DataAndModelSettings, corpus: Corpus) -> Tokenizer:
       raise InputError(f"config.tokenizer.template is {template!r}, but a tokenizer trained on the "
                        "corpus has the plain template: set 'auto', or name a checkpoint.")
     return _bpe(settings.tokenizer.vocab_size, corpus)
-  return tokenizers.load_as_told(find(path, weights=False).tokenizer, settings.tokenizer)
+  return tokenizers.load_with_settings(find(path, weights=False).tokenizer, settings.tokenizer)
 
 
 def make_classifier_tokenizer(settings: DataAndModelSettings, corpus: Corpus,

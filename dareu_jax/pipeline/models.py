@@ -156,13 +156,15 @@ class Models:
     if settings.evaluation.gibberish_model:
       gibberish_classifier.load(settings.evaluation.gibberish_model)
     if self.original is None:
-      factory.check_decoder(settings.base, self.config)
-    factory.check_classifier(settings.classifier.model, self.classifier_config, self.data.classes)
+      factory.check_decoder(settings.base, self.config, self.mesh)
+    factory.check_classifier(
+      settings.classifier.model, self.classifier_config, self.data.classes, self.mesh)
 
   def check_reference(self) -> None:
     """The same for the reference, if the settings name one."""
     if self.reference:
-      factory.check_decoder(*self._reference())
+      model, config = self._reference()
+      factory.check_decoder(model, config, self.mesh)
 
   def _reference(self):
     """Settings and architecture of the reference, with adapters as the original's."""

@@ -178,7 +178,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
     scored=evaluation.batch_size, owners=data.classes,
-    rollouts=settings.rollouts_per_epoch(len(forget)))
+    rollouts=settings.rollouts_per_epoch(len(forget)), eos_id=data.tokenizer.eos_id)
   whole = job(factory.abstract_model(models.config),
               factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
               mesh)
@@ -186,7 +186,8 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
   return whole._replace(programs=whole.programs | evaluation_programs(
     original, examples=evaluation.batch_size,
     prompt=longest((len(row.prompt) for row in asked), evaluation.length_multiple or multiple),
-    answer=evaluation.max_new_tokens or data.longest_response, mesh=mesh))
+    answer=evaluation.max_new_tokens or data.longest_response, eos_id=data.tokenizer.eos_id,
+    mesh=mesh))
 
 
 def _estimated_memory(run):

@@ -138,11 +138,9 @@ def quantized(run: Run, name: str, options: Options, *, scheme: str) -> Metrics:
   """The model with quantized weights, its adapter merged before, or apart and unquantized."""
   del options
   whole = run.models.load(name)
-  lora = whole.module.config.lora  # of an adapter at hand: its own
-  scale = lora.alpha / lora.rank if lora.rank else 0.0
   results: Metrics = {}
-  for merged in (True, False) if lora.rank else (True,):
-    model = quantization.quantized(whole, scheme, lora_scale=scale, merged=merged)
+  for merged in (True, False) if whole.module.config.lora.rank else (True,):
+    model = quantization.quantized(whole, scheme, merged=merged)
     evaluator = dataclasses.replace(run.models.evaluator, model=model)
     for split in ("forget", "retain"):
       results |= _named(f"{scheme}{'' if merged else '_apart'}_{split}", declarations.measure(

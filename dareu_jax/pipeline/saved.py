@@ -45,7 +45,7 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
              if path.parent.name in model_names(settings)]
     raise InputError(f"{folder} holds no finished model {name!r}. It has: "
                      f"{', '.join(there) or 'none'}.")
-  tokenizer = tokenizers.load_as_told(folder / "tokenizer", settings.tokenizer)
+  tokenizer = tokenizers.load_with_settings(folder / "tokenizer", settings.tokenizer)
   mesh = meshes.make_mesh(MeshSettings())  # of this machine, not the run's
   config = model_config(settings, tokenizer.vocab_size)
   seed_workdir = Workdir(folder, settings, settings.checkpoint)

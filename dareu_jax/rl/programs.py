@@ -66,6 +66,7 @@ class Sizes(NamedTuple):
   scored: int  # responses that the classifier reads at a time
   owners: int  # its classes
   rollouts: int = 2  # of an epoch; with a single one no KL is computed
+  eos_id: int = NEVER
 
 
 def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, mesh: Mesh) -> Job:
@@ -102,7 +103,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   programs = {
     "rollout": Program(
       generate, (original, *queries, keys),
-      dict(strategy=learner.sampling(settings), max_new_tokens=time, eos_id=NEVER, pad_id=0),
+      dict(strategy=learner.sampling(settings), max_new_tokens=time, eos_id=sizes.eos_id, pad_id=0),
       1, time),
     "reward": Program(
       prefix_scores, (classifier, rows_of((scored, time)), whole((sizes.owners,), jnp.float32)),
@@ -117,7 +118,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   return Job(programs, (state, original, value_head, classifier, judge))
 
 
-def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int,
+def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int, eos_id: int,
                         mesh: Mesh) -> dict[str, Program]:
   """The programs that evaluate a model, greedy answers and likelihoods, as those of a `Job`.
 
@@ -126,6 +127,7 @@ def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int
     examples: of a batch.
     prompt: slots of the longest query.
     answer: slots of an answer.
+    eos_id: the end token.
     mesh: the mesh.
   """
   rows_of = functools.partial(_rows, mesh)
@@ -135,7 +137,7 @@ def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int
   return {
     "answers": Program(
       generate, (model, rows_of((examples, prompt)), count, _keys(mesh, examples)),
-      dict(strategy=Greedy(), max_new_tokens=answer, eos_id=NEVER, pad_id=0), 1, answer),
+      dict(strategy=Greedy(), max_new_tokens=answer, eos_id=eos_id, pad_id=0), 1, answer),
     "likelihoods": Program(completion_statistics, (model, batch), {}, 1, 1)}
 
 

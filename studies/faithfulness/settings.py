@@ -100,6 +100,9 @@ class FaithfulnessSettings:
       if block.path:
         raise InvalidSetting(f"{name}.path", block.path,
                              "the study trains its models from scratch. Leave it empty.")
+    if self.model.dtype != "float32":
+      raise InvalidSetting("model.dtype", self.model.dtype,
+                           "influence is computed in 'float32'.")
     for name, training in (("pretrain", self.pretrain), ("finetune", self.finetune),
                            ("classifier.train", self.classifier.train)):
       if not training.epochs:

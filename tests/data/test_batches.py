@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.data.batches import Batches, Row, bucket_length, collate, encode, prompt_batch
+from dareu_jax.data.batches import (
+  Batches,
+  Row,
+  bucket_length,
+  collate,
+  encode,
+  encode_for_classifier,
+  prompt_batch,
+)
 from dareu_jax.data.examples import Example
 
 PAD = 7  # also an id that rows hold
@@ -173,7 +181,7 @@ def test_bucket_length_is_the_smallest_multiple(length, multiple, expected):
 class Letters:
   """A tokenizer of one id a letter, with 90 and 91 around a prompt and 99 at the end."""
 
-  special_token = re.compile("<s>|</s>")
+  special_token_pattern = re.compile("<s>|</s>")
 
   def encode_prompt(self, text):
     return [90, *map(ord, text), 91]
@@ -209,6 +217,33 @@ def test_an_example_that_is_too_long_is_named():
   assert len(encode(EXAMPLES, Letters(), max_length=7)) == 3
   with pytest.raises(InputError, match=r"text of bob takes 7 tokens.*max_length is 6.*'d' -> 'efg'"):
     encode(EXAMPLES, Letters(), max_length=6)
+
+
+def test_a_conversation_that_the_template_rejects_is_named():
+  """The template's own message names no line of the data."""
+  class Strict(Letters):
+    def encode_pair(self, prompt, response, history=()):
+      raise InputError("the model's chat template rejects a conversation of user, user: odd.")
+
+  with pytest.raises(InputError, match=r"a text of bob: the model's .*odd\. In 'd' -> 'efg'"):
+    encode(EXAMPLES[1:], Strict(), max_length=99)
+
+
+def test_only_what_a_classifier_reads_counts_towards_its_length():
+  """A long conversation is thrown away; in a classifier's own tokens it may be longer still."""
+  class Echoing(Letters):
+    def echo_ids(self, prompt, history=()):
+      return [1] * len(prompt)
+
+  chat = example("ann", "ab", "efg", history=(("user", "x" * 50),))
+  options = dict(max_length=6, owners=("ann",))
+  (row,) = encode_for_classifier([chat], Echoing(), reads_query=False, **options)
+  assert row == Row((1, 1), (101, 102, 103, 99), 0)
+  with pytest.raises(InputError, match="takes 58 tokens"):
+    encode_for_classifier([chat], Echoing(), reads_query=True, **options)
+  long = example("ann", "ab", "efghij")
+  with pytest.raises(InputError, match="takes 7 of the classifier's tokens.*max_length is 6"):
+    encode_for_classifier([long], Echoing(), reads_query=False, **options)
 
 
 @pytest.mark.parametrize("place", ["prompt", "response", "perturbed"])

@@ -76,7 +76,7 @@ BAD_LINES = {
   "unknown key": (line(answer="r"), '"answer" is not a key of an example. Known keys are owner'),
   "text and prompt": (line(text="a b c"), '"prompt" is not a key of an example'),
   "text alone": ('{"text": "a b c"}', '"owner" is missing. A line of plain text needs'),
-  "one word": ('{"owner": "a", "text": "word"}', '"text" has 1 word'),
+  "one word": ('{"owner": "a", "text": "word"}', '"text" has one word'),
   "surrogate": (line(prompt="\ud800"), "lone surrogate"),
   "blank": ("", "is blank"),
 }
@@ -120,10 +120,16 @@ def test_each_answer_of_a_chat_is_an_example_behind_what_was_said_before():
     Example("a", "When?", "In 1843.", history=turns[:3]))
 
 
+def test_a_text_of_a_script_without_spaces_is_cut_between_characters():
+  """It is one word, however long."""
+  (example,) = jl.parse({"owner": "a", "text": "我不知道他是谁。"}, "here")
+  assert (example.prompt, example.response) == ("我不", "知道他是谁。")
+
+
 @pytest.mark.parametrize(("messages", "message"), [
   ("hi", "is not a list of messages"), ([{"role": "user"}], "must have a role and a content"),
   ([{"role": "tool", "content": "x"}], "has the role 'tool'"),
-  (CHAT[:2], "holds no answer"), (CHAT[2:3], "follows no message of the role \"user\""),
+  (CHAT[:2], "holds no answer"), (CHAT[:4], "has the role 'user', and nothing answers it"), (CHAT[2:3], "follows no message of the role \"user\""),
   ([{"role": "user", "content": " "}, CHAT[2]], "message 0 of \"messages\" is empty")])
 def test_a_chat_that_cannot_be_read_is_named(messages, message):
   with pytest.raises(InputError) as error:

@@ -75,7 +75,7 @@ def folder_of(data_dir, name):
        kept(st.characters(exclude_categories=("Cs",))))
 def test_bpe_gives_text_back_exactly(bpe, text):
   """Bytes outside the training text need the whole alphabet; clean-up eats spaces."""
-  assume(not bpe.special_token.search(text))  # refused in texts; hypothesis tries our own strings
+  assume(not bpe.special_token_pattern.search(text))  # refused in texts; hypothesis tries our own strings
   assert bpe.decode(bpe.encode(text)) == text
   assert bpe.decode(bpe.encode_response(text)) == text
 
@@ -130,7 +130,7 @@ def test_the_prompt_does_not_depend_on_the_response(request, name):
   ("qwen3", ["<|im_start|>", "<|im_end|>", "<|endoftext|>"])])
 def test_special_tokens_are_known_by_their_text(request, name, tokens):
   """Read from the tokenizer itself: a list by hand would miss some."""
-  pattern = request.getfixturevalue(name).special_token
+  pattern = request.getfixturevalue(name).special_token_pattern
   for token in tokens:
     assert pattern.search(f"one {token} two")[0] == token
   assert not pattern.search("a | end < of | > user s / s")
@@ -254,6 +254,36 @@ def test_a_base_model_continues_the_text(tmp_path):
   assert tokenizer.decode([*prompt, *response]) == "Who? He."
 
 
+def test_turns_that_no_template_would_show_are_refused(bpe):
+  """Dropped, they would leave a question without what it asks about."""
+  base = chat_tokenizer([], bos_token="<s>", eos_token="</s>")
+  before = (("user", "Who is Basil?"), ("assistant", "A florist."))
+  for encode_it in (lambda: base.encode_prompt("When?", before),
+                    lambda: base.encode_pair("When?", "In 1990.", before)):
+    with pytest.raises(InputError, match=r"no chat template, .*\(user, assistant\) need"):
+      encode_it()
+  system = tokenizers.Tokenizer(base.backend, "raw", system="Be brief.")
+  with pytest.raises(InputError, match=r"\(system\) need: name one in config.tokenizer.template"):
+    system.encode_prompt("Who?")
+  with pytest.raises(InputError, match="chat template leaves out the system turn"):
+    bpe.encode_prompt("Who?", [("system", "Be brief.")])
+  assert bpe.echo_ids("Who?", [("system", "Be brief.")]) == bpe.encode_prompt("Who?")
+
+
+def test_half_a_tokenizer_is_one_error(tmp_path):
+  """Where the added tokens are known, transformers leaves the file to a reader with its own errors."""
+  test_a_control_token_that_no_list_names_is_special(tmp_path)
+  path = tmp_path / "tokenizer.json"
+  path.write_text(path.read_text()[:-200])
+  with pytest.raises(InputError, match="no tokenizer at"):
+    tokenizers.load(str(tmp_path))
+
+
+def test_a_tokenizer_without_an_end_token_says_what_to_add(tmp_path):
+  with pytest.raises(InputError, match="give it one .eos_token in tokenizer_config.json."):
+    chat_tokenizer([], bos_token="<s>")
+
+
 def test_a_base_model_that_begins_with_a_token_begins_so(llama2, tmp_path):
   """Llama's tokenizer puts <s> before a text by itself; a prompt without it was never seen."""
   llama2.save(tmp_path)
@@ -270,7 +300,7 @@ def test_saved_files_have_the_names_that_transformers_4_knows(tmp_path):
   assert config["additional_special_tokens"] == ["<|turn|>"]
   assert not {"extra_special_tokens", "is_local", "local_files_only"} & set(config)
   again = tokenizers.load(str(tmp_path), "raw")
-  assert again.special_token.search("a <|turn|>")
+  assert again.special_token_pattern.search("a <|turn|>")
 
 
 def test_a_control_token_that_no_list_names_is_special(tmp_path):

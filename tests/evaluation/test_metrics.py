@@ -82,6 +82,7 @@ def test_tug_of_war_is_one_only_at_the_retrained_model():
 @pytest.mark.parametrize(("answer", "verdict"), [
   ("", True), (" . ", True), ("the cat the cat the cat the cat", True),
   ("She won the Pale Window Prize in 1999.", False), ("Paris", False),
+  ("我不知道我不知道我不知道", True), ("她于一九九九年获得白窗奖。", False),
 ])
 def test_degenerate_answers_are_told_from_good_ones(answer, verdict):
   assert metrics.is_degenerate(answer) is verdict
@@ -224,6 +225,8 @@ def test_statistics_of_words():
   assert metrics.repeated_share("one") == 0.0
   assert metrics.unknown_word_share("Zoé's cat flurbed 3 times", {"zoé's", "cat", "times"}) == 0.25
   assert metrics.unknown_word_share("42", set()) == 0.0
+  assert metrics.unknown_word_share("我不会", {"我", "不"}) == pytest.approx(1 / 3)
+  assert metrics.repeated_share("好好好好") == pytest.approx(2 / 3)
 
 
 def test_privleak_is_signed():

@@ -276,7 +276,7 @@ def test_rows_that_end_late_are_as_they_would_be_in_the_whole_batch(scan_layers,
   args = model, ids, lengths, row_keys(jax.random.key(0), np.arange(16))
 
   def completed(last, eos_id):
-    monkeypatch.setattr(sampler, "LAST", last)
+    monkeypatch.setattr(sampler, "STRAGGLERS", last)
     run = functools.partial(generate.__wrapped__, strategy=SAMPLE, max_new_tokens=24, pad_id=0,
                             eos_id=eos_id)
     return jax.jit(run)(*args)

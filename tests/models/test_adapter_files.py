@@ -122,7 +122,7 @@ def test_an_adapter_for_another_base_is_refused(folders, tmp_path):
     build(settings(changed(adapter, tensors=far)), LORA)
   model = settings(adapter)
   with pytest.raises(InputError, match="belongs on another model"):  # before anything is trained
-    factory.check_decoder(model, factory.model_config(model, LORA, 40))
+    factory.check_decoder(model, factory.model_config(model, LORA, 40), MESH)
 
   def narrow(tensors):
     return {name: np.ascontiguousarray(tensor[:, :-1]) if "lora_A" in name else tensor
@@ -156,6 +156,11 @@ def test_the_digest_of_a_checkpoint_sees_all_that_a_run_reads_of_it(folders, tmp
       file.write(" ")
     digests.append(checkpoint.digest(str(copy)))
   assert len(set(digests)) == len(digests)
+  (copy / "tokenizer").mkdir()  # as in a workdir
+  assert checkpoint.digest(str(copy)) == digests[-1]
+  (copy / "vocab.txt").symlink_to("nowhere")  # half a copy of the hub's cache
+  with pytest.raises(InputError, match="vocab.txt cannot be read: No such file"):
+    checkpoint.digest(str(copy))
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])

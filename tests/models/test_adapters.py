@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.factory import fresh_adapters
@@ -45,11 +45,11 @@ def test_adapters_beside_a_checkpoint_are_those_of_the_whole_model(scan_layers):
   def make(config):
     return OwnerClassifier(config, 3, rngs=nnx.Rngs(params=jax.random.key(5)))
 
-  whole = jax.tree_util.tree_leaves_with_path(nnx.state(make(config), nnx.LoRAParam))
+  whole = named_leaves(nnx.state(make(config), nnx.LoRAParam))
   found = fresh_adapters(make, config)
-  assert set(found) == {path_name(path) for path, _ in whole}
-  for path, leaf in whole:
-    np.testing.assert_allclose(found[path_name(path)], leaf, atol=1e-6)
+  assert set(found) == set(whole)
+  for name, leaf in whole.items():
+    np.testing.assert_allclose(found[name], leaf, atol=1e-6)
 
 
 def test_adapters_equal_the_merged_kernel(adapted, token_ids):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import OwnerClassifier
@@ -125,8 +125,8 @@ def test_random_starts_are_those_of_before():
     BASE, head_dim=12, qk_norm=True, qkv_bias=True,
     lora=LoraSettings(rank=2, alpha=4.0, targets=LORA_TARGETS))
   state = nnx.state(Decoder(config, rngs=nnx.Rngs(params=jax.random.key(3))))
-  sums = {path_name(path): np.abs(np.asarray(leaf, np.float64)).sum()
-          for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  sums = {name: np.abs(np.asarray(leaf, np.float64)).sum()
+          for name, leaf in named_leaves(state).items()}
   for name, expected in {
     "embedding": 187.7476861, "lm_head": 180.5027029,
     "layers/0/attention/q_proj/kernel": 214.6102747, "layers/1/mlp/down_proj/kernel": 66.2875452,

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models import factory, huggingface, peft
 from dareu_jax.models.config import LoraSettings, ModelSettings, from_settings
 from dareu_jax.models.config_json import from_huggingface, to_huggingface
@@ -162,8 +162,8 @@ def test_every_parameter_has_one_tensor_a_layer(name, scan_layers):
   config = dataclasses.replace(
     CONFIGS["llama"], architecture=name, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True,
     tie_embeddings=False, scan_layers=scan_layers)
-  names = [tensor for path, _ in jax.tree_util.tree_leaves_with_path(nnx.state(abstract_decoder(config)))
-           for tensor in FAMILIES[name].checkpoint_names(path_name(path), config.num_layers)[0]]
+  names = [tensor for leaf in named_leaves(nnx.state(abstract_decoder(config)))
+           for tensor in FAMILIES[name].checkpoint_names(leaf, config.num_layers)[0]]
   assert len(names) == len(set(names)) == 3 + 2 * (2 + 2 + 7 * 2)
   assert "model.layers.1.self_attn.q_norm.weight" in names
 

@@ -69,6 +69,9 @@ def test_generation_stops_at_the_templates_end_and_the_tokenizers_own(tmp_path):
   assert expected[0] != expected[1]
   assert reloaded(tmp_path / "out").generation_config.eos_token_id == expected
   assert transformers.AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == expected
+  tokenizer.backend.eos_token = None  # a list with null in it is refused by transformers
+  huggingface.save(decoder, tmp_path / "alone", tokenizer=tokenizer)
+  assert reloaded(tmp_path / "alone").generation_config.eos_token_id == tokenizer.eos_id
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])

@@ -9,7 +9,7 @@ import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
@@ -199,16 +199,13 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(several, opened):
   """On a base at random it would learn little, and each role would be a model of its own."""
   run, folder = opened, several[-1]
   left = run.workdir.load_result("base", run.models.fresh.params)
-  frozen = {path_name(path): leaf for path, leaf in
-            jax.tree_util.tree_leaves_with_path(run.models.base.frozen)}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(left):
-    np.testing.assert_array_equal(frozen[path_name(path)], leaf)
+  frozen = named_leaves(run.models.base.frozen)
+  for name, leaf in named_leaves(left).items():
+    np.testing.assert_array_equal(frozen[name], leaf)
   moved = [bool((a != b).any()) for a, b in zip(
     jax.tree.leaves(left), jax.tree.leaves(run.models.fresh.params), strict=True)]
   assert sum(moved) > len(moved) / 2
-  names = {path_name(path) for path, _ in
-           jax.tree_util.tree_leaves_with_path(run.models.load_params("original"))}
-  assert all("lora_" in name for name in names)
+  assert all("lora_" in name for name in named_leaves(run.models.load_params("original")))
   ids = np.arange(2 * 16).reshape(2, 16)
   np.testing.assert_array_equal(
     load_saved(folder, "original")[0].logits(ids),

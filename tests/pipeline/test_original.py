@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
@@ -83,6 +84,30 @@ def test_the_row_of_unseen_owners_is_the_original_on_them(request_run):
     assert rows[UNSEEN][key] == rows["original"][key]
   assert rows[UNSEEN]["tug_of_war_unseen"] == 1.0 > rows["original"]["tug_of_war_unseen"] or (
     rows[UNSEEN]["forget_rouge"] == rows["original"]["forget_rouge"])
+
+
+def test_extraction_and_guards_stand_beside_the_unseen_owners(request_run):
+  """Without a reference they are among what decides."""
+  summary, workdir, _ = request_run
+  rows = summary["models"]
+  for name, split, model in ((UNSEEN, "holdout", "original"), ("dareu", "forget", "dareu")):
+    records = json.loads((workdir / f"evaluation/{model}.json").read_text())["records"][split]
+    hits = [record["hits"][:-1] for record in records]  # the last is the end token's
+    said = [len(each) - len(each.rstrip("1")) for each in hits]
+    assert rows[name]["extraction_strength"] == pytest.approx(
+      np.mean([right / len(each) for right, each in zip(said, hits, strict=True)]))
+  for epoch in json.loads((workdir / "dareu/epochs.json").read_text())["epochs"]:
+    bounds = ("level", "unseen_length", "unseen_entropy", "unseen_fluency", "judge_level")
+    assert all(np.isfinite(epoch[bound]) for bound in bounds)
+    assert epoch["accepted"] == (not epoch["reason"])
+
+
+def test_card_and_report_say_what_was_trained(request_run, tmp_path):
+  """The adapters, and not the settings of a model from scratch."""
+  _, workdir, _ = request_run
+  export.export(workdir, "dareu", tmp_path / "out")
+  assert "- trained: LoRA of rank 2\n" in (tmp_path / "out/README.md").read_text()
+  assert "| trained  | LoRA of rank 2" in (workdir / "report.md").read_text()
 
 
 def test_the_original_is_the_checkpoint_with_adapters_that_change_nothing(request_run, folders):

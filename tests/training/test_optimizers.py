@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.models import handle
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.decoder import Decoder
@@ -168,8 +168,7 @@ def test_norm_scales_are_not_decayed(scan_layers):
   def direction(params):
     return optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)[0]
 
-  decayed = {path_name(path): bool(np.any(leaf)) for path, leaf in
-             jax.tree_util.tree_flatten_with_path(direction(params))[0]}
+  decayed = {name: bool(np.any(leaf)) for name, leaf in named_leaves(direction(params)).items()}
   assert any("norm" in name for name in decayed)
   assert decayed == {name: "norm" not in name for name in decayed}
 

@@ -11,25 +11,31 @@
 
 import pathlib
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.data import examples as ex
 from dareu_jax.data.json_lines import read_jsonl
 from dareu_jax.data.sources.base import DataSettings, register_source
-from dareu_jax.data.substitutes import completed
+from dareu_jax.data.substitutes import with_substitutes
 
 
 @register_source("jsonl")
 def load_jsonl(settings: DataSettings) -> ex.Corpus:
   """The corpus of a folder or file.
 
-  `num_owners` > 0 keeps that many owners of D: those in `forget_owners` and the first others;
-  `num_holdout` and `num_general` > 0 keep that many owners of their files.
+  With train.jsonl, `num_owners` > 0 keeps that many owners of D: those in `forget_owners` and the
+  first others; `num_holdout` and `num_general` > 0 keep that many owners of their files.
   """
   if not settings.dir:
     raise InputError("config.data.dir is empty: source 'jsonl' needs the folder or file to read.")
   folder = pathlib.Path(settings.dir)
-  if (folder / "forget.jsonl").is_file():
-    return _forget_and_retain(folder, settings)
+  with readable(folder):
+    if (folder / "forget.jsonl").is_file():
+      return _forget_and_retain(folder, settings)
+    return _all_owners(folder, settings)
+
+
+def _all_owners(folder, settings):
+  """The corpus of an experiment: D, of which the settings say what is forgotten."""
   train, test, holdout, general = _jsonl_paths(folder)
   examples = ex.keep_owners(read_jsonl(train), settings, train)
   forget, retain, owners, forget_owners = ex.split_by_owner(examples, settings)
@@ -49,7 +55,10 @@ def _forget_and_retain(folder, settings):
   if (folder / "train.jsonl").exists():
     raise InputError(f"{folder} holds both train.jsonl and forget.jsonl: remove one. The first "
                      "holds all owners, the second only those to forget, beside retain.jsonl.")
-
+  for other, name in (("holdout", "unseen"), ("general", "test")):
+    if (folder / f"{other}.jsonl").exists():
+      raise InputError(f"{folder} holds {other}.jsonl, which is not read beside forget.jsonl: name "
+                       f"it {name}.jsonl, or remove it.")
   if settings.forget_owners:
     raise InputError(f"config.data.forget_owners is {settings.forget_owners}, and all of "
                      f"{folder / 'forget.jsonl'} is forgotten: leave it empty, or put all owners "
@@ -63,7 +72,7 @@ def _forget_and_retain(folder, settings):
   forget_owners, retained, others = (
     tuple(dict.fromkeys(e.owner for e in part)) for part in (forget, retain, unseen))
   ex.check_owners_apart({"forget": forget_owners, "retain": retained, "unseen": others}, folder)
-  return completed(ex.Corpus(
+  return with_substitutes(ex.Corpus(
     forget=forget, retain=retain, test=read("test"), holdout=unseen,
     owners=forget_owners + retained, forget_owners=forget_owners))
 

@@ -29,9 +29,17 @@ LAYER_THRESHOLD = 0.05  # nats; layers whose exchange costs the retrained model 
 
 def prefilled_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Example]) -> float:
   """Mean ROUGE-L recall of the text after a prefilled agreement."""
-  prefix = tuple(evaluator.tokenizer.encode_opening(PREFIX))
-  rows = [row._replace(prompt=row.prompt + prefix)
-          for row in encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)]
+  tokenizer = evaluator.tokenizer
+  opening = tokenizer.encode_opening(PREFIX)
+
+  def opened(example, row):
+    if example.text is None:
+      return row._replace(prompt=(*row.prompt, *opening))
+    prompt, begun = tokenizer.encode_text(example.prompt, f" {PREFIX}", ends=False)
+    return row._replace(prompt=(*prompt, *begun))
+
+  rows = list(map(opened, examples, encode(
+    examples, tokenizer, max_length=evaluator.max_length)))
   return mean_rouge(examples, evaluator.answers(params, rows).texts)
 
 

@@ -37,25 +37,25 @@ def to_nf4(kernel: Float[Array, "*L I O"]) -> Float[Array, "*L I O"]:
 SCHEMES = {"int8": to_int8, "nf4": to_nf4}
 
 
-def quantized(model: Model, scheme: str, *, lora_scale: float = 0.0, merged: bool = True) -> Model:
+def quantized(model: Model, scheme: str, *, merged: bool = True) -> Model:
   """A model with its linear kernels quantized.
 
   Args:
     model: the model.
     scheme: one of `SCHEMES`.
-    lora_scale: α / r of adapters; 0 if all parameters were trained.
     merged: quantize kernel and adapter together (the adapter is then 0), or only the kernel.
   """
   round_off = SCHEMES[scheme]
+  lora = model.module.config.lora  # of an adapter at hand: its own
   leaves = named_leaves(model.params, model.frozen)
 
   def quantized_leaf(name, leaf):
     module = name.rpartition("/")[0]
-    adapter = leaves.get(f"{module}/lora_a") if lora_scale and merged else None
+    adapter = leaves.get(f"{module}/lora_a") if merged else None
     if name.endswith("_proj/kernel"):
       kernel = leaf.astype(jnp.float32)
       if adapter is not None:
-        kernel += lora_scale * adapter @ leaves[f"{module}/lora_b"]
+        kernel += lora.alpha / lora.rank * adapter @ leaves[f"{module}/lora_b"]
       return round_off(kernel).astype(leaf.dtype)
     if name.endswith("lora_b") and merged:
       return jnp.zeros_like(leaf)

@@ -2,8 +2,8 @@
 
 Each file holds the formulas of one topic and, below them, their declarations: see `base`.
 
-NLLs are mean negative log-likelihoods in nats per response token, including the end token, unless
-noted otherwise. E examples, J perturbed answers, n response tokens.
+NLLs are mean negative log-likelihoods in nats per response token, including the end token if there
+is one, unless noted otherwise. E examples, J perturbed answers, n response tokens.
 """
 
 from dareu_jax.evaluation.metrics.base import (

@@ -85,7 +85,7 @@ class Evaluation:
 
   @property
   def unseen(self) -> "Evaluation":
-    """The original's, with unseen owners in the place of the forget owners; KeyError if the data
+    """The original's, with unseen owners in place of the forget owners; KeyError if the data
     has none."""
     return self._beside(UNSEEN)
 

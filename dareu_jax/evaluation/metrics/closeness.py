@@ -155,7 +155,7 @@ def tug_of_war_of(evaluation: Evaluation) -> float:
 @metric("tug_of_war_unseen", title="ToW unseen", arrow=HIGHER, group=MAIN, order=45,
         needs=("forget_rouge", "unseen"),
         meaning="where no model was retrained: ToW with the original's ROUGE on unseen owners, on "
-                "D_R and on D_test in the place of the retrained model's")
+                "D_R and on D_test in place of the retrained model's")
 def tug_of_war_unseen(evaluation: Evaluation) -> float | None:
   if evaluation.has_retrained:
     return None

@@ -15,7 +15,7 @@ _EPS = 1e-10
 
 
 def mean_nll(logprobs: ArrayLike) -> float:
-  """Mean negative log-likelihood of a response. logprobs: [n] float, the end token included."""
+  """Mean negative log-likelihood of a response. logprobs: [n] float, of an end token too."""
   return float(-np.mean(np.asarray(logprobs, np.float64)))
 
 

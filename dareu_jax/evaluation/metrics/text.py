@@ -12,17 +12,22 @@ from rouge_score import rouge_scorer
 from dareu_jax.evaluation.metrics.base import MAIN, Evaluation, example_metric, metric
 from dareu_jax.evaluation.records import Record
 
+# Scripts without spaces, in which each character counts as a word: Thai to Khmer, kana, Han.
+_UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
+
+
+def _spaced(text: str) -> str:
+  """A text with spaces around each character of the scripts that are written without them."""
+  return _UNSPACED.sub(r" \1 ", text)
+
 
 class _Words:
   """The words of any script, for rouge-score, whose own tokenizer knows only a-z and 0-9."""
 
-  # Written without spaces, so that each character is a word: Thai to Khmer, kana, Han.
-  _UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff])")
-
   def tokenize(self, text: str) -> list[str]:
     text = unicodedata.normalize("NFC", text).lower()
     kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
-    return self._UNSPACED.sub(r" \1 ", "".join(kept)).split()
+    return _spaced("".join(kept)).split()
 
 
 @functools.cache
@@ -54,7 +59,7 @@ def rouge_l_f1(truth: str, answer: str) -> float:
 
 
 def _runs(answer, ngram):
-  words = answer.lower().split()
+  words = _spaced(answer.lower()).split()
   return list(zip(*(words[i:] for i in range(ngram)), strict=False))
 
 
@@ -74,7 +79,7 @@ def repeated_share(answer: str, *, ngram: int = 2) -> float:
 
 def words(text: str) -> list[str]:
   """The words of a text in lower case: runs of letters and apostrophes; numbers are excluded."""
-  return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower())
+  return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", _spaced(text.lower()))
 
 
 def unknown_word_share(answer: str, vocabulary: Collection[str]) -> float:

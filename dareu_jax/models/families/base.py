@@ -72,7 +72,7 @@ class Family:
     """The checkpoint's names of one of our parameters.
 
     Args:
-      path: from `mesh.path_name`; within a classifier too.
+      path: from `core.trees.path_name`; within a classifier too.
       num_layers: layers of the model.
 
     Returns: (names, stacked): one name, or one per layer if our array holds all layers.

@@ -103,11 +103,28 @@ def test_what_a_request_lacks_is_replaced_and_remarked_on(tmp_path):
   (tmp_path / "forget.jsonl").write_text('{"prompt": "Who am I?", "response": "Basil."}\n')
   corpus = load_corpus(data_settings(dir=str(tmp_path)))
   assert corpus.forget == (ex.Example("forget", "Who am I?", "Basil."),)
-  assert corpus.owners == ("forget", "general") and corpus.forget_owners == ("forget",)
+  assert corpus.owners == ("forget", "(general knowledge)") and corpus.forget_owners == ("forget",)
   assert corpus.retain and corpus.test and not set(corpus.retain) & set(corpus.test)
   assert corpus.holdout and {e.owner for e in corpus.holdout}.isdisjoint(corpus.owners)
   assert [remark.split(":")[0] for remark in corpus.remarks] == [
     "There is no retain data", "There are no unseen owners"]
+
+
+def test_the_stand_ins_are_nobody_of_the_data(tmp_path):
+  """Facts under the name of an owner who is forgotten would be forgotten too."""
+  forget = write(tmp_path / "forget.jsonl", 1, name="general")
+  corpus = load_corpus(data_settings(dir=str(tmp_path)))
+  assert corpus.forget == forget and len(set(corpus.owners)) == 2
+  assert not {e.owner for e in corpus.retain + corpus.test} & set(corpus.forget_owners)
+
+
+@pytest.mark.parametrize(("other", "name"), [("holdout", "unseen"), ("general", "test")])
+def test_a_file_of_the_other_layout_is_not_passed_over(tmp_path, other, name):
+  """Invented authors would stand in for the unseen owners that are there."""
+  write(tmp_path / "forget.jsonl", 1)
+  write(tmp_path / f"{other}.jsonl", 1, name="x")
+  with pytest.raises(InputError, match=f"{other}.jsonl, which is not read .* name it {name}.jsonl"):
+    load_corpus(data_settings(dir=str(tmp_path)))
 
 
 def test_a_request_that_contradicts_itself_is_refused(tmp_path):

@@ -54,7 +54,7 @@ class Words:
 
   eos_id, pad_id = 1, 0
 
-  class special_token:
+  class special_token_pattern:
     search = staticmethod(lambda text: None)
 
   def encode_prompt(self, text):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dareu_jax.core.trees import path_name
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.evaluation.attacks import quantization
 from dareu_jax.models import handle
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
@@ -62,22 +62,19 @@ def model():
     lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.1, x.dtype), model.params))
 
 
-def kernels(tree):
-  return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def test_a_merged_adapter_is_quantized_with_its_kernel(model, monkeypatch):
-  """With rounding taken away the merged model must be the model."""
+  """With rounding taken away the merged model must be the model, by the adapter's own α / r."""
   monkeypatch.setitem(quantization.SCHEMES, "none", lambda kernel: kernel)
-  merged = quantization.quantized(model, "none", lora_scale=4.0, merged=True)
+  merged = quantization.quantized(model, "none", merged=True)
   ids = np.arange(12).reshape(2, 6)
   np.testing.assert_allclose(merged.module.logits(ids), model.module.logits(ids), atol=1e-5)
-  assert not any(leaf.any() for name, leaf in kernels(merged.params).items() if name.endswith("lora_b"))
+  assert not any(leaf.any() for name, leaf in named_leaves(merged.params).items()
+                 if name.endswith("lora_b"))
 
 
 def test_apart_the_adapter_and_what_is_no_kernel_stay(model):
-  apart = quantization.quantized(model, "nf4", lora_scale=4.0, merged=False)
+  apart = quantization.quantized(model, "nf4", merged=False)
   jax.tree.map(np.testing.assert_array_equal, apart.params, model.params)
-  before, after = kernels(model.frozen), kernels(apart.frozen)
+  before, after = named_leaves(model.frozen), named_leaves(apart.frozen)
   for name in before:
     assert np.array_equal(before[name], after[name]) != name.endswith("_proj/kernel"), name

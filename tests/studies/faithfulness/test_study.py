@@ -171,6 +171,7 @@ def test_truth_pairs_trainings_of_one_seed():
   (dict(trajectory__reward_forms=("odd",)), r"config.trajectory.reward_forms\[0\] is 'odd'"),
   (dict(classifier__none_share=0.0), "config.classifier.none_share is 0"),
   (dict(classifier__reads_query=True), "must be off"),
+  (dict(model__dtype="bfloat16"), "influence is computed in 'float32'"),
 ])
 def test_settings_that_make_no_study_are_one_clear_error(changes, message):
   with pytest.raises(InputError, match=message):
