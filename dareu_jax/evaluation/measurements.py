@@ -15,7 +15,7 @@ Fields = dict[str, Any]
 
 
 def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
-            gradient_norm: bool = False,
+            answered: bool = True, gradient_norm: bool = False,
             of_others: Callable[[Answers], list[list[Fields]]] | None = None) -> list[Record]:
   """Records of a model on examples.
 
@@ -23,15 +23,17 @@ def measure(evaluator: Evaluator, params: Any, examples: Sequence[Example], *,
     evaluator: Evaluator.
     params: params of the model.
     examples: one record each.
+    answered: whether to ask the model, or only measure the likelihood of the true responses.
     gradient_norm: compute the gradient norm of each example: one backward pass each.
     of_others: gives further fields from the answers, those that need other models.
   """
   rows = encode(examples, evaluator.tokenizer, max_length=evaluator.max_length)
-  answers = evaluator.answers(params, rows)
-  return merged(
-    texts(examples), likelihoods(evaluator, params, rows, gradient_norm=gradient_norm),
-    other_responses(evaluator, params, examples), of_answers(answers),
-    *(of_others(answers) if of_others is not None else ()))
+  parts = [texts(examples), likelihoods(evaluator, params, rows, gradient_norm=gradient_norm),
+           other_responses(evaluator, params, examples)]
+  if answered:
+    answers = evaluator.answers(params, rows)
+    parts += [of_answers(answers), *(of_others(answers) if of_others is not None else ())]
+  return merged(*parts)
 
 
 def texts(examples: Sequence[Example]) -> list[Fields]:

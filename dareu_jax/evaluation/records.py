@@ -21,7 +21,9 @@ UNSEEN = "unseen"
 SPLITS = ("forget", "retain", "test")
 MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
 JUDGED = ("forget", "holdout")  # splits whose answers are scored by classifiers and other models
-ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen
+# "holdout": owners that no model has seen. The original's answers about them say what forgetting
+# looks like; of the other models only the likelihoods count, for membership inference.
+ALL_SPLITS = (*SPLITS, "holdout")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

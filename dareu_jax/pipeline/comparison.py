@@ -110,7 +110,7 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     for name, evaluator in evaluators.items():
       records[name] = {
         split: measurements.measure(
-          evaluator, evaluator.model.params, part,
+          evaluator, evaluator.model.params, part, answered=split in SPLITS or name == original,
           of_others=functools.partial(of_others, name, part) if split in JUDGED else None)
         for split, part in examples.items() if part}
       bar.update()

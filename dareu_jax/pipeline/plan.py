@@ -9,7 +9,7 @@ from flax import nnx
 
 from dareu_jax.core.matmul import matmul
 from dareu_jax.data.batches import bucket_length
-from dareu_jax.evaluation.records import ALL_SPLITS
+from dareu_jax.evaluation.records import ALL_SPLITS, JUDGED, SPLITS
 from dareu_jax.methods.base import METHODS, Shapes
 from dareu_jax.models import factory
 from dareu_jax.models.decoder import abstract_decoder
@@ -106,15 +106,19 @@ def _shapes(run):
 
 
 def _evaluation_flops(run, size):
-  """Greedy answers to each split and the likelihoods of given answers, by each model."""
-  examples = {split: run.data.evaluated(split) for split in ALL_SPLITS}
-  prompts = sum(len(row.prompt) for part in examples.values() for row in run.data.rows(part))
-  answers = sum(map(len, examples.values()))
-  longest = run.settings.evaluation.max_new_tokens or run.data.longest_response
-  texts = len(examples["forget"]) + len(examples["holdout"]) + sum(
-    1 + len(e.perturbed_responses) for e in examples["forget"] if e.paraphrased_response)
-  tokens = prompts + (answers + texts) * longest
-  return 2 * size * tokens * len(run.model_names)
+  """Greedy answers to each split and the likelihoods of given answers, by each model; about unseen
+  owners only the original is asked."""
+  data = run.data
+  longest = run.settings.evaluation.max_new_tokens or data.longest_response
+
+  def tokens(split):
+    examples = data.evaluated(split)
+    others = [1 + len(e.perturbed_responses) for e in examples
+              if split == "forget" and e.paraphrased_response]
+    texts = len(examples) * (1 + (split in JUDGED)) + sum(others)
+    return sum(len(row.prompt) for row in data.rows(examples)) + texts * longest
+
+  return 2 * size * (len(run.model_names) * sum(map(tokens, SPLITS)) + tokens("holdout"))
 
 
 def _tokens(batches):
