@@ -1,5 +1,6 @@
 """The library as a notebook uses it: no flags, no config file, no checkout."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -16,6 +17,7 @@ from dareu_jax import api
 from dareu_jax.api import make_corpus
 from dareu_jax.core.settings import to_plain
 from dareu_jax.data.authors import make_authors
+from dareu_jax.data.chat_templates import PLAIN
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
@@ -151,8 +153,10 @@ def test_examples_may_be_mappings_without_owners_and_a_method_an_instance(model)
 
 def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path):
   """A service that is killed must not begin again, nor take another request's result."""
-  own = Tokenizer(model.tokenizer.backend, model.tokenizer.template_name, system="Obey.",
-                  date="1 Jan 2024")
+  backend = copy.deepcopy(model.tokenizer.backend)
+  backend.chat_template = PLAIN.replace(  # with a place for a system turn
+    "{% if", "{% if m['role'] == 'system' %}{{ m['content'] }}{% elif", 1)
+  own = Tokenizer(backend, system="Obey.", date="1 Jan 2024")
   options = {"tokenizer": own, "forget": FORGET, "retain": RETAIN, "unseen": UNSEEN,
              "method": "npo", "settings": SMALL, "workdir": tmp_path}
   first = dareu_jax.unlearn(model, **options)

@@ -31,7 +31,7 @@ from dareu_jax.training.checkpoints import read_json, shared_json, write_json
 from dareu_jax.training.wall_time import WallTimeLog
 from dareu_jax.training.writers import read_metrics
 
-JUDGE_MARGIN = 0.05  # largest difference of score at which the judge agrees
+JUDGE_MARGIN = 0.05  # of scores above the target's: largest difference at which the judge agrees
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
@@ -207,7 +207,8 @@ def judgement(models: dict[str, dict[str, float]], method: str) -> str:
   scores, judged = ([models[name][key] for name in (method, target)]
                     for key in ("attribution_score", "judge_score"))
   beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
-  agree = abs(beyond - judged_beyond) <= JUDGE_MARGIN
+  # Below the level there is nothing left to disagree on.
+  agree = abs(max(0.0, beyond) - max(0.0, judged_beyond)) <= JUDGE_MARGIN
   where = ("at" if abs(judged_beyond) <= JUDGE_MARGIN
            else "below" if judged_beyond < 0 else "NOT at")
   return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "

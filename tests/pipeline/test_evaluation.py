@@ -82,4 +82,5 @@ def test_what_is_kept_are_records_of_every_split(workdir):
     assert [r.prompt for r in examples] == [e.prompt for e in run.data.evaluated(split)]
     for record, row in zip(examples, run.data.rows(run.data.evaluated(split)), strict=True):
       assert len(record.logprobs) == len(record.hits) == len(row.completion)
-      assert np.isfinite(record.logprobs).all() and record.has("answer")
+      assert np.isfinite(record.logprobs).all()
+      assert record.has("answer") == (split != "holdout")  # whose are asked of the original

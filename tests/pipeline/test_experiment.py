@@ -143,6 +143,7 @@ def test_an_owners_only_text_is_never_held_out():
   (0.67, 0.10, ("they DISAGREE", "by the judge it is at")),
   (0.90, 0.90, ("they agree", "by the judge it is NOT at")),  # nothing is forgotten, says either
   (0.03, 0.02, ("they agree", "by the judge it is below")),
+  (0.09, 0.00, ("they agree", "by the judge it is below")),  # both find nothing left
 ])
 def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questions(
     score, judged, words):

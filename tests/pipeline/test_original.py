@@ -79,6 +79,8 @@ def test_the_row_of_unseen_owners_is_the_original_on_them(request_run):
   rows = summary["models"]
   record = json.loads((workdir / "evaluation/original.json").read_text())["records"]
   scores = [each["score"] for each in record["holdout"]]
+  others = json.loads((workdir / "evaluation/dareu.json").read_text())["records"]["holdout"]
+  assert others and not any("answer" in each for each in others)  # nobody needs them
   assert rows[UNSEEN]["attribution_score"] == pytest.approx(np.mean(scores))
   for key in ("retain_rouge", "test_rouge"):
     assert rows[UNSEEN][key] == rows["original"][key]
@@ -99,7 +101,7 @@ def test_extraction_and_guards_stand_beside_the_unseen_owners(request_run):
   for epoch in json.loads((workdir / "dareu/epochs.json").read_text())["epochs"]:
     bounds = ("level", "unseen_length", "unseen_entropy", "unseen_fluency", "judge_level")
     assert all(np.isfinite(epoch[bound]) for bound in bounds)
-    assert epoch["accepted"] == (not epoch["reason"])
+    assert epoch["accepted"]  # the action of this config is off
 
 
 def test_card_and_report_say_what_was_trained(request_run, tmp_path):
