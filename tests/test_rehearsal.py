@@ -64,7 +64,7 @@ def config(checkpoint, data_dir):
     model.update(path=str(checkpoint), dtype="bfloat16", scan_layers=True, remat=True)
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
-  config.length_multiple = 256  # one shape for all
+  config.length_multiple = 64
   config.unlearning.dareu.update(epochs=1, rollout_batch_size=10, minibatch_size=10,
                                  retain_batch_size=4, max_new_tokens=8)
   config.monitor.target_score = 0.0

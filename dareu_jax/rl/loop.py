@@ -142,7 +142,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
-    settings=settings, moved=task.rollouts_per_epoch > 1)
+    settings=settings.of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
   for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
@@ -152,7 +152,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     learned_from.append((rows, retain))
     state, update_metrics = learner.update(
       state, task.original, task.value_head.with_params(None), rollout, rows,
-      evaluator.to_device(retain), rates, settings=settings)
+      evaluator.to_device(retain), rates, settings=settings.of_programs)
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}

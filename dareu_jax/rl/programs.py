@@ -91,7 +91,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   scored = sizes.scored
   score_args = (state, original, value_head, rows_of((rows, time), jnp.float32), *prompts,
                 completions)
-  scoring = {"settings": settings, "moved": sizes.rollouts > 1}
+  scoring = {"settings": settings.of_programs, "moved": sizes.rollouts > 1}
   with jax.set_mesh(mesh):
     rollout, _ = jax.eval_shape(
       functools.partial(inspect.unwrap(learner.score_rollout), **scoring), *score_args)
@@ -111,7 +111,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
     "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
-      {"settings": settings}, settings.updates_per_rollout, 1),
+      {"settings": settings.of_programs}, settings.updates_per_rollout, 1),
   }
   # The teacher is a separate role; the judge shares the classifier's frozen weights.
   judge = jax.tree.map(lambda leaf: leaf.update(), classifier.params)

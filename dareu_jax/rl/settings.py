@@ -1,5 +1,6 @@
 """Settings of the reinforcement learning run."""
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -92,6 +93,14 @@ class RLSettings:
   def group_size(self) -> int:
     """Responses to a query that follow each other in a rollout."""
     return 1 if self.learns_values else self.samples_per_prompt
+
+  @property
+  def of_programs(self) -> "RLSettings":
+    """The settings with defaults in place of those that no compiled program depends on: runs that
+    differ in these alone share their programs."""
+    names = ("learning_rate", "value_learning_rate", "warmup_steps", "final_rate", "epochs",
+             "selection", "settle_epochs")
+    return dataclasses.replace(self, **{name: getattr(RLSettings, name) for name in names})
 
   @property
   def learned_rows(self) -> int:

@@ -1,5 +1,7 @@
 """The plan's programs are those that the run will run: their sizes, and what stays beside them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   _, task, job = planned
   settings = task.settings
   state, original, value_head, rollout, minibatch, retain, _ = job.programs["update"].args
-  assert job.programs["update"].static == {"settings": settings}
+  assert job.programs["update"].static == {"settings": settings.of_programs}
   real = learner.init_learner(task.original.params, task.value_head.params, settings)
   assert shapes(state) == shapes(real) and shapes(original) == shapes(task.original)
   assert shapes(retain) == shapes(task.retain[0])
@@ -47,6 +49,24 @@ def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   assert shapes(rollout_args[1:3]) == shapes(prompts)
   assert rollout.token_ids.shape[1] == prompts[0].shape[1] + settings.max_new_tokens
   assert job.programs["scores"].static["moved"] == (task.rollouts_per_epoch > 1)
+  assert job.programs["rollout"].static["eos_id"] == task.evaluator.tokenizer.eos_id
+
+
+def test_runs_at_other_rates_share_programs(planned):
+  """A grid of rates would compile the largest program once more for each of them."""
+  _, task, job = planned
+  settings = task.settings
+  other = dataclasses.replace(
+    settings, learning_rate=1.0, value_learning_rate=2.0, warmup_steps=settings.warmup_steps + 1,
+    final_rate=0.5, epochs=settings.epochs + 1, selection="lowest_score",
+    settle_epochs=settings.settle_epochs + 1)
+  assert other.of_programs == settings.of_programs
+  with jax.set_mesh(job.programs["update"].args[0].step.sharding.mesh):
+    for name in ("scores", "update"):
+      function, args, static = job.programs[name][:3]
+      one, two = (function.lower(*args, **static | {"settings": each}).as_text()
+                  for each in (settings, other))
+      assert one == two  # nor does any depend on what it takes for the same
 
 
 def test_what_stays_is_what_the_run_holds(planned):
