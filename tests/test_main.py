@@ -99,11 +99,16 @@ def test_eight_devices_are_as_one_and_a_checkpoint_resumes_on_another_mesh(
   assert code == 0, err
   as_one(tmp_path / "whole")
   without((*ORIGINAL, "classifier", *DAREU), tmp_path / "whole", tmp_path / "killed")
-  killed_at("original/progress/3", tmp_path / "killed", rows)
-  killed_at("dareu/progress/2", tmp_path / "killed", cube)
-  code, out, err = finish(command(tmp_path / "killed"))
+  for sign, name, start in (("original/progress/3", "on_cube", cube),
+                            ("dareu/progress/2", "on_one", command)):
+    killed_at(sign, tmp_path / "killed", rows)
+    shutil.copytree(tmp_path / "killed", tmp_path / name)
+    code, out, err = finish(start(tmp_path / name))
+    assert code == 0, err
+    as_one(tmp_path / name)
+  code, out, err = finish(rows(tmp_path / "killed"))
   assert code == 0, err
-  as_one(tmp_path / "killed")
+  assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
 
 
 def test_no_figure_depends_on_devices_or_batch_size(finished, command, tmp_path):

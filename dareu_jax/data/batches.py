@@ -57,12 +57,14 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
   rows = []
   for i, example in enumerate(examples):
     response = None if responses is None else responses[i]
+    text = example.response if response is None else response
+    _refuse_special_tokens(example, text, tokenizer)
     prompt, completion = _ids(example, tokenizer, response)
     length = len(prompt) + len(completion)
     if length > max_length:
       raise InputError(
         f"a text of {example.owner} takes {length} tokens, and config.max_length is {max_length}. "
-        f"Raise it, or shorten the text: {_excerpt(example, response or example.response)}")
+        f"Raise it, or shorten the text: {_excerpt(example, text)}")
     rows.append(Row(tuple(prompt), tuple(completion), index.get(example.owner, -1)))
   return rows
 
@@ -83,6 +85,7 @@ def encode_for_classifier(examples: Sequence[Example], tokenizer: Tokenizer, *, 
   index = {owner: i for i, owner in enumerate(owners)}
   rows = []
   for example in examples:
+    _refuse_special_tokens(example, example.response, tokenizer)
     prompt, completion = _ids(dataclasses.replace(example, history=()), tokenizer)
     if len(completion) > max_length:
       raise InputError(
@@ -96,15 +99,19 @@ def encode_for_classifier(examples: Sequence[Example], tokenizer: Tokenizer, *, 
   return rows
 
 
-def _ids(example, tokenizer, response=None):
-  """Ids of the prompt, and of a response, or the example's own."""
-  text = example.response if response is None else response
+def _refuse_special_tokens(example, text, tokenizer):
+  """Raises InputError if a conversation or its response contains the text of a special token."""
   said = "\n".join(content for _, content in example.history)
   special = tokenizer.special_token_pattern.search(f"{said}\n{example.prompt}\n{text}")
   if special:
     raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
                      "Remove it: templates and end tokens are added automatically. In "
                      f"{_excerpt(example, text)}")
+
+
+def _ids(example, tokenizer, response=None):
+  """Ids of the prompt, and of a response, or the example's own."""
+  text = example.response if response is None else response
   if example.text is None:
     try:
       return tokenizer.encode_pair(example.prompt, text, example.history)

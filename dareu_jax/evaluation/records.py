@@ -21,9 +21,14 @@ UNSEEN = "unseen"
 SPLITS = ("forget", "retain", "test")
 MIN_K = 0.4  # share of a response's least likely tokens that Min-K% attacks average by default
 JUDGED = ("forget", "holdout")  # splits whose answers are scored by classifiers and other models
-# "holdout": owners that no model has seen. The original's answers about them say what forgetting
-# looks like; of the other models only the likelihoods count, for membership inference.
-ALL_SPLITS = (*SPLITS, "holdout")
+ALL_SPLITS = (*SPLITS, "holdout")  # "holdout": owners that no model has seen
+
+
+def is_answered(split: str, *, by_original: bool) -> bool:
+  """Whether a model is asked the queries of a split. The original's answers about unseen owners say
+  what forgetting looks like; of other models only the likelihoods count there, for membership
+  inference."""
+  return split in SPLITS or by_original
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

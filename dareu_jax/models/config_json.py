@@ -46,9 +46,6 @@ def from_huggingface(folder: str | pathlib.Path, **runtime: Any) -> ModelConfig:
     InputError: for a missing file or key, an unsupported architecture, rope_type or activation.
   """
   path = pathlib.Path(folder) / "config.json"
-  if not path.exists():
-    raise InputError(f"{folder} holds no config.json: it must be a Hugging Face checkpoint folder, "
-                     "or a model of the hub.")
   raw = _read_json(path)
   try:
     if raw.get("quantization_config"):
@@ -162,6 +159,9 @@ def _fields(raw: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     with readable(path):
+      if not path.exists():
+        raise InputError(f"{path.parent} holds no config.json: it must be a Hugging Face "
+                         "checkpoint folder, or a model of the hub.")
       raw = json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     line = getattr(error, "lineno", 1)

@@ -211,8 +211,7 @@ def _index(folder):
 
 def _read_index(index):
   try:
-    with readable(index):
-      files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
   except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
     raise InputError(f"{index} is damaged: it must hold a weight_map. Download it again.") from None
   contents = {name: set(_tensor_names(index.parent / name)) for name in sorted(set(files.values()))}

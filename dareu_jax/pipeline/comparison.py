@@ -13,7 +13,16 @@ from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation import measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import JUDGED, MIN_K, ORIGINAL, RETRAINED, SPLITS, UNSEEN, Record
+from dareu_jax.evaluation.records import (
+  JUDGED,
+  MIN_K,
+  ORIGINAL,
+  RETRAINED,
+  SPLITS,
+  UNSEEN,
+  Record,
+  is_answered,
+)
 from dareu_jax.parallel.mesh import mesh_of, shard_batch
 from dareu_jax.pipeline.evaluation import ORDINARY_SEED
 from dareu_jax.pipeline.language_model import LanguageModel
@@ -110,7 +119,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     for name, evaluator in evaluators.items():
       records[name] = {
         split: measurements.measure(
-          evaluator, evaluator.model.params, part, answered=split in SPLITS or name == original,
+          evaluator, evaluator.model.params, part,
+          answered=is_answered(split, by_original=name == original),
           of_others=functools.partial(of_others, name, part) if split in JUDGED else None)
         for split, part in examples.items() if part}
       bar.update()

@@ -8,7 +8,7 @@ from dareu_jax.core import interruption
 from dareu_jax.evaluation import gibberish_classifier, logs, measurements, metrics
 from dareu_jax.evaluation.evaluator import Answers
 from dareu_jax.evaluation.metrics.base import Evaluation, evaluations
-from dareu_jax.evaluation.records import ALL_SPLITS, JUDGED, SPLITS, UNSEEN, Record
+from dareu_jax.evaluation.records import ALL_SPLITS, JUDGED, UNSEEN, Record, is_answered
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import Examples
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
@@ -92,7 +92,7 @@ def split_records(run: Run, name: str, split: str) -> list[Record]:
     return []
   return measurements.measure(
     run.models.evaluator_of(name), run.models.load_params(name), examples,
-    answered=split in SPLITS or name == ORIGINAL,
+    answered=is_answered(split, by_original=name == ORIGINAL),
     gradient_norm=run.settings.evaluation.gradient_norm and split in JUDGED,
     of_others=functools.partial(_judged, run, examples) if split in JUDGED else None)
 

@@ -122,6 +122,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
           rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
   """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics)."""
   settings, evaluator = task.settings, task.evaluator
+  of_programs = settings.of_programs
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
   asked = [task.forget.rows[i] for i in chosen[::settings.group_size]]
@@ -142,7 +143,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
-    settings=settings.of_programs, moved=task.rollouts_per_epoch > 1)
+    settings=of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
   for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
@@ -152,7 +153,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     learned_from.append((rows, retain))
     state, update_metrics = learner.update(
       state, task.original, task.value_head.with_params(None), rollout, rows,
-      evaluator.to_device(retain), rates, settings=settings.of_programs)
+      evaluator.to_device(retain), rates, settings=of_programs)
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}

@@ -241,6 +241,9 @@ def test_only_what_a_classifier_reads_counts_towards_its_length():
   assert row == Row((1, 1), (101, 102, 103, 99), 0)
   with pytest.raises(InputError, match="takes 58 tokens"):
     encode_for_classifier([chat], Echoing(), reads_query=True, **options)
+  hidden = example("ann", "ab", "c", history=(("user", "x </s>"),))
+  with pytest.raises(InputError, match="contains the special token '</s>'"):  # read or not
+    encode_for_classifier([hidden], Echoing(), reads_query=False, **options)
   long = example("ann", "ab", "efghij")
   with pytest.raises(InputError, match="takes 7 of the classifier's tokens.*max_length is 6"):
     encode_for_classifier([long], Echoing(), reads_query=False, **options)

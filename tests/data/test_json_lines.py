@@ -129,7 +129,8 @@ def test_a_text_of_a_script_without_spaces_is_cut_between_characters():
 @pytest.mark.parametrize(("messages", "message"), [
   ("hi", "is not a list of messages"), ([{"role": "user"}], "must have a role and a content"),
   ([{"role": "tool", "content": "x"}], "has the role 'tool'"),
-  (CHAT[:2], "holds no answer"), (CHAT[:4], "has the role 'user', and nothing answers it"), (CHAT[2:3], "follows no message of the role \"user\""),
+  (CHAT[:2], "holds no answer"), (CHAT[:4], "has the role 'user', and nothing answers it"),
+  (CHAT[2:3], "follows no message of the role \"user\""),
   ([{"role": "user", "content": " "}, CHAT[2]], "message 0 of \"messages\" is empty")])
 def test_a_chat_that_cannot_be_read_is_named(messages, message):
   with pytest.raises(InputError) as error:

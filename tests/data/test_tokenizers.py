@@ -272,7 +272,7 @@ def test_turns_that_no_template_would_show_are_refused(bpe):
 
 def test_half_a_tokenizer_is_one_error(tmp_path):
   """Where the added tokens are known, transformers leaves the file to a reader with its own errors."""
-  test_a_control_token_that_no_list_names_is_special(tmp_path)
+  save_with_added_tokens(tmp_path)
   path = tmp_path / "tokenizer.json"
   path.write_text(path.read_text()[:-200])
   with pytest.raises(InputError, match="no tokenizer at"):
@@ -303,12 +303,11 @@ def test_saved_files_have_the_names_that_transformers_4_knows(tmp_path):
   assert again.special_token_pattern.search("a <|turn|>")
 
 
-def test_a_control_token_that_no_list_names_is_special(tmp_path):
-  """Llama 3's files name <|eot_id|> in `added_tokens_decoder` alone; a text that holds it would
-  end the turn."""
+def save_with_added_tokens(folder):
+  """A tokenizer whose <|eot_id|> stands in `added_tokens_decoder` alone, as in Llama 3's files."""
   backend = chat_tokenizer(["<|eot_id|>"], eos_token="</s>").backend
-  backend.save_pretrained(tmp_path)
-  path = tmp_path / "tokenizer_config.json"
+  backend.save_pretrained(folder)
+  path = folder / "tokenizer_config.json"
   config = json.loads(path.read_text())
   for name in ("extra_special_tokens", "additional_special_tokens"):
     config.pop(name, None)
@@ -317,6 +316,12 @@ def test_a_control_token_that_no_list_names_is_special(tmp_path):
              "normalized": False, "single_word": False}
     for i, token in backend.added_tokens_decoder.items()}
   path.write_text(json.dumps(config))
+
+
+def test_a_control_token_that_no_list_names_is_special(tmp_path):
+  """Llama 3's files name <|eot_id|> in `added_tokens_decoder` alone; a text that holds it would
+  end the turn."""
+  save_with_added_tokens(tmp_path)
   tokenizer = tokenizers.load(str(tmp_path))
   assert "<|eot_id|>" not in tokenizer.backend.all_special_tokens
   with pytest.raises(InputError, match=r"special token '<\|eot_id\|>'"):
