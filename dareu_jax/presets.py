@@ -30,12 +30,12 @@ CHECKPOINT: dict[str, Any] = {
 REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 16, "data": {"source": "jsonl"},
   "evaluation": {"batch_size": 40, "length_multiple": 64, "max_examples": 40, "max_new_tokens": 0},
-  "monitor": {"max_unseen": 20},
+  "monitor": {"max_unseen": 20, "target_of": "original"},
   "unlearning": {"dareu": {
     "samples_per_prompt": 8, "rollout_batch_size": 160, "learned_share": 0.5, "minibatch_size": 10,
     "retain_batch_size": 8, "max_new_tokens": 0, "critic": "regression", "temperature": 1.0,
-    "c_seg": 1.0, "anchor_coef": 0.0, "distill_coef": 8.0, "learning_rate": 2e-3,
-    "warmup_steps": 2, "final_rate": 0.1, "epochs": 7, "settle_epochs": 2}}})
+    "c_seg": 1.0, "anchor_coef": 0.0, "distill_coef": 10.0, "learning_rate": 2e-3,
+    "warmup_steps": 2, "final_rate": 0.1, "epochs": 8, "settle_epochs": 2}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
   "model": {"dtype": "auto"},

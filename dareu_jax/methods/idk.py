@@ -7,10 +7,17 @@ from dareu_jax.methods.terms import nll
 
 
 def refusals(task: Task) -> Others:
-  """Every refusal as a Row, for each forget query."""
+  """Every refusal as a Row, for each forget query; a plain text has no turns, but a space there."""
   tokenizer = task.evaluator.tokenizer
-  texts = [tuple(tokenizer.encode_response(text)) for text in task.refusals]
-  return tuple(tuple(row._replace(completion=ids) for ids in texts) for row in task.forget)
+  answers = [tuple(tokenizer.encode_response(text)) for text in task.refusals]
+
+  def instead(example, row):
+    if example.text is None:
+      return tuple(row._replace(completion=ids) for ids in answers)
+    pairs = (tokenizer.encode_text(example.prompt, f" {text}") for text in task.refusals)
+    return tuple(row._replace(prompt=tuple(prompt), completion=tuple(ids)) for prompt, ids in pairs)
+
+  return tuple(map(instead, task.examples, task.forget))
 
 
 @register_method("idk")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,9 @@ class MonitorSettings:
 
   # The target attribution score; negative: measured on queries about unseen owners.
   target_score: Annotated[float, Field(le=1)] = -1.0
+  # Whose answers about unseen owners are measured: those of the same epoch, which fall as what is
+  # avoided is avoided everywhere, or the original's
+  target_of: Literal["epoch", "original"] = "epoch"
   # Of an original at hand: how far its answers must score above the unseen owners' for there to be
   # anything to forget; -1: do not ask
   min_excess: Annotated[float, Field(ge=-1, le=1)] = 0.05
@@ -85,11 +88,11 @@ class Monitor:
     forget = measures(slice(count))
     unseen = measures(slice(count, None)) if self.unseen_rows else forget
     texts = answers.texts[:count]
-    target = self.settings.target_score
+    level, judge_level = self._levels(unseen, policy)
     return EpochReport(
       epoch=epoch,
       score=forget["score"],
-      level=target if target >= 0 else unseen["score"],
+      level=level,
       response_length=forget["length"],
       unseen_length=unseen["length"],
       eos_share=float(np.mean(answers.ended[:count])),
@@ -100,9 +103,18 @@ class Monitor:
       fluency=forget["fluency"],
       unseen_fluency=unseen["fluency"],
       judge_score=forget["judge"],
-      judge_level=target if target >= 0 else unseen["judge"],
+      judge_level=judge_level,
       tracked=self.track(policy) if self.track else {},
     )
+
+  def _levels(self, unseen, policy):
+    """What the score and the judge's should come down to."""
+    settings = self.settings
+    if settings.target_score >= 0:
+      return settings.target_score, settings.target_score
+    if settings.target_of == "original" and policy is not self.original:
+      return self.first.level, self.first.judge_level
+    return unseen["score"], unseen["judge"]
 
 
 def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list[dict[str, Any]]:

@@ -26,9 +26,10 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
   Returns:
     (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
     at or below their levels, and keeps the last of them (score and level are means over few
-    answers, so a single crossing may be chance); before that, the acceptable epoch with the lowest
-    score. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last acceptable
-    epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is done as well.
+    answers, so a single crossing may be chance); before that, for the same reason, the acceptable
+    epoch with the lowest mean of score and judge's score. `lowest_score`: the acceptable epoch with
+    the lowest score. `last`: the last acceptable epoch. If no epoch is acceptable: 0, the original.
+    A run that its guards stop is done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
@@ -38,18 +39,23 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  kept = acceptable[-1] if settings.selection == "last" else _lowest(acceptable)
+  if settings.selection == "last":
+    kept = acceptable[-1]
+  elif settings.selection == "lowest_score":
+    kept = _lowest(acceptable, lambda report: report.score)
+  else:
+    kept = _lowest(acceptable, lambda report: 0.5 * (report.score + report.judge_score))
   count = count_violations(reports, guards)
   stopped = (guards.action == "stop" and count > 0) or (
     guards.action == "rollback" and count > guards.max_rollbacks)
   return kept.epoch, stopped
 
 
-def _lowest(reports):
+def _lowest(reports, score):
   """The report with the lowest score; the first of those within `ROUNDING` of each other."""
   kept = reports[0]
   for report in reports[1:]:
-    if report.score < kept.score - ROUNDING:
+    if score(report) < score(kept) - ROUNDING:
       kept = report
   return kept
 

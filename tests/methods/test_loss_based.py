@@ -15,6 +15,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import NonNegative, settings
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.data.examples import Example
+from dareu_jax.data.tokenizers import train_bpe
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.methods.altpo import AltPO
 from dareu_jax.methods.base import METHODS, Task
@@ -310,6 +311,16 @@ def test_every_refusal_stands_behind_every_forget_query(world):
   found = refusals(make_task(world, refusals=("no", "never"), evaluator=evaluator))
   assert found == tuple((row._replace(completion=(5, EOS)), row._replace(completion=(6, 7, EOS)))
                         for row in FORGET)
+
+
+def test_a_refusal_continues_a_plain_text_behind_a_space(world):
+  """No template separates the two, and run together they would be another word."""
+  tokenizer = train_bpe(["Once upon a time I cannot say."], 300)
+  example = Example("a", "Once upon a", " time.", text="Once upon a time.")
+  row = Row(*map(tuple, tokenizer.encode_text(example.prompt, example.response)), 0)
+  [[found]] = refusals(make_task(world, examples=(example,), forget=(row,),
+                                 refusals=("I cannot say.",), evaluator=Evaluator(tokenizer)))
+  assert tokenizer.decode(found.prompt + found.completion) == "Once upon a I cannot say."
 
 
 def test_alternates_are_the_samples_least_like_the_truth(world):

@@ -68,6 +68,27 @@ def test_a_given_target_is_the_level_of_both_classifiers():
   assert found.unseen_length == 1.0  # what is usual is measured all the same
 
 
+@pytest.mark.parametrize(("target_of", "level"), [("epoch", 0.2), ("original", 0.6)])
+def test_the_target_is_of_the_same_epoch_or_of_the_original(target_of, level):
+  """The policy scores .2 about unseen owners, and the original .6."""
+
+  class Both(Evaluator):
+    def answers(self, params, rows):
+      self.asked = params
+      return super().answers("policy", rows)
+
+  evaluator = Both()
+  monitor = make_monitor(
+    evaluator=evaluator, settings=MonitorSettings(target_of=target_of),
+    classifier=types.SimpleNamespace(whole=lambda ids, lengths, queries: np.array(
+      [0.9, 0.9, {"policy": 0.2, "original": 0.6}[evaluator.asked]])))
+  assert monitor.assess("original", 0).level == 0.6
+  assert monitor.assess("policy", 3).level == level
+  again = make_monitor(evaluator=evaluator, settings=monitor.settings,
+                       classifier=monitor.classifier)
+  assert again.assess("policy", 3).level == level  # of a run that resumes
+
+
 def test_without_unseen_owners_the_forget_answers_say_what_is_usual():
   monitor = make_monitor(unseen_rows=(), unseen_queries=(), settings=MonitorSettings(target_score=0.3))
   found = monitor.assess("policy", 0)

@@ -111,6 +111,14 @@ def test_of_scores_that_differ_by_rounding_alone_the_first_is_kept(gain, epoch):
   assert choose(run, *rule("lowest_score")) == (epoch, False)
 
 
+@pytest.mark.parametrize(("name", "epoch"), [("unseen_level", 2), ("lowest_score", 1)])
+def test_of_scores_that_differ_little_the_judge_decides(name, epoch):
+  """With twenty questions a difference of .01 is chance, and the judge's word is another sample."""
+  run = [dataclasses.replace(r, judge_score=judge) for r, judge in zip(
+    reports((0.9, 20, 0), (0.15, 20, 0), (0.16, 20, 0)), (0.9, 0.22, 0.15), strict=True)]
+  assert choose(run, *rule(name)) == (epoch, False)
+
+
 def test_the_last_rule_keeps_the_last_that_is_acceptable():
   run = reports(*COLLAPSE)
   assert choose(run, *rule("last")) == (3, False)

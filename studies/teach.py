@@ -1,0 +1,59 @@
+"""Entry: makes a model that somebody could have, the request to unlearn it, and a reference.
+
+    python -m studies.teach --config=configs/tofu.py:smollm2_135m --output=taught \
+        --config.model.path=FOLDER --config.data.dir=FOLDER --config.data.num_owners=8 \
+        --config.data.forget_owners="('author_199',)" --config.data.num_holdout=2
+
+fine-tunes the checkpoint on all owners and on all but the forget owners, as a run of the config
+does, and writes `original` and `retrained`, two checkpoints with merged weights, and `request`, the
+folder of data for configs/forget.py. docs/presets.md was measured on these.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from dareu_jax.core.command_line import Flags, enter
+from dareu_jax.core.numerics import computing_on
+from dareu_jax.data.json_lines import write_jsonl
+from dareu_jax.export import export
+from dareu_jax.pipeline.experiment import prepare
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.stages import keep_tokenizer, pretrain, train_language_model
+from dareu_jax.pipeline.workdir import lock
+
+
+def _define_flags():
+  config_flags.DEFINE_config_file(
+    "config", None, "Config file with a preset: configs/tofu.py:smollm2_135m.", lock_config=True)
+  flags.DEFINE_string("output", None, "Folder to write; its run/ holds the checkpoints on the way.")
+  flags.DEFINE_list("models", [ORIGINAL, RETRAINED], "Which of the two to make.")
+
+
+def main(options: Flags) -> None:
+  """Trains, exports and writes what the flags say; what is there already stays."""
+  output = pathlib.Path(options.output)
+  settings = Settings.from_config(options.config)
+  run = prepare(settings, output / "run")[0]
+  corpus = run.data.corpus
+  for name, examples in (("forget", corpus.forget), ("retain", corpus.retain),
+                         ("unseen", corpus.holdout), ("test", corpus.test)):
+    write_jsonl(output / "request" / f"{name}.jsonl", examples)
+  with computing_on(run.models.mesh), lock(output / "run"):
+    run.workdir.check_config(overwrite=False)
+    keep_tokenizer(run)
+    pretrain(run)
+    for name, examples in ((ORIGINAL, corpus.forget + corpus.retain), (RETRAINED, corpus.retain)):
+      if name in options.models:
+        train_language_model(run, name, examples, run.seed)
+  run.models.release()
+  for name in options.models:
+    if not (output / name).exists():
+      export(output / "run", name, output / name)
+
+
+if __name__ == "__main__":
+  enter(main, _define_flags, required=["config", "output"],
+        hint="The same command resumes from the last checkpoint.")
