@@ -41,7 +41,7 @@ from tests import jobs  # noqa: E402
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
 jax.config.update("jax_compilation_cache_dir", os.environ.get(
   "DAREU_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".jax_cache")))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 # They come first, so that no worker is left alone with one at the end.

@@ -31,7 +31,7 @@ def get_config(arg=None):
 
 ENVIRONMENT = os.environ | {
   "JAX_COMPILATION_CACHE_DIR": os.environ.get("DAREU_TEST_CACHE", str(ROOT / ".jax_cache")),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05"}
 
 
 # A process of the library takes many seconds to import it: jobs are forks of one that has.
