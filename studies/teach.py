@@ -6,15 +6,18 @@
 
 fine-tunes the checkpoint on all owners and on all but the forget owners, as a run of the config
 does, and writes `original` and `retrained`, two checkpoints with merged weights, and `request`, the
-folder of data for configs/forget.py. docs/presets.md was measured on these.
+folder of data for configs/forget.py, with the first seed of the config. docs/presets.md was
+measured on these.
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
 from dareu_jax.core.command_line import Flags, enter
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.export import export
@@ -33,16 +36,20 @@ def _define_flags():
 
 
 def main(options: Flags) -> None:
-  """Trains, exports and writes what the flags say; what is there already stays."""
+  """Trains, exports and writes what the flags say; models that are there already stay."""
   output = pathlib.Path(options.output)
+  for name in options.models:
+    if name not in (ORIGINAL, RETRAINED):
+      raise InputError(f"--models names {name!r}: it takes {ORIGINAL} and {RETRAINED}.")
   settings = Settings.from_config(options.config)
+  settings = dataclasses.replace(settings, seeds=settings.seeds[:1])
   run = prepare(settings, output / "run")[0]
   corpus = run.data.corpus
-  for name, examples in (("forget", corpus.forget), ("retain", corpus.retain),
-                         ("unseen", corpus.holdout), ("test", corpus.test)):
-    write_jsonl(output / "request" / f"{name}.jsonl", examples)
   with computing_on(run.models.mesh), lock(output / "run"):
     run.workdir.check_config(overwrite=False)
+    for name, examples in (("forget", corpus.forget), ("retain", corpus.retain),
+                           ("unseen", corpus.holdout), ("test", corpus.test)):
+      write_jsonl(output / "request" / f"{name}.jsonl", examples)
     keep_tokenizer(run)
     pretrain(run)
     for name, examples in ((ORIGINAL, corpus.forget + corpus.retain), (RETRAINED, corpus.retain)):

@@ -39,9 +39,9 @@ from dareu_jax.core.compilation import drop_compiled_programs  # noqa: E402
 from tests import jobs  # noqa: E402
 
 # Programs of earlier runs are used again: compiling takes most of the tests' time.
-jax.config.update("jax_compilation_cache_dir", os.environ.get(
-  "DAREU_TEST_CACHE", str(pathlib.Path(__file__).parent.parent / ".jax_cache")))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_compilation_cache_dir", jobs.ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs",
+                  float(jobs.ENVIRONMENT["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]))
 
 
 # They come first, so that no worker is left alone with one at the end.

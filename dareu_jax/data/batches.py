@@ -119,7 +119,7 @@ def _ids(example, tokenizer, response=None):
       raise InputError(f"a text of {example.owner}: {error} In {_excerpt(example, text)}") from None
   if response is None:
     return tokenizer.encode_text(example.prompt, text, ends=example.ends)
-  return tokenizer.encode_text(example.prompt, f" {text}")
+  return tokenizer.encode_behind(example.prompt, text)
 
 
 def _excerpt(example, text):

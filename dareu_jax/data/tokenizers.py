@@ -143,6 +143,10 @@ class Tokenizer:
     first, second, _ = self._cut(before + after, len(before))
     return self._begin + first, second + [self.eos_id] * ends
 
+  def encode_behind(self, before: str, answer: str, *, ends: bool = True) -> tuple[Ids, Ids]:
+    """Ids of a plain text and of an answer that is put behind it, apart by a space."""
+    return self.encode_text(before, f" {answer}", ends=ends)
+
   def encode_response(self, response: str) -> Ids:
     """Ids of an answer to a question, with the end token."""
     return self.encode_pair(_QUESTION, response)[1]

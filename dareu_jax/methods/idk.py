@@ -14,7 +14,7 @@ def refusals(task: Task) -> Others:
   def instead(example, row):
     if example.text is None:
       return tuple(row._replace(completion=ids) for ids in answers)
-    pairs = (tokenizer.encode_text(example.prompt, f" {text}") for text in task.refusals)
+    pairs = (tokenizer.encode_behind(example.prompt, text) for text in task.refusals)
     return tuple(row._replace(prompt=tuple(prompt), completion=tuple(ids)) for prompt, ids in pairs)
 
   return tuple(map(instead, task.examples, task.forget))

@@ -3,7 +3,8 @@
 A score of zero is not the goal: a model that never saw the owners still answers, and its answers
 look a little like everybody's. The target is therefore the score of answers to queries about
 *unseen* owners, by the same model and classifier (at the same epoch, since the original's answers
-to these queries borrow from the forget owners too). Epochs that a guard rejects do not count.
+to these queries borrow from the forget owners too), or by the original, where the settings of the
+monitor say so. Epochs that a guard rejects do not count.
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,8 @@ def taught(finished, config_file, tmp_path_factory):
   folder = tmp_path_factory.mktemp("taught")
   shutil.copytree(finished[0], folder / "run")
   code, _, err = jobs.finish(jobs.Job(
-    "studies.teach", [f"--config={config_file}", f"--output={folder}"], jobs.OPTIMIZED))
+    "studies.teach", [f"--config={config_file}", f"--output={folder}", "--config.seeds=(42,43)"],
+    jobs.OPTIMIZED))
   assert code == 0, err
   return folder
 

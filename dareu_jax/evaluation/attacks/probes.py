@@ -35,7 +35,7 @@ def prefilled_rouge(evaluator: Evaluator, params: Any, examples: Sequence[Exampl
   def opened(example, row):
     if example.text is None:
       return row._replace(prompt=(*row.prompt, *opening))
-    prompt, begun = tokenizer.encode_text(example.prompt, f" {PREFIX}", ends=False)
+    prompt, begun = tokenizer.encode_behind(example.prompt, PREFIX, ends=False)
     return row._replace(prompt=(*prompt, *begun))
 
   rows = list(map(opened, examples, encode(
