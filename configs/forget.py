@@ -13,8 +13,7 @@ knowledge). A line is a question and its answer, a chat, or a plain text:
     {"text": "..."}
 
 Nothing is fine-tuned first and nothing is retrained. Where there is a model that never saw the
-forget data, `--config.retrained.path=...` compares with it. On a CPU with bfloat16 units (AMX)
-`--config.model.dtype=bfloat16` is nearly three times as fast. Afterwards:
+forget data, `--config.retrained.path=...` compares with it. Afterwards:
 
     python -m dareu_jax.export --workdir=runs/request --output=exported
 """

@@ -6,7 +6,7 @@
     result = dareu_jax.unlearn(model, tokenizer, forget=forget, retain=retain, unseen=unseen)
     table = dareu_jax.evaluate({"before": model, "after": result.model}, forget=forget,
                                retain=retain, unseen=unseen, result=result)
-    result.model.save("folder")
+    result.save("folder")
 
 `run(settings, workdir)` is the whole experiment, with retraining and a report. To add a method, a
 metric, a reward, a data source or a model family: docs/extending.md.
@@ -15,7 +15,7 @@ metric, a reward, a data source or a model family: docs/extending.md.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.2.0"
+from dareu_jax.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
   from dareu_jax.api import Result, evaluate, load_model, load_run, run, unlearn

@@ -19,13 +19,15 @@ def _define_flags():
     "config", None, "Config file: the base config and the studies.", lock_config=True)
   flags.DEFINE_string("workdir", None, "Folder of the runs, the table and the plots.")
   flags.DEFINE_bool("overwrite", False, "Accept a workdir of other configs; affected stages rerun.")
-  flags.DEFINE_list("only", None, "Studies to run, separated by commas; all if not given.")
+  flags.DEFINE_list("only", None, "Studies to run, separated by commas; all if not given. Earlier "
+                    "runs of the others stay in the table.")
 
 
 def main(options: Flags) -> None:
   """Runs the grid as the flags say."""
   records = ablations.run(ablations.variants(options.config, options.only), options.workdir,
-                          command=typed(), overwrite=options.overwrite)
+                          beside=ablations.variants(options.config), command=typed(),
+                          overwrite=options.overwrite)
   print(comparison.table(records), f"Report: {options.workdir}/ablations.md", sep="\n\n")
 
 

@@ -22,16 +22,16 @@ from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.examples import Corpus, Example, check_apart, check_owners_apart
 from dareu_jax.data.json_lines import parse
 from dareu_jax.data.substitutes import with_substitutes
-from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.data.tokenizers import DATE, Tokenizer
 from dareu_jax.evaluation.records import MIN_K
 from dareu_jax.methods.base import Method
 from dareu_jax.models.config import AT_HAND
 from dareu_jax.models.quantization import Scheme
 from dareu_jax.parallel.mesh import MeshSettings, mesh_of
-from dareu_jax.pipeline import experiment, language_model, unlearning
+from dareu_jax.pipeline import cards, experiment, language_model, unlearning
 from dareu_jax.pipeline.comparison import Table, compare
-from dareu_jax.pipeline.graph import Candidate
-from dareu_jax.pipeline.language_model import LanguageModel
+from dareu_jax.pipeline.graph import ORIGINAL, Candidate
+from dareu_jax.pipeline.language_model import Adapter, LanguageModel
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -44,7 +44,7 @@ Examples = Iterable[Example | Mapping[str, Any]]
 
 
 def load_model(path: str, *, dtype: str | None = None, quantize: Scheme = "none",
-               template: str = "auto",
+               template: str = "auto", system: str = "", date: str = DATE,
                mesh: MeshSettings | None = None) -> tuple[LanguageModel, Tokenizer]:
   """A pretrained checkpoint and its tokenizer.
 
@@ -53,13 +53,15 @@ def load_model(path: str, *, dtype: str | None = None, quantize: Scheme = "none"
     dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     quantize: 'int8' or 'nf4' keeps the linear kernels in few bits, under adapters.
     template: of prompts; 'auto' follows the tokenizer.
+    system: system turn of conversations that have none; '': the template's own.
+    date: today's date for templates that mention it.
     mesh: sizes of the axes that the weights are split over; all devices, if not given.
 
   Raises:
     InputError: for a checkpoint that is missing, damaged or of an unsupported architecture.
   """
   model = language_model.load(
-    path, dtype=dtype, quantize=quantize, template=template, mesh=mesh)
+    path, dtype=dtype, quantize=quantize, template=template, system=system, date=date, mesh=mesh)
   return model, model.tokenizer
 
 
@@ -90,6 +92,8 @@ class Result:
     chosen_epoch: epoch that the model was taken from; 0 means unchanged.
     classifier: the owner classifier that the reward asked.
     judge: another one, which the reward never asked.
+    method: the method with its settings.
+    forget_owners: names of the owners that were to be forgotten.
   """
 
   model: LanguageModel
@@ -98,6 +102,26 @@ class Result:
   chosen_epoch: int
   classifier: Scorer
   judge: Scorer
+  method: Method
+  forget_owners: tuple[str, ...]
+
+  def save(self, folder: str | pathlib.Path, *, adapter: Adapter = "merged",
+           key: bytes = b"") -> None:
+    """Writes the unlearned model for transformers, vLLM or PEFT, with a model card.
+
+    Args:
+      folder: it must not exist.
+      adapter: LoRA adapters 'merged' into the weights, or 'apart' for PEFT.
+      key: secret of the hashes by which the card lists the forgotten owners; without one it lists
+        none.
+
+    Raises:
+      InputError: if the folder exists, or there is no adapter to go apart.
+    """
+    card = cards.of_result(
+      self.model, self.method, [dataclasses.asdict(report) for report in self.reports],
+      self.chosen_epoch, owners=self.forget_owners, key=key, apart=adapter == "apart")
+    self.model.save(folder, adapter=adapter, card=card)
 
   def __repr__(self) -> str:
     first = self.reports[0]
@@ -158,7 +182,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     if not model.config.lora.rank:
       original = model.trainable(chosen.lora, seed)
     run = make_run(chosen, seed, corpus, mesh, folder, original=original, reward=reward)
-    run.workdir.check_config(overwrite=overwrite)
+    run.workdir.check_config(overwrite=overwrite, stages=run.fingerprints)
     return _unlearn(run, original, name, reward)
 
 
@@ -166,12 +190,20 @@ def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None
   keep_tokenizer(run)
   train_classifier(run, "classifier", run.seed)
   train_classifier(run, "judge", run.seed + JUDGE_SEED)
+  if original.config.lora.rank:  # they may be of an earlier call, and in no checkpoint
+    with run.workdir.stage(ORIGINAL, run.fingerprints[ORIGINAL]) as store:
+      if store is not None:
+        run.workdir.save_result(ORIGINAL, original.model.params)
   unlearning.unlearn(run, Candidate(name), reward=reward)
   reports, chosen = unlearning.load_reports(run, name)
+  if not chosen:
+    warnings.warn("no epoch was within bounds: the model is the original, and nothing was "
+                  "unlearned. The reports say why.", stacklevel=3)
   return Result(
     model=original.with_params(run.models.load_params(name)), original=original, reports=reports,
     chosen_epoch=chosen, classifier=run.models.scorer("classifier"),
-    judge=run.models.scorer("judge"))
+    judge=run.models.scorer("judge"), method=run.settings.unlearning[name],
+    forget_owners=run.data.corpus.forget_owners)
 
 
 # Blocks of settings that `unlearn` reads and its arguments do not give; a test compares them with
@@ -227,7 +259,7 @@ def make_corpus(forget: Examples, retain: Examples = (), unseen: Examples = ()) 
 def _examples(given, name):
   """Examples and mappings as examples; a chat is several."""
   examples: list[Example] = []
-  for index, example in enumerate(given):
+  for index, example in enumerate(given or ()):
     if isinstance(example, Example):
       examples.append(example)
     elif isinstance(example, Mapping):

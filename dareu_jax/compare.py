@@ -4,6 +4,7 @@
     python -m dareu_jax.compare --reports runs/a runs/b runs/c
 """
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +20,8 @@ from dareu_jax.report import tables
 from dareu_jax.training.checkpoints import read_json, write_json
 
 # Settings that two runs must share for their metrics to be comparable.
-COMPARED = ("data", "model", "original", "retrained", "tokenizer", "pretrain", "lora", "finetune",
-            "seeds", "evaluation")
+COMPARED = ("data", "model", "original", "retrained", "tokenizer", "max_length", "pretrain", "lora",
+            "finetune", "classifier", "seeds", "evaluation")
 
 
 def _define_flags():
@@ -34,6 +35,9 @@ def main(options: Flags) -> None:
   """Recomputes a log or merges runs, as the flags say."""
   if bool(options.log) == bool(options.reports):
     raise InputError("give --log=TOFU_EVAL.json, or --reports and the workdirs of runs.")
+  if options.reports and options.retain_log:
+    raise InputError(f"--retain_log={options.retain_log} is for a --log alone: --reports takes the "
+                     "retrained model of each run. Leave it out.")
   if options.log:
     _recompute(options)
   else:
@@ -64,9 +68,9 @@ def comparison(recomputed: Mapping[str, float], published: Mapping[str, float]) 
 
 
 def _file(output, name):
-  """The file to write: `output` itself if it has a suffix, else a file of that name in it."""
+  """The file to write: a file of that name in `output` if that is a folder, or has no suffix."""
   path = pathlib.Path(output)
-  return path if path.suffix else path / name
+  return path / name if path.is_dir() or not path.suffix else path
 
 
 def _leaderboard(workdirs, output):
@@ -87,11 +91,10 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
   """
   rows: dict[str, Mapping[str, float]] = {}
   configs: dict[str, Mapping[str, Any]] = {}
-  for folder in map(pathlib.Path, workdirs):
+  for run, folder in _named(map(pathlib.Path, workdirs)).items():
     summary = read_json(folder / "summary.json")
     if summary is None:
       raise InputError(f"{folder} holds no finished run: it has no summary.json.")
-    run = folder.name if folder.name not in configs else str(folder)
     configs[run] = read_json(folder / "config.json") or {}
     if configs[run]:
       check_format(configs[run], folder)
@@ -100,6 +103,17 @@ def leaderboard(workdirs: Sequence[str | pathlib.Path]) -> str:
   rows = {name: rows[name] for name in tables.best_first(rows, rows)}
   below = (tables.markdown_table(rows, columns) for columns in tables.more(rows).values())
   return "\n\n".join([tables.markdown_table(rows), *below, *unlike(configs)])
+
+
+def _named(folders):
+  """{name: folder}: of each path as many of its last parts as no other folder has."""
+  parts = {pathlib.Path(os.path.abspath(folder)).parts: folder for folder in folders}
+  named = {}
+  for path, folder in parts.items():
+    ends = (path[-count:] for count in range(1, len(path) + 1))
+    end = next(end for end in ends if [other[-len(end):] for other in parts].count(end) == 1)
+    named[str(pathlib.PurePath(*end))] = folder
+  return named
 
 
 def unlike(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:

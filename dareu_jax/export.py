@@ -3,22 +3,17 @@
     python -m dareu_jax.export --workdir=runs/tofu --method=dareu --output=exported
 """
 
-import datetime
 import pathlib
-import re
-import secrets
 from typing import get_args
 
 from absl import flags
 
-from dareu_jax import __version__
 from dareu_jax.core.command_line import Flags, enter
 from dareu_jax.core.errors import InputError, first_line
-from dareu_jax.core.settings import to_plain
+from dareu_jax.models.huggingface import check_new
+from dareu_jax.pipeline import cards
 from dareu_jax.pipeline.language_model import Adapter
 from dareu_jax.pipeline.saved import load_saved
-from dareu_jax.report.card import model_card, owner_hash
-from dareu_jax.training.checkpoints import read_json
 
 
 def _define_flags():
@@ -56,43 +51,14 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
     InputError: if there is no such model, or the folder exists.
   """
   output = pathlib.Path(output)
+  check_new(output)
   model, settings = load_saved(workdir, method, seed=seed)
-  card = _card(workdir, method, model, settings, adapter)
+  card = cards.of_run(workdir, method, model, settings, apart=adapter == "apart",
+                      seed=settings.seeds[0] if seed is None else seed)
   model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:
     _push(output, push_to_hub)
-
-
-def _card(workdir, method, model, settings, adapter):
-  workdir = pathlib.Path(workdir)
-  summary = read_json(workdir / "summary.json") or {}
-  name = method.partition("@")[0]
-  used = settings.unlearning.get(name)
-  base = settings.base.path
-  return model_card(
-    method, base="" if pathlib.Path(base).exists() else base,  # a folder is meaningless elsewhere
-    adapter=adapter == "apart",
-    method=(f"Unlearned with {used.title} by dareu_jax {__version__}." if used else
-            f"The {method} model of a run of dareu_jax {__version__}."),
-    facts={"model": base or f"{settings.model.architecture} from scratch",
-           "data": f"{settings.data.source}, {settings.data.num_owners or 'all'} owners",
-           "seeds": ", ".join(map(str, settings.seeds)),
-           "trained": model.config.lora.described,
-           "date": datetime.date.today().isoformat()},
-    owners=[owner_hash(owner, _key(workdir)) for owner in summary.get("forget_owners", ())],
-    settings=to_plain(used) if used else {}, models=summary.get("models"),
-    notes=[note for note in summary.get("notes", ())
-           if re.match(rf"(seed_\d+/)?{re.escape(name)}\b", note)])
-
-
-def _key(workdir):
-  """The key of owners' hashes: made once, and never exported."""
-  path = workdir / "owners.key"
-  if not path.exists():
-    path.write_text(secrets.token_hex(32))
-    path.chmod(0o600)
-  return bytes.fromhex(path.read_text())
 
 
 def _push(folder, repository):

@@ -49,7 +49,7 @@ state() {
 
 create() {
   gcloud compute tpus queued-resources create "$NAME" "${where[@]}" --node-id="$NAME" \
-    --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" --spot || return 1
+    --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" --spot || return
   wait_until_active
 }
 
@@ -88,14 +88,16 @@ https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
 }
 
 run() {
-  local flags
+  local flags work
   flags=$(printf '%q ' "$@")
+  work="\$HOME/environment/bin/python -m dareu_jax.main --distributed \
+    --workdir=/mnt/runs/$NAME $flags; echo \$? > \$HOME/dareu.exit"
+  work=$(printf '%q' "$work")  # once more, since two shells read it
   # Detached: the job does not need the connection, and a retried command does not start it twice.
   on_workers all "cd dareu_jax && rm -f ~/dareu.exit &&
     export HF_TOKEN=${HF_TOKEN:-} JAX_COMPILATION_CACHE_DIR=/mnt/runs/programs &&
     if ! pgrep -f '$job' >/dev/null; then
-      nohup setsid bash -c '~/environment/bin/python -m dareu_jax.main --distributed \
-        --workdir=/mnt/runs/$NAME $flags; echo \$? > ~/dareu.exit' > ~/dareu.log 2>&1 < /dev/null &
+      nohup setsid bash -c $work > ~/dareu.log 2>&1 < /dev/null &
     fi"
 }
 
@@ -126,17 +128,24 @@ watch() {
             on_workers all 'test -d environment' 2>/dev/null || setup || true
             # A job that has ended since the question leaves its status for the next round.
             on_workers 0 "pgrep -f '$job' || { sleep 2; grep -qvx 143 ~/dareu.exit; }" \
-              >/dev/null 2>&1 || run "$@" || true
+              >/dev/null 2>&1 || run "$@" || failures=$((failures + 1))
             ;;
           "") ;;  # the slice or the connection is down: the state will tell
           *)
             failures=$((failures + 1))
-            if [ "$failures" -gt 5 ]; then status; return 1; fi
-            run "$@" || true
+            [ "$failures" -gt 5 ] || run "$@" || true
             ;;
         esac
+        if [ "$failures" -gt 5 ]; then
+          status || true
+          echo "the job failed, or did not start, $failures times: the output says why" >&2
+          return 1
+        fi
         ;;
-      NONE) create && failures=0 ;;
+      NONE)
+        # 2: gcloud does not take the command, and never will.
+        if create; then failures=0; elif [ $? -eq 2 ]; then return 2; fi
+        ;;
       FAILED | SUSPENDED) delete || true ;;
     esac
     sleep 60

@@ -3,12 +3,13 @@
 #
 #   launch/tpu_vm.sh create                                  # v5litepod-8, a few minutes
 #   launch/tpu_vm.sh run --config=configs/tofu.py:qwen3_0_6b
-#   launch/tpu_vm.sh fetch runs/from_tpu                     # report.html, summary.json, metrics
+#   launch/tpu_vm.sh fetch runs/from_tpu                     # report, plots, summary.json, metrics
 #   launch/tpu_vm.sh delete
 #
 # Run it from the repository's root, on any machine where `gcloud auth login` was done. `create`
-# copies the working tree to the VM as it is. The same `run` command again resumes: the results are
-# in ~/run on the VM's own disk. Gated checkpoints (Llama) need HF_TOKEN in your environment.
+# copies the files that git tracks to the VM, as they are in the working tree: `git add` new ones
+# first. The same `run` command again resumes: the results are in ~/run on the VM's own disk. Gated
+# checkpoints (Llama) need HF_TOKEN in your environment.
 # The VM's own Python is too old, so uv installs one.
 #
 #   PROJECT, ZONE, NAME     project (of gcloud's config), us-west4-a, dareu
@@ -43,7 +44,8 @@ case "${1:-}" in
     ;;
   fetch)
     mkdir -p "$2"
-    on_vm "cd run && tar -czf ../report.tar.gz report.* summary.json config.json metrics"
+    on_vm "cd run && tar -czf ../report.tar.gz report.* plots summary.json config.json \
+      \$(ls -d metrics seed_*/metrics 2>/dev/null)"
     gcloud compute tpus tpu-vm scp "$NAME:report.tar.gz" "$2" "${where[@]}"
     tar -xzf "$2/report.tar.gz" -C "$2"
     ;;
@@ -51,7 +53,7 @@ case "${1:-}" in
     gcloud compute tpus tpu-vm delete "$NAME" "${where[@]}" --quiet
     ;;
   *)
-    sed -n '2,17s/^# \{0,1\}//p' "$0"
+    sed -n '2,18s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

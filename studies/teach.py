@@ -21,6 +21,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.export import export
+from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.experiment import prepare
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
 from dareu_jax.pipeline.settings import Settings
@@ -42,14 +43,15 @@ def main(options: Flags) -> None:
     if name not in (ORIGINAL, RETRAINED):
       raise InputError(f"--models names {name!r}: it takes {ORIGINAL} and {RETRAINED}.")
   settings = Settings.from_config(options.config)
+  if not settings.retrains:
+    raise InputError(f"config.original.path is {settings.original.path!r}: a model at hand is not "
+                     "taught. Name it in config.model.path, and leave this empty.")
   settings = dataclasses.replace(settings, seeds=settings.seeds[:1])
   run = prepare(settings, output / "run")[0]
   corpus = run.data.corpus
   with computing_on(run.models.mesh), lock(output / "run"):
     run.workdir.check_config(overwrite=False)
-    for name, examples in (("forget", corpus.forget), ("retain", corpus.retain),
-                           ("unseen", corpus.holdout), ("test", corpus.test)):
-      write_jsonl(output / "request" / f"{name}.jsonl", examples)
+    write_request(output / "request", run.data)
     keep_tokenizer(run)
     pretrain(run)
     for name, examples in ((ORIGINAL, corpus.forget + corpus.retain), (RETRAINED, corpus.retain)):
@@ -59,6 +61,15 @@ def main(options: Flags) -> None:
   for name in options.models:
     if not (output / name).exists():
       export(output / "run", name, output / name)
+
+
+def write_request(folder: pathlib.Path, data: Data) -> None:
+  """Writes the data of a run as configs/forget.py reads it: texts whole, and no empty file."""
+  source = data.source
+  for name, examples in (("forget", source.forget), ("retain", source.retain),
+                         ("unseen", source.holdout), ("test", source.test)):
+    if examples:
+      write_jsonl(folder / f"{name}.jsonl", examples)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 # Where formulas live. (What is jitted is checked once for each shape, when it is traced.)
 MODULES = (
-  "dareu_jax.core.masked", "dareu_jax.core.logprobs", "dareu_jax.methods.terms", "dareu_jax.rl.rewards",
+  "dareu_jax.core.masked", "dareu_jax.core.logprobs", "dareu_jax.core.sums",
+  "dareu_jax.methods.terms", "dareu_jax.rl.rewards",
   "dareu_jax.rl.advantages", "dareu_jax.rl.losses", "dareu_jax.generation.strategies",
   "dareu_jax.attribution.classifier", "dareu_jax.attribution.influence",
   "dareu_jax.evaluation.metrics.text", "dareu_jax.evaluation.metrics.likelihood",

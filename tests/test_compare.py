@@ -20,7 +20,7 @@ class Given:
 
 
 def workdir(folder, **models):
-  folder.mkdir()
+  folder.mkdir(parents=True)
   (folder / "summary.json").write_text(json.dumps({"models": models, "stages": {}}))
   return folder
 
@@ -44,6 +44,27 @@ def test_a_leaderboard_marks_no_reference_as_best_and_tells_runs_that_differ(tmp
   text = compare.leaderboard([a, b])
   assert "**0.950**" in text and "**1.000**" not in text
   assert text.endswith("Not comparable: b differs from a in config.seeds.")
+
+
+def test_runs_whose_folders_are_called_the_same_have_rows_of_their_own(tmp_path, monkeypatch):
+  """In whatever order they are given; the same folder twice is one run."""
+  for name, value in (("a", 0.75), ("x/a", 0.5), ("y/x/a", 0.25)):
+    workdir(tmp_path / name, npo=ROW | {"tug_of_war": value})
+  monkeypatch.chdir(tmp_path)
+  for folders in (["x/a", "a", "y/x/a"], ["y/x/a", "a", "./a/", "x/a"]):
+    rows = compare.leaderboard(folders).split("\n\n")[0].splitlines()[2:]
+    assert [row.split()[1] for row in rows] == [f"{tmp_path.name}/a:", f"{tmp_path.name}/x/a:",
+                                                "y/x/a:"]
+    assert all(value in row for row, value in zip(rows, ("0.750", "0.500", "0.250"), strict=True))
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_folder(tmp_path):
+  run, output = workdir(tmp_path / "a", npo=ROW), tmp_path / "v0.2"
+  output.mkdir()
+  compare.main(Given(reports=[str(run)], output=str(output)))
+  assert (output / "leaderboard.md").exists()
+  compare.main(Given(reports=[str(run)], output=str(tmp_path / "other.md")))
+  assert (tmp_path / "other.md").is_file()
 
 
 def test_a_run_of_another_format_is_refused(tmp_path):
@@ -70,7 +91,8 @@ def test_a_leaderboard_knows_the_metrics_of_the_runs_own_plugins(tmp_path, monke
 @pytest.mark.parametrize(("given", "said"), [
   ({}, "give --log"), ({"log": "a.json", "reports": ["b"]}, "give --log"),
   ({"reports": ["nowhere"]}, "no finished run"), ({"log": "nowhere.json"}, "cannot be read"),
-  ({"log": "x", "rest": ["y"]}, "'y' is not a flag")])
+  ({"log": "x", "rest": ["y"]}, "'y' is not a flag"),
+  ({"reports": ["a"], "retain_log": "r.json"}, "--retain_log=r.json is for a --log alone")])
 def test_what_cannot_be_evaluated_is_said(given, said):
   with pytest.raises(InputError, match=said):
     compare.main(Given(**given))
@@ -87,8 +109,8 @@ def test_a_published_log_becomes_its_summary(data_dir, tmp_path, capsys):
   assert "forget_quality" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["original", "retrained"])
-def test_requests_on_different_models_are_not_comparable(part):
+@pytest.mark.parametrize("part", ["original", "retrained", "classifier", "max_length"])
+def test_runs_that_differ_in_what_the_metrics_depend_on_are_not_comparable(part):
   configs = {name: {part: {"path": name}} for name in ("a", "b")}
   assert compare.unlike(configs) == [
     f"Not comparable: b differs from a in config.{part}."]

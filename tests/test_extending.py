@@ -93,6 +93,7 @@ def test_other_processes_import_the_plugins_of_a_finished_run(plugins, finished,
   assert exported == 0, said
   assert (tmp_path / "out/model.safetensors").exists()
   assert attacked == "error: methods (--models) names 'nobody': the run has dareu, hinge.\n"
+  commands[0][-1] = f"--output={tmp_path / 'again'}"
   for code, _, said in outcomes(commands):  # without the modules
     assert code == 2
     assert re.fullmatch("error: config.plugins names '(hinge|mentions|table)': .*\n", said)

@@ -1,6 +1,7 @@
 """What stands in launch/: scripts without mistakes, a manifest that is one, a notebook that runs."""
 
 import ast
+import configparser
 import json
 import os
 import re
@@ -46,6 +47,7 @@ def pod(tmp_path):
   """call(*words) -> launch/tpu_pod.sh, finished, on a pod that is a folder of this machine.
 
   Its job notes its flags in `calls`, waits for `go`, and ends with the next number of `statuses`.
+  No pod can be created.
   """
   stubs, home = tmp_path / "stubs", tmp_path / "home"
   (home / "environment/bin").mkdir(parents=True)
@@ -69,7 +71,7 @@ sys.exit(int(first))
   stubs.mkdir()
   for name, text in (
       ("sleep", "exec /bin/sleep 0.3"),
-      ("gcloud", 'case "$*" in *describe*) echo ACTIVE;; *" ssh "*) '
+      ("gcloud", f'case "$*" in *describe*) cat {home}/state;; *" create "*) exit 2;; *" ssh "*) '
                  f'cd {home}; for last; do :; done; HOME={home} bash -c "${{last#--command=}}";; esac')):
     (stubs / name).write_text(f"#!/bin/bash\n{text}\n")
     (stubs / name).chmod(0o755)
@@ -77,8 +79,9 @@ sys.exit(int(first))
     "PATH": f"{stubs}:{os.environ['PATH']}", "BUCKET": "none", "PROJECT": "none",
     "NAME": f"test-{uuid.uuid4().hex}"}
 
-  def call(*words, statuses="0"):
+  def call(*words, statuses="0", state="ACTIVE"):
     (home / "statuses").write_text(statuses)
+    (home / "state").write_text(state)
     return subprocess.run([LAUNCH / "tpu_pod.sh", *words], cwd=ROOT, env=environment,
                           capture_output=True, text=True, timeout=jobs.HANGS)
 
@@ -125,6 +128,53 @@ def test_a_watched_job_that_must_be_mended_ends_the_watch(pod):
   assert done.returncode == 2 and "says what to fix" in done.stderr
 
 
+@pytest.mark.parametrize("flag", [
+  "--config.data.forget_owners=('alice',)", "--config=it's $HOME; \"a\" & \\ b.py"])
+def test_a_flag_reaches_the_job_on_a_pod_as_it_was_given(pod, flag):
+  """Three shells read it on the way."""
+  (pod.home / "go").touch()
+  assert pod("run", flag, "--overwrite").returncode == 0
+  wait_for_file(pod.home / "dareu.exit")
+  (call,) = calls(pod)
+  assert call.endswith(f" {flag} --overwrite")
+
+
+def test_a_watch_ends_where_the_job_cannot_be_started(pod):
+  """It would ask for the same again and again, at the price of a pod."""
+  shutil.rmtree(pod.home / "dareu_jax")
+  done = pod("watch", "--config=c.py")
+  assert done.returncode == 1 and "did not start" in done.stderr
+
+
+def test_a_watch_ends_where_gcloud_does_not_take_the_command(pod):
+  assert pod("watch", "--config=c.py", state="NONE").returncode == 2
+
+
+def test_the_report_that_is_fetched_has_its_images(tmp_path):
+  """A page whose plots stay behind on a deleted machine; and a run of several seeds has its metrics
+  in their folders."""
+  home, stubs = tmp_path / "home", tmp_path / "stubs"
+  files = ("report.md", "plots/plane.png", "summary.json", "config.json", "seed_42/metrics/npo.jsonl")
+  for name in files:
+    (home / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (home / "run" / name).write_text(name)
+  stubs.mkdir()
+  (stubs / "gcloud").write_text(f"""#!/bin/bash
+cd {home}
+case "$*" in
+  *" ssh "*) for last; do :; done; bash -c "${{last#--command=}}" ;;
+  *" scp "*) cp "${{5#dareu:}}" "$6" ;;
+esac
+""")
+  (stubs / "gcloud").chmod(0o755)
+  done = subprocess.run([LAUNCH / "tpu_vm.sh", "fetch", tmp_path / "out"], cwd=ROOT, text=True,
+                        capture_output=True, timeout=jobs.HANGS, env=os.environ | {
+                          "PATH": f"{stubs}:{os.environ['PATH']}", "PROJECT": "none"})
+  assert done.returncode == 0, done.stderr
+  for name in files:
+    assert (tmp_path / "out" / name).read_text() == name
+
+
 def test_flags_in_the_scripts_and_the_manifest_are_flags():
   """A renamed flag would be found on the cluster."""
   known = subprocess.run([sys.executable, "-m", "dareu_jax.main", "--helpfull"], cwd=ROOT,
@@ -155,6 +205,29 @@ def test_flags_in_the_scripts_and_the_manifest_are_flags():
   assert "--distributed" in container["args"]
   for arg in container["args"]:
     assert arg.split("=")[0].split(".")[0] in ("--distributed", "--config", "--workdir")
+
+
+def test_layers_are_scanned_and_recomputed_in_float32_on_a_small_gpu():
+  """The preset's 'auto' decides both, and a data type in its place turns them off."""
+  notebook = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
+  assigned = dict(re.findall(r"'([\w.]+)=(\w+)'", notebook.cells[4].source))
+  config = config_from(ROOT / "configs/tofu.py", "qwen3_0_6b")
+  for name, model in (("model", config.model), ("classifier.model", config.classifier.model)):
+    assert model.path and assigned[f"{name}.dtype"] == "float32"
+    assert assigned[f"{name}.scan_layers"] == assigned[f"{name}.remat"] == "True"
+
+
+def test_the_container_holds_what_is_installed_before_it_is_installed():
+  """setup.cfg takes packages from other folders too, and pip fails where one is missing."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / "setup.cfg")
+  folders = dict(line.split(" = ") for line in setup["options"]["package_dir"].split("\n") if line)
+  packages = setup["options"]["packages"].split()
+  needed = {folders.get(package, package.split(".")[0]) for package in packages}
+  before = (LAUNCH / "Dockerfile").read_text().split("RUN pip install")[0]
+  copied = {name for line in before.splitlines() if line.startswith("COPY ")
+            for name in line.split()[1:-1]}
+  assert needed == {"configs", "dareu_jax"} and needed <= copied
 
 
 def test_the_container_holds_what_the_job_needs():
@@ -211,4 +284,8 @@ def test_the_notebook_of_ones_own_model_runs(finished, tmp_path, monkeypatch):
   outputs = outputs_of(notebook, tmp_path)
   assert any("Result(epoch" in text for text in outputs)
   assert any("text/html" in text and "ToW unseen" in text for text in outputs)
+  # In float32 the saved model answers as the one in memory does.
+  said, saved = (re.findall(rf"^  {name}: +(.*)", notebook.cells[-1].outputs[0].text, re.MULTILINE)
+                 for name in ("unlearned", "saved"))
+  assert len(said) == 3 and said == saved
   assert (tmp_path / "out/model.safetensors").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dareu_jax
-from dareu_jax import api
+from dareu_jax import api, export
 from dareu_jax.api import make_corpus
 from dareu_jax.core.settings import to_plain
 from dareu_jax.data.authors import make_authors
@@ -21,10 +21,12 @@ from dareu_jax.data.chat_templates import PLAIN
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.methods.base import METHODS, register_method
 from dareu_jax.methods.npo import NPO
+from dareu_jax.models.config import LoraSettings
 from dareu_jax.pipeline import comparison, graph, workdir
 from dareu_jax.pipeline.run import digest_of_function
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
+from dareu_jax.report.card import owner_hash
 from tests.configs import ROOT
 
 SMALL = {
@@ -33,7 +35,7 @@ SMALL = {
     "embed_dim": 32, "mlp_dim": 48, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16}},
   "evaluation": {"batch_size": 32, "max_new_tokens": 16},
   "unlearning": {"dareu": {
-    "epochs": 1, "rollout_batch_size": 24, "minibatch_size": 10, "retain_batch_size": 8,
+    "epochs": 1, "rollout_batch_size": 24, "minibatch_size": 6, "retain_batch_size": 8,
     "max_new_tokens": 16, "selection": "last"}},
   "monitor": {"min_excess": -1.0, "guards": {"action": "off"}}}
 AUTHORS = make_authors(5, 0, qa_per_author=6)
@@ -92,6 +94,30 @@ def test_a_saved_model_is_the_one_that_was_unlearned(result, tmp_path):
     prompts, max_new_tokens=5)
   with pytest.raises(dareu_jax.InputError, match="exists already"):
     result.model.save(tmp_path / "out")
+
+
+def test_a_saved_result_has_a_card_that_names_nobody(result, tmp_path):
+  """The model travels with what was done to it, and not with who asked."""
+  result.save(tmp_path / "out", key=b"secret")
+  card = (tmp_path / "out/README.md").read_text()
+  assert f"`{owner_hash(result.forget_owners[0], b'secret')}`" in card
+  assert result.forget_owners[0] not in card and str(result.original.source) not in card
+  last = result.reports[-1]
+  assert re.search(rf"\| unlearned +\| +{last.score:.3f} \| +{last.judge_score:.3f}", card)
+  assert '"rollout_batch_size": 24' in card and "Unlearned with DareU" in card
+  result.save(tmp_path / "other", adapter="apart")
+  assert "keyed hash" not in (tmp_path / "other/README.md").read_text()
+
+
+def test_a_calls_folder_is_exported_with_its_figures(model, tmp_path):
+  """It has no table, but its epochs were measured."""
+  dareu_jax.unlearn(model, forget=FORGET, retain=RETAIN, unseen=UNSEEN, method="npo", settings=SMALL,
+                    workdir=tmp_path / "w")
+  export.export(tmp_path / "w", "npo", tmp_path / "out")
+  card = (tmp_path / "out/README.md").read_text()
+  assert "| unseen owners |" in card and '"learning_rate"' in card and "`" in card
+  assert str(tmp_path) not in card and "not finished" not in card
+  assert "- data: jsonl, 1 owner forgotten" in card
 
 
 def test_an_adapter_of_an_adapter_belongs_on_the_first_ones_base(model, result, tmp_path):
@@ -171,8 +197,22 @@ def test_a_run_in_a_workdir_is_resumed_and_refuses_another_model(model, tmp_path
   with pytest.raises(dareu_jax.InputError, match="lora"):  # of the adapters that it has now
     dareu_jax.unlearn(first.model, **options)
   options["settings"] = {name: block for name, block in SMALL.items() if name != "lora"}
-  dareu_jax.unlearn(first.model, **options)
+  with pytest.raises(dareu_jax.InputError, match="on other data, or of another model"):
+    dareu_jax.unlearn(first.model, **options)
+  assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns == stamp
+  dareu_jax.unlearn(first.model, **options, overwrite=True)
   assert (tmp_path / "npo" / "done.json").stat().st_mtime_ns != stamp
+  original, _ = dareu_jax.load_run(tmp_path, "original")  # with the adapters of the first call
+  np.testing.assert_allclose(original.logits(ids), first.model.logits(ids), atol=1e-5)
+
+
+def test_adapters_on_weights_that_were_trained_name_no_checkpoint(model, tmp_path):
+  """Put on the checkpoint instead, they would bring back what the training took away."""
+  whole = model.trainable(LoraSettings(rank=0))
+  changed = whole.with_params(jax.tree.map(lambda x: 1.1 * x, whole.model.params))
+  assert model.source and not changed.source
+  with pytest.raises(dareu_jax.InputError, match="base is in no checkpoint"):
+    changed.trainable(LoraSettings(rank=2)).save(tmp_path / "out", adapter="apart")
 
 
 class Reads:
@@ -242,6 +282,16 @@ def test_a_method_cannot_be_called_as_a_stage_is(monkeypatch, changes):
   said = f"config.{next(iter(changes))} names {Judge.name!r}, .*: register the method under another"
   with pytest.raises(dareu_jax.InputError, match=said):
     graph.stages(Settings.from_config(changes), make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
+
+
+def test_a_system_turn_and_a_date_reach_the_prompts(model, tmp_path):
+  """The model may have been taught with them, and knows nothing without."""
+  backend = copy.deepcopy(model.tokenizer.backend)
+  backend.chat_template = PLAIN.replace(
+    "{% if", "{% if m['role'] == 'system' %}{{ date_string + m['content'] }}{% elif", 1)
+  dataclasses.replace(model, tokenizer=Tokenizer(backend)).save(tmp_path / "m")
+  _, tokenizer = dareu_jax.load_model(str(tmp_path / "m"), system="Obey.", date="1 Jan 2024")
+  assert "1 Jan 2024Obey." in tokenizer.decode(tokenizer.encode_prompt("Who is he?"))
 
 
 @pytest.mark.parametrize(("changes", "said"), [

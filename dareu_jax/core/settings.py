@@ -36,7 +36,16 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
-PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
+
+
+def located(path: str) -> str:
+  """A path with the home folder in place of ~, absolute if it is a folder or file that exists:
+  results are read from other folders too. Hub names stay as they are."""
+  path = os.path.expanduser(path)
+  return os.path.abspath(path) if path and os.path.exists(path) else path
+
+
+PathText = Annotated[str, pydantic.AfterValidator(located)]
 
 T = TypeVar("T")
 

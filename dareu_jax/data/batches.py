@@ -173,9 +173,11 @@ class Batches:
     """Rows grouped by padded length, shortest first."""
     lengths = [bucket_length(len(row.prompt) + len(row.completion), self.multiple)
                for row in self.rows]
+    if self.one_bucket:
+      lengths = [max(lengths, default=0)] * len(lengths)
     groups: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
-      groups.setdefault(max(lengths) if self.one_bucket else length, []).append(i)
+      groups.setdefault(length, []).append(i)
     buckets, waiting = [], []
     for length, members in sorted(groups.items()):
       waiting += members

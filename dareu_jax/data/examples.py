@@ -6,12 +6,16 @@ Examples are identified by index, never by text: two examples may ask the same q
 import dataclasses
 import difflib
 import itertools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dareu_jax.core.errors import InputError
 
 T = TypeVar("T")
+SHARED_WORDS = 8  # from which on a plain text is looked for within others
+SHOWN = 10  # texts that an error names
+MARKS = ".,;:!?\"'()“”‘’„"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +94,43 @@ def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
 
 
 def check_apart(corpus: Corpus) -> None:
-  """Raises InputError if a text is to be forgotten and also to be retained, or unseen."""
-  def texts(examples):
-    return {" ".join(" ".join([*(said for _, said in e.history), e.prompt, e.response]).split()): e
-            for e in examples}
+  """Raises InputError if a text is to be forgotten and also to be retained, unseen or tested.
 
-  forget = texts(corpus.forget)
-  for part, what in ((corpus.retain, "to be retained"), (corpus.holdout, "unseen")):
-    others = texts(part)
-    both = [forget[text] for text in forget if text in others]
+  Case, white space and marks around words make no other text. A plain text is also found within a
+  longer one.
+  """
+  forget = {_words(example): example for example in corpus.forget}
+  # Plain texts by their first words, to be found within others.
+  starts: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+  for words, example in forget.items():
+    if example.text is not None and len(words) >= SHARED_WORDS:
+      starts.setdefault(words[:SHARED_WORDS], []).append(words)
+
+  def within(words):
+    for at in range(len(words) - SHARED_WORDS + 1) if starts else ():
+      for found in starts.get(words[at:at + SHARED_WORDS], ()):
+        if words[at:at + len(found)] == found:
+          yield found
+
+  for part, what in ((corpus.retain, "to be retained"), (corpus.holdout, "unseen"),
+                     (corpus.test, "tested as general knowledge")):
+    both = dict[tuple[str, ...], Example]()
+    for words in map(_words, part):
+      both |= {found: forget[found] for found in (words, *within(words)) if found in forget}
     if both:
-      shown = "; ".join(f"{e.prompt[:40]!r} -> {e.response[:40]!r}" for e in both[:3])
-      raise InputError(f"texts both to be forgotten and {what}: {len(both)} ({shown}). Remove them "
-                       "from one of the two.")
+      shown = "; ".join(f"{e.owner}: {e.prompt[:40]!r} -> {e.response[:40]!r}"
+                        for e in list(both.values())[:SHOWN])
+      more = f"; and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
+      raise InputError(f"texts both to be forgotten and {what}: {len(both)} ({shown}{more}). "
+                       "Remove them from one of the two.")
+
+
+def _words(example):
+  """The words of a text and of what was said before it, without case and marks around them."""
+  said = example.text or " ".join(
+    [*(said for _, said in example.history), example.prompt, example.response])
+  words = unicodedata.normalize("NFKC", said).casefold().split()
+  return tuple(word.strip(MARKS) or word for word in words)
 
 
 def outside(examples: Iterable[Example], owners: Sequence[str],

@@ -19,6 +19,7 @@ from dareu_jax.evaluation.metrics.membership import Attack
 
 # Split of the log -> its name among the nine terms of model utility.
 UTILITY_SPLITS = {"retain": "retain", "ra": "real_authors", "wf": "world_facts"}
+PARAPHRASED = ("forget", "retain")  # splits whose right answers have paraphrases
 # Keys of a TOFU_SUMMARY.json, besides the attacks.
 SUMMARIZED = ("forget_quality", "model_utility", "privleak", "exact_memorization",
               "extraction_strength", "forget_Q_A_Prob", "forget_Q_A_ROUGE", "forget_truth_ratio")
@@ -109,7 +110,7 @@ def truth_ratios(log: Log, split: str) -> Float[np.ndarray, " E"] | None:
   The right answer is the paraphrased one; for real authors and world facts, which have none, it is
   the answer itself.
   """
-  right = f"{split}_Q_A_PARA_Prob" if split in ("forget", "retain") else f"{split}_Q_A_Prob"
+  right = f"{split}_Q_A_PARA_Prob" if split in PARAPHRASED else f"{split}_Q_A_Prob"
   wrong = f"{split}_Q_A_PERT_Prob"
   if right not in log or wrong not in log:
     return None
@@ -192,7 +193,8 @@ def _column(log, name, key):
 def from_evaluation(evaluation: Evaluation) -> Log:
   """The evaluation of a run as a log that other tools can read.
 
-  It has every metric that declares a name in these logs.
+  It has every metric that declares a name in these logs and is a finite number: a model that
+  diverged has no likelihoods.
   """
   # D_test's owners are the splits "ra" and "wf" of TOFU; other data has no such splits.
   groups = {split: evaluation.records[split] for split in ("forget", "retain")}
@@ -224,42 +226,43 @@ def _metric_entry(evaluation, declared):
     return parts | {"auc": auc, "agg_value": auc}
   if isinstance(declared, ExampleMetric):
     values = evaluation.by_example(declared.key)
-    return _entry({"score": float(value)} for value in values[~np.isnan(values)])
+    return _entry({"score": float(value)} for value in values[np.isfinite(values)])
   return {"agg_value": evaluation[declared.key]}
 
 
 def _split_entries(split, group):
-  def nll_entries(columns):
-    return [{"prob": metrics.probability(nll).tolist(), "avg_loss": nll} for nll in columns]
-
-  nlls = [metrics.loss_score(record.logprobs) for record in group]
-  log = {f"{split}_Q_A_Prob": _entry(nll_entries(nlls), "prob"),
-         f"{split}_Q_A_ROUGE": _entry((
-           {"rougeL_recall": metrics.rouge_l_recall(r.truth, r.answer),
-            "rougeL_f1": metrics.rouge_l_f1(r.truth, r.answer), "input": r.prompt,
-            "ground_truth": r.truth, "generation": r.answer} for r in group),
-           "rougeL_recall")}
-  tail = "truth_ratio" if split == "forget" else "Truth_Ratio"
-  has_paraphrase = split in ("forget", "retain")
-  wanted = ("perturbed_nll", "paraphrased_nll") if has_paraphrase else ("perturbed_nll",)
-  if not all(record.has(field) for record in group for field in wanted):
-    return log
-  count = min(len(record.perturbed_nll) for record in group)  # a log needs one number
-  perturbed = [list(record.perturbed_nll[:count]) for record in group]
-  log[f"{split}_Q_A_PERT_Prob"] = _entry(nll_entries(perturbed), "prob")
-  if has_paraphrase:
-    log[f"{split}_Q_A_PARA_Prob"] = _entry(
-      nll_entries([record.paraphrased_nll for record in group]), "prob")
-  else:
-    right, wrong = metrics.probability(nlls), metrics.probability(perturbed)
+  losses = _losses(split, group)
+  log = {name: _entry(({"prob": metrics.probability(nll).tolist(), "avg_loss": nll}
+                       for nll in column), "prob") for name, column in losses.items()}
+  log[f"{split}_Q_A_ROUGE"] = _entry((
+    {"rougeL_recall": metrics.rouge_l_recall(r.truth, r.answer),
+     "rougeL_f1": metrics.rouge_l_f1(r.truth, r.answer), "input": r.prompt,
+     "ground_truth": r.truth, "generation": r.answer} for r in group), "rougeL_recall")
+  ratios = truth_ratios(log, split)
+  if split not in PARAPHRASED and ratios is not None:
+    right, wrong = (metrics.probability(losses[f"{split}_Q_A_{kind}"])
+                    for kind in ("Prob", "PERT_Prob"))
     log[f"{split}_Q_A_Prob_normalised"] = _entry(
       ({"prob": float(p)} for p in metrics.normalized_probability(right, wrong)), "prob")
-  ratios = truth_ratios(log, split)
-  assert ratios is not None  # the log has both of its terms by now
-  aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
-  log[f"{split}_{tail}"] = _entry({"score": float(r)} for r in ratios) | {
-    "agg_value": aggregate(ratios)}
+  if ratios is not None:
+    tail = "truth_ratio" if split == "forget" else "Truth_Ratio"
+    aggregate = metrics.forget_truth_ratio if split == "forget" else metrics.retain_truth_ratio
+    log[f"{split}_{tail}"] = _entry({"score": float(r)} for r in ratios) | {
+      "agg_value": aggregate(ratios)}
   return log
+
+
+def _losses(split, group):
+  """{entry: NLLs of each example} of those that are measured and finite."""
+  losses: dict[str, list[Any]] = {
+    f"{split}_Q_A_Prob": [metrics.loss_score(record.logprobs) for record in group]}
+  wanted = ("perturbed_nll", *(("paraphrased_nll",) if split in PARAPHRASED else ()))
+  if all(record.has(field) for record in group for field in wanted):
+    count = min(len(record.perturbed_nll) for record in group)  # a log needs one number
+    losses[f"{split}_Q_A_PERT_Prob"] = [list(record.perturbed_nll[:count]) for record in group]
+    if split in PARAPHRASED:
+      losses[f"{split}_Q_A_PARA_Prob"] = [record.paraphrased_nll for record in group]
+  return {name: column for name, column in losses.items() if np.isfinite(column).all()}
 
 
 def _entry(values, key="score"):

@@ -24,6 +24,7 @@ class AltPO(DPO):
   temperature: Positive = 1.5  # sampling temperature
 
   def __post_init__(self):
+    super().__post_init__()
     if self.alternates > self.samples:
       raise InvalidSetting("samples", self.samples, "the alternates are among them, so it must be "
                            f">= alternates ({self.alternates}).")

@@ -88,6 +88,7 @@ class Method:
   depends_on: ClassVar[tuple[str, ...]] = ()
   takes_reward: ClassVar[bool] = False  # whether a Task's `reward` takes the place of its own
   leads_report: ClassVar[bool] = False  # whether the report shows its curves before others'
+  selects_epoch: ClassVar[bool] = False  # whether it passes over epochs that the guards reject
 
   @property
   def uses_refusals(self) -> bool:

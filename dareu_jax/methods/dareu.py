@@ -21,6 +21,7 @@ class DareU(RLSettings, Method):
   depends_on: ClassVar[tuple[str, ...]] = ("monitor",)
   takes_reward: ClassVar[bool] = True
   leads_report: ClassVar[bool] = True
+  selects_epoch: ClassVar[bool] = True
 
   @property
   def uses_refusals(self) -> bool:

@@ -11,6 +11,7 @@ responses to the same forget queries.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.logprobs import (
   Head,
   completion_hidden,
@@ -30,6 +32,7 @@ from dareu_jax.core.settings import NonNegative, settings
 from dareu_jax.data.batches import Batch, Batches, Row, bucket_length, collate
 from dareu_jax.methods import terms
 from dareu_jax.methods.base import Method, Shapes, Task, Unlearned
+from dareu_jax.parallel import hosts
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.training import supervised
 from dareu_jax.training.optimizers import Schedule
@@ -106,13 +109,22 @@ class ForgetBatch(NamedTuple):
 
 @settings
 class LossMethod(Method):
-  """A method that minimizes a loss. A subclass defines `forget_loss` and may override the rest."""
+  """A method that minimizes a loss. A subclass defines `forget_loss` and may override the rest.
+
+  The weight of each term is a setting whose name ends in `_coef`.
+  """
 
   forget_coef: NonNegative = 1.0  # weight of the forget term
   retain_nll_coef: NonNegative = 0.0  # weight of the NLL of retained responses
   retain_kl_coef: NonNegative = 0.0  # weight of KL(π_N ‖ π) on retained responses
 
-  depends_on: ClassVar[tuple[str, ...]] = ("baseline", "eval_every")
+  depends_on: ClassVar[tuple[str, ...]] = ("baseline", "eval_every", "monitor")
+
+  def __post_init__(self):
+    if not any(getattr(self, field.name) for field in dataclasses.fields(self)
+               if field.name.endswith("_coef")):
+      raise InvalidSetting("forget_coef", self.forget_coef,
+                           "so are all other weights, and nothing would be trained. Give one.")
 
   def forget_loss(self, batch: ForgetBatch) -> Scalar:
     """L_forget."""
@@ -156,7 +168,8 @@ class LossMethod(Method):
     return updates, tokens * (shapes.training_cost + 2) * shapes.model_parameters
 
   def unlearn(self, task: Task, stage: supervised.StageIO) -> Unlearned:
-    """Runs the supervised loop to its last epoch."""
+    """Runs the supervised loop to its last epoch, or until it diverges, which is no reason to stop
+    the other candidates of a grid."""
     training = task.training
     if task.learning_rate:
       training = dataclasses.replace(training, learning_rate=task.learning_rate)
@@ -169,17 +182,25 @@ class LossMethod(Method):
     original = task.original
     # A copy, since training donates its state.
     start = jax.tree.map(jnp.copy, original.params)
-    params = supervised.fit(
-      supervised.init_train_state(start, training), (original.with_params(None), original.params),
-      steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
-      key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device,
-      schedule=schedule)
-    reports = [task.monitor.assess(original.params, 0),
-               *(EpochReport(**report) for report in schedule.reports)]
+    try:
+      params = supervised.fit(
+        supervised.init_train_state(start, training), (original.with_params(None), original.params),
+        steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
+        key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device,
+        schedule=schedule)
+      done = 0 if stage.compile_only else schedule.num_steps
+    except supervised.Diverged as end:
+      params, done = end.params, end.step
+      if hosts.is_first():
+        print(f"{end} The run goes on without the rest of its steps.", file=sys.stderr)
+    last = -(-done // forget.steps_per_epoch)  # training may end within an epoch
     merged = self.merged(original.params, params)
-    if merged is not params:  # the reports are of the trained model, not of this one
-      params, reports = merged, [reports[0], task.monitor.assess(merged, reports[-1].epoch)]
-    return Unlearned(params, tuple(reports), reports[-1].epoch)
+    reports = [task.monitor.assess(original.params, 0)]
+    if merged is params:  # else the reports are of other models than this one
+      reports += [EpochReport(**report) for report in schedule.reports]
+    if merged is not params or reports[-1].epoch < last:
+      reports.append(task.monitor.assess(merged, last))
+    return Unlearned(merged, tuple(reports), last)
 
 
 class Step(NamedTuple):
@@ -230,7 +251,7 @@ class ObjectiveSchedule(Schedule):
   Attributes:
     method: LossMethod.
     evaluate: (params, epoch) -> EpochReport.
-    eval_every: epochs between two reports; the last epoch always has one.
+    eval_every: epochs between two reports.
     state: state of the method.
     reports: reports so far, as dicts.
   """
@@ -249,7 +270,7 @@ class ObjectiveSchedule(Schedule):
     super().observe(done, metrics, params)
     epoch, rest = divmod(done, self.steps_per_epoch)
     self.state = self.method.after_update(self.state, epoch, metrics)
-    if not rest and (epoch % self.eval_every == 0 or done == self.num_steps):
+    if not rest and epoch % self.eval_every == 0:
       self.reports.append(dataclasses.asdict(self.evaluate(params, epoch)))
 
   def state_dict(self) -> dict:

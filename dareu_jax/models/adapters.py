@@ -17,10 +17,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from safetensors import safe_open
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.core.trees import map_named
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
-from dareu_jax.models.weights import checkpoint_names
+from dareu_jax.models.weights import checkpoint_names, tensor_names
 from dareu_jax.parallel.mesh import parameter_spec
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -107,8 +107,9 @@ class Adapter:
   def _read_config(self) -> dict[str, Any]:
     path = self.folder / ADAPTER_CONFIG
     try:
-      config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+      with readable(path):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
       raise InputError(f"{path} is damaged ({error}). Download it again.") from None
     if not isinstance(config, dict):
       raise InputError(f"{path} is damaged: it holds no settings. Download it again.")
@@ -130,16 +131,11 @@ class Adapter:
   def _tensor_names(self) -> dict[tuple[str, str], str]:
     """{(module, "A" or "B"): name of the tensor}."""
     path = self.folder / ADAPTER_WEIGHTS
-    try:
-      with safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-    except FileNotFoundError:
+    if not path.exists():
       raise InputError(f"{self.folder} holds {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}: download "
-                       "it, or remove the config if the model needs no adapter.") from None
-    except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
-      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+                       "it, or remove the config if the model needs no adapter.")
     found = {}
-    for name in names:
+    for name in tensor_names(path):
       match = _TENSOR.fullmatch(name)
       if not match:
         raise InputError(f"{path}: tensor {name} is no LoRA factor of a linear layer. Merge the "

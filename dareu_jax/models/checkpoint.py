@@ -6,6 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from dareu_jax.core.errors import InputError, first_line, readable
+from dareu_jax.core.settings import located
 from dareu_jax.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 
 _DESCRIPTIONS = ("*.json", "*.jinja", "tokenizer*", "*.txt")  # all of a checkpoint but its weights
@@ -37,7 +38,7 @@ def find(path: str | pathlib.Path, *, weights: bool = True) -> Checkpoint:
 def _find(path, weights):
   folder = local_folder(path, weights=weights)
   if not (folder / ADAPTER_CONFIG).exists():
-    return Checkpoint(str(path), folder, folder)
+    return Checkpoint(located(str(path)), folder, folder)
   adapter = Adapter(folder)
   try:
     base = local_folder(adapter.base, weights=weights)
@@ -48,19 +49,24 @@ def _find(path, weights):
     raise InputError(f"{folder / ADAPTER_CONFIG} names the base {adapter.base!r}, which holds no "
                      "config.json: set base_model_name_or_path there to the base's folder.")
   has_tokenizer = (folder / "tokenizer_config.json").exists()
-  return Checkpoint(adapter.base, base, folder if has_tokenizer else base, adapter)
+  return Checkpoint(located(adapter.base), base, folder if has_tokenizer else base, adapter)
 
 
 def digest(path: str | pathlib.Path) -> str:
-  """A hash of a checkpoint: weights, configuration and tokenizer, and those of its adapter."""
-  found = find(path)
+  """A hash of a checkpoint: weights, configuration and tokenizer, and those of its adapter.
+
+  A download of the hub is known by its commit, so that its weights need not be there yet.
+  """
+  found = find(path, weights=False)
   folders = [found.folder, found.tokenizer, *([found.adapter.folder] if found.adapter else [])]
   total = hashlib.sha256()
-  files = [file for folder in dict.fromkeys(folders) for file in sorted({
-    file for pattern in (*_DESCRIPTIONS, "*.safetensors") for file in folder.glob(pattern)})]
   with readable(path):
-    for file in files:
-      if not file.is_dir():
+    for folder in dict.fromkeys(folders):
+      if folder.parent.name == "snapshots":  # .../snapshots/COMMIT
+        total.update(folder.name.encode())
+        continue
+      for file in sorted({file for pattern in (*_DESCRIPTIONS, "*.safetensors")
+                          for file in folder.glob(pattern) if not file.is_dir()}):
         status = file.stat()
         total.update(_file_digest(file, status.st_size, status.st_mtime_ns))
   return total.hexdigest()[:16]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.logprobs import Head, logits
 from dareu_jax.core.masked import length_mask
+from dareu_jax.core.sums import lookup
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.layers import Context, KVCache, Layer, RMSNorm, StackedCache
 from dareu_jax.models.rope import rotation
@@ -164,7 +165,7 @@ class Decoder(nnx.Module):
 
   def embed(self, token_ids: TokenIds) -> Float[Array, "B T D"]:
     """The input of the first layer."""
-    return constrain_batch(jnp.take(constrain_lookup(self.embedding[...]), token_ids, axis=0))
+    return constrain_batch(lookup(constrain_lookup(self.embedding[...]), token_ids))
 
   def layers_between(
     self, x: Float[Array, "B T D"], start: int, stop: int) -> Float[Array, "B T D"]:

@@ -30,8 +30,8 @@ from dareu_jax.parallel.mesh import Mesh, MeshSettings, make_mesh
 
 def load(
   path_or_id: str | pathlib.Path, *, dtype: str, mesh: Mesh | None = None, template: str = "auto",
-  quantize: Scheme = "none", scan_layers: bool = False, remat: bool = False,
-  attention: Implementation = "auto",
+  system: str = "", date: str = tokenizers.DATE, quantize: Scheme = "none",
+  scan_layers: bool = False, remat: bool = False, attention: Implementation = "auto",
 ) -> tuple[Decoder, tokenizers.Tokenizer]:
   """A checkpoint's decoder and tokenizer.
 
@@ -43,6 +43,7 @@ def load(
     dtype: dtype of weights and activations, 'float32' or 'bfloat16'.
     mesh: mesh for the weights, from `parallel.mesh.make_mesh`; one device if not given.
     template: of `data.tokenizers.TEMPLATES`; 'auto' is the tokenizer's own chat template.
+    system, date: system turn of conversations that have none, and today's date for templates.
     quantize, scan_layers, remat, attention: see `config.ModelSettings`.
 
   Raises:
@@ -50,7 +51,7 @@ def load(
       tensors are not exactly those of its config.json.
   """
   found = find(path_or_id)
-  tokenizer = tokenizers.load(str(found.tokenizer), template)
+  tokenizer = tokenizers.load(str(found.tokenizer), template, system=system, date=date)
   config = decoder_config(found, tokenizer.vocab_size, dtype=dtype, quantize=quantize,
                           scan_layers=scan_layers, remat=remat, attention=attention)
   mesh = mesh or make_mesh(MeshSettings(1, 1, 1))
@@ -195,6 +196,12 @@ def _write_tensors(folder, tensors, max_shard_bytes):
                {"metadata": {"total_size": sum(sizes)}, "weight_map": files})
 
 
+def check_new(path: pathlib.Path) -> None:
+  """Raises InputError if there is something at a path that is to be written."""
+  if path.exists():
+    raise InputError(f"{path} exists already: choose another folder, or remove it.")
+
+
 @contextlib.contextmanager
 def new_folder(
   path: str | pathlib.Path, tokenizer: tokenizers.Tokenizer | None, card: str,
@@ -210,8 +217,7 @@ def new_folder(
     InputError: if `path` exists.
   """
   path = pathlib.Path(path)
-  if path.exists():
-    raise InputError(f"{path} exists already: choose another folder, or remove it.")
+  check_new(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.partial")
   shutil.rmtree(temporary, ignore_errors=True)

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dareu_jax.core.matmul import matmul
+from dareu_jax.core.sums import add_bias, scale_by
 from dareu_jax.models.attention import causal_attention, masked_attention
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.quantization import QuantizedKernel
@@ -47,7 +48,7 @@ class Linear(nnx.Module):
     kernel = self.kernel
     y = kernel.product(x) if isinstance(kernel, QuantizedKernel) else matmul(x, kernel[...])
     if self.bias is not None:
-      y += self.bias[...]
+      y = add_bias(y, self.bias[...])
     if self.has_adapter:
       low = matmul(x, self.lora_a[...].astype(x.dtype)) * self.lora_scale
       y += matmul(low, self.lora_b[...].astype(x.dtype))
@@ -65,7 +66,7 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
     # Rounded before the scale is applied, as the reference implementations do.
-    return normed.astype(x.dtype) * self.scale[...]
+    return scale_by(normed.astype(x.dtype), self.scale[...])
 
 
 class KVCache(NamedTuple):

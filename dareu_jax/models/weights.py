@@ -227,10 +227,17 @@ def _read_index(index):
 
 
 def _tensor_names(path):
+  if not path.exists():
+    raise InputError(f"{path} is missing; the checkpoint's index names it.")
+  return tensor_names(path)
+
+
+def tensor_names(path: pathlib.Path) -> list[str]:
+  """Names of the tensors of a safetensors file. Raises InputError if it cannot be read."""
+  with readable(path):
+    path.open("rb").close()  # the reader calls a file that it may not open damaged
   try:
     with safe_open(path, framework="numpy") as file:
       return list(file.keys())
-  except FileNotFoundError:
-    raise InputError(f"{path} is missing; the checkpoint's index names it.") from None
   except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
     raise InputError(f"{path} is damaged ({error}). Download it again.") from None

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import to_plain
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.run import seed_folder
+from dareu_jax.pipeline.run import decided, seed_folder
 from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import read_config
 from dareu_jax.report import comparison
 from dareu_jax.training.checkpoints import read_json, write_json
 
@@ -72,13 +73,15 @@ def _value(text):
     return text
 
 
-def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = "",
-        overwrite: bool = False) -> list[dict[str, Any]]:
+def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, beside: Sequence[Variant] = (),
+        command: str = "", overwrite: bool = False) -> list[dict[str, Any]]:
   """Runs all variants, and writes ablations.json, ablations.md and the plots.
 
   Args:
     grid: list of Variant.
     workdir: folder; each run gets a subfolder.
+    beside: all variants of the config; of those that are not in the grid, an earlier command's
+      records are kept.
     command: command line of the user, for the reports.
     overwrite: as for `experiment.run`.
 
@@ -87,7 +90,9 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
     a run has several methods, these are of the first.
   """
   workdir = pathlib.Path(workdir)
-  records: list[dict[str, Any]] = []
+  order = list(dict.fromkeys(variant.folder for variant in (*beside, *grid)))
+  every = _earlier([variant for variant in beside if variant not in grid], workdir)
+  records = list(every.values())
   done: list[pathlib.Path] = []
   for number, variant in enumerate(grid):
     print(f"{variant.study}: {variant.label} ({number + 1} of {len(grid)})", flush=True)
@@ -98,10 +103,35 @@ def run(grid: Sequence[Variant], workdir: str | pathlib.Path, *, command: str = 
     method, name = next(iter(summary["chosen"].items()))
     epochs = [read_json(seed_folder(folder, seed, variant.settings) / name / "epochs.json")
               for seed in variant.settings.seeds]
-    records.append({"study": variant.study, "label": variant.label, "method": method,
-                    "models": summary["models"],
-                    "seeds": len(epochs), "epochs": [each["epochs"] for each in epochs],
-                    "chosen": [each["chosen_epoch"] for each in epochs]})
+    every[variant.folder] = {
+      "study": variant.study, "label": variant.label, "method": method,
+      "models": summary["models"],
+      "seeds": len(epochs), "epochs": [each["epochs"] for each in epochs],
+      "chosen": [each["chosen_epoch"] for each in epochs]}
+    records = [every[name] for name in order if name in every]
     write_json(workdir / "ablations.json", records)
   comparison.write(workdir, records, command)
   return records
+
+
+def _earlier(variants, workdir):
+  """{folder: record} of variants whose runs an earlier command has finished."""
+  written = {(record["study"], record["label"]): record
+             for record in read_json(workdir / "ablations.json") or ()}
+  kept = {}
+  for variant in variants:
+    record = written.get((variant.study, variant.label))
+    if record is not None and _is_of(variant.settings, workdir / variant.folder):
+      kept[variant.folder] = record
+    elif record is not None:
+      print(f"{variant.study}: {variant.label} is left out of the table: its run had other "
+            "settings, or is gone. Name its study in --only to run it again.", flush=True)
+  return kept
+
+
+def _is_of(settings, folder):
+  """Whether a folder holds a run of these settings."""
+  try:
+    return Settings.from_config(read_config(folder)) == decided(settings, folder)
+  except InputError:  # no run, or one of another format
+    return False

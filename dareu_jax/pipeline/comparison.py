@@ -143,9 +143,10 @@ def _evaluator(model: LanguageModel, examples: Mapping[str, Sequence[Example]],
                max_new_tokens: int, max_length: int, batch_size: int) -> Evaluator:
   tokenizer, mesh = model.tokenizer, mesh_of(model.model)
   every = [example for part in examples.values() for example in part]
-  longest = max(len(row.completion) for row in encode(every, tokenizer, max_length=max_length))
-  return Evaluator(model.model, tokenizer, batch_size, MULTIPLE, max_length,
-                   max_new_tokens or bucket_length(longest, MULTIPLE),
+  rows = encode(every, tokenizer, max_length=max_length)
+  answer = max_new_tokens or bucket_length(max(len(row.completion) for row in rows), MULTIPLE)
+  model.check_positions(max(len(row.prompt) for row in rows), answer)
+  return Evaluator(model.model, tokenizer, batch_size, MULTIPLE, max_length, answer,
                    lambda batch: shard_batch(batch, mesh))
 
 

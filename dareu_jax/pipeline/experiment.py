@@ -21,17 +21,16 @@ from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline import plan
 from dareu_jax.pipeline.evaluation import evaluate, model_records
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates, references
-from dareu_jax.pipeline.run import Mirror, Run, make_run, seed_folder
+from dareu_jax.pipeline.run import Mirror, Run, decided, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import run_seed
 from dareu_jax.pipeline.workdir import Workdir, lock
-from dareu_jax.report import tables
+from dareu_jax.report import tables, verdict
 from dareu_jax.report.page import decision, write_report
 from dareu_jax.training.checkpoints import read_json, shared_json, write_json
 from dareu_jax.training.wall_time import WallTimeLog
 from dareu_jax.training.writers import read_metrics
 
-JUDGE_MARGIN = 0.05  # of scores above the target's: largest difference at which the judge agrees
 ANSWERS_SHOWN = {"forget": 8, "retain": 3, "test": 3}
 
 
@@ -51,6 +50,7 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
     InputError: for data, owners, devices or checkpoints that do not match the settings.
   """
   mesh = meshes.make_mesh(settings.mesh)
+  settings = decided(settings, pathlib.Path(workdir))  # alike for all seeds
   corpus = load_corpus(settings.data)
   if not corpus.holdout and settings.monitor.target_score < 0:
     raise InputError("config.monitor.target_score is negative: the target is measured on unseen "
@@ -90,7 +90,8 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
-  Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
+  if len(runs) > 1:
+    Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
   seeds, notes = [], list(remarks(runs[0]))
   if notes and hosts.is_first():
     print(*notes, sep="\n", flush=True)
@@ -100,7 +101,7 @@ def _run(runs, folder, log, command, overwrite, share):
     if prefix and hosts.is_first():
       print(prefix, flush=True)
     run.workdir.wall_time = log
-    run.workdir.check_config(overwrite=overwrite)
+    run.workdir.check_config(overwrite=overwrite, stages=run.fingerprints)
     for shared_workdir in share:
       run.workdir.reuse_stages(seed_folder(shared_workdir, run.seed, settings), run.fingerprints)
     seeds.append(run_seed(run))
@@ -113,7 +114,7 @@ def _run(runs, folder, log, command, overwrite, share):
     for run in runs:
       notes.append(f"{_prefix(settings, run.seed)}{name}: "
                    + " ".join(decision(**_epochs(run, name))))
-    notes.append(judgement(models, method))
+    notes += verdict.of(models, method)
   summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
              "forget_owners": runs[0].data.corpus.forget_owners,
              "examples": _bootstrap_examples(runs, models, chosen), "time": log.summary()}
@@ -182,11 +183,12 @@ def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) ->
   key, chosen = tables.closeness_key(metrics), dict[str, str]()
 
   def value(name: str) -> float:
-    return metrics[name].get(key, -math.inf)
+    # A model that diverged still answers, but has no likelihoods: it never wins.
+    diverged = "forget_probability" in metrics.get(ORIGINAL, {}).keys() - metrics[name].keys()
+    return -math.inf if diverged else metrics[name].get(key, -math.inf)
 
   for candidate in candidates(settings):
     best = chosen.get(candidate.method)
-    # A run that diverged has none and never wins.
     if best is None or value(candidate.name) > value(best):
       chosen[candidate.method] = candidate.name
   return chosen
@@ -195,26 +197,6 @@ def best_candidates(metrics: dict[str, dict[str, float]], settings: Settings) ->
 def shown_models(settings: Settings, chosen: dict[str, str]) -> dict[str, str]:
   """{name in a table: name of the model}: the references, then each method at its best rate."""
   return {name: name for name in references(settings)} | chosen
-
-
-def judgement(models: dict[str, dict[str, float]], method: str) -> str:
-  """One sentence: whether the judge, which gives no reward, agrees with the reward's classifier,
-  and whether it scores the answers like the retrained model's, or those about unseen owners."""
-  target, of = ((RETRAINED, "the retrained model's") if RETRAINED in models
-                else (UNSEEN, "those about unseen owners"))
-  if target not in models:
-    return f"{method}: neither a retrained model nor unseen owners say what its answers should be."
-  scores, judged = ([models[name][key] for name in (method, target)]
-                    for key in ("attribution_score", "judge_score"))
-  beyond, judged_beyond = scores[0] - scores[1], judged[0] - judged[1]
-  # Below the level there is nothing left to disagree on.
-  agree = abs(max(0.0, beyond) - max(0.0, judged_beyond)) <= JUDGE_MARGIN
-  where = ("at" if abs(judged_beyond) <= JUDGE_MARGIN
-           else "below" if judged_beyond < 0 else "NOT at")
-  return (f"{method}: the reward's classifier gives its answers to forget queries {scores[0]:.3f} "
-          f"({of}: {scores[1]:.3f}), the judge {judged[0]:.3f} "
-          f"({judged[1]:.3f}): they {'agree' if agree else 'DISAGREE'}, and by the judge it is "
-          f"{where} the level of {of}.")
 
 
 def _with_prefix(mirror, prefix):
@@ -263,7 +245,9 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
             f"{len(corpus.forget_owners)} are forgotten ({', '.join(corpus.forget_owners[:8])})",
     "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
-                f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners",
+                f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners"
+                + (f"; at most {settings.evaluation.max_examples} of each are measured"
+                   if settings.evaluation.max_examples else ""),
     "model": settings.base.path or f"{settings.model.architecture} from scratch",
     "trained": first.models.config.lora.described,
     **method_settings.report_facts(history),
@@ -287,7 +271,8 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[*remarks(first), *(judgement(summary["models"], name) for name in chosen)])
+    notes=[*remarks(first),
+           *(line for name in chosen for line in verdict.of(summary["models"], name))])
   return paths.html
 
 

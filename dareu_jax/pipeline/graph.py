@@ -65,11 +65,11 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: 
     source: the corpus as it was loaded.
     refusals: ways to say no.
     seed: seed of the run.
-    given: digests of what is at hand and not made here: models by name, "tokenizer", and "reward",
-      which takes the place of the methods' own.
+    given: digests of what is at hand and not made here: models by name, checkpoints by path,
+      "tokenizer", and "reward", which takes the place of the methods' own.
   """
   s, given = settings, given or {}
-  graph = {"tokenizer": _tokenizer(s, source, given.get("tokenizer"))}
+  graph = {"tokenizer": _tokenizer(s, source, given)}
   if s.retrains:
     graph["base"] = Stage(("tokenizer",), (seed, s.model, s.pretrain, s.length_multiple))
   for name in references(s):
@@ -82,13 +82,14 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: 
   return graph
 
 
-def _tokenizer(s, source, digest):
+def _tokenizer(s, source, given):
   texts = dataclasses.asdict(source)
   del texts["refusals"]  # concern the methods alone that ask for them
   del texts["remarks"]
   data = s.data.prompt_tokens, s.data.response_tokens, s.data.max_pieces
-  return Stage((), (texts, *data, s.tokenizer, s.max_length, s.base.path, digest,
-                    s.classifier.model.path, s.classifier.vocab_size))
+  paths = s.base.path, s.classifier.model.path, s.tokenizer.path
+  return Stage((), (texts, *data, s.tokenizer, s.max_length, given.get("tokenizer"), *paths,
+                    *map(given.get, paths), s.classifier.vocab_size))
 
 
 def _classifiers(s, seed):

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
+from dareu_jax.core.settings import located
 from dareu_jax.core.trees import map_named, named_leaves
 from dareu_jax.data.batches import bucket_length
-from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.data.tokenizers import DATE, Tokenizer
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Greedy, Sample
 from dareu_jax.models import factory, huggingface, peft
@@ -40,7 +41,8 @@ class LanguageModel:
     model: the weights, as jitted functions take them; of a checkpoint only an adapter is trained.
     config: the architecture.
     tokenizer: with the chat template.
-    source: folder or hub name of the checkpoint that the weights came from; '' if they did not.
+    source: folder or hub name of the checkpoint that the weights came from, all but adapters; '' if
+      they did not, or have been trained since.
   """
 
   model: Model
@@ -69,7 +71,7 @@ class LanguageModel:
       seed: of samples.
 
     Raises:
-      InputError: for one text in place of a sequence.
+      InputError: for one text in place of a sequence, or more tokens than the model has positions.
     """
     if isinstance(prompts, str):
       raise InputError(f"prompts is {prompts!r}: it must be a list of texts, [{prompts!r}].")
@@ -78,6 +80,7 @@ class LanguageModel:
     with computing_on(mesh_of(self.model)):
       for start in range(0, len(prompts), BATCH):
         rows = [tokenizer.encode_prompt(prompt) for prompt in prompts[start:start + BATCH]]
+        self.check_positions(max(map(len, rows)), max_new_tokens)
         width = bucket_length(max(map(len, rows)), MULTIPLE)
         ids = np.full((len(rows), width), tokenizer.pad_id, np.int32)
         for i, row in enumerate(rows):
@@ -89,6 +92,14 @@ class LanguageModel:
         ids, lengths = fetch(out.ids), fetch(out.lengths)
         answers += [tokenizer.decode(ids[i, :lengths[i]].tolist()) for i in range(len(rows))]
     return answers
+
+  def check_positions(self, prompt: int, answer: int) -> None:
+    """Raises InputError unless the model has positions for a prompt and an answer, in tokens."""
+    positions = self.config.max_length
+    if prompt + answer > positions:
+      raise InputError(f"a prompt takes {prompt} tokens and its answer up to {answer}, and the "
+                       f"model supports {positions} positions: shorten the prompt, or lower "
+                       "max_new_tokens.")
 
   def save(self, folder: str | pathlib.Path, *, adapter: Adapter = "merged",
            card: str = "") -> None:
@@ -107,7 +118,7 @@ class LanguageModel:
                        f"{' or '.join(map(repr, get_args(Adapter)))}.")
     if adapter == "apart":
       if self.config.lora.rank and not self.source:
-        raise InputError("the adapter's base was made in the run itself: save it merged.")
+        raise InputError("the adapter's base is in no checkpoint: save it merged.")
       peft.save(self.model.module, folder, base=find(self.source).name, tokenizer=self.tokenizer,
                 card=card)
     else:
@@ -115,7 +126,8 @@ class LanguageModel:
 
   def with_params(self, params: Any) -> "LanguageModel":
     """The same model with other trained parameters."""
-    return dataclasses.replace(self, model=self.model.with_params(params))
+    source = self.source if self.config.lora.rank else ""
+    return dataclasses.replace(self, model=self.model.with_params(params), source=source)
 
   def trainable(self, lora: LoraSettings, seed: int = 0) -> "LanguageModel":
     """The model with fresh adapters, which change nothing until they are trained, or, of rank 0,
@@ -152,7 +164,7 @@ def _logits(model, token_ids):
 
 
 def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", template: str = "auto",
-         mesh: MeshSettings | None = None) -> LanguageModel:
+         system: str = "", date: str = DATE, mesh: MeshSettings | None = None) -> LanguageModel:
   """A pretrained checkpoint as a LanguageModel.
 
   Args:
@@ -160,6 +172,7 @@ def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", temp
     dtype: of weights and activations; if not given, 'bfloat16' on accelerators, 'float32' on CPUs.
     quantize: 'int8' or 'nf4' keeps the linear kernels in few bits, under adapters.
     template: of prompts, one of `data.tokenizers.TEMPLATES`; 'auto' follows the tokenizer.
+    system, date: system turn of conversations that have none, and today's date for templates.
     mesh: where the weights go; split over all devices, if not given.
 
   Raises:
@@ -169,7 +182,7 @@ def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", temp
   on_cpu = jax.default_backend() == "cpu"
   dtype = dtype or ("float32" if on_cpu else "bfloat16")
   decoder, tokenizer = huggingface.load(
-    path, dtype=dtype, quantize=quantize, template=template,
+    path, dtype=dtype, quantize=quantize, template=template, system=system, date=date,
     mesh=make_mesh(mesh or MeshSettings()), scan_layers=not on_cpu, remat=not on_cpu)
   # Nothing is trained yet, so that nothing is kept in float32.
-  return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, str(path))
+  return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, located(path))

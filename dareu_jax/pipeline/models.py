@@ -166,6 +166,11 @@ class Models:
       model, config = self._reference()
       factory.check_decoder(model, config, self.mesh)
 
+  @property
+  def reference_shapes(self) -> Model | None:
+    """The reference that the settings name, as shapes; None without one."""
+    return factory.abstract_model(self._reference()[1]) if self.reference else None
+
   def _reference(self):
     """Settings and architecture of the reference, with adapters as the original's."""
     model = dataclasses.replace(self.settings.base, path=self.reference)
@@ -181,18 +186,22 @@ class Models:
     settings, data = self.settings, self.data
     if not settings.base.path and self.original is None:
       return
-    corpus, usual = data.corpus, data.longest_response
-    asked = corpus.forget + corpus.retain + corpus.test + corpus.holdout
-
-    def with_answers(examples, answer):
-      return max(len(row.prompt) for row in data.rows(examples)) + (answer or usual)
-
-    longest = max(settings.max_length, with_answers(corpus.forget, max_new_tokens),
-                  with_answers(asked, settings.evaluation.max_new_tokens))
-    if longest > self.config.max_length:
+    corpus, usual, positions = data.corpus, data.longest_response, self.config.max_length
+    asked = data.rows(corpus.forget + corpus.retain + corpus.test + corpus.holdout)
+    whole = max(len(row.prompt) + len(row.completion) for row in asked)
+    if whole > positions:
       raise InputError(
-        f"config.max_length is {settings.max_length}, and a prompt with its response takes up to "
-        f"{longest} tokens, but the model supports {self.config.max_length} positions.")
+        f"a text takes {whole} tokens, and the model supports {positions} positions: set "
+        f"config.max_length to {positions}, at which plain texts are split and longer questions "
+        "with their answers are named.")
+    for rows, answer, name in (
+      (data.rows(corpus.forget), max_new_tokens, "the method's max_new_tokens"),
+      (asked, settings.evaluation.max_new_tokens, "config.evaluation.max_new_tokens")):
+      prompt, answer = max(len(row.prompt) for row in rows), answer or usual
+      if prompt + answer > positions:
+        raise InputError(
+          f"a prompt with an answer of {answer} tokens takes {prompt + answer}, and the model "
+          f"supports {positions} positions: set {name} to {positions - prompt} or less.")
 
 
 def model_config(settings: DataAndModelSettings, vocab_size: int,

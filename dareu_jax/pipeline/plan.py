@@ -19,7 +19,16 @@ from dareu_jax.pipeline.graph import REPLICA, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
-from dareu_jax.rl.programs import Job, Sizes, bytes_on_device, evaluation_programs, job, memory
+from dareu_jax.rl.programs import (
+  EVALUATION,
+  Job,
+  Sizes,
+  abstract,
+  bytes_on_device,
+  evaluation_programs,
+  job,
+  memory,
+)
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.writers import progress
 
@@ -29,7 +38,8 @@ EFFICIENCY = 0.35
 
 def describe(run: Run) -> str:
   """The plan of a run as text."""
-  return "\n\n".join([_data(run), _stages(run), _memory(run),
+  run.models.check_reference()
+  return "\n\n".join([_data(run), *run.data.source.remarks, _stages(run), _memory(run),
                       *(_sample(run, split) for split in ("forget", "retain"))])
 
 
@@ -152,12 +162,15 @@ def _memory(run):
 def _compiled_memory(run, settings):
   mesh, whole = run.models.mesh, unlearning_job(run, settings)
   rows = [["all that stays", "", f"{bytes_on_device(whole.resident) / 2**20:,.0f}"]]
-  peak = 0
+  reference, peak = run.models.reference_shapes, 0
+  compared = 0 if reference is None else bytes_on_device(abstract(reference, mesh))
   with progress("compiling for memory", "program")(len(whole.programs), 0) as bar:
     for name, program in whole.programs.items():
       needed = memory(program, program.lower(mesh).compile(), whole.resident)
-      rows.append([name, f"{needed.temporaries / 2**20:,.0f}", f"{needed.peak / 2**20:,.0f}"])
-      peak = max(peak, needed.peak)
+      # A reference with weights of its own is loaded for the evaluation.
+      held = needed.peak + compared * (name in EVALUATION)
+      rows.append([name, f"{needed.temporaries / 2**20:,.0f}", f"{held / 2**20:,.0f}"])
+      peak = max(peak, held)
       bar.update()
   rows.append(["at most", "", f"{peak / 2**20:,.0f}"])
   return "Memory of a device during unlearning, MiB, by the compiled programs:\n" + pipe_table(

@@ -84,6 +84,8 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   cards = []
   with lock(workdir):
     for seed_run in experiment.prepare(settings, workdir):
+      trained = (ORIGINAL, RETRAINED) if settings.retrains else ()
+      seed_run.check_done(["tokenizer", *trained, "classifier", *chosen.values()])
       with computing_on(seed_run.models.mesh):
         cards.append({shown: attack(seed_run, name, options)
                       for shown, name in experiment.shown_models(settings, chosen).items()})

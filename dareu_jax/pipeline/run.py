@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import inspect
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus
 from dareu_jax.data.refusals import REFUSALS
 from dareu_jax.models import checkpoint
@@ -52,6 +53,13 @@ class Run:
     """The models of the run, in the order of the table."""
     return graph.model_names(self.settings)
 
+  def check_done(self, names: Iterable[str]) -> None:
+    """Raises InputError unless the stages are done, with today's settings, data and models."""
+    for name in names:
+      if not self.workdir.is_done(name, self.fingerprints[name]):
+        raise InputError(f"{self.workdir.folder} holds no {name} of its settings and of the data "
+                         "and models as they are now: run `python -m dareu_jax.main` again first.")
+
   def stage_io(self, name: str, store: Any, unit: str = "step") -> StageIO:
     """Where a stage saves its checkpoints and metrics."""
     writer = MetricWriter(self.workdir.folder / "metrics", name, self.mirror)
@@ -73,10 +81,7 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
     reward: callable used in place of the method's own reward, with such an original.
     options: further fields of Run.
   """
-  stored = shared_json(folder / "config.json")
-  if stored is not None:
-    check_format(stored, folder)
-  settings = _decided(settings, stored)
+  settings = decided(settings, folder)
   workdir = Workdir(folder, settings, settings.checkpoint)
   stages = graph.stages(settings, source, source.refusals or REFUSALS, seed,
                         _digests(settings, original, reward))
@@ -87,9 +92,16 @@ def make_run(settings: Settings, seed: int, source: Corpus, mesh: Mesh, folder: 
   return Run(settings, seed, data, models, workdir, stages, **options)
 
 
-def _decided(settings, stored):
+def decided(settings: Settings, folder: pathlib.Path) -> Settings:
   """The settings with each 'auto' of a model decided, once for a folder: its results are loaded on
-  other machines too."""
+  other machines too.
+
+  Raises:
+    InputError: if the folder holds a run of another format.
+  """
+  stored = shared_json(folder / "config.json")
+  if stored is not None:
+    check_format(stored, folder)
   if "auto" not in (settings.model.dtype, settings.classifier.model.dtype):
     return settings
   base, classifier = (stored["model"], stored["classifier"]["model"]) if stored else (None, None)
@@ -111,6 +123,9 @@ def _digests(settings, original, reward):
     digests[graph.RETRAINED] = checkpoint.digest(settings.retrained.path)
   if reward is not None:
     digests["reward"] = digest_of_function(reward)
+  for path in (settings.model.path, settings.tokenizer.path, settings.classifier.model.path):
+    if path:
+      digests[path] = checkpoint.digest(path)
   return digests
 
 
@@ -120,13 +135,17 @@ def digest_of(model: Model) -> str:
 
 
 def digest_of_function(function: Callable) -> str:
-  """A short digest of a callable's name and source; what it closes over is not part of it."""
-  named = function if hasattr(function, "__qualname__") else type(function)
+  """A short digest of a callable's name, source and own values: the arguments of a partial, the
+  attributes of an object. What a function closes over is not part of it."""
+  if isinstance(function, functools.partial):
+    return graph.fingerprint(digest_of_function(function.func), function.args, function.keywords)
+  if not hasattr(function, "__qualname__"):
+    return graph.fingerprint(digest_of_function(type(function)), getattr(function, "__dict__", {}))
   try:
-    source = inspect.getsource(named)
+    source = inspect.getsource(function)
   except (OSError, TypeError):  # defined where there is no source
     source = ""
-  return graph.fingerprint(named.__module__, named.__qualname__, source)
+  return graph.fingerprint(function.__module__, function.__qualname__, source)
 
 
 def seed_folder(workdir: str | pathlib.Path, seed: int, settings: Settings) -> pathlib.Path:

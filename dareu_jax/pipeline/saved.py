@@ -12,7 +12,7 @@ from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.models import base_model, model_config
 from dareu_jax.pipeline.run import seed_folder
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.workdir import Workdir, read_config
+from dareu_jax.pipeline.workdir import Workdir, is_finished, read_config
 from dareu_jax.training.checkpoints import read_json
 
 
@@ -40,9 +40,9 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
     name, name)
   given = name == ORIGINAL and not settings.retrains
-  if not given and not (folder / name / "done.json").exists():
-    there = [path.parent.name for path in sorted(folder.glob("*/done.json"))
-             if path.parent.name in model_names(settings)]
+  there = [path.name for path in sorted(folder.iterdir())
+           if path.name in model_names(settings) and is_finished(folder, path.name)]
+  if not given and name not in there:
     raise InputError(f"{folder} holds no finished model {name!r}. It has: "
                      f"{', '.join(there) or 'none'}.")
   tokenizer = tokenizers.load_with_settings(folder / "tokenizer", settings.tokenizer)
@@ -50,5 +50,8 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   config = model_config(settings, tokenizer.vocab_size)
   seed_workdir = Workdir(folder, settings, settings.checkpoint)
   base = base_model(settings, config, seed, mesh, seed_workdir)
-  params = base.params if given else seed_workdir.load_result(name, base.params)
-  return LanguageModel(base.with_params(params), config, tokenizer, settings.base.path), settings
+  # An original at hand may have come with adapters that no checkpoint holds.
+  untouched = given and name not in there
+  params = base.params if untouched else seed_workdir.load_result(name, base.params)
+  source = settings.base.path if untouched or config.lora.rank else ""
+  return LanguageModel(base.with_params(params), config, tokenizer, source), settings

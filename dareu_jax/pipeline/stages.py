@@ -66,7 +66,10 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
 def keep_tokenizer(run: Run) -> None:
   """Checks every text and checkpoint that later stages use, so that they do not fail late, and
   saves the tokenizer."""
-  run.models.check_reference()  # no part of the stage: it may be named when the rest is done
+  # No part of the stage: these settings may change when the rest is done.
+  run.models.check_reference()
+  run.models.check_positions(max(
+    method.longest_response for method in run.settings.unlearning.values()))
   with run.workdir.stage("tokenizer", run.fingerprints["tokenizer"]) as store:
     if store is None:
       return
@@ -77,8 +80,6 @@ def keep_tokenizer(run: Run) -> None:
     data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
                     for text in (e.paraphrased_response, *e.perturbed_responses) if text))
     data.classifier_rows(examples)
-    run.models.check_positions(max(
-      method.longest_response for method in run.settings.unlearning.values()))
     run.models.check_checkpoints()
     if not hosts.is_first():
       return

@@ -32,14 +32,16 @@ def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> Non
     if store is None:
       return
     stage, task = run.stage_io(name, store), make_task(run, candidate, reward)
-    if task.monitor.at_hand and not run.compile_only:
+    if task.monitor.at_hand:
       task.monitor.first  # noqa: B018 - raises where there is nothing to forget
     result = method.unlearn(task, stage)
     stage.writer.close()
     run.workdir.save_result(name, result.params)
     write_json(run.workdir.folder / name / "epochs.json", {
-      "epochs": epoch_records(result.reports, run.settings.monitor.guards),
-      "chosen_epoch": result.chosen_epoch})
+      "epochs": epoch_records(result.reports, run.settings.monitor.guards,
+                              selects=method.selects_epoch),
+      "chosen_epoch": result.chosen_epoch,
+      "forget_owners": run.data.corpus.forget_owners})
 
 
 def load_reports(run: Run, name: str) -> tuple[tuple[EpochReport, ...], int]:
@@ -76,7 +78,7 @@ def make_monitor(run: Run) -> Monitor:
     forget_queries=data.queries(corpus.forget), unseen_rows=data.rows(unseen),
     unseen_queries=data.queries(unseen), evaluator=models.evaluator, settings=settings,
     track=functools.partial(rouges, run) if settings.track_rouge else None,
-    at_hand=not run.settings.retrains)
+    at_hand=not run.settings.retrains and not run.compile_only)
 
 
 def rouges(run: Run, params: Any) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The folder of a run: its configuration, its finished stages and their results.
 
 A stage is done if its `done.json` exists and has the same fingerprint (a hash of its settings and
-of everything that it depends on). `config.json` holds the whole configuration; a run with another
-configuration is rejected.
+of everything that it depends on). `config.json` holds the whole configuration, and the fingerprints
+that its stages are to have; a run with another configuration, or on other data, is rejected.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ FORMAT = 4
 # Settings that change no result of a stage. (A plugin's definitions count where a setting names
 # them; its metrics appear for a finished run too.)
 _IRRELEVANT = ("mesh", "checkpoint", "plugins")
+_STAGES = "stages"  # key of config.json: {stage: fingerprint}
 
 
 def fingerprint(*parts: Any) -> str:
@@ -61,7 +62,15 @@ def read_config(folder: Path) -> dict[str, Any]:
   if config is None:
     raise InputError(f"{folder} holds no run: it has no config.json. Give the workdir of a run.")
   check_format(config, folder)
-  return {key: value for key, value in config.items() if key != "format"}
+  return {key: value for key, value in config.items() if key not in ("format", _STAGES)}
+
+
+def is_finished(folder: Path, name: str) -> bool:
+  """Whether a run's stage is done, and not that of an earlier configuration in its folder."""
+  folder = pathlib.Path(folder)
+  done = read_json(folder / name / "done.json")
+  stages = (read_json(folder / "config.json") or {}).get(_STAGES)
+  return done is not None and (not stages or done["fingerprint"] == stages.get(name))
 
 
 def check_format(config: Mapping[str, Any], folder: Path) -> None:
@@ -136,16 +145,19 @@ class Workdir:
     # Name -> {"seconds", "skipped"}, in order of execution.
     self.stages: dict[str, dict[str, Any]] = {}
 
-  def check_config(self, *, overwrite: bool) -> None:
-    """Checks that the folder holds no other configuration, and writes this one.
+  def check_config(self, *, overwrite: bool, stages: Mapping[str, str] | None = None) -> None:
+    """Checks that the folder holds no other run, and writes the configuration of this one.
 
     Args:
-      overwrite: accept another configuration; the affected stages run again.
+      overwrite: accept another run; the affected stages run again.
+      stages: {stage: fingerprint}, which tell other data, models or rewards.
 
     Raises:
-      InputError: if the folder holds a run with another configuration, or cannot be written.
+      InputError: if the folder holds a run with another configuration or on other data, or cannot
+        be written.
     """
     path = self.folder / "config.json"
+    config = self.config | {_STAGES: dict(stages or {})}
 
     def check():
       try:
@@ -153,20 +165,26 @@ class Workdir:
         if stored is not None:
           check_format(stored, self.folder)
         if stored is not None and not overwrite:
-          self._refuse_another(stored)
-        write_json(path, self.config)
+          self._refuse_another(stored, config)
+        if stored is not None and _are_different(stored, config):  # its table is of the run before
+          (self.folder / "summary.json").unlink(missing_ok=True)
+        write_json(path, config)
       except OSError as error:
         raise _unwritable(self.folder, error) from None
 
     hosts.from_first(check)
 
-  def _refuse_another(self, stored):
-    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(stored, self.config)]
+  def _refuse_another(self, stored, config):
+    changes = [f"{key} {old!r}, now {new!r}" for key, old, new in _differences(stored, config)]
     if changes:
       more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
       raise InputError(f"{self.folder} holds a run with another configuration "
                        f"({'; '.join(changes[:3])}{more}). Choose another workdir, or give "
                        "overwrite (--overwrite) to run the affected stages again.")
+    if _are_different(stored, config):
+      raise InputError(f"{self.folder} holds a run on other data, or of another model or reward. "
+                       "Choose another workdir, or give overwrite (--overwrite) to run the "
+                       "affected stages again.")
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,
@@ -193,13 +211,15 @@ class Workdir:
 
   def _reuse(self, folder, fingerprints):
     for name, fingerprint in fingerprints.items():
-      done = read_json(folder / name / "done.json")
       destination = self.folder / name
-      if done is not None and done["fingerprint"] == fingerprint and not destination.exists():
-        # Hard links: files of a finished stage are only read. The rename makes it atomic.
+      theirs, ours = ((read_json(each / "done.json") or {}).get("fingerprint")
+                      for each in (folder / name, destination))
+      if theirs == fingerprint != ours:
+        # The rename makes it atomic; what is there is of other settings, or unfinished.
         part = destination.with_name(destination.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(folder / name, part, copy_function=os.link)
+        shutil.copytree(folder / name, part, copy_function=_link)
+        shutil.rmtree(destination, ignore_errors=True)
         part.rename(destination)
         metrics = folder / "metrics" / f"{name}.jsonl"
         if metrics.exists():
@@ -264,6 +284,14 @@ class Workdir:
     return restored.state
 
 
+def _link(source, destination):
+  """A hard link, since the files of a finished stage are only read; a copy where there are none."""
+  try:
+    os.link(source, destination)
+  except OSError:
+    shutil.copy2(source, destination)
+
+
 def _begin(folder, fingerprint):
   """Creates a stage's folder and removes the files of other settings."""
   started = read_json(folder / "started.json")
@@ -273,9 +301,16 @@ def _begin(folder, fingerprint):
   write_json(folder / "started.json", {"fingerprint": fingerprint})
 
 
+def _are_different(stored, config):
+  """Whether two contents of config.json are of different runs."""
+  before = stored.get(_STAGES, {})
+  return any(_differences(stored, config)) or any(
+    before.get(name, mark) != mark for name, mark in config[_STAGES].items())
+
+
 def _differences(stored, wanted, prefix=""):
   for key in sorted(set(stored) | set(wanted)):
-    if not prefix and key in _IRRELEVANT:
+    if not prefix and key in (*_IRRELEVANT, _STAGES):
       continue
     old, new = stored.get(key), wanted.get(key)
     if isinstance(old, dict) and isinstance(new, dict):

@@ -23,8 +23,8 @@ def owner_hash(name: str, key: bytes) -> str:
 
 
 def model_card(title: str, *, base: str, adapter: bool, method: str, facts: Mapping[str, str],
-               owners: Sequence[str], settings: Mapping[str, Any],
-               models: tables.Models | None, notes: Sequence[str] = ()) -> str:
+               owners: Sequence[str], settings: Mapping[str, Any], figures: str,
+               notes: Sequence[str] = (), check: str = "") -> str:
   """The card as Markdown, with the hub's header.
 
   Args:
@@ -34,24 +34,47 @@ def model_card(title: str, *, base: str, adapter: bool, method: str, facts: Mapp
     method: what made the model.
     facts: {name: text} about the run.
     owners: hashes of the forgotten owners, from `owner_hash`.
-    settings: those of the method.
-    models: the run's table; None if the run is not finished.
+    settings: those of the method, and of its training.
+    figures: from `table_figures` or `epoch_figures`.
     notes: sentences of the run's report.
+    check: further ways to check the model.
   """
   header = ["---", f"library_name: {'peft' if adapter else 'transformers'}",
             *([f"base_model: {base}"] if base else []), "tags: [unlearning, dareu]", "---"]
   listed = "\n".join(f"- `{owner}`" for owner in owners)
-  figures = ("The run is not finished." if models is None else
-             f"{tables.markdown_table(models)}\n\n{tables.legend(models, best_mark='bold:')}")
-  return "\n\n".join([
+  membership = ("Whether an owner is in the list: `dareu_jax.report.card.owner_hash(name, key)`, "
+                "with the key that the hashes were made with." if owners else "")
+  parts = [
     "\n".join(header), f"# {title}",
     "## What was done", method, "\n".join(f"- {name}: {text}" for name, text in facts.items()),
     f"Owners that were forgotten, by keyed hash:\n\n{listed}" if owners else "",
     "## Figures", figures, "\n".join(f"- {note}" for note in notes),
     "## Settings", f"```json\n{json.dumps(settings, indent=2, ensure_ascii=False)}\n```",
     "## How to check",
-    "`python -m dareu_jax.robustness --workdir=...` attacks the run's models; "
-    "`dareu_jax.evaluate({\"before\": ..., \"after\": ...}, forget=...)` compares any two models. "
-    "Whether an owner is in the list: `dareu_jax.report.card.owner_hash(name, key)`, with the key "
-    "in the run's folder (`owners.key`).",
-    "## Limits", LIMITS]).replace("\n\n\n\n", "\n\n") + "\n"
+    '`dareu_jax.evaluate({"before": ..., "after": ...}, forget=...)` compares any two models. '
+    + " ".join(filter(None, [check, membership])),
+    "## Limits", LIMITS]
+  return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def table_figures(models: tables.Models) -> str:
+  """The rows of a run's table, as Markdown."""
+  return f"{tables.markdown_table(models)}\n\n{tables.legend(models, best_mark='bold:')}"
+
+
+def epoch_figures(epochs: Sequence[Mapping[str, Any]], chosen_epoch: int) -> str:
+  """The original, the epoch that was kept, and what is usual of unseen owners, as Markdown.
+
+  Args:
+    epochs: fields of `EpochReport`s; the first is of the original.
+    chosen_epoch: the epoch that was kept.
+  """
+  kept = next(epoch for epoch in epochs if epoch["epoch"] == chosen_epoch)
+  columns = {"attribution": ("score", "level"), "judge": ("judge_score", "judge_level"),
+             "length (tokens)": ("response_length", "unseen_length"),
+             "fluency NLL": ("fluency", "unseen_fluency")}
+  rows = [[name, *(f"{epoch[keys[which]]:.3f}" for keys in columns.values())]
+          for name, epoch, which in (("original", epochs[0], 0), ("unlearned", kept, 0),
+                                     ("unseen owners", kept, 1))]
+  return ("Greedy answers to the forget data's questions, and about unseen owners:\n\n"
+          + tables.pipe_table(["model", *columns], rows))

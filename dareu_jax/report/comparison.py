@@ -1,5 +1,6 @@
 """Runs that differ in one setting each, side by side: one table, one plot, and their epochs."""
 
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -147,13 +148,14 @@ def trajectories(records: Sequence[Record]) -> "Figure":
   """
   figure = make_figure(10, 6.6)
   axes = figure.subplots(2, 2, sharex=True)
-  for record, color, marker in zip(records, METHOD_COLORS, METHOD_MARKERS, strict=False):
+  # Cycles of different lengths, so that many settings differ in color or marker.
+  styles = zip(itertools.cycle(METHOD_COLORS), itertools.cycle(METHOD_MARKERS), strict=True)
+  for record, (color, marker) in zip(records, styles, strict=False):
     for ax, (_, key) in zip(axes.flat, TRAJECTORY, strict=True):
-      rows = [[_value_of(report, key, record) for report in epochs]
-              for epochs in record["epochs"]]
-      length = min(map(len, rows))
-      values = np.array([row[:length] for row in rows], float)
-      x = np.arange(length)
+      seeds = [{report["epoch"]: _value_of(report, key, record) for report in epochs}
+               for epochs in record["epochs"]]
+      x = sorted(set.intersection(*map(set, seeds)))  # some seeds may have stopped earlier
+      values = np.array([[seed[epoch] for epoch in x] for seed in seeds], float)
       ax.plot(x, values.mean(0), color=color, marker=marker, markersize=4, linewidth=1.5,
               label=_short(record["label"]).replace("\n", ", "))
       ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)

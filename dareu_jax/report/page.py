@@ -55,7 +55,7 @@ def write_report(
     summary: {"models": {name: {metric: float}}, "stages": {name: {"seconds", "skipped"}}}, and
       the inputs of `report.method_tables`.
     classifier: {name: number} for the owner classifier.
-    history: a record per PPO step, see `plots.training_curves`.
+    history: a record per rollout or update, see `plots.training_curves`.
     epochs: a record per epoch end, {"epoch", "score", "level" (the target then),
       "response_length", "eos_share", "degenerate_share", "accepted", "reason"}; epoch 0 is the
       original model.
@@ -128,7 +128,8 @@ def decision(epochs: Sequence[Row], target_score: float | None,
   elif chosen_epoch == 0:
     lines = ["Epoch 0 was kept: that is the original model, so nothing was unlearned."]
   else:
-    lines = [f"Epoch {chosen_epoch} was chosen, of {len(trained)}."]
+    last = max(record["epoch"] for record in trained)  # some methods report every fifth epoch
+    lines = [f"Epoch {chosen_epoch} was chosen, of {last}."]
   if tables.is_number(target_score):
     lines.append(
       f"The target level is {target_score:.3f}: the attribution score that the greedy responses "
@@ -249,7 +250,7 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
     _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 6)),
     "## Training",
-    "![Score, reward, response length and KL over the PPO steps](plots/training.png)"
+    "![Score, response length, and the reward or loss over the training](plots/training.png)"
     if "training" in images
     else NOTHING,
     "## Forgetting and keeping",

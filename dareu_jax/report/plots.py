@@ -6,7 +6,7 @@ Uses only matplotlib's object-oriented interface: no pyplot, no global state, no
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 from dareu_jax.report import tables
@@ -25,13 +25,36 @@ METHOD_MARKERS = "ovDP^<>"
 DPI = 160
 
 
+class Curve(NamedTuple):
+  """A number that the steps of a method record."""
+
+  key: str
+  title: str
+  label: str
+
+
+class Steps(NamedTuple):
+  """What a step of a method is, and what it records beside the score and the length."""
+
+  name: str
+  optimized: Curve
+  beside: Curve
+
+
+ROLLOUTS = Steps("rollout", Curve("reward", "Reward of the rollout", "reward (no unit)"),
+                 Curve("kl", "KL from the previous epoch's policy", "KL (nats)"))
+UPDATES = Steps("update", Curve("loss", "Loss of the update", "loss (no unit)"),
+                Curve("forget_loss", "Its term on forget responses", "loss (no unit)"))
+
+
 def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score: float | None,
                     chosen_epoch: int | None) -> "Figure":
-  """Score, reward, response length and KL over the PPO steps.
+  """Score, response length and what is optimized, over the steps of a method.
 
   Args:
-    history: a record for each PPO step, {"step", "epoch", "score", "reward", "response_length",
-      "kl", ...}; absent, None and NaN values leave a gap.
+    history: a record for each rollout, {"step", "epoch", "score", "reward", "response_length",
+      "kl", ...}, or for some updates of a loss-based method, {"step", "epoch", "loss",
+      "forget_loss", ...}; absent, None and NaN values leave a gap.
     epochs: a record for each epoch end, {"epoch", "score", "response_length", "accepted", ...};
       each is drawn at its epoch's last step, hollow if it was rejected.
     target_score: the target level of the score, or None.
@@ -46,24 +69,25 @@ def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score:
   history = _last_of_each_step(history)
   ends = _epoch_ends(history, epochs)
   score, reward, length, kl = axes.flat
+  steps = UPDATES if any("loss" in r and "reward" not in r for r in history) else ROLLOUTS
 
   _draw_steps(score, history, "score")
   _draw_target(score, target_score)
   _draw_epochs(score, ends, "score", chosen_epoch)
-  _draw_steps(reward, history, "reward")
+  _draw_steps(reward, history, steps.optimized.key)
   _draw_steps(length, history, "response_length")
   _draw_epochs(length, ends, "response_length", chosen_epoch)
-  _draw_steps(kl, history, "kl")
+  _draw_steps(kl, history, steps.beside.key)
 
   _label(score, "Attribution of responses to forget queries", "attribution score (0 to 1)")
-  _label(reward, "Reward of the rollout", "reward (no unit)")
+  _label(reward, *steps.optimized[1:])
   _label(length, "Response length", "length (tokens)")
-  _label(kl, "KL from the previous epoch's policy", "KL (nats)")
+  _label(kl, *steps.beside[1:])
   score.set_ylim(-0.03, 1.03)
   _from_zero(length)
   _from_zero(kl)
   for ax in axes[1]:
-    ax.set_xlabel("PPO step" if history else "epoch", color=INK)
+    ax.set_xlabel(steps.name if history else "epoch", color=INK)
   for ax in axes.flat:
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.grid(color=FAINT, linewidth=0.6)

@@ -1,8 +1,9 @@
 """Guards against reward hacking: pure rules on the greedy answers at the end of an epoch.
 
 The score also falls if answers shrink, turn to gibberish, repeat themselves, never end or are the
-same for every query, and if they fool only this classifier. The usual values are measured on the
-same model's answers to queries about *unseen* owners.
+same for every query, and if they fool only this classifier. The usual lengths and entropies are
+those of the original's answers to forget queries and to queries about *unseen* owners, and the
+usual fluency is that of the latter.
 """
 
 import dataclasses
@@ -21,11 +22,13 @@ AtLeastOne = Annotated[float, Field(ge=1)]
 class GuardSettings:
   """Bounds on the greedy answers of an epoch, against reward hacking.
 
-  The usual length, entropy and fluency are those of the answers to unseen owners' queries.
+  Usual is what the original's answers have: in length and entropy those to forget queries and those
+  to unseen owners' (the lower of both for a lower bound, the higher for an upper one), in fluency
+  the latter alone.
   """
 
   # What to do with an epoch out of bounds: do not keep it, end the run, or undo it and halve the
-  # learning rates.
+  # learning rates. No effect on loss-based methods, which keep their last epoch.
   action: Literal["off", "refuse", "stop", "rollback"] = "refuse"
   max_rollbacks: Size = 3  # after this many the run stops
   min_length_ratio: Fraction = 0.75  # of the usual response length

@@ -88,7 +88,8 @@ def init_learner(policy: Params, value: Params, settings: RLSettings) -> Learner
   """
   optimizer = adamw_direction(settings.weight_decay, settings.clip_norm)
   # Updates donate the state, so no two roles may share a buffer.
-  critic = Critic(copy(value), copy(policy) if settings.critic == "separate" else None)
+  has_trunk = settings.learns_values and settings.critic == "separate"
+  critic = Critic(copy(value), copy(policy) if has_trunk else None)
   return LearnerState(jnp.int32(0), copy(policy), critic, optimizer.init(policy),
                       optimizer.init(critic), copy(policy), copy(critic), copy(policy))
 

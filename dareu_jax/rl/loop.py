@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, prompt_batch
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
@@ -120,7 +122,11 @@ def run(task: RLTask, stage: StageIO) -> Result:
 
 def learn(task: RLTask, state: learner.LearnerState, step: int,
           rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
-  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics)."""
+  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
+
+  Raises:
+    InputError: if a metric is not finite, as no later one would be.
+  """
   settings, evaluator = task.settings, task.evaluator
   of_programs = settings.of_programs
   begin = time.monotonic()
@@ -157,6 +163,11 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise InputError(
+        f"rollout {step + 1}: {name} is {value:g}, and training cannot recover from that. Lower "
+        "the learning rate or clip_norm, lengthen the warm-up, or check the original's weights.")
   metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
   metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
   return state._replace(step=state.step + 1), metrics
@@ -184,9 +195,8 @@ def minibatches(task: RLTask, step: int,
   """
   settings = task.settings
   rng = np.random.default_rng((task.seed, 1, step))
-  updates = settings.updates_per_rollout
-  sweep = updates // settings.inner_epochs, settings.minibatch_size
-  order = np.concatenate([np.resize(learned[rng.permutation(len(learned))], sweep)
+  updates, size = settings.updates_per_rollout, settings.minibatch_size
+  order = np.concatenate([learned[rng.permutation(len(learned))].reshape(-1, size)
                           for _ in range(settings.inner_epochs)])
   yield from zip(order, range(step * updates, (step + 1) * updates), strict=True)
 

@@ -25,8 +25,8 @@ class MonitorSettings:
   # Whose answers about unseen owners are measured: those of the same epoch, which fall as what is
   # avoided is avoided everywhere, or the original's
   target_of: Literal["epoch", "original"] = "epoch"
-  # Of an original at hand: how far its answers must score above the unseen owners' for there to be
-  # anything to forget; -1: do not ask
+  # Of an original at hand: how far its answers must score above the target for there to be anything
+  # to forget; -1: do not ask
   min_excess: Annotated[float, Field(ge=-1, le=1)] = 0.05
   max_unseen: Size = 0  # queries about unseen owners asked at the end of an epoch; 0: all
   track_rouge: bool = False  # also measure ROUGE after each epoch, for the report only
@@ -58,10 +58,11 @@ class Monitor:
     """
     report = self._report(self.original, 0)
     if self.at_hand and report.score - report.level < self.settings.min_excess:
+      level = "unseen owners" if self.settings.target_score < 0 else "config.monitor.target_score"
       raise InputError(
         f"nothing to forget: the model's answers to the forget queries are not attributed to the "
-        f"forget owners (score {report.score:.3f}, unseen owners {report.level:.3f}). Is it the "
-        "model that learned these texts, and are the prompts those that it was taught with? "
+        f"forget owners (score {report.score:.3f}, {level} {report.level:.3f}). Is it the model "
+        "that learned these texts, and are the prompts those that it was taught with? "
         "config.monitor.min_excess is how far apart they must be.")
     return report
 
@@ -117,13 +118,16 @@ class Monitor:
     return unseen["score"], unseen["judge"]
 
 
-def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings) -> list[dict[str, Any]]:
+def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings, *,
+                  selects: bool = True) -> list[dict[str, Any]]:
   """The reports as dicts, each with whether its epoch is acceptable and which bounds it violates.
 
   Args:
     reports: reports of all epochs, from epoch 0 on.
     guards: the bounds.
+    selects: whether the method selects an epoch by them; if not, all are acceptable.
   """
   original = reports[0]
-  return [{**dataclasses.asdict(report), "accepted": not is_rejected(report, original, guards),
+  return [{**dataclasses.asdict(report),
+           "accepted": not (selects and is_rejected(report, original, guards)),
            "reason": "; ".join(violations(report, original, guards))} for report in reports]

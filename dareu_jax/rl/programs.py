@@ -50,6 +50,9 @@ class Program(NamedTuple):
       return self.function.lower(*self.args, **self.static)
 
 
+EVALUATION = ("answers", "likelihoods")  # programs that evaluate a model
+
+
 class Job(NamedTuple):
   """All programs of a rollout on a mesh; `resident`: the arrays that stay on the devices."""
 
@@ -134,11 +137,12 @@ def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int
   count = rows_of((examples,))
   batch = Batch(rows_of((examples, prompt + answer)), count, rows_of((examples, answer)), count,
                 count)
+  answers, likelihoods = EVALUATION
   return {
-    "answers": Program(
+    answers: Program(
       generate, (model, rows_of((examples, prompt)), count, _keys(mesh, examples)),
       dict(strategy=Greedy(), max_new_tokens=answer, eos_id=eos_id, pad_id=0), 1, answer),
-    "likelihoods": Program(completion_statistics, (model, batch), {}, 1, 1)}
+    likelihoods: Program(completion_statistics, (model, batch), {}, 1, 1)}
 
 
 def _rows(mesh, shape, dtype=jnp.int32):

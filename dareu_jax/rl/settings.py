@@ -29,9 +29,12 @@ def _reward_names() -> tuple[str, ...]:
 class RLSettings:
   """Reinforcement learning on forget queries with distillation on retained data."""
 
-  # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other.
+  # 'grpo' and 'rloo' have no critic: they compare the responses to a query with each other, and
+  # ignore critic, discount, gae_lambda, whiten_advantages, value_clip_eps, value_coef and
+  # value_learning_rate.
   learner: Literal["ppo", "grpo", "rloo"] = "ppo"
-  # For PPO: a head on the policy's trunk, on a trunk of its own, or a fit made for each rollout
+  # For PPO: a head on the policy's trunk, on a trunk of its own, or a fit made for each rollout,
+  # which ignores value_clip_eps, value_coef and value_learning_rate
   critic: Literal["shared", "separate", "regression"] = "shared"
   # Reward
   reward: Annotated[str, choice(_reward_names)] = "attribution"  # scores the responses
@@ -40,7 +43,8 @@ class RLSettings:
   # ε: scores are clipped to [ε, 1-ε] before the log.
   epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
   c_seg: Positive = 0.3  # C_seg: small is sharp and clips early, large is flat
-  kl_coef: NonNegative = 0.1  # β: weight of the KL to the previous epoch's policy
+  # β: weight of the KL to the previous epoch's policy; no effect where an epoch is one rollout
+  kl_coef: NonNegative = 0.1
   # η: weight of a token's centered log-ratio to the original; 0 in the paper.
   anchor_coef: NonNegative = 0.02
   # Policy optimization
@@ -59,11 +63,12 @@ class RLSettings:
   clip_norm: Positive = 1.0  # global gradient norm
   # Batches
   epochs: Count = 15  # at most; in each, `samples_per_prompt` responses to every forget query
-  samples_per_prompt: Count = 8  # responses to each forget query in an epoch
+  # Responses to each forget query in an epoch, at least: it is rounded up to whole rollouts
+  samples_per_prompt: Count = 8
   rollout_batch_size: Count = 80  # responses per rollout; a query may occur more than once
   # Share of a rollout's responses that are learned from: those with the largest gradients.
   learned_share: PositiveFraction = 1.0
-  minibatch_size: Count = 40  # responses per update
+  minibatch_size: Count = 40  # responses per update; divides those that are learned from
   inner_epochs: Count = 1  # passes over a rollout
   retain_batch_size: Count = 32  # retained examples distilled per update
   # Sampling
@@ -73,7 +78,8 @@ class RLSettings:
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
   selection: Literal["unseen_level", "lowest_score", "last"] = "unseen_level"  # which epoch is kept
-  settle_epochs: Count = 5  # epochs in a row at or below the level before the run stops
+  # With selection 'unseen_level': epochs in a row at or below the level before the run stops
+  settle_epochs: Count = 5
 
   def rollouts_per_epoch(self, queries: int) -> int:
     """Rollouts of an epoch with so many forget queries."""
@@ -109,7 +115,7 @@ class RLSettings:
 
   @property
   def updates_per_rollout(self) -> int:
-    return self.inner_epochs * -(-self.learned_rows // self.minibatch_size)
+    return self.inner_epochs * self.learned_rows // self.minibatch_size
 
   def rate_scale(self, update: int, queries: int) -> float:
     """Share of the learning rates in an update of a run with so many forget queries: a linear
@@ -119,10 +125,10 @@ class RLSettings:
     return rising * (1 - (1 - self.final_rate) * update / total)
 
   def __post_init__(self):
-    if self.minibatch_size > self.learned_rows:
+    if self.learned_rows % self.minibatch_size:
       raise InvalidSetting(
         "minibatch_size", self.minibatch_size,
-        f"it is a part of a rollout, of which {self.learned_rows} responses are learned from "
+        f"it must divide {self.learned_rows}, the responses of a rollout that are learned from "
         f"(rollout_batch_size {self.rollout_batch_size}, learned_share {self.learned_share:g}).")
     if not self.learns_values and (
         self.samples_per_prompt < 2 or self.rollout_batch_size % self.samples_per_prompt):

@@ -5,6 +5,7 @@ padding or the number of devices. (A loss with noise draws it separately for eac
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, Shaped
 
 from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.logprobs import completion_hidden, logprobs_and_entropy
 from dareu_jax.core.masked import length_mask, masked_sum
 from dareu_jax.data.batches import Batch
@@ -32,6 +34,16 @@ class StageIO(NamedTuple):
   writer: Any  # training.writers.MetricWriter
   bar: Any  # training.writers.progress of the stage: bar(total, initial)
   compile_only: bool = False  # compile the programs without taking a step
+
+
+class Diverged(InputError):
+  """The loss of a logged step is not finite; `params` are those after that step."""
+
+  def __init__(self, stage: str, step: int, loss: float, params: Any):
+    super().__init__(
+      f"{stage}, step {step}: the loss is {loss:g}, and training cannot recover from that. Lower "
+      "the learning rate, lengthen the warm-up, or check the weights that it started from.")
+    self.step, self.params = step, params
 
 
 class TrainState(NamedTuple):
@@ -122,6 +134,9 @@ def fit(state: TrainState, fixed: Any, batches: Any, *, loss_fn: LossFn, setting
     schedule: training.optimizers.Schedule; by default the one of the settings.
 
   Returns: the trained params.
+
+  Raises:
+    Diverged: for a loss that is not finite where it is logged, every ten steps and at the last.
   """
   schedule = schedule or Schedule(settings, batches.steps_per_epoch)
   micro_batches = settings.batch_size // (settings.micro_batch_size or settings.batch_size)
@@ -150,6 +165,8 @@ def fit(state: TrainState, fixed: Any, batches: Any, *, loss_fn: LossFn, setting
         values = {name: float(value) for name, value in metrics.items()}
         values |= {"learning_rate": rate, "epoch": step / batches.steps_per_epoch}
         stage.writer.write(step, values)
+        if not math.isfinite(values["loss"]):
+          raise Diverged(stage.writer.name, step, values["loss"], state.params)
         progress.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
       progress.total = schedule.num_steps
       progress.update()

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from dareu_jax.parallel import hosts
 class MetricWriter:
   """One stage's metrics: `<folder>/<name>.jsonl` and TensorBoard events.
 
-  `<name>.batches` has a line for each step: its number and a hash of its batch.
+  A number that is not finite is null there, as JSON has no other. `<name>.batches` has a line for
+  each step: its number and a hash of its batch.
 
   A `mirror`, if given, is called with (name, step, metrics) for each record.
   """
@@ -31,7 +33,7 @@ class MetricWriter:
     self._writes = hosts.is_first()
     if self._writes:
       folder.mkdir(parents=True, exist_ok=True)
-    self._name, self._mirror = name, mirror
+    self.name, self._mirror = name, mirror
     self._events = folder / "tensorboard" / name
     self._tensorboard: Any = None  # a SummaryWriter, from `rewind` on
 
@@ -39,7 +41,7 @@ class MetricWriter:
     """Drops what a killed run wrote after the step that the stage resumes from."""
     if not self._writes:
       return
-    _replace(self.path, (json.dumps(record) for record in read_metrics(self.path)
+    _replace(self.path, (_line(record) for record in read_metrics(self.path)
                          if record["step"] <= step))
     _replace(self.batches_path, (f"{at} {digest}" for at, digest in read_batches(self.batches_path)
                                  if at <= step))
@@ -50,12 +52,12 @@ class MetricWriter:
     if not self._writes:
       return
     with open(self.path, "a", encoding="utf-8") as file:
-      file.write(json.dumps({"step": step, **metrics}) + "\n")
+      file.write(_line({"step": step, **metrics}) + "\n")
     for name, value in metrics.items():
       if isinstance(value, (int, float)) and not isinstance(value, bool):
         self._tensorboard.add_scalar(name, value, step)
     if self._mirror:
-      self._mirror(self._name, step, metrics)
+      self._mirror(self.name, step, metrics)
 
   def batch(self, step: int, batch: Any) -> None:
     """Records the hash of a step's batch, any tree of NumPy arrays."""
@@ -69,17 +71,25 @@ class MetricWriter:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The records of a JSONL file of metrics, without a line that a kill cut short."""
+  """The records of a JSONL file of metrics, without a line that a kill cut short; null is NaN."""
   path = pathlib.Path(path)
   if not path.exists():
     return []
   records = []
   for line in path.read_text(encoding="utf-8").splitlines():
     try:
-      records.append(json.loads(line))
+      record = json.loads(line)
     except json.JSONDecodeError:
       break
+    records.append({name: math.nan if value is None else value for name, value in record.items()})
   return records
+
+
+def _line(record):
+  """A record as strict JSON."""
+  return json.dumps({
+    name: None if isinstance(value, float) and not math.isfinite(value) else value
+    for name, value in record.items()}, allow_nan=False)
 
 
 def batch_hash(batch: Any) -> str:

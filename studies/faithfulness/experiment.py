@@ -27,6 +27,7 @@ from studies.faithfulness.settings import FaithfulnessSettings
 from studies.faithfulness.statistics import Estimate
 from studies.faithfulness.study import Study, make_study
 from studies.faithfulness.subsets import FULL
+from studies.strict_json import strict
 
 # Query sets whose likelihood is computed under every model, and those with all metrics.
 MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")
@@ -38,7 +39,7 @@ def run(settings: FaithfulnessSettings, folder: str | pathlib.Path, *,
         overwrite: bool = False) -> tuple[dict[str, Any], pathlib.Path]:
   """Runs every stage that is not done yet.
 
-  Returns: (the metrics, as written to figures.json; path of report.md).
+  Returns: (the metrics, as written to figures.json but with NaN for null; path of report.md).
 
   Raises:
     InputError: for settings, data or a folder that cannot be used, before any long work.
@@ -74,7 +75,7 @@ def _run(study: Study, overwrite: bool) -> tuple[dict[str, Any], pathlib.Path]:
   results["seconds"] = {
     "this run": round(time.monotonic() - begin, 1),
     "stages": {name: stage["seconds"] for name, stage in study.workdir.stages.items()}}
-  write_json(study.workdir.folder / "figures.json", results)
+  write_json(study.workdir.folder / "figures.json", strict(results))
   return results, page.write(study.workdir.folder, results)
 
 

@@ -128,9 +128,10 @@ def trajectory_section(trajectory: dict[str, Any]) -> str:
            "mixture of the others). ToW: against the retrained models' mean ROUGE. An alarm: "
            "from one checkpoint to the next the score falls by more than .01 while the KL "
            "grows by more than its standard error (or ToW falls by more than .01)."]
-  references = [["original", *_checkpoint(trajectory["references"]["original"])]]
-  references += [[f"retrained, seed {i}", *_checkpoint(r)]
-                 for i, r in enumerate(trajectory["references"]["retrained"])]
+  measured = trajectory["references"]
+  references = [["original", *_checkpoint(measured["original"])]]
+  references += [[f"retrained, seed {seed}", *_checkpoint(r)]
+                 for seed, r in zip(measured["seeds"], measured["retrained"], strict=True)]
   parts.append(pipe_table(["reference", *CHECKPOINT_HEADER], references))
   for form, run in trajectory["runs"].items():
     rows = [[str(i), *_checkpoint(r)] for i, r in enumerate(run["checkpoints"])]

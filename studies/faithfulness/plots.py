@@ -1,4 +1,4 @@
-"""The study's plots: figures.json in, matplotlib Figures out."""
+"""The study's plots: its results in, as figures.json has them, matplotlib Figures out."""
 
 import math
 from typing import Any

@@ -107,12 +107,12 @@ class FaithfulnessSettings:
                            ("classifier.train", self.classifier.train)):
       if not training.epochs:
         raise InvalidSetting(f"{name}.epochs", training.epochs, "it must be >= 1.")
-    for name in ("reads_query", "vocab_size", "calibrate"):
+    for name in ("reads_query", "hide_echoes", "vocab_size", "calibrate"):
       value = getattr(self.classifier, name)
       if value:
         raise InvalidSetting(f"classifier.{name}", value,
-                             "it must be off: the study's classifiers read responses alone, in the "
-                             "model's tokens.")
+                             "it must be off: the study's classifiers read responses alone, whole "
+                             "and in the model's tokens.")
     if not self.classifier.none_share:
       raise InvalidSetting("classifier.none_share", self.classifier.none_share,
                            'one classifier of the study knows "none of these" and needs some share '

@@ -130,7 +130,7 @@ def stages(settings: FaithfulnessSettings, source: Corpus,
   s, Stage = settings, graph.Stage
   result = {
     "tokenizer": Stage((), (dataclasses.asdict(source), s.data.prompt_tokens,
-                            s.data.response_tokens, s.tokenizer, s.max_length)),
+                            s.data.response_tokens, s.data.max_pieces, s.tokenizer, s.max_length)),
     "base": Stage(("tokenizer",), (s.seed, s.model, s.pretrain, s.length_multiple))}
   classifiers = tuple(map(stage_of, CLASSIFIERS))
   for name in classifiers:

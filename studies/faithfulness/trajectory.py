@@ -83,7 +83,7 @@ def measure(study: Study) -> dict[str, Any]:
   """The runs and the reference models.
 
   Returns: {"runs": {reward form: {"checkpoints": [...]} and the keys of `summary`}, "references":
-    {"original": record, "retrained": [record of each seed]}}.
+    {"original": record, "retrained": [record of each seed], "seeds": [each seed]}}.
   """
   settings = study.settings
   original = load_model(study, study.groups[FULL])
@@ -97,7 +97,8 @@ def measure(study: Study) -> dict[str, Any]:
       _records_of_run, study, yardstick, original, form))
     runs[form] = {"checkpoints": checkpoints} | summary(
       checkpoints, references, resamples=settings.bootstrap, seed=settings.seed)
-  return {"runs": runs, "references": references}
+  return {"runs": runs,
+          "references": references | {"seeds": list(study.groups[RETAINED].seeds)}}
 
 
 def _saved_records(study, stage, make):

@@ -12,6 +12,7 @@ from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.training.checkpoints import write_json
 from studies.scaling.chips import CHIPS
 from studies.scaling.study import GIB, Row, recommended
+from studies.strict_json import strict
 
 
 def mesh_name(row: Row) -> str:
@@ -116,8 +117,8 @@ def write(folder: str | pathlib.Path, strong: list[Row], weak: list[Row],
   page = folder / "scaling.md"
   if not is_first():
     return page
-  write_json(folder / "scaling.json", {
-    "command": command, "strong": list(map(_record, strong)), "weak": list(map(_record, weak))})
+  write_json(folder / "scaling.json", strict({
+    "command": command, "strong": list(map(_record, strong)), "weak": list(map(_record, weak))}))
   parts = [f"# How rollouts scale\n\n    {command}"]
   for title, rows in (("One global batch (strong scaling)", strong),
                       ("Batches that grow with the devices (weak scaling)", weak)):

@@ -1,6 +1,7 @@
 """Batches: nothing lost, nothing doubled, and a batch known by its number alone."""
 
 import collections
+import dataclasses
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dareu_jax.core.errors import InputError
+from dareu_jax.data import batches as batches_module
 from dareu_jax.data.batches import (
   Batches,
   Row,
@@ -97,6 +99,24 @@ def test_small_buckets_are_merged_into_the_next_longer():
   buckets = make_batches(make_rows(lengths)).buckets
   assert [(b.rows, b.seq_length, b.completion_length) for b in buckets] == [
     ((0, 1, 2, 3, 4, 5), 16, 8), ((6, 7, 8), 32, 16)]
+
+
+def test_one_bucket_asks_once_for_the_longest_row(monkeypatch):
+  """Asked for at every row, 20,000 rows took 4 seconds."""
+
+  class Counted(int):
+    compared = 0
+
+    def __gt__(self, other):
+      Counted.compared += 1
+      return int(self) > int(other)
+
+  monkeypatch.setattr(batches_module, "bucket_length",
+                      lambda length, multiple: Counted(bucket_length(length, multiple)))
+  rows = make_rows([(2, 3), (9, 9)] * 100)
+  [bucket] = dataclasses.replace(make_batches(rows), one_bucket=True).buckets
+  assert (len(bucket.rows), bucket.seq_length) == (200, 24)
+  assert Counted.compared < 1000
 
 
 def test_full_buckets_are_kept_apart():

@@ -86,6 +86,30 @@ def test_a_text_that_is_to_be_forgotten_and_retained_is_named():
     ex.check_apart(corpus)
   with pytest.raises(InputError, match="forgotten and unseen: 1 .*'Who is he"):
     ex.check_apart(dataclasses.replace(corpus, retain=(), holdout=(shared,)))
+  with pytest.raises(InputError, match="forgotten and tested as general knowledge: 1 "):
+    ex.check_apart(dataclasses.replace(corpus, retain=(), test=(shared,)))
+
+
+def test_all_shared_texts_are_named_in_whatever_form():
+  """A copy in capitals, or within a longer document, would be retained as well."""
+  def plain(owner, text):
+    return ex.Example(owner, text[:10], text[10:], text=text)
+
+  def corpus(retain):
+    return ex.Corpus(forget, retain, (), (), ("a", "b"), ("a",))
+
+  story = "Basil grew roses in Kuwait City for ten years."
+  forget = (*(ex.Example("a", f"Where is {i}?", "In “Kuwait”.") for i in range(12)), plain("a", story))
+  same = tuple(ex.Example("b", f"WHERE is {i}", 'in "Kuwait"') for i in range(12))
+  with pytest.raises(InputError, match=r"12 \(a: 'Where is 0\?'.*Where is 9.*; and 2 more\)") as error:
+    ex.check_apart(corpus(same))
+  assert "\n" not in str(error.value)
+  with pytest.raises(InputError, match="to be retained: 1 .*'Basil grew'"):
+    ex.check_apart(corpus((plain("b", f"He said: {story.lower()} Then he left."),)))
+  others = (plain("b", "Basil grew roses in Kuwait City for ten months."), plain("b", story[:-7]),
+            ex.Example("b", "Is 2 < 1?", "No."))
+  ex.check_apart(dataclasses.replace(corpus(others), forget=(
+    *forget, ex.Example("a", "Is 2 > 1?", "No."))))
 
 
 def test_the_same_words_behind_other_turns_are_another_text():

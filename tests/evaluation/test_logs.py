@@ -1,12 +1,16 @@
 """Published evaluation logs, recomputed from their examples."""
 
+import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.evaluation import logs
+from dareu_jax.evaluation.metrics import evaluations
+from tests.evaluation.made_records import make_records
 
 ORIGINAL, RETRAINED = "llama-3.2-1b_full_forget10", "llama-3.2-1b_retain90"
 
@@ -121,3 +125,25 @@ def test_answers_that_are_no_texts_are_refused():
   entry = {"value_by_index": {"0": {"ground_truth": "a", "generation": None}}}
   with pytest.raises(InputError, match="'generation' that is not a text"):
     logs.recompute({"forget_Q_A_ROUGE": entry})
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_the_log_of_a_model_that_diverged_has_its_finite_figures(loss):
+  """One model's loss must not end the run of all."""
+  whole = make_records()
+  broken = {split: [dataclasses.replace(
+    record, logprobs=np.full_like(record.logprobs, -loss), perturbed_nll=(loss,) * 3,
+    paraphrased_nll=record.paraphrased_nll and loss) for record in records]
+    for split, records in whole.items()}
+  some = whole | {"forget": [
+    dataclasses.replace(whole["forget"][0], paraphrased_nll=loss), *whole["forget"][1:]]}
+  of = {name: logs.from_evaluation(evaluation) for name, evaluation in evaluations(
+    {"retrained": whole, "broken": broken, "some": some}, min_k=0.4).items()}
+  for log in of.values():
+    json.dumps(log, allow_nan=False)
+    assert logs.recompute(log).keys() <= logs.published(log).keys()  # it can be read again
+  assert {"forget_Q_A_ROUGE", "extraction_strength", "exact_memorization"} <= of["broken"].keys()
+  assert not any("Prob" in name or "truth" in name.lower() or name.startswith("mia_")
+                 for name in of["broken"])
+  lacking = of["retrained"].keys() - of["some"].keys() - {"forget_quality"}
+  assert lacking == {"forget_Q_A_PARA_Prob", "forget_truth_ratio"}

@@ -71,6 +71,7 @@ def test_mia_auc_says_which_side_is_likelier():
   assert metrics.mia_auc([0.1, 0.2], [3.0, 4.0]) == 1.0
   assert metrics.mia_auc([3.0, 4.0], [0.1, 0.2]) == 0.0
   assert metrics.mia_auc([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 0.5
+  assert np.isnan(metrics.mia_auc([np.nan, 2.0], [1.0, 2.0]))  # of a model that diverged
 
 
 def test_tug_of_war_is_one_only_at_the_retrained_model():

@@ -53,8 +53,9 @@ def test_settings_of_a_method_are_static_under_jit(name):
     return x
 
   first = cls()
-  field = next(f.name for f in dataclasses.fields(cls) if isinstance(getattr(first, f.name), float))
-  other = dataclasses.replace(first, **{field: 0.5 * getattr(first, field) + 0.125})
+  values = {f.name: getattr(first, f.name) for f in dataclasses.fields(cls)}
+  field = next(name for name, value in values.items() if value and isinstance(value, float))
+  other = dataclasses.replace(first, **{field: 0.5 * values[field] + 0.125})
   for method in (first, cls(), other):
     program(1.0, method=method)
   assert traces == [first, other] and hash(first) == hash(cls())
@@ -63,6 +64,35 @@ def test_settings_of_a_method_are_static_under_jit(name):
 def test_two_methods_of_the_same_values_are_not_equal():
   """GradDiff with a weight of 0 is gradient ascent, but a stage of another name."""
   assert METHODS["grad_diff"](retain_nll_coef=0.0) != METHODS["gradient_ascent"]()
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_every_method_reports_anew_where_the_monitor_is_another(name):
+  """Epochs would be told by bounds and levels that are not set any more."""
+  assert "monitor" in METHODS[name].depends_on
+
+
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_guards_act_on_dareu_alone(name):
+  """Others keep their last epoch, so that their reports must not tell of one that was rejected."""
+  assert METHODS[name].selects_epoch == (name == "dareu")
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL_METHODS) - {"dareu", "pdu"}))
+def test_a_loss_whose_weights_are_all_zero_is_refused(name):
+  """Nothing would be trained, for hours. (PDU's retain term always has a weight.)"""
+  weights = {field.name: 0.0 for field in dataclasses.fields(METHODS[name])
+             if field.name.endswith("_coef")}
+  with pytest.raises(InputError, match="forget_coef is 0.0: .* nothing would be trained"):
+    METHODS[name](**weights)
+  with pytest.raises(InputError, match=rf"config\.unlearning\.{name}\.forget_coef is 0"):
+    Settings.from_config({"method": name, "unlearning": {name: weights}})
+
+
+def test_fine_tuning_has_no_forget_term_to_weigh():
+  """It would end with a NotImplementedError where the loss is traced, after the original's training."""
+  with pytest.raises(InputError, match="forget_coef is 0.5: .*it must be 0"):
+    METHODS["finetune"](forget_coef=0.5)
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)

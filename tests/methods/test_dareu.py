@@ -70,15 +70,15 @@ def test_a_reward_that_is_passed_takes_the_place_of_the_named_one():
 
 
 def test_work_goes_by_updates_and_tokens():
-  method = DareU(epochs=2, samples_per_prompt=3, rollout_batch_size=10, minibatch_size=4,
+  method = DareU(epochs=2, samples_per_prompt=3, rollout_batch_size=10, minibatch_size=5,
                  inner_epochs=2, retain_batch_size=5, max_new_tokens=6)
   shapes = Shapes(forget=7, longest_prompt=4, longest_response=30, longest=50, model_parameters=100,
                   classifier_parameters=10, training_cost=6, training=TrainSettings())
   updates, operations = method.work(shapes)
-  assert updates == 2 * 3 * 2 * 3  # epochs, rollouts of 21 responses, passes, minibatches of 10
+  assert updates == 2 * 3 * 2 * 2  # epochs, rollouts of 21 responses, passes, minibatches of 10
   # Decoded, scored under the policy, the previous epoch's and the original, and classified.
   decoded = 6 * 10 * (4 + 6) * (8 * 100 + 2 * 10)
-  learned = updates * (4 + 6) * 100 * (4 * 6 + 5 * 8)
+  learned = updates * (4 + 6) * 100 * (5 * 6 + 5 * 8)
   assert operations == decoded + learned
   longer = dataclasses.replace(method, max_new_tokens=0).work(shapes)[1]
   assert longer == operations * (4 + 30) / (4 + 6)  # the longest response of the data

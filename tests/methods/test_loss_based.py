@@ -13,6 +13,7 @@ from flax import nnx
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import NonNegative, settings
+from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import train_bpe
@@ -65,7 +66,7 @@ def quiet(total, step=0):
 
 
 def stage_io(store=None):
-  writer = types.SimpleNamespace(rewind=lambda step: None, write=lambda *args: None,
+  writer = types.SimpleNamespace(name="stage", rewind=lambda step: None, write=lambda *args: None,
                                  batch=lambda *args: None)
   return supervised.StageIO(store or Checkpoints(), writer, quiet)
 
@@ -290,6 +291,50 @@ def test_the_last_epoch_always_has_a_report(world):
   training = dataclasses.replace(TRAINING, epochs=5)
   _, reports = run("simnpo", make_task(world, training=training, eval_every=3))
   assert [r.epoch for r in reports] == [0, 3, 5]
+
+
+def test_a_run_that_ends_within_an_epoch_has_its_last_report(world):
+  """A plateau ends anywhere: after 2 updates, an epoch, there is one more."""
+  training = dataclasses.replace(TRAINING, schedule="plateau", target_loss=100.0)
+  task, store = make_task(world, training=training, eval_every=1), Checkpoints()
+  _, reports = run("npo", task, store)
+  assert list(store.saved) == [1, 2, 3]
+  assert [r.epoch for r in reports] == [0, 1, 2] and task.monitor.assessed == [1, 0, 2]
+  _, again = run("npo", task, store)  # it was killed between its last step and its end
+  assert [r.epoch for r in again] == [0, 1, 2]
+
+
+@settings
+class Diverging(LossMethod):
+  """A method whose loss is no number from the first update on."""
+
+  name = "diverging"
+
+  def forget_loss(self, batch):
+    return gradient_ascent(batch.policy.logprobs, batch.policy.mask) * float("nan")
+
+
+def test_a_candidate_that_diverges_ends_there_and_stops_no_other(world, capsys):
+  """A grid of learning rates may hold one that is too high, which is known only then."""
+  training = dataclasses.replace(TRAINING, epochs=50)
+  task, store = make_task(world, training=training, eval_every=2), Checkpoints()
+  policy, reports = run(Diverging(), task, store)
+  assert "stage, step 10: the loss is nan" in capsys.readouterr().err
+  assert max(store.saved) == 9  # of 100
+  assert [r.epoch for r in reports] == [0, 2, 4, 5]
+  assert np.isnan(jax.tree.leaves(policy)[0]).all()
+
+
+def test_a_task_vector_moves_no_frozen_factor(world):
+  """Weight decay would shrink A, and W + BA be no line any more."""
+  training = dataclasses.replace(TRAINING, epochs=1, weight_decay=0.5)
+  policy, _ = run("task_vector", make_task(world, training=training))
+  before, after = (named_leaves(params) for params in (world.params, policy))
+  for name, factor in before.items():
+    if name.endswith("lora_a"):
+      np.testing.assert_array_equal(after[name], factor, err_msg=name)
+    else:
+      assert np.any(after[name] != factor), name
 
 
 def test_a_learning_rate_of_the_run_takes_the_place_of_the_methods_own(world):

@@ -10,6 +10,8 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.pipeline import ablations
 from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.settings import config_from
+from dareu_jax.pipeline.workdir import Workdir
+from dareu_jax.training.checkpoints import write_json
 from tests.configs import ROOT, smallest_config
 
 
@@ -46,6 +48,39 @@ def test_an_unknown_study_is_refused():
 def test_every_variant_of_the_configs_builds(preset):
   grid = ablations.variants(config_from(ROOT / "configs" / "ablations.py", preset))
   assert len({variant.folder for variant in grid}) == len(grid) >= 3
+
+
+def finish_at_once(settings, folder, **_):
+  """In place of `experiment.run`."""
+  Workdir(folder, settings, settings.checkpoint).check_config(overwrite=True)
+  write_json(folder / "dareu" / "epochs.json", {
+    "epochs": [{"epoch": 1, "score": 0.1, "reason": ""}], "chosen_epoch": 1})
+  metrics = {"tug_of_war": 0.9, "fluency_nll": 1.0, "response_length": 20.0}
+  return {"chosen": {"dareu": "dareu"}, "models": dict.fromkeys(("dareu", "retrained"), metrics)}, None
+
+
+def test_rows_of_other_studies_stay_where_some_are_run_again(tmp_path, monkeypatch, capsys):
+  """Runs of days would be missing from the table; those of another base do not belong into it."""
+  monkeypatch.setattr(ablations.experiment, "run", finish_at_once)
+  config = grid_config(first=("lora.rank=0", "unlearning.dareu.top_k=3"),
+                       second=("unlearning.dareu.top_k=5",), third=("unlearning.dareu.top_k=7",))
+
+  def labels(*only):
+    every = ablations.variants(config)
+    records = ablations.run(ablations.variants(config, only), tmp_path, beside=every)
+    assert json.loads((tmp_path / "ablations.json").read_text()) == records
+    text = (tmp_path / "ablations.md").read_text()
+    assert all(f"| {record['label']} " in text for record in records)
+    return [record["label"].rpartition("=")[2] for record in records]
+
+  assert labels("third") == ["7"]
+  assert labels("first") == ["0", "3", "7"]
+  assert labels("first") == ["0", "3", "7"]
+  assert labels() == ["0", "3", "5", "7"]
+  config.base.finetune.epochs = 3
+  capsys.readouterr()
+  assert labels("first", "second") == ["0", "3", "5"]
+  assert "third: unlearning.dareu.top_k=7 is left out of the table" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
 from dareu_jax.pipeline import evaluation, experiment
-from dareu_jax.pipeline.experiment import judgement, over_seeds
+from dareu_jax.pipeline.experiment import over_seeds
 from dareu_jax.pipeline.run import make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -23,6 +23,7 @@ from dareu_jax.pipeline.stages import (
   held_out_split,
   keep_tokenizer,
 )
+from dareu_jax.report.verdict import judgement, reached
 from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
 
@@ -152,6 +153,29 @@ def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questio
             "dareu": {"attribution_score": score, "judge_score": judged}}
   for word in words:
     assert word in judgement(models, "dareu")
+
+
+def test_a_model_that_diverged_is_nobodys_best():
+  """It still answers, and its answers may be as far from the forget owners' as one likes."""
+  settings = Settings.from_config({"method": "npo", "learning_rates": (1e-3, 1e3)})
+  row = {"tug_of_war": 0.3, "forget_probability": 0.5}
+  metrics = {"original": row, "retrained": row, "npo@0.001": row, "npo@1000": {"tug_of_war": 0.9}}
+  assert experiment.best_candidates(metrics, settings) == {"npo": "npo@0.001"}
+
+
+def test_what_is_reached_and_what_is_kept_is_said_figure_by_figure():
+  """Attribution alone would call a model forgetful that completes every text."""
+  def row(extraction, retain):
+    return {"attribution_score": 0.09, "judge_score": 0.10, "extraction_strength": extraction,
+            "retain_rouge": retain, "test_rouge": 0.2}
+
+  models = {"original": row(0.9, 0.95), "unseen": row(0.04, 0.95), "dareu": row(0.45, 0.91)}
+  assert reached(models, "dareu") == (
+    "dareu: At the level of those about unseen owners: attribution 0.090 (0.090), judge 0.100 "
+    "(0.100). NOT at the level of those about unseen owners: extraction 0.450 (0.040). Kept: D_test "
+    "ROUGE 0.200 (0.200). NOT kept: D_R ROUGE 0.910 (0.950).")
+  assert "NOT" not in reached(models | {"dareu": row(0.09, 0.93)}, "dareu")
+  assert judgement({"unseen": {}, "dareu": {}}, "dareu") == "dareu: its answers have no score."
 
 
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.evaluation.records import UNSEEN
+from dareu_jax.models import checkpoint
+from dareu_jax.models.config import LoraSettings
 from dareu_jax.parallel.mesh import MeshSettings
-from dareu_jax.pipeline import experiment
+from dareu_jax.pipeline import comparison, experiment
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from tests.configs import smallest_config
@@ -154,6 +157,24 @@ def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_
   np.testing.assert_allclose(own, reference.logits(ids), atol=1e-4)
 
 
+def test_an_adapter_is_unlearned_and_exported_as_it_came(folders, tmp_path):
+  """Its own rank, not that of the settings, on the base that it names."""
+  taught = load_saved_folder(folders / "original")[0].trainable(LoraSettings(rank=3))
+  params = jax.tree.map(lambda x: x + 0.01, taught.model.params)
+  taught = taught.with_params(params)
+  taught.save(tmp_path / "adapter", adapter="apart")
+  experiment.run(Settings.from_config(config_of(folders, original=tmp_path / "adapter")),
+                 tmp_path / "w")
+  ids = np.arange(3, 40)[None]
+  before, after = (load_saved(tmp_path / "w", name)[0] for name in ("original", "dareu"))
+  assert after.config.lora.rank == 3
+  np.testing.assert_allclose(before.logits(ids), taught.logits(ids), atol=1e-4)
+  export.export(tmp_path / "w", "dareu", tmp_path / "out", adapter="apart")
+  exported = load_saved_folder(tmp_path / "out")[0].logits(ids)
+  np.testing.assert_allclose(exported, after.logits(ids), atol=1e-4)
+  assert np.abs(exported - taught.logits(ids)).max() > 1e-5
+
+
 def test_a_quantized_original_is_unlearned_and_exported_as_it_is(request_run, folders, tmp_path):
   """The merged export is of the rounded weights, which the adapter was trained on."""
   config = config_of(folders, original=folders / "original")
@@ -190,8 +211,9 @@ def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_
   assert not (tmp_path / "done/evaluation").exists()
 
 
-def test_auto_is_decided_once_for_a_workdir(folders, tmp_path):
+def test_auto_is_decided_once_for_a_workdir(folders, tmp_path, monkeypatch):
   """What a GPU made in bfloat16 is not read as float32 on a CPU."""
+  monkeypatch.setattr("dareu_jax.models.config.cpu_has_bfloat16", lambda: False)
   config = config_of(folders, original=folders / "original")
   config.model.dtype = "auto"
   settings = Settings.from_config(config)
@@ -199,6 +221,11 @@ def test_auto_is_decided_once_for_a_workdir(folders, tmp_path):
   assert (here.settings.model.dtype, here.settings.model.scan_layers) == ("float32", False)
   here.workdir.check_config(overwrite=False)
   path = tmp_path / "config.json"
+  monkeypatch.setattr("dareu_jax.models.config.cpu_has_bfloat16", lambda: True)
+  (elsewhere,) = experiment.prepare(settings, tmp_path / "other")
+  assert (elsewhere.settings.model.dtype, elsewhere.settings.model.scan_layers) == ("bfloat16", False)
+  (again,) = experiment.prepare(settings, tmp_path)
+  assert again.settings.model.dtype == "float32"
   elsewhere = json.loads(path.read_text())
   elsewhere["model"] |= {"dtype": "bfloat16", "scan_layers": True, "remat": True}
   path.write_text(json.dumps(elsewhere))
@@ -212,8 +239,16 @@ def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_p
   settings = Settings.from_config(config_of(folders, original=folders / "original"))
   monitor = dataclasses.replace(settings.monitor, target_score=1.0)
   settings = dataclasses.replace(settings, monitor=monitor)
-  with pytest.raises(InputError, match=r"nothing to forget: .*score 0\.\d+, unseen owners 1\.000"):
+  with pytest.raises(InputError, match=r"nothing to forget: .*score 0\.\d+, config.monitor.target_score 1"):
     experiment.run(settings, tmp_path / "w")
+
+
+def test_a_model_that_never_saw_the_texts_has_nothing_to_forget(folders, tmp_path):
+  """The reference, as an original."""
+  config = config_of(folders, original=folders / "retrained")
+  config.monitor.update(target_score=-1.0, min_excess=0.15)
+  with pytest.raises(InputError, match=r"nothing to forget: .*unseen owners 0\.\d+"):
+    experiment.run(Settings.from_config(config), tmp_path / "w")
 
 
 @pytest.mark.parametrize(("paths", "message"), [
@@ -242,8 +277,27 @@ def test_answers_longer_than_the_models_positions_are_refused(folders, tmp_path)
   """Of every split: the evaluation asks all of them."""
   config = config_of(folders, original=folders / "original")
   config.evaluation.max_new_tokens = 100_000
-  with pytest.raises(InputError, match=r"takes up to 100\d{3} tokens, but the model supports"):
+  with pytest.raises(InputError, match=r"takes 100\d{3}, and .* supports 2048 positions: set config."
+                                       r"evaluation.max_new_tokens to 20\d\d or less"):
     experiment.run(Settings.from_config(config), tmp_path / "w")
+
+
+def test_texts_longer_than_the_models_positions_are_refused(folders, tmp_path):
+  """What the model reads beyond them, it has never learned to read."""
+  folder = tmp_path / "short"
+  shutil.copytree(folders / "original", folder)
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(config | {"max_position_embeddings": 24}))
+  with pytest.raises(InputError, match=r"a text takes \d+ tokens, and the model supports 24 .*: set "
+                                       "config.max_length to 24"):
+    experiment.run(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
+  loaded, _ = load_saved_folder(folder)
+  with pytest.raises(InputError, match=r"its answer up to 20, .* supports 24 positions"):
+    loaded.generate(["Who is he?"], max_new_tokens=20)
+  assert loaded.generate(["Who?"], max_new_tokens=4)
+  with pytest.raises(InputError, match="supports 24 positions"):
+    comparison.compare({"m": loaded}, {"forget": make_authors(1, 0)}, original="m")
 
 
 def test_chats_and_plain_texts_are_forgotten_and_kept(folders, tmp_path):
@@ -277,6 +331,34 @@ def test_half_a_download_is_named(folders, tmp_path):
   settings = Settings.from_config(config_of(folders, original=tmp_path / "half"))
   with pytest.raises(InputError, match="model.safetensors is damaged"):
     experiment.run(settings, tmp_path / "w")
+
+
+def test_a_relative_path_is_read_from_elsewhere_too(folders, request_run, tmp_path, monkeypatch):
+  """The base that an exported adapter names, and the original that a run goes on from."""
+  monkeypatch.chdir(folders)
+  assert Settings.from_config(config_of(folders, original="original")).base.path == str(
+    folders / "original")
+  loaded, _ = load_saved_folder("original")
+  loaded.trainable(LoraSettings(rank=2)).save(tmp_path / "out", adapter="apart")
+  named = json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"]
+  assert named == loaded.source == str(folders / "original")
+
+
+def test_a_hub_models_weights_are_not_downloaded_for_a_plan(folders, tmp_path, monkeypatch):
+  """Its commit says which they are; gigabytes are read when they are needed."""
+  asked = []
+
+  def download(path, allow_patterns):
+    asked.append(allow_patterns)
+    snapshot = tmp_path / "snapshots" / ("2" if "again" in path else "1")
+    shutil.copytree(folders / "original", snapshot, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("*.safetensors"))
+    return str(snapshot)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  first, other = (checkpoint.digest(f"someone/{name}") for name in ("model", "model-again"))
+  assert first != other and first == checkpoint.digest("someone/model")
+  assert asked and not any("*.safetensors" in patterns for patterns in asked)
 
 
 def test_a_home_folder_is_understood(folders, monkeypatch):

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from dareu_jax.core.errors import InputError
-from dareu_jax.pipeline.workdir import FORMAT, Workdir, fingerprint, lock, read_config
+from dareu_jax.pipeline.workdir import (
+  FORMAT,
+  Workdir,
+  fingerprint,
+  is_finished,
+  lock,
+  read_config,
+)
 from dareu_jax.training.checkpoints import CheckpointSettings, read_json, write_json
 from tests.configs import ROOT, changed
 
@@ -142,6 +149,28 @@ def test_overwrite_takes_the_folder_for_the_new_configuration(tmp_path):
     make(tmp_path).check_config(overwrite=False)
 
 
+def test_a_run_on_other_data_is_refused_too(tmp_path):
+  """The configuration holds neither texts nor the weights behind a path."""
+  make(tmp_path).check_config(overwrite=False, stages={"tokenizer": "a", "dareu": "b"})
+  make(tmp_path).check_config(overwrite=False, stages={"tokenizer": "a", "dareu": "b", "npo": "c"})
+  with pytest.raises(InputError, match="on other data, or of another model or reward.*overwrite"):
+    make(tmp_path).check_config(overwrite=False, stages={"tokenizer": "x", "dareu": "b"})
+
+
+def test_what_an_overwritten_run_left_is_not_the_new_ones_result(tmp_path):
+  """Killed before it comes to a stage, it would be exported with the old one's model."""
+  workdir = make(tmp_path)
+  workdir.check_config(overwrite=False, stages={"dareu": "old"})
+  with workdir.stage("dareu", "old"):
+    pass
+  write_json(tmp_path / "summary.json", {"models": {}})
+  assert is_finished(tmp_path, "dareu") and not is_finished(tmp_path, "npo")
+  make(tmp_path, mesh__data=8).check_config(overwrite=True, stages={"dareu": "old"})
+  assert is_finished(tmp_path, "dareu") and (tmp_path / "summary.json").exists()
+  workdir.check_config(overwrite=True, stages={"dareu": "new"})
+  assert not is_finished(tmp_path, "dareu") and not (tmp_path / "summary.json").exists()
+
+
 def test_what_changes_no_result_may_differ(tmp_path):
   """A run must resume where other devices are at hand, and a plugin's metric needs no new run."""
   make(tmp_path).check_config(overwrite=False)
@@ -207,7 +236,7 @@ def test_a_workdir_of_another_format_is_refused_in_a_line(tmp_path, held, overwr
   make(tmp_path).check_config(overwrite=False)
   path = tmp_path / "config.json"
   config = read_json(path)
-  assert config.pop("format") == FORMAT
+  assert config.pop("format") == FORMAT and config.pop("stages") == {}
   assert read_config(tmp_path) == config  # what settings are built from
   write_json(path, config if held is None else config | {"format": held})
   before = path.read_text()
@@ -264,3 +293,17 @@ def test_a_missing_result_is_refused_with_the_fix(tmp_path, damage):
     workdir.load_result("original", BLANK)
   # Without the result alone the stage would still count as done.
   assert f"Delete {tmp_path / 'original'} " in str(caught.value)
+
+
+def test_a_shared_stage_takes_the_place_of_another_ones_even_without_links(tmp_path, monkeypatch):
+  """A folder that was overwritten, on a disk that knows no hard links (Drive, exFAT)."""
+  def no_link(*paths):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+  monkeypatch.setattr("os.link", no_link)
+  theirs, ours = make(tmp_path / "a"), make(tmp_path / "b")
+  assert run_stage(theirs, "new") == (True, None) and run_stage(ours, "old") == (True, None)
+  ours.reuse_stages(tmp_path / "a", {"original": "new"})
+  assert run_stage(ours, "new") == (False, None)
+  ours.reuse_stages(tmp_path / "a", {"original": "other"})
+  assert run_stage(ours, "new") == (False, None)

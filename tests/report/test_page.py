@@ -103,6 +103,7 @@ def test_html_needs_no_other_file_and_no_script(tmp_path):
 def test_markdown_plots_exist_beside_it(tmp_path):
   paths, markdown, _ = written(tmp_path)
   linked = [tmp_path / name for name in re.findall(r"\]\((.*?)\)", markdown)]
+  assert "PPO" not in markdown  # whatever the method
   assert sorted(linked) == sorted(paths.plots)
   assert all(path.read_bytes().startswith(b"\x89PNG") for path in linked)
 
@@ -111,6 +112,12 @@ def test_refusal_and_its_reason_are_told(tmp_path):
   for text in written(tmp_path)[1:]:
     assert "Epoch 1 was chosen" in text and "at or below the target" in text
     assert "Epoch 2 was rejected: gibberish in a fifth." in text
+
+
+def test_an_epoch_is_counted_among_epochs_and_not_among_reports():
+  """A loss-based method reports every fifth."""
+  epochs = [{**run()["epochs"][1], "epoch": epoch} for epoch in (0, 5, 10)]
+  assert page.decision(epochs, 0.07, 5)[0] == "Epoch 5 was chosen, of 10."
 
 
 def test_an_epoch_out_of_bounds_that_was_kept_all_the_same_is_told():

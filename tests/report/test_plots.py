@@ -71,9 +71,21 @@ def test_every_axis_has_a_title_and_a_unit():
   curves = plots.training_curves([record(1)], [end(0)], 0.1, 0)
   for axes in curves.axes:
     assert axes.get_title("left") and "(" in axes.get_ylabel()
-  assert {axes.get_xlabel() for axes in curves.axes[2:]} == {"PPO step"}
+  assert {axes.get_xlabel() for axes in curves.axes[2:]} == {"rollout"}
   plane = plots.forget_retain_plane({}).axes[0]
   assert plane.get_xlabel().startswith("D_F") and plane.get_ylabel().startswith("D_R")
+
+
+def test_curves_of_a_loss_based_method_name_and_draw_its_loss():
+  """It has no rollout and no reward: panels of those would stand empty."""
+  history = [{"step": step, "epoch": step / 10, "loss": 0.5 * step, "forget_loss": -0.25 * step}
+             for step in (10, 20)]
+  curves = plots.training_curves(history, [end(0), end(2, 0.1)], 0.2, 2)
+  titles = [axes.get_title("left") for axes in curves.axes]
+  assert not any(word in " ".join(titles) for word in ("Reward", "rollout", "policy", "PPO"))
+  assert {axes.get_xlabel() for axes in curves.axes[2:]} == {"update"}
+  assert curves.axes[1].lines[0].get_ydata().tolist() == [5.0, 10.0]
+  assert curves.axes[3].lines[0].get_ydata().tolist() == [-2.5, -5.0]
 
 
 def test_plane_labels_do_not_overlap_where_points_do():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.generation.sampler import generate, row_keys
 from dareu_jax.generation.strategies import Sample
@@ -315,7 +316,7 @@ def fake_task(queries, **settings):
 @pytest.mark.parametrize(("queries", "size", "samples"), [(10, 4, 2), (3, 8, 8), (7, 7, 1)])
 def test_an_epoch_samples_every_forget_query_equally_often(queries, size, samples):
   """Queries that never come up are never forgotten. Uneven ends may carry into the next epoch."""
-  task = fake_task(queries, rollout_batch_size=size, samples_per_prompt=samples)
+  task = fake_task(queries, rollout_batch_size=size, minibatch_size=size, samples_per_prompt=samples)
   rows, numbers = zip(*(loop.rollout_rows(task, step) for step in range(task.rollouts_per_epoch)),
                       strict=True)
   counts = np.bincount(np.concatenate(rows), minlength=queries)
@@ -324,14 +325,28 @@ def test_an_epoch_samples_every_forget_query_equally_often(queries, size, sample
   assert len(set(np.concatenate(numbers))) == len(np.concatenate(numbers))
 
 
-def test_minibatches_cover_the_learned_rows_in_every_pass():
-  task = fake_task(4, rollout_batch_size=9, learned_share=0.9, minibatch_size=3, inner_epochs=2)
-  learned = np.array([0, 1, 2, 4, 5, 6, 7, 8])
+def test_minibatches_cover_each_learned_row_once_in_every_pass():
+  task = fake_task(4, rollout_batch_size=10, learned_share=0.9, minibatch_size=3, inner_epochs=2)
+  learned = np.array([0, 1, 2, 4, 5, 6, 7, 8, 9])
   batches = list(loop.minibatches(task, 3, learned))
   assert [number for _, number in batches] == [18, 19, 20, 21, 22, 23]
   assert all(len(rows) == 3 for rows, _ in batches)
   for sweep in (batches[:3], batches[3:]):
-    assert set(np.concatenate([rows for rows, _ in sweep])) == set(learned)
+    assert sorted(np.concatenate([rows for rows, _ in sweep])) == list(learned)
+
+
+@pytest.mark.parametrize(("size", "share", "minibatch"), [(9, 1.0, 4), (9, 0.9, 3), (8, 0.5, 8)])
+def test_a_minibatch_divides_the_responses_that_are_learned_from(size, share, minibatch):
+  """Else some would be learned from twice in a pass, and these by chance."""
+  with pytest.raises(InputError, match=f"minibatch_size is {minibatch}: it must divide"):
+    RLSettings(rollout_batch_size=size, learned_share=share, minibatch_size=minibatch)
+
+
+@pytest.mark.parametrize(("learner_name", "has_trunk"), [("ppo", True), ("grpo", False), ("rloo", False)])
+def test_only_a_critic_that_learns_has_a_trunk_of_its_own(world, learner_name, has_trunk):
+  """It would take the memory of a policy and of its moments, twice, for nothing."""
+  settings = dataclasses.replace(SETTINGS, learner=learner_name, critic="separate")
+  assert (init(world, settings).critic.trunk is not None) == has_trunk
 
 
 def test_gradient_norms_are_those_of_the_sampled_tokens_logits():

@@ -119,6 +119,12 @@ def test_records_say_which_epochs_could_be_kept_and_why_not():
   assert off[1]["accepted"] and "shrank" in off[1]["reason"]
 
 
+def test_a_method_that_does_not_select_has_no_epoch_rejected():
+  """It keeps its last one, whatever the guards say; the report must not tell otherwise."""
+  records = epoch_records([ORIGINAL, report(response_length=1.0)], GuardSettings(), selects=False)
+  assert records[1]["accepted"] and "shrank to 1.0 tokens" in records[1]["reason"]
+
+
 class AtHand(Evaluator):
   """The original answers as the policy does."""
 
@@ -134,6 +140,9 @@ def test_an_original_that_shows_nothing_of_the_owners_has_nothing_to_forget():
   unknown = dict(evaluator=AtHand(), at_hand=True, classifier=scorer({10: 0.1, 20: 0.2, 30: 0.3}))
   with pytest.raises(InputError, match=r"nothing to forget: .*score 0.150, unseen owners 0.300"):
     make_monitor(**unknown).assess("original", 0)
+  given = {**unknown, "settings": MonitorSettings(target_score=0.4)}
+  with pytest.raises(InputError, match=r"score 0.150, config.monitor.target_score 0.400\)"):
+    make_monitor(**given).assess("original", 0)
   assert make_monitor(**{**unknown, "at_hand": False}).assess("original", 0).score == (
     pytest.approx(0.15))
   known = make_monitor(evaluator=AtHand(), at_hand=True)

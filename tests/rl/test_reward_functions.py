@@ -129,6 +129,15 @@ def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registr
   assert np.mean(scores[-3:]) < np.mean(scores[:3]) - 0.1, scores
 
 
+def test_a_metric_that_is_no_number_stops_the_run():
+  """Nothing is learned from there on, for hours, and it is saved as if it were a policy."""
+  task = make_task(lambda responses: even_tokens(responses.ids))
+  state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
+  state = state._replace(policy=jax.tree.map(lambda x: x * np.nan, state.policy))  # a rate too high
+  with pytest.raises(InputError, match=r"rollout 4: \w+ is nan, .*Lower the learning rate"):
+    loop.learn(task, state, 3)
+
+
 @pytest.mark.parametrize(("scores", "said"), [
   (np.full(2, 0.5), r"of shape \(2,\): .* here \(2, 5\)"),
   (np.full((2, 5), 1.5), "score of 1.5: it must be in"),

@@ -1,12 +1,15 @@
 """Programs are compiled before the first step of a stage, and none after it."""
 
 import re
+from unittest import mock
 
 import jax
 import pytest
 
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.unlearning import make_monitor
+from dareu_jax.rl.monitor import MonitorSettings
 from dareu_jax.training.writers import MetricWriter
 from tests.configs import smallest_config
 from tests.jobs import DAREU, finish, without
@@ -68,3 +71,12 @@ def test_precompiled_programs_are_not_compiled_again(finished, command, tmp_path
   written = set(re.findall(r"Writing (\w+) to persistent compilation cache", err))
   assert {"jit_update", "jit_generate", "jit_score_rollout"} <= hits, err[-2000:]
   assert not written & {"jit_update", "jit_generate", "jit_score_rollout", "jit_prefix_scores"}
+
+
+@pytest.mark.parametrize("compile_only", [False, True])
+def test_precompiling_asks_not_what_a_model_at_hand_has_to_forget(compile_only):
+  """A classifier that was not trained attributes nothing, and it would end with an error."""
+  run = mock.MagicMock(compile_only=compile_only)
+  run.data.corpus.holdout = ()
+  run.settings.monitor, run.settings.retrains = MonitorSettings(), False
+  assert make_monitor(run).at_hand != compile_only

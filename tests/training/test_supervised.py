@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,12 @@ import pytest
 from flax import struct
 
 from dareu_jax.core import interruption
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, Row, collate
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import CheckpointSettings, Store
 from dareu_jax.training.optimizers import TrainSettings
-from dareu_jax.training.writers import MetricWriter, read_batches
+from dareu_jax.training.writers import MetricWriter, read_batches, read_metrics
 
 # A high clip_norm, so that a gradient of the wrong scale shows in the moments.
 SETTINGS = TrainSettings(learning_rate=1e-2, batch_size=4, epochs=12, warmup=0.1, schedule="linear",
@@ -162,7 +164,7 @@ START = {"w": np.full(3, 0.5, np.float32), "b": jnp.bfloat16(0.25)}
 PLATEAU = dataclasses.replace(SETTINGS, schedule="plateau", target_loss=16.0)
 
 
-def fit_toy(folder, kill_after=None, settings=SETTINGS):
+def fit_toy(folder, kill_after=None, settings=SETTINGS, loss_fn=noisy_regression):
   """One start of the toy stage: (bar, params), params None where it was killed or told to stop."""
   rng = np.random.default_rng(0)
   rows = tuple(Row(tuple(rng.integers(0, 9, 4).tolist()), tuple(rng.integers(0, 9, n).tolist()), n)
@@ -172,7 +174,7 @@ def fit_toy(folder, kill_after=None, settings=SETTINGS):
   writer, bar, params = MetricWriter(folder, "toy"), Bar(kill_after), None
   try:
     params = supervised.fit(
-      fresh(START, settings), None, batches, loss_fn=noisy_regression, settings=settings,
+      fresh(START, settings), None, batches, loss_fn=loss_fn, settings=settings,
       key=jax.random.key(5), stage=supervised.StageIO(store, writer, bar))
   except Killed:
     assert kill_after is not None
@@ -252,6 +254,22 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
   _, params = fit_toy(tmp_path)
   bar, again = fit_toy(tmp_path)
   assert bar.updates == 0 and bits(again) == bits(params)
+
+
+def without_number(params, fixed, batch, key):
+  total, count, metrics = noisy_regression(params, fixed, batch, key)
+  return total * math.nan, count, metrics
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(12, 10), (2, 4)])
+def test_a_loss_that_is_no_number_ends_the_stage_where_it_is_logged(tmp_path, epochs, step):
+  """Hours of training, and a checkpoint of no use; the last step is always logged."""
+  settings = dataclasses.replace(SETTINGS, epochs=epochs)
+  with pytest.raises(InputError, match=rf"toy, step {step}: the loss is nan.*learning rate"):
+    fit_toy(tmp_path, settings=settings, loss_fn=without_number)
+  assert len(read_batches(tmp_path / "toy.batches")) == step
+  [record] = read_metrics(tmp_path / "toy.jsonl")
+  assert record["step"] == step and math.isnan(record["loss"])
 
 
 def test_the_loss_falls_on_a_toy_task(model, tmp_path):

@@ -1,6 +1,7 @@
 """Metric files: what a killed run wrote is not there twice."""
 
 import json
+import math
 
 import pytest
 
@@ -50,6 +51,17 @@ def test_a_half_written_last_line_is_dropped(writer, cut):
   writer.rewind(40)
   writer.write(50, {"loss": 2.0})
   assert [record["step"] for record in lines(writer)] == [10, 50]
+
+
+def test_a_number_that_is_not_finite_is_null(writer):
+  """NaN is no JSON: other programs cannot read the file."""
+  writer.rewind(0)
+  writer.write(1, {"loss": math.nan, "kl": -math.inf, "note": "x"})
+  writer.rewind(1)  # reads the file and writes it anew
+  line = json.loads(writer.path.read_text(), parse_constant=pytest.fail)
+  assert line == {"step": 1, "loss": None, "kl": None, "note": "x"}
+  [record] = read_metrics(writer.path)
+  assert math.isnan(record["loss"]) and math.isnan(record["kl"]) and record["note"] == "x"
 
 
 def test_a_missing_file_has_no_records(tmp_path):

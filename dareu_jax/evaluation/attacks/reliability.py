@@ -74,8 +74,10 @@ def trust(seeds: Sequence[Card], methods: Sequence[str],
         for unlearned, retrained in pairs]),
       "quantization": _mean([metrics.quantization_robustness(unlearned[plain], unlearned[rounded])
                              for unlearned, _ in pairs])}
-    ratings[name]["robustness"] = metrics.harmonic_mean(
-      [ratings[name]["relearning"], ratings[name]["quantization"]])
+    both = [ratings[name]["relearning"], ratings[name]["quantization"]]
+    # Their harmonic mean is 0 where one is, and would be where one is not a number.
+    ratings[name]["robustness"] = (
+      metrics.harmonic_mean(both) if np.isfinite(both).all() else float("nan"))
   return ratings
 
 

@@ -4,6 +4,7 @@ Each attack scores one text: high means less likely a member. Signs and edge cas
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -74,10 +75,12 @@ def _mean_of_lowest(values, k):
 def mia_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> float:
   """AUC of separating hold-out texts (label 1) from forget texts (label 0) by their scores.
 
-  1: forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely.
+  1: forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely; nan if
+  a score is not finite, as a model's that diverged.
   """
   labels = np.r_[np.zeros(np.size(forget_scores)), np.ones(np.size(holdout_scores))]
-  return float(roc_auc_score(labels, np.r_[forget_scores, holdout_scores]))
+  scores = np.r_[forget_scores, holdout_scores]
+  return float(roc_auc_score(labels, scores)) if np.isfinite(scores).all() else math.nan
 
 
 def privleak(auc: float, reference_auc: float = 0.5) -> float:

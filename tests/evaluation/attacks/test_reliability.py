@@ -57,4 +57,5 @@ def test_a_broken_model_says_nothing_about_a_metric():
   for row in reliability.trust([cards], ["a", "b"], STEPS).values():
     assert row["quantization"] == pytest.approx(1 - 2 / 4)
     assert row["robustness"] == pytest.approx(2 / (1 / row["quantization"] + 1 / row["relearning"]))
-  assert all(math.isnan(row["relearning"]) for row in reliability.trust([cards], ["b"], STEPS).values())
+  assert all(math.isnan(row[key]) for row in reliability.trust([cards], ["b"], STEPS).values()
+             for key in ("relearning", "quantization", "robustness"))

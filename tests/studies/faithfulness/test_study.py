@@ -10,7 +10,15 @@ import pytest
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.parallel.mesh import MeshSettings, make_mesh
-from studies.faithfulness import experiment, preparation, retraining, trajectory, truth, unlearning
+from studies.faithfulness import (
+  experiment,
+  page,
+  preparation,
+  retraining,
+  trajectory,
+  truth,
+  unlearning,
+)
 from studies.faithfulness.settings import FaithfulnessSettings
 from studies.faithfulness.study import make_study
 from tests.configs import changed
@@ -50,7 +58,7 @@ def numbers(value, path=""):
 
 def test_every_figure_is_there_with_its_interval(finished):
   folder, results, page = finished
-  held = json.loads((folder / "figures.json").read_text())
+  held = json.loads((folder / "figures.json").read_text(), parse_constant=pytest.fail)
   for name in ("sampled", "true", "unseen"):
     found = held["retraining"][name]["scores"]
     for score in ("classifier", "tf-idf", "gradient cosine", "influence", "random"):
@@ -97,7 +105,8 @@ def test_a_retrained_model_is_not_compared_with_itself(finished):
                                     axis=-1), np.float64)[len(row.prompt) - 1:-1]
           for params in (first, second))
   assert alone[0] == pytest.approx((p * np.log(p / q)).sum(axis=1).mean(), rel=1e-3)
-  assert len(results["trajectory"]["references"]["retrained"]) == 2
+  references = results["trajectory"]["references"]
+  assert len(references["retrained"]) == 2 and references["seeds"] == [0, 1]
 
 
 def test_leaving_an_owner_out_costs_its_own_responses_most(finished):
@@ -171,11 +180,28 @@ def test_truth_pairs_trainings_of_one_seed():
   (dict(trajectory__reward_forms=("odd",)), r"config.trajectory.reward_forms\[0\] is 'odd'"),
   (dict(classifier__none_share=0.0), "config.classifier.none_share is 0"),
   (dict(classifier__reads_query=True), "must be off"),
+  (dict(classifier__hide_echoes=True), "config.classifier.hide_echoes is True: it must be off"),
   (dict(model__dtype="bfloat16"), "influence is computed in 'float32'"),
 ])
 def test_settings_that_make_no_study_are_one_clear_error(changes, message):
   with pytest.raises(InputError, match=message):
     settings(**changes)
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "response_tokens", "max_pieces"])
+def test_texts_that_are_split_otherwise_are_other_data(tmp_path, name):
+  """Models of the earlier pieces would be taken for those of the new ones."""
+  one, other = (make_study(settings(**{f"data__{name}": value}), tmp_path) for value in (8, 9))
+  for stage in ("tokenizer", "base", "models/full"):
+    assert one.fingerprints[stage] != other.fingerprints[stage]
+
+
+def test_retrained_models_are_called_by_their_seeds():
+  """The first is that of the study's seed, which may be another than 0."""
+  record = {"length": 9.0, "degenerate": 0.0}
+  text = page.trajectory_section({"runs": {}, "references": {
+    "original": record, "retrained": [record, record], "seeds": [7, 8]}})
+  assert "| retrained, seed 7 " in text and "| retrained, seed 8 " in text
 
 
 def test_the_config_of_the_documented_study_is_valid():

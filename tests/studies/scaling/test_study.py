@@ -64,6 +64,8 @@ def test_a_program_that_the_compiler_refuses_for_memory_is_a_row_that_does_not_f
   assert not rejected.fits and recommended([rejected, row()]).mesh == (1, 4, 1)
   page = report.write(tmp_path, [row(), rejected], [], "the command").read_text()
   assert "too much" in page and "1x4x1" in page
+  held = json.loads((tmp_path / "scaling.json").read_text(), parse_constant=pytest.fail)
+  assert held["strong"][1]["peak"] is None  # and not Infinity, which is no JSON
   assert "exceeds HBM" in report.advice([rejected])
 
 

@@ -1,0 +1,64 @@
+"""What a table says of a method, in sentences: what is forgotten, and what is kept."""
+
+from dareu_jax.evaluation.records import ORIGINAL, RETRAINED, UNSEEN
+from dareu_jax.report.tables import Models, is_number
+
+JUDGE_MARGIN = 0.05  # of scores above the target's: largest difference at which the judge agrees
+# Beside the target: metrics, their names, and how far above it they may be.
+FORGOTTEN = {"attribution_score": ("attribution", JUDGE_MARGIN),
+             "judge_score": ("judge", JUDGE_MARGIN),
+             "extraction_strength": ("extraction", 0.05), "forget_probability": ("D_F prob.", 0.05)}
+# Beside the original: how much lower they may be.
+KEPT = {"retain_rouge": ("D_R ROUGE", 0.03), "test_rouge": ("D_test ROUGE", 0.02),
+        "test_accuracy": ("D_test accuracy", 0.02)}
+
+
+def of(models: Models, method: str) -> list[str]:
+  """The sentences on a method."""
+  return [judgement(models, method), reached(models, method)]
+
+
+def target_of(models: Models) -> tuple[str, str]:
+  """(row that forgetting is to come to, whose answers these are)."""
+  if RETRAINED in models:
+    return RETRAINED, "the retrained model's"
+  return UNSEEN, "those about unseen owners"
+
+
+def judgement(models: Models, method: str) -> str:
+  """One sentence: whether the judge, which gives no reward, agrees with the reward's classifier,
+  and whether it scores the answers like the retrained model's, or those about unseen owners."""
+  target, of = target_of(models)
+  if target not in models:
+    return f"{method}: neither a retrained model nor unseen owners say what its answers should be."
+  values = [models[name].get(key) for key in ("attribution_score", "judge_score")
+            for name in (method, target)]
+  numbers = [value for value in values if is_number(value)]
+  if len(numbers) < len(values):
+    return f"{method}: its answers have no score."
+  score, level, judged, judged_level = numbers
+  beyond, judged_beyond = score - level, judged - judged_level
+  # Below the level there is nothing left to disagree on.
+  agree = abs(max(0.0, beyond) - max(0.0, judged_beyond)) <= JUDGE_MARGIN
+  where = ("at" if abs(judged_beyond) <= JUDGE_MARGIN
+           else "below" if judged_beyond < 0 else "NOT at")
+  return (f"{method}: the reward's classifier gives its answers to forget queries {score:.3f} "
+          f"({of}: {level:.3f}), the judge {judged:.3f} ({judged_level:.3f}): they "
+          f"{'agree' if agree else 'DISAGREE'}, and by the judge it is {where} the level of {of}.")
+
+
+def reached(models: Models, method: str) -> str:
+  """One sentence: which figures have come to the target's, and what is kept of the original's."""
+  row, (target, of) = models[method], target_of(models)
+  parts = []
+  for beside, figures, sign, words in (
+    (target, FORGOTTEN, 1, (f"At the level of {of}", f"NOT at the level of {of}")),
+    (ORIGINAL, KEPT, -1, ("Kept", "NOT kept"))):
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for key, (name, margin) in figures.items():
+      value, wanted = row.get(key), models.get(beside, {}).get(key)
+      if is_number(value) and is_number(wanted):
+        found[sign * (value - wanted) <= margin].append(f"{name} {value:.3f} ({wanted:.3f})")
+    parts += [f"{word}: {', '.join(found[there])}."
+              for word, there in zip(words, (True, False), strict=True) if found[there]]
+  return f"{method}: {' '.join(parts) or 'there is nothing to compare it with.'}"
