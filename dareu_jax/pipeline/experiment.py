@@ -102,8 +102,9 @@ def _run(runs, folder, log, command, overwrite, share):
       print(prefix, flush=True)
     run.workdir.wall_time = log
     run.workdir.check_config(overwrite=overwrite, stages=run.fingerprints)
-    for shared_workdir in share:
-      run.workdir.reuse_stages(seed_folder(shared_workdir, run.seed, settings), run.fingerprints)
+    alone = [folder] if len(runs) > 1 else []  # where a run of one seed has left its stages
+    for shared in (*alone, *(seed_folder(each, run.seed, settings) for each in share)):
+      run.workdir.reuse_stages(shared, run.fingerprints)
     seeds.append(run_seed(run))
     stages |= {prefix + name: stage for name, stage in run.workdir.stages.items()}
   every = {name: over_seeds([seed[name] for seed in seeds]) for name in seeds[0]}
@@ -154,7 +155,8 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
   if not compilation_cache_dir():
     raise InputError("--precompile needs a folder for programs, and on CPU there is no default: "
                      "set JAX_COMPILATION_CACHE_DIR.")
-  folder = pathlib.Path(workdir).with_name(f"{pathlib.Path(workdir).name}.precompile")
+  absolute = pathlib.Path(workdir).absolute()
+  folder = absolute.with_name(f"{absolute.name}.precompile")
   first = prepare(settings, folder, compile_only=True)[0]
   with computing_on(first.models.mesh), lock(folder):
     run_seed(first)

@@ -14,8 +14,9 @@ from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 from dareu_jax.pipeline.settings import Settings, rate_name
 from dareu_jax.pipeline.workdir import fingerprint
 
-# Names that no method may have, since each is a stage of its own or a row of the tables.
-RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge", UNSEEN)
+# Names that no method may have: of other stages, of a row of the tables, and of further folders.
+RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge", UNSEEN,
+            "classifier_tokenizer", "evaluation", "metrics", "plots", "robustness")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
+from dareu_jax.core.strict_json import strict
 from dareu_jax.data.examples import evenly_spaced
 from dareu_jax.evaluation.attacks import (
   declarations,
@@ -92,8 +93,8 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
       seed_run.models.release()
   models = {name: experiment.over_seeds([each[name] for each in cards]) for name in cards[0]}
   trust = reliability.trust(cards, list(chosen), options.steps)
-  write_json(workdir / "robustness.json", {
-    "options": dataclasses.asdict(options), "models": models, "metrics": trust})
+  write_json(workdir / "robustness.json", strict({
+    "options": dataclasses.asdict(options), "models": models, "metrics": trust}))
   return models, trust, card.write(workdir, models, options, trust)
 
 

@@ -163,8 +163,7 @@ def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
   """Data of the classifier: (training examples, held-out examples).
 
   The paraphrases are held out if there are any; else a random tenth of the examples, at least one,
-  but never an owner's only one. Where every owner has one, none is left, and they stand for
-  themselves.
+  but never an owner's only one: where every owner has one, none is.
   """
   paraphrased = tuple(dataclasses.replace(e, response=e.paraphrased_response)
                       for e in examples if e.paraphrased_response)
@@ -177,8 +176,6 @@ def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     if left[owner] > 1 and len(held_out) < max(1, len(examples) // 10):
       held_out.add(index)
       left[owner] -= 1
-  if not held_out:
-    return examples, examples
   return (tuple(e for i, e in enumerate(examples) if i not in held_out),
           tuple(e for i, e in enumerate(examples) if i in held_out))
 
@@ -191,11 +188,13 @@ def classifier_quality(run: Run, model: Model, examples: Examples,
   errors before and after are measured on the other.
 
   Returns: {"accuracy", "ece", "held_out_accuracy", "held_out_ece", "temperature",
-    "held_out_ece_calibrated"}.
+    "held_out_ece_calibrated"}; with nothing held out the first two, and a temperature of 1.
   """
   probabilities, owners = whole_probabilities(run, model, examples)
   accuracy, error = accuracy_and_calibration(probabilities, owners)
-  quality = {"accuracy": accuracy, "ece": error}
+  quality = {"accuracy": accuracy, "ece": error, "temperature": 1.0}
+  if not held_out:
+    return quality
   probabilities, owners = whole_probabilities(run, model, held_out)
   fitted, measured = slice(0, None, 2), slice(1 if len(owners) > 1 else 0, None, 2)
   temperature = fit_temperature(probabilities[fitted], owners[fitted])

@@ -231,7 +231,7 @@ class Workdir:
     """Runs a stage: yields its store, or None if it is already done.
 
     Files of another configuration are removed first. If the body ends without an error, the stage
-    is marked done. The recorded seconds are those of this process only.
+    is marked done. The recorded seconds are those of all its processes that were not killed.
     """
     interruption.stop_if_requested()
     folder = self.folder / name
@@ -240,8 +240,7 @@ class Workdir:
       self.stages[name] = {"seconds": done["seconds"], "skipped": True}
       yield None
       return
-    hosts.from_first(lambda: _begin(folder, fingerprint))
-    begin = time.monotonic()
+    begin = time.monotonic() - hosts.from_first(lambda: _begin(folder, fingerprint))
     store = self._store(name, "progress")
     try:
       yield store
@@ -249,6 +248,8 @@ class Workdir:
       # Closing waits for the other processes, which do not come if only this one has failed.
       if jax.process_count() == 1 or isinstance(error, interruption.Interrupted):
         store.close()
+      with contextlib.suppress(OSError):  # of a full disk, say, which is the error then
+        _write_started(folder, fingerprint, time.monotonic() - begin)
       raise
     store.close()
     drop_compiled_programs()
@@ -293,12 +294,20 @@ def _link(source, destination):
 
 
 def _begin(folder, fingerprint):
-  """Creates a stage's folder and removes the files of other settings."""
+  """Creates a stage's folder and removes the files of other settings; returns the seconds that
+  earlier processes have worked on the stage."""
   started = read_json(folder / "started.json")
   done = (folder / "done.json").exists()
   if folder.exists() and (done or started is None or started["fingerprint"] != fingerprint):
     shutil.rmtree(folder)
-  write_json(folder / "started.json", {"fingerprint": fingerprint})
+    started = None
+  seconds = (started or {}).get("seconds", 0.0)
+  _write_started(folder, fingerprint, seconds)
+  return seconds
+
+
+def _write_started(folder, fingerprint, seconds):
+  write_json(folder / "started.json", {"fingerprint": fingerprint, "seconds": seconds})
 
 
 def _are_different(stored, config):

@@ -63,7 +63,8 @@ def trust_table(trust: Mapping[str, Mapping[str, float]]) -> str:
   """
   return tables.pipe_table(
     ["metric", "faithfulness AUC", "robust to relearning", "robust to NF4", "both"],
-    [[name, *(f"{row[key]:.3f}" for key in ("auc", "relearning", "quantization", "robustness"))]
+    [[name, *(f"{row[key]:.3f}" if tables.is_number(row[key]) else tables.DASH
+              for key in ("auc", "relearning", "quantization", "robustness"))]
      for name, row in trust.items()])
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.core.settings import Count, settings
 from dareu_jax.core.trees import path_name
 from dareu_jax.parallel import hosts
@@ -285,13 +285,14 @@ def read_json(path: Path) -> Any:
   """The value of a JSON file, or None if the file is missing.
 
   Raises:
-    InputError: if it is damaged.
+    InputError: if it is damaged, or cannot be read.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return None
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    with readable(path):
+      return json.loads(path.read_text(encoding="utf-8"))
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it to have it written again.") from None

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dareu_jax.core.numerics import computing_on
+from dareu_jax.core.strict_json import strict
 from dareu_jax.pipeline.workdir import lock
 from dareu_jax.training.checkpoints import write_json
 from studies.faithfulness import (
@@ -27,7 +28,6 @@ from studies.faithfulness.settings import FaithfulnessSettings
 from studies.faithfulness.statistics import Estimate
 from studies.faithfulness.study import Study, make_study
 from studies.faithfulness.subsets import FULL
-from studies.strict_json import strict
 
 # Query sets whose likelihood is computed under every model, and those with all metrics.
 MEASURED = ("sampled", "true", "unseen", "paraphrased", "anti")

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from dareu_jax.core.strict_json import strict
 from dareu_jax.parallel.hosts import is_first
 from dareu_jax.report import plots
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.training.checkpoints import write_json
 from studies.scaling.chips import CHIPS
 from studies.scaling.study import GIB, Row, recommended
-from studies.strict_json import strict
 
 
 def mesh_name(row: Row) -> str:

@@ -307,3 +307,17 @@ def test_a_shared_stage_takes_the_place_of_another_ones_even_without_links(tmp_p
   assert run_stage(ours, "new") == (False, None)
   ours.reuse_stages(tmp_path / "a", {"original": "other"})
   assert run_stage(ours, "new") == (False, None)
+
+
+def test_a_stages_seconds_are_those_of_all_its_processes(tmp_path, monkeypatch):
+  """A stage that was stopped at nine tenths would be told as the fastest of all."""
+  now = [0.0]
+  monkeypatch.setattr("time.monotonic", lambda: now[0])
+  for seconds, mark in ((50.0, "old"), (30.0, "m"), (20.0, "m")):
+    with pytest.raises(KeyboardInterrupt), make(tmp_path).stage("original", mark):
+      now[0] += seconds
+      raise KeyboardInterrupt
+  workdir = make(tmp_path)
+  with workdir.stage("original", "m"):
+    now[0] += 5.0
+  assert workdir.stages["original"] == {"seconds": 55.0, "skipped": False}

@@ -3,7 +3,7 @@
 import json
 import math
 
-from studies.strict_json import strict
+from dareu_jax.core.strict_json import strict
 
 
 def test_numbers_that_are_not_finite_become_null_wherever_they_are():
