@@ -10,9 +10,12 @@ from safetensors.numpy import load_file
 from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
+from dareu_jax.pipeline import cards
 from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.pipeline.settings import Settings
+from dareu_jax.pipeline.workdir import read_config
 from dareu_jax.report.card import owner_hash
-from dareu_jax.training.checkpoints import read_json
+from dareu_jax.training.checkpoints import read_json, write_json
 from tests.jobs import outcomes
 
 
@@ -53,6 +56,25 @@ def test_the_card_says_what_was_done_and_names_nobody(workdir, tmp_path):
     assert part in card
   export.export(workdir, "dareu", tmp_path / "again")
   assert (tmp_path / "again/README.md").read_text() == card  # the key stays
+
+
+def test_a_card_of_a_grids_other_rate_has_its_own_figures(workdir, tmp_path):
+  """The table shows the best rate of each method, and another one may be exported."""
+  settings = Settings.from_config(read_config(workdir))
+  model, _ = load_saved(workdir, "dareu")
+  rows = {"original": {"forget_rouge": 0.9}, "npo": {"forget_rouge": 0.25}}
+  write_json(tmp_path / "summary.json", {
+    "models": rows, "chosen": {"npo": "npo@0.01"}, "forget_owners": ["alice"],
+    "grid": {"npo@0.01": rows["npo"], "npo@0.001": {"forget_rouge": 0.75}},
+    "notes": ["npo@0.01: Epoch 9 was chosen.", "npo: it is at the level."]})
+
+  def card(name):
+    return cards.of_run(tmp_path, name, model, settings, seed=42, apart=False)
+
+  best, other = card("npo"), card("npo@0.001")
+  assert "0.250" in best and "Epoch 9" in best and "at the level" in best
+  assert "0.750" in other and "0.250" not in other and "- learning rate: 0.001" in other
+  assert "Epoch 9" not in other and "at the level" not in other
 
 
 def test_methods_differ(workdir):

@@ -39,7 +39,7 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
   epochs = read_json(seed_folder(workdir, seed, settings) / stage / "epochs.json")
   method, _, rate = name.partition("@")
   used = settings.unlearning.get(method)
-  owners = (epochs or summary).get("forget_owners", ())
+  owners = summary.get("forget_owners") or (epochs or {}).get("forget_owners", ())
   count = f"{len(owners)} owner{'s' * (len(owners) != 1)}"
   facts = {"data": f"{settings.data.source}, {count} forgotten",
            "seed": str(seed), **({"learning rate": rate} if rate else {})}
@@ -49,8 +49,7 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
   return _card(
     name, model, used, facts, apart=apart, settings=blocks, owners=owners,
     key=_key(workdir) if owners else b"", figures=_figures(summary, name, epochs),
-    notes=[note for note in summary.get("notes", ())
-           if re.match(rf"(seed_\d+/)?{re.escape(method)}\b", note)],
+    notes=_notes(summary, method, stage),
     check=_ROBUSTNESS if settings.has_reference and settings.model.quantize == "none" else "")
 
 
@@ -76,6 +75,13 @@ def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **
            "date": datetime.date.today().isoformat()},
     owners=[owner_hash(owner, key) for owner in owners],
     settings=({used.name: to_plain(used)} if used else {}) | settings, figures=figures, **parts)
+
+
+def _notes(summary, method, stage):
+  """What the report says of a candidate, and of its method if it is the best candidate."""
+  names = {stage, *([method] if summary.get("chosen", {}).get(method) == stage else [])}
+  pattern = rf"(seed_\d+/)?({'|'.join(map(re.escape, names))}): "
+  return [note for note in summary.get("notes", ()) if re.match(pattern, note)]
 
 
 def _figures(summary, name, epochs):

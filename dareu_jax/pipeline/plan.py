@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +40,8 @@ EFFICIENCY = 0.35
 def describe(run: Run) -> str:
   """The plan of a run as text."""
   run.models.check_reference()
-  return "\n\n".join([_data(run), *run.data.source.remarks, _stages(run), _memory(run),
-                      *(_sample(run, split) for split in ("forget", "retain"))])
+  return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(run),
+                      _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
 
 
 def _data(run):
@@ -55,6 +56,24 @@ def _data(run):
     f"D, the longest example {max(lengths)}",
     f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh "
     f"{dict(run.models.mesh.shape)}"])
+
+
+def undivided(run: Run) -> Iterator[str]:
+  """A sentence for each batch size that the devices do not divide."""
+  settings, shape = run.settings, run.models.mesh.shape
+  ways = shape["data"] * shape["fsdp"]
+  sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
+  for name in settings.all_methods:
+    method = settings.unlearning[name]
+    if isinstance(method, RLSettings):
+      sizes |= {f"unlearning.{name}.{size}": getattr(method, size)
+                for size in ("rollout_batch_size", "minibatch_size", "retain_batch_size")}
+    else:
+      sizes["baseline.batch_size"] = settings.baseline.batch_size
+  for name, size in sizes.items():
+    if size % ways:
+      yield (f"config.{name} is {size}, which the {ways} devices that share a batch do not divide: "
+             "each of them computes all of it.")
 
 
 def _stages(run):

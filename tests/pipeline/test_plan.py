@@ -1,6 +1,7 @@
 """The plan's programs are those that the run will run: their sizes, and what stays beside them."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -102,3 +103,17 @@ def test_the_peak_is_at_least_what_stays_and_what_an_update_needs(planned):
   logits = np.prod(update.args[5].completion_ids.shape) * run.models.config.vocab_size * 4
   assert needed.peak >= bytes_on_device(job.resident) + needed.temporaries
   assert needed.temporaries > logits
+
+
+def test_batches_that_the_devices_do_not_divide_are_told(planned):
+  """They are not split, and eight devices take as long as one."""
+  run, _, _ = planned
+  assert not list(plan.undivided(run))
+  mesh = types.SimpleNamespace(shape={"data": 4, "fsdp": 2, "tensor": 3})
+  eight = types.SimpleNamespace(settings=run.settings, models=types.SimpleNamespace(mesh=mesh))
+  method = run.settings.unlearning["dareu"]
+  told = "\n".join(plan.undivided(eight))
+  for name in ("rollout_batch_size", "minibatch_size", "retain_batch_size"):
+    size = getattr(method, name)
+    assert (f"config.unlearning.dareu.{name} is {size}, which the 8 devices" in told) == (size % 8 > 0)
+  assert method.minibatch_size % 8 and "all of it" in told
