@@ -31,6 +31,7 @@ REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 16, "data": {"source": "jsonl"},
   "evaluation": {"batch_size": 40, "length_multiple": 64, "max_examples": 40, "max_new_tokens": 0},
   "monitor": {"max_unseen": 20, "target_of": "original"},
+  "baseline": {"learning_rate": 2e-3, "epochs": 10},
   "unlearning": {"dareu": {
     "samples_per_prompt": 8, "rollout_batch_size": 160, "learned_share": 0.5, "minibatch_size": 10,
     "retain_batch_size": 8, "max_new_tokens": 0, "critic": "regression", "temperature": 1.0,
