@@ -198,7 +198,7 @@ def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None
   reports, chosen = unlearning.load_reports(run, name)
   if not chosen:
     warnings.warn("no epoch was within bounds: the model is the original, and nothing was "
-                  "unlearned. The reports say why.", stacklevel=3)
+                  "unlearned. `reports` has their figures.", stacklevel=3)
   return Result(
     model=original.with_params(run.models.load_params(name)), original=original, reports=reports,
     chosen_epoch=chosen, classifier=run.models.scorer("classifier"),

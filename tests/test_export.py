@@ -112,6 +112,13 @@ def test_what_cannot_be_exported_is_said(workdir, tmp_path):
   assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_seed_that_has_not_begun_is_one_error(workdir, tmp_path):
+  """A run of several seeds that was killed during the first has no folder of the second."""
+  write_json(tmp_path / "config.json", read_json(workdir / "config.json") | {"seeds": [42, 43]})
+  with pytest.raises(InputError, match="seed_43 holds no finished model 'dareu'. It has: none"):
+    load_saved(tmp_path, "dareu", seed=43)
+
+
 def test_the_hub_gets_the_folder(workdir, tmp_path, monkeypatch):
   calls = []
 

@@ -163,8 +163,12 @@ class ModelConfig:
       attention += 2 * self.head_dim
     mlp = 3 * self.embed_dim * self.mlp_dim + self.mlp_bias * (2 * self.mlp_dim + self.embed_dim)
     layer = attention + mlp + 2 * self.embed_dim
-    embeddings = self.vocab_size * self.embed_dim * (1 if self.tie_embeddings else 2)
-    return self.num_layers * layer + embeddings + self.embed_dim
+    return self.num_layers * layer + self.num_embedding_parameters + self.embed_dim
+
+  @property
+  def num_embedding_parameters(self) -> int:
+    """Those of the embedding and of a head of its own, if it has one."""
+    return self.vocab_size * self.embed_dim * (1 if self.tie_embeddings else 2)
 
 
 def from_settings(model: ModelSettings, lora: LoraSettings, vocab_size: int) -> ModelConfig:

@@ -195,7 +195,7 @@ class Models:
         f"config.max_length to {positions}, at which plain texts are split and longer questions "
         "with their answers are named.")
     for rows, answer, name in (
-      (data.rows(corpus.forget), max_new_tokens, "the method's max_new_tokens"),
+      (asked[:len(corpus.forget)], max_new_tokens, "the method's max_new_tokens"),
       (asked, settings.evaluation.max_new_tokens, "config.evaluation.max_new_tokens")):
       prompt, answer = max(len(row.prompt) for row in rows), answer or usual
       if prompt + answer > positions:

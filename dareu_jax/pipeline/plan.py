@@ -129,15 +129,11 @@ def _shapes(run):
     longest_response=data.longest_response,
     longest=max(len(row.prompt) + len(row.completion) for row in rows),
     model_parameters=models.config.num_parameters,
-    classifier_parameters=_without_embeddings(models.classifier_config),
+    # A classifier looks its embedding up: no token is multiplied with it.
+    classifier_parameters=(models.classifier_config.num_parameters
+                           - models.classifier_config.num_embedding_parameters),
     # Forward 2, backward 4 per parameter and token; with adapters weights need no gradient.
     training_cost=4 if models.config.lora.rank else 6, training=run.settings.baseline)
-
-
-def _without_embeddings(config):
-  """Parameters that a token is multiplied with: a classifier looks its embedding up."""
-  embeddings = config.vocab_size * config.embed_dim * (1 if config.tie_embeddings else 2)
-  return config.num_parameters - embeddings
 
 
 def _evaluation_flops(run, size):

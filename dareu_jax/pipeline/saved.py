@@ -40,8 +40,7 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
     name, name)
   given = name == ORIGINAL and not settings.retrains
-  there = [path.name for path in sorted(folder.iterdir())
-           if path.name in model_names(settings) and is_finished(folder, path.name)]
+  there = [each for each in sorted(model_names(settings)) if is_finished(folder, each)]
   if not given and name not in there:
     raise InputError(f"{folder} holds no finished model {name!r}. It has: "
                      f"{', '.join(there) or 'none'}.")

@@ -164,10 +164,10 @@ class Workdir:
         stored = read_json(path)
         if stored is not None:
           check_format(stored, self.folder)
-        if stored is not None and not overwrite:
-          self._refuse_another(stored, config)
-        if stored is not None and _are_different(stored, config):  # its table is of the run before
-          (self.folder / "summary.json").unlink(missing_ok=True)
+        if stored is not None and _are_different(stored, config):
+          if not overwrite:
+            self._refuse_another(stored, config)
+          (self.folder / "summary.json").unlink(missing_ok=True)  # of the run before
         write_json(path, config)
       except OSError as error:
         raise _unwritable(self.folder, error) from None
@@ -181,10 +181,9 @@ class Workdir:
       raise InputError(f"{self.folder} holds a run with another configuration "
                        f"({'; '.join(changes[:3])}{more}). Choose another workdir, or give "
                        "overwrite (--overwrite) to run the affected stages again.")
-    if _are_different(stored, config):
-      raise InputError(f"{self.folder} holds a run on other data, or of another model or reward. "
-                       "Choose another workdir, or give overwrite (--overwrite) to run the "
-                       "affected stages again.")
+    raise InputError(f"{self.folder} holds a run on other data, or of another model or reward. "
+                     "Choose another workdir, or give overwrite (--overwrite) to run the affected "
+                     "stages again.")
 
   def _store(self, name, part):
     return Store(self.folder / name / part, self.checkpoint_settings, self.folder / name,

@@ -14,6 +14,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from dareu_jax.core.strict_json import strict
 from dareu_jax.parallel import hosts
 
 
@@ -86,10 +87,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _line(record):
-  """A record as strict JSON."""
-  return json.dumps({
-    name: None if isinstance(value, float) and not math.isfinite(value) else value
-    for name, value in record.items()}, allow_nan=False)
+  return json.dumps(strict(record), allow_nan=False)
 
 
 def batch_hash(batch: Any) -> str:
