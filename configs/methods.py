@@ -18,7 +18,7 @@ from dareu_jax.methods.base import METHODS
 from dareu_jax.pipeline.settings import config_from
 
 PUBLISHED = ("dareu", "gradient_ascent", "grad_diff", "npo", "simnpo", "idk", "rmu", "scrub",
-             "finetune")
+             "wga", "finetune")
 QUICK = ("dareu", "grad_diff", "npo", "idk")
 
 

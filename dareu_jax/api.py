@@ -35,7 +35,12 @@ from dareu_jax.pipeline.language_model import Adapter, LanguageModel
 from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.stages import JUDGE_SEED, keep_tokenizer, train_classifier
+from dareu_jax.pipeline.stages import (
+  JUDGE_SEED,
+  check_inputs,
+  keep_tokenizer,
+  train_classifier,
+)
 from dareu_jax.pipeline.workdir import lock
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.reward_functions import Reward
@@ -116,8 +121,11 @@ class Result:
         none.
 
     Raises:
-      InputError: if the folder exists, or there is no adapter to go apart.
+      InputError: if nothing was unlearned, the folder exists, or there is no adapter to go apart.
     """
+    if not self.chosen_epoch:
+      raise InputError("nothing was unlearned: the model is the original, which "
+                       "`result.original.save` writes.")
     card = cards.of_result(
       self.model, self.method, [dataclasses.asdict(report) for report in self.reports],
       self.chosen_epoch, owners=self.forget_owners, key=key, apart=adapter == "apart")
@@ -182,6 +190,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     if not model.config.lora.rank:
       original = model.trainable(chosen.lora, seed)
     run = make_run(chosen, seed, corpus, mesh, folder, original=original, reward=reward)
+    check_inputs(run)
     run.workdir.check_config(overwrite=overwrite, stages=run.fingerprints)
     return _unlearn(run, original, name, reward)
 
@@ -197,8 +206,8 @@ def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None
   unlearning.unlearn(run, Candidate(name), reward=reward)
   reports, chosen = unlearning.load_reports(run, name)
   if not chosen:
-    warnings.warn("no epoch was within bounds: the model is the original, and nothing was "
-                  "unlearned. `reports` has their figures.", stacklevel=3)
+    warnings.warn("no epoch was within bounds and better than the original: this is the model, and "
+                  "nothing was unlearned. `reports` has their figures.", stacklevel=3)
   return Result(
     model=original.with_params(run.models.load_params(name)), original=original, reports=reports,
     chosen_epoch=chosen, classifier=run.models.scorer("classifier"),

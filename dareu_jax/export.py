@@ -13,7 +13,7 @@ from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.models.huggingface import check_new
 from dareu_jax.pipeline import cards
 from dareu_jax.pipeline.language_model import Adapter
-from dareu_jax.pipeline.saved import load_saved
+from dareu_jax.pipeline.saved import epochs_of, load_saved
 
 
 def _define_flags():
@@ -48,13 +48,18 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
     push_to_hub: repository to upload the folder to, or None.
 
   Raises:
-    InputError: if there is no such model, or the folder exists.
+    InputError: if there is no such model, the method kept the original (epoch 0), or the
+      folder exists.
   """
   output = pathlib.Path(output)
   check_new(output)
   model, settings = load_saved(workdir, method, seed=seed)
-  card = cards.of_run(workdir, method, model, settings, apart=adapter == "apart",
-                      seed=settings.seeds[0] if seed is None else seed)
+  seed = settings.seeds[0] if seed is None else seed
+  if epochs_of(workdir, method, settings, seed).get("chosen_epoch") == 0:
+    raise InputError(f"{method} kept epoch 0, the original: no other epoch was within bounds and "
+                     "better, so nothing was unlearned. The report says more; --method=original "
+                     "exports the original.")
+  card = cards.of_run(workdir, method, model, settings, apart=adapter == "apart", seed=seed)
   model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")
   if push_to_hub:

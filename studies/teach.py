@@ -25,7 +25,12 @@ from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.experiment import prepare
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.stages import keep_tokenizer, pretrain, train_language_model
+from dareu_jax.pipeline.stages import (
+  check_inputs,
+  keep_tokenizer,
+  pretrain,
+  train_language_model,
+)
 from dareu_jax.pipeline.workdir import lock
 
 
@@ -50,7 +55,8 @@ def main(options: Flags) -> None:
   run = prepare(settings, output / "run")[0]
   corpus = run.data.corpus
   with computing_on(run.models.mesh), lock(output / "run"):
-    run.workdir.check_config(overwrite=False)
+    check_inputs(run)
+    run.workdir.check_config(overwrite=False, stages=run.fingerprints)
     write_request(output / "request", run.data)
     keep_tokenizer(run)
     pretrain(run)

@@ -1,6 +1,7 @@
 """The export command on a finished run, and what can be wrong with it."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -105,6 +106,11 @@ def test_what_cannot_be_exported_is_said(workdir, tmp_path):
   (tmp_path / "old/config.json").write_text('{"seeds": [42]}')
   with pytest.raises(InputError, match="old holds a run of workdir format 1"):
     export.export(tmp_path / "old", "dareu", tmp_path / "out")
+  shutil.copytree(workdir, tmp_path / "kept")
+  epochs = read_json(workdir / "dareu/epochs.json")
+  write_json(tmp_path / "kept/dareu/epochs.json", epochs | {"chosen_epoch": 0})
+  with pytest.raises(InputError, match="dareu kept epoch 0, .* nothing was unlearned"):
+    export.export(tmp_path / "kept", "dareu", tmp_path / "out")
   assert not (tmp_path / "out").exists()
   (tmp_path / "out").mkdir()
   with pytest.raises(InputError, match="exists already"):

@@ -280,7 +280,7 @@ def test_the_notebook_of_ones_own_model_runs(finished, tmp_path, monkeypatch):
   notebook.cells[1].source = "\n".join([
     f"MODEL = {str(tmp_path / 'checkpoint')!r}", f"DATA = {str(tmp_path / 'data')!r}",
     f"WORKDIR = {str(tmp_path / 'run')!r}", f"OUTPUT = {str(tmp_path / 'out')!r}",
-    f"SETTINGS = {settings!r}"])
+    "DTYPE = None", f"SETTINGS = {settings!r}"])
   outputs = outputs_of(notebook, tmp_path)
   assert any("Result(epoch" in text for text in outputs)
   assert any("text/html" in text and "ToW unseen" in text for text in outputs)

@@ -266,7 +266,7 @@ def test_another_reward_or_tokenizer_is_another_run():
 def test_the_reserved_names_are_those_of_all_other_stages():
   stages = graph.stages(Settings(method="npo"), make_corpus(FORGET, RETAIN, UNSEEN), (), 0)
   others = {name for name in stages if not name.startswith("evaluation/")} - {"npo"}
-  folders = {"classifier_tokenizer", "evaluation", "metrics", "plots", "robustness"}
+  folders = {"evaluation", "metrics", "plots", "robustness"}
   assert others | folders | {"unseen"} == set(graph.RESERVED)  # a row of the tables
 
 

@@ -16,7 +16,7 @@ from dareu_jax.models import huggingface
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.stages import keep_tokenizer
+from dareu_jax.pipeline.stages import check_inputs, keep_tokenizer
 from tests.configs import preset
 
 WIDTH, MLP, HEADS, KV_HEADS, LAYERS, VOCAB = 32, 48, 4, 2, 2, 32000
@@ -142,6 +142,12 @@ def test_a_classifier_with_another_tokenizer_reads_responses_in_its_own_tokens(
   keep_tokenizer(run)
   later = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
   assert later.data.classifier_tokenizer.same_vocabulary(own)
+  # What it leaves is not the next classifier's in the same folder.
+  config.classifier.model.path = str(checkpoint)
+  for _ in range(2):
+    run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+    keep_tokenizer(run)
+    assert run.data.classifier_tokenizer.same_vocabulary(run.data.tokenizer)
 
 
 def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, checkpoint, tmp_path):
@@ -153,7 +159,7 @@ def test_a_classifier_that_cannot_be_loaded_is_found_before_any_work(config, che
   config.classifier.model.path = str(other)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
   with pytest.raises(InputError, match="mlp.*weight has shape"):
-    keep_tokenizer(run)
+    check_inputs(run)
   assert not (tmp_path / "w/tokenizer/done.json").exists()
 
 
@@ -166,4 +172,4 @@ def test_texts_beyond_the_checkpoints_positions_are_refused(config, checkpoint, 
   config.model.path = str(folder)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
   with pytest.raises(InputError, match=r"a text takes \d+ tokens, and the model supports 48 positions"):
-    keep_tokenizer(run)
+    check_inputs(run)

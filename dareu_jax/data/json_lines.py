@@ -36,7 +36,7 @@ def read_jsonl(path: Path, owner: str | None = None) -> tuple[Example, ...]:
   """Reads the examples of a JSON Lines file, in order; a line is one, and a chat one per answer.
 
   Args:
-    path: the file, UTF-8; blank lines are allowed only at its end.
+    path: the file, UTF-8; a blank line within it is an error.
     owner: of lines that name none; if None, that is an error.
 
   Raises:

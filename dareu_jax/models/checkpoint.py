@@ -52,24 +52,31 @@ def _find(path, weights):
   return Checkpoint(located(adapter.base), base, folder if has_tokenizer else base, adapter)
 
 
-def digest(path: str | pathlib.Path) -> str:
-  """A hash of a checkpoint: weights, configuration and tokenizer, and those of its adapter.
+def digest(path: str | pathlib.Path, *, weights: bool = True) -> str:
+  """A hash of a checkpoint: configuration, tokenizer and, if asked for, weights, and those of its
+  adapter.
 
   A download of the hub is known by its commit, so that its weights need not be there yet.
   """
   found = find(path, weights=False)
   folders = [found.folder, found.tokenizer, *([found.adapter.folder] if found.adapter else [])]
+  patterns = (*_DESCRIPTIONS, *("*.safetensors",) * weights)
   total = hashlib.sha256()
   with readable(path):
     for folder in dict.fromkeys(folders):
-      if folder.parent.name == "snapshots":  # .../snapshots/COMMIT
+      if _is_download(folder):
         total.update(folder.name.encode())
         continue
-      for file in sorted({file for pattern in (*_DESCRIPTIONS, "*.safetensors")
-                          for file in folder.glob(pattern) if not file.is_dir()}):
+      for file in sorted({file for pattern in patterns for file in folder.glob(pattern)
+                          if not file.is_dir()}):
         status = file.stat()
         total.update(_file_digest(file, status.st_size, status.st_mtime_ns))
   return total.hexdigest()[:16]
+
+
+def _is_download(folder):
+  """Whether a folder is in the hub's cache: .../models--OWNER--NAME/snapshots/COMMIT."""
+  return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
 
 
 @functools.cache

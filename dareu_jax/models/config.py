@@ -57,10 +57,11 @@ class ModelSettings:
                            f"it must divide num_heads ({self.num_heads}).")
 
   def decided(self, earlier: Mapping[str, Any] | None = None) -> "ModelSettings":
-    """The settings with 'auto' decided: as in earlier settings, if given, or by the devices."""
+    """The settings with 'auto' decided: as in earlier settings of the same model, if given, or by
+    the devices."""
     if self.dtype != "auto":
       return self
-    if earlier is not None:
+    if earlier is not None and earlier["path"] == self.path:
       return dataclasses.replace(
         self, **{name: earlier[name] for name in ("dtype", "scan_layers", "remat")})
     import jax  # settings are made without it

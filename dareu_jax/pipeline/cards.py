@@ -13,7 +13,7 @@ from dareu_jax.core.settings import to_plain
 from dareu_jax.core.version import __version__
 from dareu_jax.methods.base import Method
 from dareu_jax.pipeline.language_model import LanguageModel
-from dareu_jax.pipeline.run import seed_folder
+from dareu_jax.pipeline.saved import epochs_of, stage_of
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.report.card import epoch_figures, model_card, owner_hash, table_figures
 from dareu_jax.report.tables import is_reference
@@ -34,14 +34,15 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
     apart: whether the adapter alone is exported.
   """
   workdir = pathlib.Path(workdir)
-  summary = read_json(workdir / "summary.json") or {}
-  stage = summary.get("chosen", {}).get(name, name)
-  epochs = read_json(seed_folder(workdir, seed, settings) / stage / "epochs.json")
+  summary, epochs = read_json(workdir / "summary.json") or {}, epochs_of(
+    workdir, name, settings, seed)
   method, _, rate = name.partition("@")
   used = settings.unlearning.get(method)
-  owners = summary.get("forget_owners") or (epochs or {}).get("forget_owners", ())
-  count = f"{len(owners)} owner{'s' * (len(owners) != 1)}"
-  facts = {"data": f"{settings.data.source}, {count} forgotten",
+  # From the original and the retrained model nothing was unlearned.
+  owners = () if used is None else (
+    summary.get("forget_owners") or epochs.get("forget_owners", ()))
+  forgotten = f", {len(owners)} owner{'s' * (len(owners) != 1)} forgotten" if owners else ""
+  facts = {"data": f"{settings.data.source}{forgotten}",
            "seed": str(seed), **({"learning rate": rate} if rate else {})}
   blocks = {} if used is None else {
     block: to_plain(value) for block in used.depends_on
@@ -49,7 +50,7 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
   return _card(
     name, model, used, facts, apart=apart, settings=blocks, owners=owners,
     key=_key(workdir) if owners else b"", figures=_figures(summary, name, epochs),
-    notes=_notes(summary, method, stage),
+    notes=_notes(summary, method, stage_of(workdir, name)),
     check=_ROBUSTNESS if settings.has_reference and settings.model.quantize == "none" else "")
 
 
@@ -91,7 +92,7 @@ def _figures(summary, name, epochs):
   if row is not None:
     references = {each: models[each] for each in models if is_reference(each)}
     return table_figures(references | {name: row})
-  if epochs is not None:
+  if epochs:
     return epoch_figures(epochs["epochs"], epochs["chosen_epoch"])
   return "Nothing was measured: the run is not finished."
 

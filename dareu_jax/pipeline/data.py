@@ -16,6 +16,8 @@ from dareu_jax.models.checkpoint import find
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
 
+CLASSIFIER_TOKENIZER = "tokenizer/classifier"  # folder in the workdir, part of a stage's
+
 Examples = tuple[Example, ...]
 
 
@@ -55,7 +57,7 @@ class Data:
   def classifier_tokenizer(self) -> Tokenizer:
     """The classifier's own tokenizer if it has one, else the model's."""
     settings = self.settings
-    own = self.workdir.folder / "classifier_tokenizer"
+    own = self.workdir.folder / CLASSIFIER_TOKENIZER
     if not settings.classifier.vocab_size and not settings.classifier.model.path:
       return self.tokenizer
     if self.workdir.is_done("tokenizer", self.fingerprint) and own.exists():

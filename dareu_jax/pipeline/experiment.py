@@ -23,7 +23,7 @@ from dareu_jax.pipeline.evaluation import evaluate, model_records
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates, references
 from dareu_jax.pipeline.run import Mirror, Run, decided, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.stages import run_seed
+from dareu_jax.pipeline.stages import check_inputs, run_seed
 from dareu_jax.pipeline.workdir import Workdir, lock
 from dareu_jax.report import tables, verdict
 from dareu_jax.report.page import decision, write_report
@@ -90,8 +90,12 @@ def run(settings: Settings, workdir: str | pathlib.Path, *, command: str = "",
 
 def _run(runs, folder, log, command, overwrite, share):
   settings = runs[0].settings
+  for run in runs:
+    check_inputs(run)
   if len(runs) > 1:
-    Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite)
+    marks = {_prefix(settings, run.seed) + name: mark for run in runs
+             for name, mark in run.fingerprints.items()}
+    Workdir(folder, settings, settings.checkpoint).check_config(overwrite=overwrite, stages=marks)
   seeds, notes = [], list(remarks(runs[0]))
   if notes and hosts.is_first():
     print(*notes, sep="\n", flush=True)
@@ -111,12 +115,16 @@ def _run(runs, folder, log, command, overwrite, share):
   chosen = best_candidates(every, settings)
   models = {name: every[name] for name in (*references(settings), UNSEEN) if name in every}
   models |= {method: every[name] for method, name in chosen.items()}
+  evaluated = [evaluate(run, [ORIGINAL, *chosen.values()]) for run in runs]
+  verdicts = []
   for method, name in chosen.items():
     for run in runs:
       notes.append(f"{_prefix(settings, run.seed)}{name}: "
                    + " ".join(decision(**_epochs(run, name))))
-    notes += verdict.of(models, method)
-  summary = {"models": models, "stages": stages, "notes": notes, "chosen": chosen,
+    verdicts += verdict.of(
+      models, method, [each[ORIGINAL] for each in evaluated], [each[name] for each in evaluated])
+  summary = {"models": models, "stages": stages, "notes": notes + verdicts, "verdicts": verdicts,
+             "chosen": chosen,
              "forget_owners": runs[0].data.corpus.forget_owners,
              "examples": _bootstrap_examples(runs, models, chosen), "time": log.summary()}
   if settings.learning_rates:
@@ -159,6 +167,7 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
   folder = absolute.with_name(f"{absolute.name}.precompile")
   first = prepare(settings, folder, compile_only=True)[0]
   with computing_on(first.models.mesh), lock(folder):
+    check_inputs(first)
     run_seed(first)
   if hosts.is_first():
     shutil.rmtree(folder)
@@ -166,9 +175,9 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
 
 def describe(settings: Settings, workdir: str | pathlib.Path) -> str:
   """What `run` would do, without doing it; raises as `prepare`."""
-  first = prepare(settings, workdir)[0]
-  with computing_on(first.models.mesh):
-    return plan.describe(first)
+  runs = prepare(settings, workdir)
+  with computing_on(runs[0].models.mesh):
+    return plan.describe(runs)
 
 
 def _prefix(settings, seed):
@@ -273,8 +282,7 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[*remarks(first),
-           *(line for name in chosen for line in verdict.of(summary["models"], name))])
+    notes=[*remarks(first), *summary["verdicts"]])
   return paths.html
 
 

@@ -14,9 +14,9 @@ from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
 from dareu_jax.pipeline.settings import Settings, rate_name
 from dareu_jax.pipeline.workdir import fingerprint
 
-# Names that no method may have: of other stages, of a row of the tables, and of further folders.
+# Names reserved for other stages, a row of the tables, and folders of the workdir.
 RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge", UNSEEN,
-            "classifier_tokenizer", "evaluation", "metrics", "plots", "robustness")
+            "evaluation", "metrics", "plots", "robustness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _methods(s, refusals, reward):
   for name in s.all_methods:
     if name in RESERVED:
       raise InputError(f"config.{'methods' if s.methods else 'method'} names {name!r}, and runs "
-                       "have another stage of that name: register the method under another one.")
+                       "have something else of that name: register the method under another one.")
   graph = {}
   for candidate in candidates(s):
     method = s.unlearning[candidate.method]

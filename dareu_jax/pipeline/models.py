@@ -153,12 +153,15 @@ class Models:
     """Raises InputError unless the files of the models that are trained fit, without reading the
     large weights."""
     settings = self.settings
-    if settings.evaluation.gibberish_model:
-      gibberish_classifier.load(settings.evaluation.gibberish_model)
     if self.original is None:
       factory.check_decoder(settings.base, self.config, self.mesh)
     factory.check_classifier(
       settings.classifier.model, self.classifier_config, self.data.classes, self.mesh)
+
+  def check_gibberish_classifier(self) -> None:
+    """The same for the gibberish classifier, if the settings name one."""
+    if self.settings.evaluation.gibberish_model:
+      gibberish_classifier.load(self.settings.evaluation.gibberish_model)
 
   def check_reference(self) -> None:
     """The same for the reference, if the settings name one."""
@@ -172,7 +175,7 @@ class Models:
     return factory.abstract_model(self._reference()[1]) if self.reference else None
 
   def _reference(self):
-    """Settings and architecture of the reference, with adapters as the original's."""
+    """Settings and architecture of the reference, with adapters as the settings say."""
     model = dataclasses.replace(self.settings.base, path=self.reference)
     own = tokenizers.load(str(find(self.reference, weights=False).tokenizer))
     if not own.same_vocabulary(self.data.tokenizer):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,11 @@ from dareu_jax.training.writers import progress
 EFFICIENCY = 0.35
 
 
-def describe(run: Run) -> str:
-  """The plan of a run as text."""
+def describe(runs: Sequence[Run]) -> str:
+  """The plan of a run for each seed as text: that of the first, and the time of all."""
+  run = runs[0]
   run.models.check_reference()
-  return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(run),
+  return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(runs),
                       _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
 
 
@@ -59,10 +60,15 @@ def _data(run):
 
 
 def undivided(run: Run) -> Iterator[str]:
-  """A sentence for each batch size that the devices do not divide."""
+  """A sentence for each batch size that is no multiple of the devices that share a batch."""
   settings, shape = run.settings, run.models.mesh.shape
   ways = shape["data"] * shape["fsdp"]
-  sizes = {"evaluation.batch_size": settings.evaluation.batch_size}
+  sizes = {"evaluation.batch_size": settings.evaluation.batch_size,
+           "classifier.train.batch_size": settings.classifier.train.batch_size}
+  if settings.retrains:
+    sizes["finetune.batch_size"] = settings.finetune.batch_size
+  if settings.pretrains:
+    sizes["pretrain.batch_size"] = settings.pretrain.batch_size
   for name in settings.all_methods:
     method = settings.unlearning[name]
     if isinstance(method, RLSettings):
@@ -72,23 +78,24 @@ def undivided(run: Run) -> Iterator[str]:
       sizes["baseline.batch_size"] = settings.baseline.batch_size
   for name, size in sizes.items():
     if size % ways:
-      yield (f"config.{name} is {size}, which the {ways} devices that share a batch do not divide: "
-             "each of them computes all of it.")
+      yield (f"config.{name} is {size}, no multiple of the {ways} devices that share a batch: each "
+             "of them computes the whole batch.")
 
 
-def _stages(run):
-  rows, total = [], 0.0
-  speed = matmul_speed(run.models.config.dtype) * EFFICIENCY * run.models.mesh.size
-  for name, (steps, flops) in _work(run).items():
-    done = name in run.fingerprints and run.workdir.is_done(name, run.fingerprints[name])
-    seconds = 0.0 if done else flops / speed
-    total += seconds
-    rows.append([name, str(steps), f"{flops:.2g}", "done" if done else format_seconds(seconds)])
-  rows.append(["all", "", "", format_seconds(total)])
-  seeds = len(run.settings.seeds)
+def _stages(runs):
+  first = runs[0]
+  speed = matmul_speed(first.models.config.dtype) * EFFICIENCY * first.models.mesh.size
+  rows, totals = [], [0.0 for _ in runs]
+  for name, (steps, flops) in _work(first).items():
+    left = [0.0 if name in run.fingerprints and run.workdir.is_done(name, run.fingerprints[name])
+            else flops / speed for run in runs]
+    totals = [total + seconds for total, seconds in zip(totals, left, strict=True)]
+    rows.append([name, str(steps), f"{flops:.2g}", format_seconds(left[0]) if left[0] else "done"])
+  rows.append(["all", "", "", format_seconds(totals[0])])
   title = "Stages (times are rough estimates, without compilation)"
-  if seeds > 1:
-    title += f", for each of {seeds} seeds; together {format_seconds(seeds * total)}"
+  if len(runs) > 1:
+    title += (f", of the first of {len(runs)} seeds; what is left of all takes "
+              f"{format_seconds(sum(totals))}")
   return f"{title}:\n" + pipe_table(
     ["stage", "updates", "FLOPs", "time"], rows)
 

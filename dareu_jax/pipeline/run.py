@@ -104,10 +104,15 @@ def decided(settings: Settings, folder: pathlib.Path) -> Settings:
     check_format(stored, folder)
   if "auto" not in (settings.model.dtype, settings.classifier.model.dtype):
     return settings
-  base, classifier = (stored["model"], stored["classifier"]["model"]) if stored else (None, None)
+  classifier = settings.classifier.model
+  earlier = earlier_classifier = None
+  if stored is not None:
+    if stored["original"]["path"] == settings.original.path:
+      earlier = stored["model"]
+    earlier_classifier = stored["classifier"]["model"]
   return dataclasses.replace(
-    settings, model=settings.model.decided(base), classifier=dataclasses.replace(
-      settings.classifier, model=settings.classifier.model.decided(classifier)))
+    settings, model=settings.model.decided(earlier), classifier=dataclasses.replace(
+      settings.classifier, model=classifier.decided(earlier_classifier)))
 
 
 def _digests(settings, original, reward):
@@ -118,7 +123,8 @@ def _digests(settings, original, reward):
     digests = {graph.ORIGINAL: digest_of(original.model), "tokenizer": graph.fingerprint(
       tokenizer.backend.get_vocab(), tokenizer.chat_template, tokenizer.system)}
   elif settings.original.path:
-    digests[graph.ORIGINAL] = checkpoint.digest(settings.original.path)
+    digests = {graph.ORIGINAL: checkpoint.digest(settings.original.path),
+               "tokenizer": checkpoint.digest(settings.original.path, weights=False)}
   if settings.retrained.path:
     digests[graph.RETRAINED] = checkpoint.digest(settings.retrained.path)
   if reward is not None:

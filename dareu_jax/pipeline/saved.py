@@ -1,6 +1,7 @@
 """Models that finished runs left in their workdirs."""
 
 import pathlib
+from typing import Any
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
@@ -37,8 +38,7 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
     raise InputError(f"{workdir} is of an original that was passed as an object and that no "
                      "checkpoint holds: save the result's model itself.")
   folder = seed_folder(workdir, seed, settings)
-  name = ((read_json(pathlib.Path(workdir) / "summary.json") or {}).get("chosen") or {}).get(
-    name, name)
+  name = stage_of(workdir, name)
   given = name == ORIGINAL and not settings.retrains
   there = [each for each in sorted(model_names(settings)) if is_finished(folder, each)]
   if not given and name not in there:
@@ -54,3 +54,17 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   params = base.params if untouched else seed_workdir.load_result(name, base.params)
   source = settings.base.path if untouched or config.lora.rank else ""
   return LanguageModel(base.with_params(params), config, tokenizer, source), settings
+
+
+def stage_of(workdir: str | pathlib.Path, name: str) -> str:
+  """The stage that left a model: for a method that ran at several learning rates the best's."""
+  summary = read_json(pathlib.Path(workdir) / "summary.json") or {}
+  return (summary.get("chosen") or {}).get(name, name)
+
+
+def epochs_of(workdir: str | pathlib.Path, name: str, settings: Settings,
+              seed: int) -> dict[str, Any]:
+  """What a method's epochs measured, with the `chosen_epoch`; {} for a model that was not
+  unlearned."""
+  folder = seed_folder(workdir, seed, settings) / stage_of(workdir, name)
+  return read_json(folder / "epochs.json") or {}

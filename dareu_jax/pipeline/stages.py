@@ -22,7 +22,7 @@ from dareu_jax.core.masked import last_valid
 from dareu_jax.data.batches import Batches
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import hosts
-from dareu_jax.pipeline.data import Examples
+from dareu_jax.pipeline.data import CLASSIFIER_TOKENIZER, Examples
 from dareu_jax.pipeline.evaluation import compare_models, evaluate
 from dareu_jax.pipeline.graph import ORIGINAL, REPLICA, RETRAINED, candidates
 from dareu_jax.pipeline.run import Run
@@ -63,29 +63,37 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
   return metrics
 
 
-def keep_tokenizer(run: Run) -> None:
-  """Checks every text and checkpoint that later stages use, so that they do not fail late, and
-  saves the tokenizer."""
-  # No part of the stage: these settings may change when the rest is done.
+def check_inputs(run: Run) -> None:
+  """Raises InputError for a text or checkpoint that a later stage could not use, before anything in
+  the folder changes."""
+  # Their settings may change when the rest is done.
   run.models.check_reference()
+  run.models.check_gibberish_classifier()
   run.models.check_positions(max(
     method.longest_response for method in run.settings.unlearning.values()))
+  if run.workdir.is_done("tokenizer", run.fingerprints["tokenizer"]):
+    return
+  data, corpus = run.data, run.data.corpus
+  examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout + corpus.general
+  data.rows(examples)
+  data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
+                  for text in (e.paraphrased_response, *e.perturbed_responses) if text))
+  data.classifier_rows(examples)
+  data.classifier_rows(held_out_split(corpus.forget + corpus.retain, run.seed)[1])
+  run.models.check_checkpoints()
+
+
+def keep_tokenizer(run: Run) -> None:
+  """Saves the tokenizers of the model and, if it has its own, of the classifier."""
   with run.workdir.stage("tokenizer", run.fingerprints["tokenizer"]) as store:
     if store is None:
       return
-    data, corpus = run.data, run.data.corpus
-    examples = (corpus.forget + corpus.retain + corpus.test + corpus.holdout
-                + corpus.general)
-    data.rows(examples)
-    data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
-                    for text in (e.paraphrased_response, *e.perturbed_responses) if text))
-    data.classifier_rows(examples)
-    run.models.check_checkpoints()
+    own, classifiers = run.data.tokenizer, run.data.classifier_tokenizer
     if not hosts.is_first():
       return
-    data.tokenizer.save(run.workdir.folder / "tokenizer")
-    if data.classifier_tokenizer is not data.tokenizer:
-      data.classifier_tokenizer.save(run.workdir.folder / "classifier_tokenizer")
+    own.save(run.workdir.folder / "tokenizer")
+    if classifiers is not own:
+      classifiers.save(run.workdir.folder / CLASSIFIER_TOKENIZER)
 
 
 def pretrain(run: Run) -> None:

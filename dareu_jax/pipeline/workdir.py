@@ -230,7 +230,8 @@ class Workdir:
     """Runs a stage: yields its store, or None if it is already done.
 
     Files of another configuration are removed first. If the body ends without an error, the stage
-    is marked done. The recorded seconds are those of all its processes that were not killed.
+    is marked done. The recorded seconds are the sum over the processes that worked on it and
+    were not killed.
     """
     interruption.stop_if_requested()
     folder = self.folder / name

@@ -1,5 +1,8 @@
 """What a table says of a method, in sentences: what is forgotten, and what is kept."""
 
+from collections.abc import Sequence
+
+from dareu_jax.evaluation.metrics.base import Evaluation
 from dareu_jax.evaluation.records import ORIGINAL, RETRAINED, UNSEEN
 from dareu_jax.report.tables import Models, is_number
 
@@ -11,18 +14,25 @@ FORGOTTEN = {"attribution_score": ("attribution", JUDGE_MARGIN),
 # Beside the original: how much lower they may be.
 KEPT = {"retain_rouge": ("D_R ROUGE", 0.03), "test_rouge": ("D_test ROUGE", 0.02),
         "test_accuracy": ("D_test accuracy", 0.02)}
+MOST_KINDS = 6  # of test queries, that one sentence lists
 
 
-def of(models: Models, method: str) -> list[str]:
-  """The sentences on a method."""
-  return [judgement(models, method), reached(models, method)]
+def of(models: Models, method: str, originals: Sequence[Evaluation],
+       unlearned: Sequence[Evaluation]) -> list[str]:
+  """The sentences on a method.
+
+  Args:
+    models: the rows of the table.
+    method: the method's row.
+    originals, unlearned: evaluations of the original and of the unlearned model, one of each seed.
+  """
+  return [judgement(models, method), reached(models, method),
+          *right_answers(method, originals, unlearned)]
 
 
 def target_of(models: Models) -> tuple[str, str]:
-  """(row that forgetting is to come to, whose answers these are)."""
-  if RETRAINED in models:
-    return RETRAINED, "the retrained model's"
-  return UNSEEN, "those about unseen owners"
+  """(row that forgetting should reach, what it is called)."""
+  return (RETRAINED, "the retrained model") if RETRAINED in models else (UNSEEN, "unseen owners")
 
 
 def judgement(models: Models, method: str) -> str:
@@ -52,7 +62,8 @@ def reached(models: Models, method: str) -> str:
   row, (target, of) = models[method], target_of(models)
   parts = []
   for beside, figures, sign, words in (
-    (target, FORGOTTEN, 1, (f"At the level of {of}", f"NOT at the level of {of}")),
+    (target, FORGOTTEN, 1, (f"Forgotten to the level of {of}",
+                            f"NOT forgotten to the level of {of}")),
     (ORIGINAL, KEPT, -1, ("Kept", "NOT kept"))):
     found: dict[bool, list[str]] = {True: [], False: []}
     for key, (name, margin) in figures.items():
@@ -62,3 +73,29 @@ def reached(models: Models, method: str) -> str:
     parts += [f"{word}: {', '.join(found[there])}."
               for word, there in zip(words, (True, False), strict=True) if found[there]]
   return f"{method}: {' '.join(parts) or 'there is nothing to compare it with.'}"
+
+
+def right_answers(method: str, originals: Sequence[Evaluation],
+                  unlearned: Sequence[Evaluation]) -> list[str]:
+  """One sentence: how many test queries of each kind (their `owner`) are answered right, as
+  `test_accuracy` counts, over all seeds. None if there is one kind, of which the table has a
+  column, or more than `MOST_KINDS`.
+
+  It does not begin with the method's name, as those do that model cards repeat: kinds of test
+  queries may be names of people.
+  """
+  after, before = _right(unlearned), _right(originals)
+  if not 1 < len(after) <= MOST_KINDS:
+    return []
+  kinds = ", ".join(f"{kind} {sum(values):.0f} of {len(values)} ({sum(before[kind]):.0f})"
+                    for kind, values in after.items())
+  return [f"Test queries that {method} answers right (that the original does): {kinds}."]
+
+
+def _right(evaluations):
+  """{kind: 0 or 1 for each test query}."""
+  right: dict[str, list[float]] = {}
+  for each in evaluations:
+    for record, value in zip(each.records["test"], each.by_example("test_accuracy"), strict=True):
+      right.setdefault(record.owner, []).append(value)
+  return right

@@ -28,9 +28,12 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
     (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
     at or below their levels, and keeps the last of them (score and level are means over few
     answers, so a single crossing may be chance); before that, for the same reason, the acceptable
-    epoch with the lowest mean of score and judge's score. `lowest_score`: the acceptable epoch with
-    the lowest score. `last`: the last acceptable epoch. If no epoch is acceptable: 0, the original.
-    A run that its guards stop is done as well.
+    epoch with the lowest mean of score and judge's score. `last_at_level`: the run does not stop,
+    and keeps the last acceptable epoch whose score and judge's score are at most `max_judge_gap`
+    above their levels (as the rate falls, what is retained comes back); without one, that with the
+    lowest mean. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last
+    acceptable epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is done
+    as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
@@ -40,8 +43,12 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
+  at_level = [r for r in acceptable if r.score <= r.level + guards.max_judge_gap
+              and r.judge_score <= r.judge_level + guards.max_judge_gap]
   if settings.selection == "last":
     kept = acceptable[-1]
+  elif settings.selection == "last_at_level" and at_level:
+    kept = at_level[-1]
   elif settings.selection == "lowest_score":
     kept = _lowest(acceptable, lambda report: report.score)
   else:

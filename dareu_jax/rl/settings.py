@@ -77,7 +77,8 @@ class RLSettings:
   top_p: PositiveFraction = 1.0  # 1: off
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
-  selection: Literal["unseen_level", "lowest_score", "last"] = "unseen_level"  # which epoch is kept
+  # Which epoch is kept
+  selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
   # With selection 'unseen_level': epochs in a row at or below the level before the run stops
   settle_epochs: Count = 5
 

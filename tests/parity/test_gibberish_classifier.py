@@ -66,8 +66,11 @@ def test_its_metric_is_in_the_table_and_a_wrong_path_ends_the_run_before_any_wor
   with pytest.raises(InputError, match="config.evaluation.gibberish_model"):
     experiment.run(Settings.from_config(config), tmp_path / "w")
   assert not (tmp_path / "w/original").exists()
-  config.evaluation.gibberish_model = folder_of(tmp_path / "model", ["clean", "noise"])
   shutil.copytree(finished[0], tmp_path / "run")
+  with pytest.raises(InputError, match="config.evaluation.gibberish_model"):
+    experiment.run(Settings.from_config(config), tmp_path / "run", overwrite=True)
+  assert (tmp_path / "run/summary.json").exists()  # nothing is lost to a wrong path
+  config.evaluation.gibberish_model = folder_of(tmp_path / "model", ["clean", "noise"])
   summary, page = experiment.run(Settings.from_config(config), tmp_path / "run", overwrite=True)
   assert {name for name, stage in summary["stages"].items() if not stage["skipped"]} == {
     name for name in summary["stages"] if name.startswith("evaluation/")}

@@ -14,16 +14,17 @@ from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
 from dareu_jax.pipeline import evaluation, experiment
+from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.experiment import over_seeds
 from dareu_jax.pipeline.run import make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import (
+  check_inputs,
   finetune_batches,
   held_out_split,
   keep_tokenizer,
 )
-from dareu_jax.report.verdict import judgement, reached
 from dareu_jax.training.checkpoints import read_json
 from tests.configs import smallest_config
 
@@ -90,6 +91,23 @@ def test_a_second_retraining_differs_in_the_order_of_the_data_alone(tmp_path):
   assert rows[0] == rows[1]
 
 
+def test_texts_are_checked_in_the_tokens_of_all_who_read_them(own_data, tmp_path, monkeypatch):
+  """A paraphrase is read by the classifier alone, when the models are trained already."""
+  run = experiment.prepare(Settings.from_config(own_data), tmp_path)[0]
+  paraphrase = "As somebody else would say it."
+  first = dataclasses.replace(run.data.corpus.retain[0], paraphrased_response=paraphrase)
+  corpus = dataclasses.replace(run.data.corpus, retain=(first, *run.data.corpus.retain[1:]))
+  run.data.__dict__["corpus"] = corpus
+  read: dict[str, list[str]] = {"rows": [], "classifier_rows": []}
+  for name, texts in read.items():
+    function = getattr(Data, name)
+    monkeypatch.setattr(Data, name, lambda self, examples, f=function, texts=texts, **more: (
+      texts.extend(e.response for e in examples), f(self, examples, **more))[1])
+  check_inputs(run)
+  assert all(paraphrase in texts and first.response in texts for texts in read.values())
+  assert not list(tmp_path.glob("*/done.json"))
+
+
 def test_an_adapter_without_any_text_for_its_base_is_refused(own_data, tmp_path):
   own_data.lora.rank = 4
   with pytest.raises(InputError, match="no general text"):
@@ -138,44 +156,12 @@ def test_an_owners_only_text_is_never_held_out():
   assert held_out_split((lone, others[0]), 0) == ((lone, others[0]), ())
 
 
-@pytest.mark.parametrize(("score", "judged", "words"), [
-  (0.10, 0.12, ("they agree", "by the judge it is at")),
-  (0.10, 0.27, ("they DISAGREE", "by the judge it is NOT at")),
-  (0.67, 0.10, ("they DISAGREE", "by the judge it is at")),
-  (0.90, 0.90, ("they agree", "by the judge it is NOT at")),  # nothing is forgotten, says either
-  (0.03, 0.02, ("they agree", "by the judge it is below")),
-  (0.09, 0.00, ("they agree", "by the judge it is below")),  # both find nothing left
-])
-def test_whether_reward_and_judge_agree_and_what_the_judge_finds_are_two_questions(
-    score, judged, words):
-  """A reward that was fooled shows in no other column."""
-  models = {"retrained": {"attribution_score": 0.10, "judge_score": 0.10},
-            "dareu": {"attribution_score": score, "judge_score": judged}}
-  for word in words:
-    assert word in judgement(models, "dareu")
-
-
 def test_a_model_that_diverged_is_nobodys_best():
   """It still answers, and its answers may be as far from the forget owners' as one likes."""
   settings = Settings.from_config({"method": "npo", "learning_rates": (1e-3, 1e3)})
   row = {"tug_of_war": 0.3, "forget_probability": 0.5}
   metrics = {"original": row, "retrained": row, "npo@0.001": row, "npo@1000": {"tug_of_war": 0.9}}
   assert experiment.best_candidates(metrics, settings) == {"npo": "npo@0.001"}
-
-
-def test_what_is_reached_and_what_is_kept_is_said_figure_by_figure():
-  """Attribution alone would call a model forgetful that completes every text."""
-  def row(extraction, retain):
-    return {"attribution_score": 0.09, "judge_score": 0.10, "extraction_strength": extraction,
-            "retain_rouge": retain, "test_rouge": 0.2}
-
-  models = {"original": row(0.9, 0.95), "unseen": row(0.04, 0.95), "dareu": row(0.45, 0.91)}
-  assert reached(models, "dareu") == (
-    "dareu: At the level of those about unseen owners: attribution 0.090 (0.090), judge 0.100 "
-    "(0.100). NOT at the level of those about unseen owners: extraction 0.450 (0.040). Kept: D_test "
-    "ROUGE 0.200 (0.200). NOT kept: D_R ROUGE 0.910 (0.950).")
-  assert "NOT" not in reached(models | {"dareu": row(0.09, 0.93)}, "dareu")
-  assert judgement({"unseen": {}, "dareu": {}}, "dareu") == "dareu: its answers have no score."
 
 
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from dareu_jax import export
 from dareu_jax.core.errors import InputError
@@ -71,7 +72,7 @@ def test_what_needs_a_retrained_model_is_left_out_and_said(request_run):
     assert not OF_RETRAINED & row.keys(), name
     assert {"tug_of_war_unseen", "fluency_nll_original", "attribution_score"} <= row.keys(), name
   assert any("No model was retrained" in note for note in summary["notes"])
-  assert any("those about unseen owners" in note for note in summary["notes"])
+  assert any("(unseen owners: " in note for note in summary["notes"])
   page = (workdir / "report.md").read_text()
   assert "ToW unseen" in page and "closer to the row of unseen owners" in page
   json.loads((workdir / "summary.json").read_text(), parse_constant=pytest.fail)  # no NaN
@@ -232,6 +233,10 @@ def test_auto_is_decided_once_for_a_workdir(folders, tmp_path, monkeypatch):
   (resumed,) = experiment.prepare(settings, tmp_path)
   assert resumed.models.config.dtype == "bfloat16" and resumed.models.config.scan_layers
   resumed.workdir.check_config(overwrite=False)
+  # Another model's run in the folder, which overwrite will replace, decides nothing.
+  path.write_text(json.dumps(elsewhere | {"original": {"path": "another"}}))
+  (new,) = experiment.prepare(settings, tmp_path)
+  assert not new.models.config.scan_layers
 
 
 def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_path):
@@ -350,7 +355,7 @@ def test_a_hub_models_weights_are_not_downloaded_for_a_plan(folders, tmp_path, m
 
   def download(path, allow_patterns):
     asked.append(allow_patterns)
-    snapshot = tmp_path / "snapshots" / ("2" if "again" in path else "1")
+    snapshot = tmp_path / "models--someone--model/snapshots" / ("2" if "again" in path else "1")
     shutil.copytree(folders / "original", snapshot, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.safetensors"))
     return str(snapshot)
@@ -359,6 +364,26 @@ def test_a_hub_models_weights_are_not_downloaded_for_a_plan(folders, tmp_path, m
   first, other = (checkpoint.digest(f"someone/{name}") for name in ("model", "model-again"))
   assert first != other and first == checkpoint.digest("someone/model")
   assert asked and not any("*.safetensors" in patterns for patterns in asked)
+
+
+def test_other_weights_and_another_template_in_a_folder_are_noticed(folders, tmp_path):
+  """A path alone does not tell; a folder is a download only in the hub's cache."""
+  folder = tmp_path / "snapshots/original"
+  shutil.copytree(folders / "original", folder)
+  config = config_of(folders, original=str(folder))
+
+  def marks():
+    return experiment.prepare(Settings.from_config(config), tmp_path / "w")[0].fingerprints
+
+  first = marks()
+  weights = load_file(folder / "model.safetensors")
+  save_file({name: array * 2 for name, array in weights.items()}, folder / "model.safetensors")
+  other = marks()
+  changed = {name for name in first if first[name] != other[name]}
+  assert changed == {"original", "dareu", "evaluation/original", "evaluation/dareu"}
+  raw = json.loads((folder / "tokenizer_config.json").read_text())
+  (folder / "tokenizer_config.json").write_text(json.dumps(raw | {"chat_template": "{{ 1 }}"}))
+  assert {name for name, mark in marks().items() if mark == other[name]} == set()
 
 
 def test_a_home_folder_is_understood(folders, monkeypatch):

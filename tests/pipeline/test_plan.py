@@ -115,5 +115,5 @@ def test_batches_that_the_devices_do_not_divide_are_told(planned):
   told = "\n".join(plan.undivided(eight))
   for name in ("rollout_batch_size", "minibatch_size", "retain_batch_size"):
     size = getattr(method, name)
-    assert (f"config.unlearning.dareu.{name} is {size}, which the 8 devices" in told) == (size % 8 > 0)
-  assert method.minibatch_size % 8 and "all of it" in told
+    assert (f"config.unlearning.dareu.{name} is {size}, no multiple of the 8 devices" in told) == (size % 8 > 0)
+  assert method.minibatch_size % 8 and "computes the whole batch" in told

@@ -119,6 +119,18 @@ def test_of_scores_that_differ_little_the_judge_decides(name, epoch):
   assert choose(run, *rule(name)) == (epoch, False)
 
 
+def test_the_last_epoch_at_the_level_has_retained_the_most():
+  """A lower score is no better than the level, and was reached at a higher rate."""
+  settings, guards = rule("last_at_level", max_judge_gap=0.05)
+  run = reports((0.9, 20, 0), (0.02, 20, 0), (0.16, 20, 0), (0.3, 20, 0), (0.1, 4, 0))
+  assert [choose(run[:n], settings, guards)[0] for n in range(1, 6)] == [0, 1, 2, 2, 2]
+  doubted = [dataclasses.replace(run[2], judge_score=0.2)]
+  assert choose([*run[:2], *doubted], settings, guards) == (1, False)  # the judge says no
+  above = reports((0.9, 20, 0), (0.4, 20, 0), (0.3, 20, 0), (0.35, 20, 0))
+  assert choose(above, settings, guards) == (2, False)
+  assert not choose(reports(*[(0.1, 20, 0)] * 9), settings, guards)[1]
+
+
 def test_the_last_rule_keeps_the_last_that_is_acceptable():
   run = reports(*COLLAPSE)
   assert choose(run, *rule("last")) == (3, False)
