@@ -36,7 +36,8 @@ REQUEST: dict[str, Any] = merged(CHECKPOINT, {
     "samples_per_prompt": 8, "rollout_batch_size": 160, "learned_share": 0.5, "minibatch_size": 10,
     "retain_batch_size": 8, "max_new_tokens": 0, "critic": "regression", "temperature": 1.0,
     "c_seg": 1.0, "anchor_coef": 0.0, "distill_coef": 10.0, "learning_rate": 2e-3,
-    "warmup_steps": 2, "final_rate": 0.1, "epochs": 10, "selection": "last_at_level"}}})
+    "warmup_steps": 2, "final_rate": 0.1, "epochs": 10, "selection": "last_at_level",
+    "hold_at_level": True}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
   "model": {"dtype": "auto"},

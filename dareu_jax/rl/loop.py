@@ -23,7 +23,7 @@ from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
 from dareu_jax.rl.reward_functions import ForgetSet, Reward, score
-from dareu_jax.rl.selection import choose, rate_scale, rolls_back
+from dareu_jax.rl.selection import choose, holds, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import batch_hash
@@ -95,7 +95,8 @@ def run(task: RLTask, stage: StageIO) -> Result:
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step, rate_scale(reports, guards))
+      state, metrics = learn(task, state, step, rate_scale(reports, guards),
+                             forgets=not holds(reports, settings))
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -121,8 +122,10 @@ def run(task: RLTask, stage: StageIO) -> Result:
 
 
 def learn(task: RLTask, state: learner.LearnerState, step: int,
-          rate_scale: float = 1.0) -> tuple[learner.LearnerState, dict[str, Any]]:
-  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
+          rate_scale: float = 1.0, *,
+          forgets: bool = True) -> tuple[learner.LearnerState, dict[str, Any]]:
+  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics). If it
+  `forgets`, the policy learns from its responses; else from retained data alone.
 
   Raises:
     InputError: if a metric is not finite, as no later one would be.
@@ -152,7 +155,10 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     settings=of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   learned, learned_from = [], []
-  for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
+  rows_learned = _most_informative(rollout, settings)
+  if not forgets:
+    rollout = rollout._replace(lengths=0 * rollout.lengths)  # none of their tokens counts
+  for rows, number in minibatches(task, step, rows_learned):
     scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]

@@ -68,6 +68,14 @@ def _lowest(reports, score):
   return kept
 
 
+def holds(reports: Sequence[EpochReport], settings: RLSettings) -> bool:
+  """Whether the next epoch only retains: the newest one is at or below its levels, by the judge
+  too."""
+  newest = reports[-1]
+  return settings.hold_at_level and (
+    newest.score <= newest.level and newest.judge_score <= newest.judge_level)
+
+
 def rolls_back(reports: Sequence[EpochReport], guards: GuardSettings) -> bool:
   """Whether the newest epoch is undone."""
   return guards.action == "rollback" and is_rejected(reports[-1], reports[0], guards)

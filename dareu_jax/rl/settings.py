@@ -79,6 +79,9 @@ class RLSettings:
   # Which epoch is kept, and when the run stops
   # Which epoch is kept
   selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
+  # Whether an epoch after one at or below its levels learns from retained data alone: the aim is
+  # the level, not zero
+  hold_at_level: bool = False
   # With selection 'unseen_level': epochs in a row at or below the level before the run stops
   settle_epochs: Count = 5
 
@@ -106,7 +109,7 @@ class RLSettings:
     """The settings with defaults in place of those that no compiled program depends on: runs that
     differ in these alone share their programs."""
     names = ("learning_rate", "value_learning_rate", "warmup_steps", "final_rate", "epochs",
-             "selection", "settle_epochs")
+             "selection", "hold_at_level", "settle_epochs")
     return dataclasses.replace(self, **{name: getattr(RLSettings, name) for name in names})
 
   @property

@@ -53,7 +53,8 @@ def run(monkeypatch):
   """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
   rates = []
 
-  def learn(task, state, step, rate_scale):
+  def learn(task, state, step, rate_scale, *, forgets):
+    assert forgets
     rates.append(rate_scale)
     policy = jax.tree.map(lambda x: x + rate_scale, state.policy)
     metrics = {"score": 0.0, "response_length": 0.0, "kl": 0.0}

@@ -129,6 +129,18 @@ def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registr
   assert np.mean(scores[-3:]) < np.mean(scores[:3]) - 0.1, scores
 
 
+@pytest.mark.parametrize("forgets", [True, False])
+def test_an_epoch_that_only_retains_learns_nothing_from_its_responses(forgets):
+  task = make_task(lambda responses: even_tokens(responses.ids))  # with nothing to distill
+  state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
+  before = [np.array(leaf) for leaf in jax.tree.leaves(state.policy)]
+  state, metrics = loop.learn(task, state, 0, forgets=forgets)
+  changes = [np.abs(leaf - old).max()
+             for leaf, old in zip(jax.tree.leaves(state.policy), before, strict=True)]
+  assert (max(changes) > 0) == forgets
+  assert metrics["score"] > 0  # it is measured all the same
+
+
 def test_a_metric_that_is_no_number_stops_the_run():
   """Nothing is learned from there on, for hours, and it is saved as if it were a policy."""
   task = make_task(lambda responses: even_tokens(responses.ids))
