@@ -115,22 +115,23 @@ def _run(runs, folder, log, command, overwrite, share):
   chosen = best_candidates(every, settings)
   models = {name: every[name] for name in (*references(settings), UNSEEN) if name in every}
   models |= {method: every[name] for method, name in chosen.items()}
-  evaluated = [evaluate(run, [ORIGINAL, *chosen.values()]) for run in runs]
+  shown = shown_models(settings, chosen)
+  by_seed = [evaluate(run, shown.values()) for run in runs]
+  evaluated = {name: [seed[model] for seed in by_seed] for name, model in shown.items()}
   verdicts = []
   for method, name in chosen.items():
     for run in runs:
       notes.append(f"{_prefix(settings, run.seed)}{name}: "
                    + " ".join(decision(**_epochs(run, name))))
-    verdicts += verdict.of(
-      models, method, [each[ORIGINAL] for each in evaluated], [each[name] for each in evaluated])
-  summary = {"models": models, "stages": stages, "notes": notes + verdicts, "verdicts": verdicts,
-             "chosen": chosen,
+    verdicts += verdict.of(models, method, evaluated[ORIGINAL], evaluated[method])
+  summary = {"models": models, "stages": stages, "notes": notes + verdicts, "chosen": chosen,
              "forget_owners": runs[0].data.corpus.forget_owners,
-             "examples": _bootstrap_examples(runs, models, chosen), "time": log.summary()}
+             "examples": _bootstrap_examples(evaluated, models, chosen),
+             "time": log.summary()}
   if settings.learning_rates:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
-  page = report(runs, summary, folder, command)
+  page = report(runs, summary, verdicts, folder, command)
   return summary, page
 
 
@@ -236,7 +237,7 @@ def over_seeds(metrics: list[dict[str, float]]) -> dict[str, float]:
   return result
 
 
-def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
+def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder: pathlib.Path,
            command: str) -> pathlib.Path:
   """Writes report.md and report.html.
 
@@ -282,15 +283,12 @@ def report(runs: list[Run], summary: dict[str, Any], folder: pathlib.Path,
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[*remarks(first), *summary["verdicts"]])
+    notes=[*remarks(first), *verdicts])
   return paths.html
 
 
-def _bootstrap_examples(runs, models, chosen):
+def _bootstrap_examples(evaluated, models, chosen):
   """Bootstrap intervals of the metrics over examples, and each method against the best by ToW."""
-  names = shown_models(runs[0].settings, chosen)
-  seeds = [evaluate(run, names.values()) for run in runs]
-  evaluated = {shown: [seed[name] for seed in seeds] for shown, name in names.items()}
   best = tables.best_first(chosen, models)[0]
   paired = {}
   if RETRAINED in evaluated:

@@ -87,10 +87,11 @@ def _stages(runs):
   speed = matmul_speed(first.models.config.dtype) * EFFICIENCY * first.models.mesh.size
   rows, totals = [], [0.0 for _ in runs]
   for name, (steps, flops) in _work(first).items():
-    left = [0.0 if name in run.fingerprints and run.workdir.is_done(name, run.fingerprints[name])
-            else flops / speed for run in runs]
-    totals = [total + seconds for total, seconds in zip(totals, left, strict=True)]
-    rows.append([name, str(steps), f"{flops:.2g}", format_seconds(left[0]) if left[0] else "done"])
+    done = [name in run.fingerprints and run.workdir.is_done(name, run.fingerprints[name])
+            for run in runs]
+    seconds = flops / speed
+    totals = [total + seconds * (not each) for total, each in zip(totals, done, strict=True)]
+    rows.append([name, str(steps), f"{flops:.2g}", "done" if done[0] else format_seconds(seconds)])
   rows.append(["all", "", "", format_seconds(totals[0])])
   title = "Stages (times are rough estimates, without compilation)"
   if len(runs) > 1:

@@ -104,15 +104,12 @@ def decided(settings: Settings, folder: pathlib.Path) -> Settings:
     check_format(stored, folder)
   if "auto" not in (settings.model.dtype, settings.classifier.model.dtype):
     return settings
-  classifier = settings.classifier.model
-  earlier = earlier_classifier = None
-  if stored is not None:
-    if stored["original"]["path"] == settings.original.path:
-      earlier = stored["model"]
-    earlier_classifier = stored["classifier"]["model"]
+  base, classifier = (stored["model"], stored["classifier"]["model"]) if stored else (None, None)
+  if stored and stored["original"]["path"] != settings.original.path:
+    base = None
   return dataclasses.replace(
-    settings, model=settings.model.decided(earlier), classifier=dataclasses.replace(
-      settings.classifier, model=classifier.decided(earlier_classifier)))
+    settings, model=settings.model.decided(base), classifier=dataclasses.replace(
+      settings.classifier, model=settings.classifier.model.decided(classifier)))
 
 
 def _digests(settings, original, reward):

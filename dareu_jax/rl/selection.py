@@ -43,8 +43,7 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  at_level = [r for r in acceptable if r.score <= r.level + guards.max_judge_gap
-              and r.judge_score <= r.judge_level + guards.max_judge_gap]
+  at_level = [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)]
   if settings.selection == "last":
     kept = acceptable[-1]
   elif settings.selection == "last_at_level" and at_level:
@@ -71,9 +70,12 @@ def _lowest(reports, score):
 def holds(reports: Sequence[EpochReport], settings: RLSettings) -> bool:
   """Whether the next epoch only retains: the newest one is at or below its levels, by the judge
   too."""
-  newest = reports[-1]
-  return settings.hold_at_level and (
-    newest.score <= newest.level and newest.judge_score <= newest.judge_level)
+  return settings.hold_at_level and _is_at_level(reports[-1], 0.0)
+
+
+def _is_at_level(report, margin):
+  return (report.score <= report.level + margin
+          and report.judge_score <= report.judge_level + margin)
 
 
 def rolls_back(reports: Sequence[EpochReport], guards: GuardSettings) -> bool:

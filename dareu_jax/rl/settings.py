@@ -77,7 +77,6 @@ class RLSettings:
   top_p: PositiveFraction = 1.0  # 1: off
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
-  # Which epoch is kept
   selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
   # Whether an epoch after one at or below its levels learns from retained data alone: the aim is
   # the level, not zero
