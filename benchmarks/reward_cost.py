@@ -66,7 +66,7 @@ def seconds(steps: Sequence[Callable]) -> Float[np.ndarray, " steps"]:
 def main() -> None:
   """Prints the table."""
   model = split(OwnerClassifier(CONFIG, OWNERS, rngs=nnx.Rngs(params=0)), adapters_only=False)
-  scorer = Scorer(model, is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
+  scorer = Scorer((model,), is_forget=np.arange(OWNERS) < 3, batch_size=ROWS, multiple=16,
                   to_device=functools.partial(jax.tree.map, jnp.asarray))
   rng = np.random.default_rng(0)
   ids = rng.integers(0, 2000, (ROWS, LENGTH)).astype(np.int32)

@@ -36,10 +36,9 @@ from dareu_jax.pipeline.run import Run, make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import (
-  JUDGE_SEED,
   check_inputs,
   keep_tokenizer,
-  train_classifier,
+  train_classifiers,
 )
 from dareu_jax.pipeline.workdir import lock
 from dareu_jax.rl.guards import EpochReport
@@ -197,8 +196,7 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
 
 def _unlearn(run: Run, original: LanguageModel, name: str, reward: Reward | None) -> Result:
   keep_tokenizer(run)
-  train_classifier(run, "classifier", run.seed)
-  train_classifier(run, "judge", run.seed + JUDGE_SEED)
+  train_classifiers(run)
   if original.config.lora.rank:  # they may be of an earlier call, and in no checkpoint
     with run.workdir.stage(ORIGINAL, run.fingerprints[ORIGINAL]) as store:
       if store is not None:

@@ -13,7 +13,7 @@ from dareu_jax.core.errors import InputError, first_line
 from dareu_jax.models.huggingface import check_new
 from dareu_jax.pipeline import cards
 from dareu_jax.pipeline.language_model import Adapter
-from dareu_jax.pipeline.saved import epochs_of, load_saved
+from dareu_jax.pipeline.saved import epochs_of, load_saved, settings_of
 
 
 def _define_flags():
@@ -53,12 +53,12 @@ def export(workdir: str | pathlib.Path, method: str, output: str | pathlib.Path,
   """
   output = pathlib.Path(output)
   check_new(output)
-  model, settings = load_saved(workdir, method, seed=seed)
-  seed = settings.seeds[0] if seed is None else seed
+  settings, seed = settings_of(workdir, seed)
   if epochs_of(workdir, method, settings, seed).get("chosen_epoch") == 0:
     raise InputError(f"{method} kept epoch 0, the original: no other epoch was within bounds and "
                      "better, so nothing was unlearned. The report says more; --method=original "
                      "exports the original.")
+  model, _ = load_saved(workdir, method, seed=seed)
   card = cards.of_run(workdir, method, model, settings, apart=adapter == "apart", seed=seed)
   model.save(output, adapter=adapter, card=card)
   print(f"{method} is in {output}: {'PEFT' if adapter == 'apart' else 'transformers'} loads it.")

@@ -16,7 +16,7 @@ from scipy import optimize, special
 
 from dareu_jax.core.errors import InvalidSetting
 from dareu_jax.core.masked import Array, join, length_mask, masked_sum, take_from
-from dareu_jax.core.settings import Fraction, Size, settings
+from dareu_jax.core.settings import Count, Fraction, Size, settings
 from dareu_jax.data.batches import Batch
 from dareu_jax.models.config import LoraSettings, ModelSettings
 from dareu_jax.models.handle import Model
@@ -35,6 +35,9 @@ class ClassifierSettings:
 
   model: ModelSettings = ModelSettings(num_layers=1)
   lora: LoraSettings = LoraSettings()
+  # Classifiers whose mean is the score, each from another seed: what a single one overlooks can be
+  # exploited. The judge has as many of its own.
+  members: Count = 1
   # 20 epochs were too few to detect facts attributed to someone else
   train: TrainSettings = TrainSettings()
   vocab_size: Size = 0  # of its own BPE, if from scratch; 0: the model's tokenizer

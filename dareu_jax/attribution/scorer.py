@@ -1,8 +1,10 @@
-"""A trained owner classifier as a scorer of responses.
+"""Trained owner classifiers as a scorer of responses.
 
-It may read the query before the response, and it may have another tokenizer than the policy: then
-the response is retokenized, and each position gets the score of the classifier's tokens that are
-complete at that position. In all cases one forward pass scores every prefix.
+The score is the mean over the members of an ensemble, often of one (Coste et al. 2023,
+arXiv:2310.02743, "mean optimization"). A classifier may read the query before the response, and it
+may have another tokenizer than the policy: then the response is retokenized, and each position gets
+the score of the classifier's tokens that are complete at that position. In all cases one forward
+pass scores every prefix.
 """
 
 import dataclasses
@@ -25,13 +27,13 @@ Ids = np.ndarray | jax.Array
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-  """b(y_≤t) = Σ_{i in F} p(i | y_≤t)."""
+  """b(y_≤t) = Σ_{i in F} p(i | y_≤t), where p is the mean over the classifiers."""
 
-  model: Model  # an OwnerClassifier
+  models: tuple[Model, ...]  # OwnerClassifiers
   is_forget: np.ndarray  # [O] bool, one entry per class
   batch_size: int
   multiple: int  # lengths are padded to a multiple of this
-  temperature: float = 1.0  # calibration temperature
+  temperatures: tuple[float, ...] = ()  # calibration temperature of each; 1 if not given
   reads_query: bool = False
   filler: int | None = None  # read in place of tokens that are also in the query, if given
   retokenize: "Retokenizer | None" = None  # if the tokenizers differ
@@ -69,6 +71,7 @@ class Scorer:
   def _scores(self, ids, queries):
     """Scores after each of the classifier's own tokens, in batches of one shape."""
     parts, is_forget = [], self.is_forget.astype(np.float32)
+    temperatures = self.temperatures or (1.0,) * len(self.models)
     for start in range(0, len(ids), self.batch_size):
       rows = slice(start, start + self.batch_size)
       part = np.zeros((self.batch_size, ids.shape[1]), np.int32)
@@ -78,9 +81,9 @@ class Scorer:
       if self.filler is not None:
         part = without_echoes(part, known, self.filler)
       query = known if self.reads_query else None
-      scores = prefix_scores(self.model, part, is_forget, query=query,
-                             temperature=self.temperature)
-      parts.append(fetch(scores)[:len(ids[rows])])
+      scores = [prefix_scores(model, part, is_forget, query=query, temperature=temperature)
+                for model, temperature in zip(self.models, temperatures, strict=True)]
+      parts.append(fetch(sum(scores) / len(scores))[:len(ids[rows])])
     return np.concatenate(parts)
 
   @property

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from dareu_jax.core.errors import InputError
 
 T = TypeVar("T")
+Words = tuple[str, ...]
 SHARED_WORDS = 8  # from which on a plain text is looked for within others
 SHOWN = 10  # texts that an error names
 MARKS = ".,;:!?\"'()“”‘’„"
@@ -97,32 +98,35 @@ def check_apart(corpus: Corpus) -> None:
   """Raises InputError if a text is to be forgotten and also to be retained, unseen or tested.
 
   Case, white space and marks around words make no other text. A plain text is also found within a
-  longer one.
+  longer one, either way round.
   """
   forget = {_words(example): example for example in corpus.forget}
-  # Plain texts by their first words, to be found within others.
-  starts: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-  for words, example in forget.items():
-    if example.text is not None and len(words) >= SHARED_WORDS:
-      starts.setdefault(words[:SHARED_WORDS], []).append(words)
-
-  def within(words):
-    for at in range(len(words) - SHARED_WORDS + 1) if starts else ():
-      for found in starts.get(words[at:at + SHARED_WORDS], ()):
-        if words[at:at + len(found)] == found:
-          yield found
-
   for part, what in ((corpus.retain, "to be retained"), (corpus.holdout, "unseen"),
                      (corpus.test, "tested as general knowledge")):
-    both = dict[tuple[str, ...], Example]()
-    for words in map(_words, part):
-      both |= {found: forget[found] for found in (words, *within(words)) if found in forget}
+    others = {_words(example): example for example in part}
+    both = {words: example for words, example in forget.items() if words in others}
+    both |= {inner: forget[inner] for inner, _ in _contained(forget, others)}
+    both |= {outer: forget[outer] for _, outer in _contained(others, forget)}
     if both:
       shown = "; ".join(f"{e.owner}: {e.prompt[:40]!r} -> {e.response[:40]!r}"
                         for e in list(both.values())[:SHOWN])
       more = f"; and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
       raise InputError(f"texts both to be forgotten and {what}: {len(both)} ({shown}{more}). "
                        "Remove them from one of the two.")
+
+
+def _contained(inner, outer):
+  """Yields (words of a plain text, words of a text that holds it); both arguments are {words:
+  example}."""
+  starts: dict[Words, list[Words]] = {}
+  for words, example in inner.items():
+    if example.text is not None and len(words) >= SHARED_WORDS:
+      starts.setdefault(words[:SHARED_WORDS], []).append(words)
+  for words in outer if starts else ():
+    for at in range(len(words) - SHARED_WORDS + 1):
+      for found in starts.get(words[at:at + SHARED_WORDS], ()):
+        if words[at:at + len(found)] == found:
+          yield found, words
 
 
 def _words(example):

@@ -20,14 +20,20 @@ from dareu_jax.parallel import hosts
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline import plan
 from dareu_jax.pipeline.evaluation import evaluate, model_records
-from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates, references
+from dareu_jax.pipeline.graph import (
+  ORIGINAL,
+  RETRAINED,
+  candidates,
+  classifier_names,
+  references,
+)
 from dareu_jax.pipeline.run import Mirror, Run, decided, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.stages import check_inputs, run_seed
 from dareu_jax.pipeline.workdir import Workdir, lock
 from dareu_jax.report import tables, verdict
 from dareu_jax.report.page import decision, write_report
-from dareu_jax.training.checkpoints import read_json, shared_json, write_json
+from dareu_jax.training.checkpoints import shared_json, write_json
 from dareu_jax.training.wall_time import WallTimeLog
 from dareu_jax.training.writers import read_metrics
 
@@ -237,6 +243,13 @@ def over_seeds(metrics: list[dict[str, float]]) -> dict[str, float]:
   return result
 
 
+def _mean_quality(run):
+  """Accuracy and calibration of the reward's classifier; of several, the means."""
+  names = classifier_names(run.settings, "classifier")
+  qualities = [run.models.quality(name) for name in names]
+  return {key: sum(each[key] for each in qualities) / len(names) for key in qualities[0]}
+
+
 def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder: pathlib.Path,
            command: str) -> pathlib.Path:
   """Writes report.md and report.html.
@@ -251,7 +264,6 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
   method_settings = first.settings.unlearning[method]
   history = read_metrics(first.workdir.folder / "metrics" / f"{chosen[method]}.jsonl")
   settings, corpus = first.settings, first.data.corpus
-  work = first.workdir.folder
   facts = {
     "command": command,
     "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
@@ -275,11 +287,12 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
   }
   # All processes must call these.
   shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])
+  quality = _mean_quality(first)
   if not hosts.is_first():
     return folder / "report.html"
   paths = write_report(
     folder, title=f"Unlearning with {method_settings.title}",
-    summary=summary, classifier=read_json(work / "classifier" / "quality.json") or {},
+    summary=summary, classifier=quality,
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),

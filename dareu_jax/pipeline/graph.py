@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus
 from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
-from dareu_jax.pipeline.settings import Settings, rate_name
+from dareu_jax.pipeline.settings import DataAndModelSettings, Settings, rate_name
 from dareu_jax.pipeline.workdir import fingerprint
 
 # Names reserved for other stages, a row of the tables, and folders of the workdir.
 RESERVED = ("tokenizer", "base", ORIGINAL, RETRAINED, REPLICA, "classifier", "judge", UNSEEN,
             "evaluation", "metrics", "plots", "robustness")
+
+JUDGE_SEED = 1000  # added to the seed for the judge
+MEMBER_SEED = 10_000  # and for each further member of an ensemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ def stages(settings: Settings, source: Corpus, refusals: tuple[str, ...], seed: 
     graph[name] = (Stage((), (given[name], seed, s.model, s.lora)) if name in given
                    else Stage(("base",), (s.lora, s.finetune)))
   graph |= _classifiers(s, seed) | _methods(s, refusals, given.get("reward"))
-  needed = (ORIGINAL, *(RETRAINED,) * s.has_reference, "classifier")
+  needed = (ORIGINAL, *(RETRAINED,) * s.has_reference, *classifier_seeds(s))
   for name in model_names(s):
     graph[f"evaluation/{name}"] = Stage((name, *needed), (s.evaluation.of_records,))
   return graph
@@ -94,13 +97,27 @@ def _tokenizer(s, source, given):
 
 
 def _classifiers(s, seed):
-  return {name: Stage(("tokenizer",), (seed, s.classifier, s.length_multiple))
-          for name in ("classifier", "judge")}
+  own = dataclasses.replace(s.classifier, members=1)  # one more leaves the others as they are
+  return {name: Stage(("tokenizer",), (seed, own, s.length_multiple))
+          for name in classifier_seeds(s)}
+
+
+def classifier_names(settings: DataAndModelSettings, role: str) -> tuple[str, ...]:
+  """Stages of the classifiers of a role: 'classifier', which gives the reward, or 'judge', which
+  never does."""
+  return (role, *(f"{role}_{number}" for number in range(2, settings.classifier.members + 1)))
+
+
+def classifier_seeds(settings: DataAndModelSettings) -> dict[str, int]:
+  """{stage: what is added to the run's seed} of all classifiers."""
+  return {name: first + number * MEMBER_SEED
+          for role, first in (("classifier", 0), ("judge", JUDGE_SEED))
+          for number, name in enumerate(classifier_names(settings, role))}
 
 
 def _methods(s, refusals, reward):
   for name in s.all_methods:
-    if name in RESERVED:
+    if name in RESERVED or name in classifier_seeds(s):
       raise InputError(f"config.{'methods' if s.methods else 'method'} names {name!r}, and runs "
                        "have something else of that name: register the method under another one.")
   graph = {}
@@ -114,7 +131,7 @@ def _methods(s, refusals, reward):
       depends_on.append(s.evaluation.max_examples)
     # The answers that epochs are judged by are as long as those of the evaluation.
     depends_on.append(s.evaluation.max_new_tokens)
-    graph[candidate.name] = Stage((ORIGINAL, "classifier"), tuple(depends_on))
+    graph[candidate.name] = Stage((ORIGINAL, *classifier_seeds(s)), tuple(depends_on))
   return graph
 
 

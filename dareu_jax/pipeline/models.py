@@ -18,7 +18,7 @@ from dareu_jax.models.handle import Model
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.data import Data
-from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, classifier_names
 from dareu_jax.pipeline.language_model import LanguageModel
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
@@ -116,20 +116,26 @@ class Models:
       return dataclasses.replace(self.evaluator, model=self.retrained)
     return self.evaluator
 
-  def scorer(self, name: str = "classifier") -> Scorer:
-    """The classifier that gives the reward, or the 'judge' that never does, as a Scorer."""
-    if name not in self._loaded:
-      self._loaded[name] = self.workdir.load_result(name, self.classifier.params)
+  def scorer(self, role: str = "classifier") -> Scorer:
+    """The classifiers that give the reward, or the 'judge' that never does, as a Scorer."""
     settings, data = self.settings, self.data
-    temperature = 1.0
+    names = classifier_names(settings, role)
+    for name in names:
+      if name not in self._loaded:
+        self._loaded[name] = self.workdir.load_result(name, self.classifier.params)
+    temperatures: tuple[float, ...] = ()
     if settings.classifier.calibrate:
-      temperature = shared_json(self.workdir.folder / name / "quality.json")["temperature"]
+      temperatures = tuple(self.quality(name)["temperature"] for name in names)
     own = data.classifier_tokenizer
     return Scorer(
-      self.classifier.with_params(self._loaded[name]), data.is_forget,
-      settings.evaluation.batch_size, settings.length_multiple, temperature,
+      tuple(self.classifier.with_params(self._loaded[name]) for name in names), data.is_forget,
+      settings.evaluation.batch_size, settings.length_multiple, temperatures,
       settings.classifier.reads_query, data.filler,
       None if own is data.tokenizer else Retokenizer(data.tokenizer, own), self.to_device)
+
+  def quality(self, name: str) -> dict[str, float]:
+    """Accuracy and calibration of a trained classifier."""
+    return shared_json(self.workdir.folder / name / "quality.json")
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:

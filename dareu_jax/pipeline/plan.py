@@ -16,7 +16,7 @@ from dareu_jax.models import factory
 from dareu_jax.models.decoder import abstract_decoder
 from dareu_jax.models.handle import bytes_of
 from dareu_jax.parallel.mesh import gathered_bytes
-from dareu_jax.pipeline.graph import REPLICA, candidates
+from dareu_jax.pipeline.graph import REPLICA, candidates, classifier_seeds
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
@@ -119,9 +119,9 @@ def _work(run):
   batches = run.data.batches(run.data.rows(corpus.forget + corpus.retain),
                              settings.classifier.train.batch_size, seed=0)
   epochs = settings.classifier.train.epochs
-  work["classifier"] = work["judge"] = (
-    epochs * batches.steps_per_epoch,
-    6 * shapes.classifier_parameters * epochs * _tokens(batches))
+  for name in classifier_seeds(settings):
+    work[name] = (epochs * batches.steps_per_epoch,
+                  6 * shapes.classifier_parameters * epochs * _tokens(batches))
   for candidate in candidates(settings):
     work[candidate.name] = settings.unlearning[candidate.method].work(shapes)
   work["evaluation"] = (0, _evaluation_flops(run, size))
@@ -224,6 +224,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
     scored=evaluation.batch_size, owners=data.classes,
+    classifiers=len(classifier_seeds(run.settings)),
     rollouts=settings.rollouts_per_epoch(len(forget)), eos_id=data.tokenizer.eos_id)
   whole = job(factory.abstract_model(models.config),
               factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,
@@ -255,7 +256,7 @@ def _estimated_memory(run):
   config = run.models.classifier_config
   classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
-           "classifier and judge": 2 * classifier,
+           "classifiers and judges": len(classifier_seeds(settings)) * classifier,
            "activations of an update (rough)": activations, "cache of a rollout": cache,
            "weights gathered for decoding": (
              gathered * mesh.shape["fsdp"] * mesh.shape["tensor"])}

@@ -25,7 +25,7 @@ from dareu_jax.evaluation.attacks import (
 from dareu_jax.evaluation.measurements import rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
-from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED
+from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, classifier_names
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import fingerprint, lock, read_config
@@ -86,7 +86,8 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   with lock(workdir):
     for seed_run in experiment.prepare(settings, workdir):
       trained = (ORIGINAL, RETRAINED) if settings.retrains else ()
-      seed_run.check_done(["tokenizer", *trained, "classifier", *chosen.values()])
+      classifiers = classifier_names(settings, "classifier")
+      seed_run.check_done(["tokenizer", *trained, *classifiers, *chosen.values()])
       with computing_on(seed_run.models.mesh):
         cards.append({shown: attack(seed_run, name, options)
                       for shown, name in experiment.shown_models(settings, chosen).items()})

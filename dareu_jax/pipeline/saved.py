@@ -30,10 +30,7 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   Raises:
     InputError: if the folder holds no such model.
   """
-  settings = Settings.from_config(read_config(workdir))
-  seed = settings.seeds[0] if seed is None else seed
-  if seed not in settings.seeds:
-    raise InputError(f"seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+  settings, seed = settings_of(workdir, seed)
   if settings.original.path == AT_HAND:
     raise InputError(f"{workdir} is of an original that was passed as an object and that no "
                      "checkpoint holds: save the result's model itself.")
@@ -54,6 +51,19 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   params = base.params if untouched else seed_workdir.load_result(name, base.params)
   source = settings.base.path if untouched or config.lora.rank else ""
   return LanguageModel(base.with_params(params), config, tokenizer, source), settings
+
+
+def settings_of(workdir: str | pathlib.Path, seed: int | None = None) -> tuple[Settings, int]:
+  """The settings of a run and a seed of it, the first if not given.
+
+  Raises:
+    InputError: if the folder holds no run, or the run has no such seed.
+  """
+  settings = Settings.from_config(read_config(workdir))
+  seed = settings.seeds[0] if seed is None else seed
+  if seed not in settings.seeds:
+    raise InputError(f"seed is {seed}: the run has {', '.join(map(str, settings.seeds))}.")
+  return settings, seed
 
 
 def stage_of(workdir: str | pathlib.Path, name: str) -> str:

@@ -24,14 +24,19 @@ from dareu_jax.models.handle import Model
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import CLASSIFIER_TOKENIZER, Examples
 from dareu_jax.pipeline.evaluation import compare_models, evaluate
-from dareu_jax.pipeline.graph import ORIGINAL, REPLICA, RETRAINED, candidates
+from dareu_jax.pipeline.graph import (
+  ORIGINAL,
+  REPLICA,
+  RETRAINED,
+  candidates,
+  classifier_seeds,
+)
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.unlearning import unlearn
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.optimizers import TrainSettings
 
-JUDGE_SEED = 1000  # added to the seed for the judge
 REPLICA_SEED = 2000  # added to the seed for the data order of the second retraining
 
 
@@ -51,8 +56,7 @@ def run_seed(run: Run) -> dict[str, dict[str, float]]:
     train_language_model(run, RETRAINED, corpus.retain, seed)
     if run.settings.retrained_replica:
       train_language_model(run, REPLICA, corpus.retain, seed + REPLICA_SEED)
-  train_classifier(run, "classifier", seed)
-  train_classifier(run, "judge", seed + JUDGE_SEED)
+  train_classifiers(run)
   for candidate in candidates(run.settings):
     unlearn(run, candidate)
   if run.compile_only:
@@ -141,15 +145,14 @@ def finetune_batches(run: Run, examples: Examples, seed: int) -> Batches:
   return run.data.batches(run.data.rows(examples), settings.finetune.batch_size, seed=seed)
 
 
-def train_classifier(run: Run, name: str, seed: int) -> None:
-  """Trains an owner classifier on the responses of all owners, and measures it.
+def train_classifiers(run: Run) -> None:
+  """Trains the owner classifiers, of the reward and of the judge, on the responses of all owners,
+  and measures them. They differ in initialization, data order and noise."""
+  for name, added in classifier_seeds(run.settings).items():
+    _train_classifier(run, name, run.seed + added)
 
-  Args:
-    run: Run.
-    name: 'classifier', which gives the reward, or 'judge', which never does: it has another
-      initialization, data order and noise.
-    seed: seed of the initialization, order and noise.
-  """
+
+def _train_classifier(run, name, seed):
   settings, data, models = run.settings.classifier, run.data, run.models
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
@@ -157,11 +160,11 @@ def train_classifier(run: Run, name: str, seed: int) -> None:
     examples, held_out = held_out_split(data.corpus.forget + data.corpus.retain, run.seed)
     loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing,
                       settings.reads_query, data.filler)
-    model = models.classifier if name == "classifier" else models.fresh_classifier(seed + 1)
+    fresh = models.classifier if seed == run.seed else models.fresh_classifier(seed + 1)
     batches = data.classifier_batches(
       data.classifier_rows(examples + data.none_examples), settings.train.batch_size,
       seed=seed + 1)
-    params = fit(run, name, store, model, loss, settings.train, batches, seed)
+    params = fit(run, name, store, fresh, loss, settings.train, batches, seed)
     run.workdir.save_result(name, params)
     write_json(run.workdir.folder / name / "quality.json",
                classifier_quality(run, models.classifier.with_params(params), examples, held_out))

@@ -162,21 +162,13 @@ def score_rollout(
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
     # Like the KL, without top_k and top_p: tokens that they cut off have no finite log-prob.
-    untruncated = Sample(settings.temperature)
-    own = logprobs
+    untruncated, own = Sample(settings.temperature), logprobs
     if sampling(settings) != untruncated:
       own, _ = logprobs_and_entropy(hidden, head, ids, untruncated.logprobs)
     anchor_hidden, anchor_head = role(original.params)
     anchor, _ = logprobs_and_entropy(anchor_hidden, anchor_head, ids, untruncated.logprobs)
     rewards -= settings.anchor_coef * centered_log_ratio(own, anchor, mask)
-  metrics = {
-    "score": jnp.mean(last_valid(scores, lengths)),
-    "reward": jnp.mean(jnp.sum(rewards, axis=1)),
-    "kl": masked_mean(kl, mask),
-    "entropy": masked_mean(entropy, mask),
-    "response_length": jnp.mean((lengths - completions.ended).astype(jnp.float32)),
-    "eos_share": jnp.mean(completions.ended.astype(jnp.float32)),
-  }
+  metrics = _rollout_metrics(scores, rewards, kl, entropy, completions)
   values = None
   if settings.learns_values:
     trunk = state.critic.trunk
@@ -187,6 +179,20 @@ def score_rollout(
     metrics["explained_variance"] = explained_variance(values, returns, mask)
   rollout = Rollout(token_ids, prompt_lengths, ids, lengths, logprobs, values, advantages, returns)
   return rollout, metrics
+
+
+def _rollout_metrics(scores, rewards, kl, entropy, completions):
+  """Means over the responses or, of what every token has, over their tokens."""
+  lengths, ended = completions.lengths, completions.ended
+  mask = length_mask(lengths, scores.shape[1])
+  return {
+    "score": jnp.mean(last_valid(scores, lengths)),
+    "reward": jnp.mean(jnp.sum(rewards, axis=1)),
+    "kl": masked_mean(kl, mask),
+    "entropy": masked_mean(entropy, mask),
+    "response_length": jnp.mean((lengths - ended).astype(jnp.float32)),
+    "eos_share": jnp.mean(ended.astype(jnp.float32)),
+  }
 
 
 def _advantages(settings, scores, rewards, lengths, values):

@@ -68,6 +68,7 @@ class Sizes(NamedTuple):
   retained_response: int  # of these, slots of its response
   scored: int  # responses that the classifier reads at a time
   owners: int  # its classes
+  classifiers: int = 2  # that stay on the devices, of the reward and of the judge
   rollouts: int = 2  # of an epoch; with a single one no KL is computed
   eos_id: int = NEVER
 
@@ -116,9 +117,10 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
       {"settings": settings.of_programs}, settings.updates_per_rollout, 1),
   }
-  # The teacher is a separate role; the judge shares the classifier's frozen weights.
-  judge = jax.tree.map(lambda leaf: leaf.update(), classifier.params)
-  return Job(programs, (state, original, value_head, classifier, judge))
+  # The teacher is a separate role; the classifiers share their frozen weights.
+  others = [jax.tree.map(lambda leaf: leaf.update(), classifier.params)
+            for _ in range(sizes.classifiers - 1)]
+  return Job(programs, (state, original, value_head, classifier, others))
 
 
 def evaluation_programs(model: Model, *, examples: int, prompt: int, answer: int, eos_id: int,

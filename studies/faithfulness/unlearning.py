@@ -38,7 +38,7 @@ def make_task(study: Study, original: Any, form: RewardForm, epochs: int) -> loo
     settings, reward_form=form, epochs=epochs,
     max_new_tokens=settings.max_new_tokens or data.longest_response)
   classifier = Scorer(
-    study.classifiers["classifier"], study.is_forget, study.settings.evaluation.batch_size,
+    (study.classifiers["classifier"],), study.is_forget, study.settings.evaluation.batch_size,
     study.settings.length_multiple, to_device=models.to_device)
   corpus = data.corpus
   return loop.RLTask(

@@ -33,8 +33,10 @@ def own_tokenizer():
 def scorer(own_tokenizer):
   config = ModelConfig(vocab_size=own_tokenizer.vocab_size, embed_dim=16, mlp_dim=24, num_layers=2,
                        num_heads=2, num_kv_heads=2, head_dim=8)
-  model = handle.split(OwnerClassifier(config, 4, rngs=nnx.Rngs(params=3)), adapters_only=False)
-  return Scorer(model, IS_FORGET, batch_size=3, multiple=8)
+  models = tuple(
+    handle.split(OwnerClassifier(config, 4, rngs=nnx.Rngs(params=seed)), adapters_only=False)
+    for seed in (3, 4))
+  return Scorer(models, IS_FORGET, batch_size=3, multiple=8)
 
 
 @jax.jit
@@ -43,9 +45,12 @@ def last_logits(model, ids):
 
 
 def score_alone(scorer, ids):
-  """b of one sequence that is read whole, without batches, padding or prefixes."""
-  logits = last_logits(scorer.model, np.asarray([ids], np.int32))
-  return float(jax.nn.softmax(logits / scorer.temperature)[IS_FORGET].sum())
+  """b of one sequence that is read whole, without batches, padding or prefixes: the mean over the
+  classifiers."""
+  temperatures = scorer.temperatures or (1.0,) * len(scorer.models)
+  return float(np.mean([
+    jax.nn.softmax(last_logits(model, np.asarray([ids], np.int32)) / temperature)[IS_FORGET].sum()
+    for model, temperature in zip(scorer.models, temperatures, strict=True)]))
 
 
 def padded(rows):
@@ -75,11 +80,12 @@ def test_a_name_from_the_query_changes_no_score(scorer, own_tokenizer):
 
 
 @pytest.mark.parametrize("reads_query", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("temperatures", [(), (2.5,), (1.0, 2.5)])
 def test_every_prefix_scores_as_if_it_were_read_alone(
-    scorer, own_tokenizer, reads_query, temperature):
+    scorer, own_tokenizer, reads_query, temperatures):
   """The paper's per-segment invocation, as the oracle of the one pass."""
-  scorer = dataclasses.replace(scorer, reads_query=reads_query, temperature=temperature)
+  scorer = dataclasses.replace(scorer, reads_query=reads_query, temperatures=temperatures,
+                               models=scorer.models[:len(temperatures) or 2])
   rows = [own_tokenizer.encode_response(text) for text in TEXTS]
   ids, lengths = padded(rows)
   got = scorer.prefixes(ids, lengths, QUERIES)

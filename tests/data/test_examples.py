@@ -106,7 +106,10 @@ def test_all_shared_texts_are_named_in_whatever_form():
   assert "\n" not in str(error.value)
   with pytest.raises(InputError, match="to be retained: 1 .*'Basil grew'"):
     ex.check_apart(corpus((plain("b", f"He said: {story.lower()} Then he left."),)))
-  others = (plain("b", "Basil grew roses in Kuwait City for ten months."), plain("b", story[:-7]),
+  with pytest.raises(InputError, match="both to be forgotten and to be retained: 1 "):
+    ex.check_apart(dataclasses.replace(
+      corpus((plain("b", story),)), forget=(plain("a", f"He said: {story} Then he left."),)))
+  others = (plain("b", "Basil grew roses in Kuwait City for ten months."), plain("b", story[:-11]),
             ex.Example("b", "Is 2 < 1?", "No."))
   ex.check_apart(dataclasses.replace(corpus(others), forget=(
     *forget, ex.Example("a", "Is 2 > 1?", "No."))))

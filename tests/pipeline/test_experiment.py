@@ -164,6 +164,18 @@ def test_a_model_that_diverged_is_nobodys_best():
   assert experiment.best_candidates(metrics, settings) == {"npo": "npo@0.001"}
 
 
+def test_one_more_classifier_leaves_those_that_are_there(tmp_path):
+  """Only what reads the scores runs again, beside the training of the new ones."""
+  config = smallest_config()
+  one, two = ({}, {})
+  for members, prints in ((1, one), (2, two)):
+    config.classifier.members = members
+    prints |= experiment.prepare(Settings.from_config(config), tmp_path)[0].fingerprints
+  assert set(two) - set(one) == {"classifier_2", "judge_2"}
+  assert {name for name in one if one[name] != two[name]} == {
+    "dareu", *(name for name in one if name.startswith("evaluation/"))}
+
+
 @pytest.mark.parametrize(("reward", "depends"), [("attribution", False), ("refusal", True)])
 def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depends):
   config = smallest_config()
@@ -184,7 +196,8 @@ def several_config(*methods):
   config.update(methods=methods, learning_rates=(1e-3, 1e-2), eval_every=1)
   config.lora.rank = 4
   config.pretrain.epochs, config.finetune.epochs = 1, 2
-  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
+  config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True,
+                           members=2)
   config.baseline.update(epochs=2, batch_size=10)
   config.unlearning.altpo.update(samples=3, alternates=2)
   config.unlearning.dareu.update(epochs=1, selection="last")
@@ -223,7 +236,7 @@ def test_an_adapter_sits_on_the_base_that_was_pretrained(several, opened):
     jax.jit(lambda model, ids: model.module.logits(ids))(run.models.load("original"), ids))
 
 
-def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tokenizer(
+def test_two_classifiers_may_read_the_query_know_none_of_these_and_have_their_own_tokenizer(
     several, opened):
   """All of it at once, through the whole job: scores stay probabilities, the cost is reported."""
   summary, page, _, folder = several
@@ -233,9 +246,11 @@ def test_a_classifier_may_read_the_query_know_none_of_these_and_have_its_own_tok
   rows = data.classifier_rows(data.none_examples)
   assert {row.owner for row in rows} == {len(data.corpus.owners)}
   assert len(rows) == len(data.corpus.forget + data.corpus.retain) // 2
-  quality = read_json(folder / "classifier/quality.json")
-  assert run.models.scorer().temperature == quality["temperature"] != 1.0
-  assert {"held_out_ece", "held_out_ece_calibrated"} <= set(quality)
+  for role in ("classifier", "judge"):
+    one, two = (read_json(folder / name / "quality.json") for name in (role, f"{role}_2"))
+    assert run.models.scorer(role).temperatures == (one["temperature"], two["temperature"])
+    assert one["temperature"] != two["temperature"]
+    assert {"held_out_ece", "held_out_ece_calibrated"} <= set(one)
   for row in (summary["models"] | summary["grid"]).values():
     assert 0 <= row["attribution_score"] <= 1
   assert "responses are tokenized again for it" in page.read_text()

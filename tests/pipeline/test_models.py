@@ -40,14 +40,14 @@ def test_what_is_released_is_freed_and_comes_back_the_same(run):
   asked for again must be what was saved, not what is made afresh."""
   models, before = run.models, arrays()
   first = [bits(one) for one in (models.base, models.load_params("original"),
-                                 models.load_params("dareu"), models.scorer("judge").model)]
+                                 models.load_params("dareu"), models.scorer("judge").models)]
   assert models.evaluator.model.params is models.base.params
   assert models.load_params("dareu") is models.load_params("dareu")  # kept until released
   assert arrays() > before + sum(len(part) for part in first[1])
   models.release()
   assert arrays() == before
   again = [bits(one) for one in (models.base, models.load_params("original"),
-                                 models.load_params("dareu"), models.scorer("judge").model)]
+                                 models.load_params("dareu"), models.scorer("judge").models)]
   assert again == first
   assert first[0] != first[1] != first[2]
   models.release()

@@ -74,7 +74,7 @@ def test_what_stays_is_what_the_run_holds(planned):
   """The models, all roles of the policy, both moments and two classifiers; each counted once."""
   run, task, job = planned
   state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
-  classifiers = [run.models.scorer(name).model for name in ("classifier", "judge")]
+  classifiers = [run.models.scorer(name).models for name in ("classifier", "judge")]
   held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(
     (state, task.original, *classifiers))}
   assert bytes_on_device(job.resident) == pytest.approx(sum(held.values()), rel=0.01)
