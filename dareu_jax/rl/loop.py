@@ -23,7 +23,7 @@ from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
 from dareu_jax.rl.reward_functions import ForgetSet, Reward, score
-from dareu_jax.rl.selection import choose, holds, rate_scale, rolls_back
+from dareu_jax.rl.selection import choose, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import batch_hash
@@ -95,8 +95,7 @@ def run(task: RLTask, stage: StageIO) -> Result:
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step, rate_scale(reports, guards),
-                             forgets=not holds(reports, settings))
+      state, metrics = learn(task, state, step, rate_scale(reports, guards), reports[-1].level)
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -122,10 +121,12 @@ def run(task: RLTask, stage: StageIO) -> Result:
 
 
 def learn(task: RLTask, state: learner.LearnerState, step: int,
-          rate_scale: float = 1.0, *,
-          forgets: bool = True) -> tuple[learner.LearnerState, dict[str, Any]]:
-  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics). If it
-  `forgets`, the policy learns from its responses; else from retained data alone.
+          rate_scale: float = 1.0,
+          level: float = 0.0) -> tuple[learner.LearnerState, dict[str, Any]]:
+  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
+
+  With `hold_at_level`, the responses to a query whose mean score is at or below the `level` have
+  advantages of 0: of them nothing is learned, but what is retained is.
 
   Raises:
     InputError: if a metric is not finite, as no later one would be.
@@ -147,18 +148,20 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   texts = _texts(evaluator.tokenizer, completions)
   sampled = time.monotonic()
   responses = task.forget.responses(chosen, completions, texts)
-  scores = evaluator.to_device(score(task.reward, responses))
+  scores = score(task.reward, responses)
   rewarded = time.monotonic()
   # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
-    state, task.original, task.value_head.with_params(None), scores, *prompts, completions,
-    settings=of_programs, moved=task.rollouts_per_epoch > 1)
+    state, task.original, task.value_head.with_params(None), evaluator.to_device(scores), *prompts,
+    completions, settings=of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
+  if settings.hold_at_level:
+    above = above_level(scores, responses.lengths, chosen, level)
+    rollout = rollout._replace(
+      advantages=rollout.advantages * evaluator.to_device(above[:, None]))
+    metrics["held_share"] = 1 - above.mean()
   learned, learned_from = [], []
-  rows_learned = _most_informative(rollout, settings)
-  if not forgets:
-    rollout = rollout._replace(lengths=0 * rollout.lengths)  # none of their tokens counts
-  for rows, number in minibatches(task, step, rows_learned):
+  for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
     scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]
@@ -177,6 +180,23 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
   metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
   return state._replace(step=state.step + 1), metrics
+
+
+def above_level(scores: np.ndarray, lengths: np.ndarray, chosen: np.ndarray,
+                level: float) -> np.ndarray:
+  """Whether the mean score of all responses to its query is above the level, of each response.
+
+  Args:
+    scores: [B, T]; of every prefix.
+    lengths: [B]; of the responses.
+    chosen: [B]; which query each answers.
+    level: the score to come down to.
+
+  Returns: [B] bool.
+  """
+  whole = scores[np.arange(len(scores)), np.maximum(lengths - 1, 0)]
+  sums = np.bincount(chosen, whole)
+  return (sums / np.maximum(np.bincount(chosen), 1) > level)[chosen]
 
 
 def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:

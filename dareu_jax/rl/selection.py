@@ -29,11 +29,11 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
     at or below their levels, and keeps the last of them (score and level are means over few
     answers, so a single crossing may be chance); before that, for the same reason, the acceptable
     epoch with the lowest mean of score and judge's score. `last_at_level`: the run does not stop,
-    and keeps the last acceptable epoch whose score and judge's score are at most `max_judge_gap`
-    above their levels (as the rate falls, what is retained comes back); without one, that with the
-    lowest mean. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last
-    acceptable epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is done
-    as well.
+    and keeps the last acceptable epoch whose score and judge's score are at or below their levels
+    (as the rate falls, what is retained comes back); without one, the last at most `max_judge_gap`
+    above them; without one, that with the lowest mean. `lowest_score`: the acceptable epoch with
+    the lowest score. `last`: the last acceptable epoch. If no epoch is acceptable: 0, the original.
+    A run that its guards stop is done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
@@ -43,7 +43,8 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  at_level = [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)]
+  at_level = ([r for r in acceptable if _is_at_level(r, 0.0)]
+              or [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)])
   if settings.selection == "last":
     kept = acceptable[-1]
   elif settings.selection == "last_at_level" and at_level:
@@ -65,12 +66,6 @@ def _lowest(reports, score):
     if score(report) < score(kept) - ROUNDING:
       kept = report
   return kept
-
-
-def holds(reports: Sequence[EpochReport], settings: RLSettings) -> bool:
-  """Whether the next epoch only retains: the newest one is at or below its levels, by the judge
-  too."""
-  return settings.hold_at_level and _is_at_level(reports[-1], 0.0)
 
 
 def _is_at_level(report, margin):

@@ -78,8 +78,8 @@ class RLSettings:
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
   selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
-  # Whether an epoch after one at or below its levels learns from retained data alone: the aim is
-  # the level, not zero
+  # Whether nothing is learned from the responses to a query whose mean score is at or below the
+  # level: the aim is the level, not zero
   hold_at_level: bool = False
   # With selection 'unseen_level': epochs in a row at or below the level before the run stops
   settle_epochs: Count = 5

@@ -53,8 +53,8 @@ def run(monkeypatch):
   """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
   rates = []
 
-  def learn(task, state, step, rate_scale, *, forgets):
-    assert forgets
+  def learn(task, state, step, rate_scale, level):
+    assert level == 0.01  # of the newest report
     rates.append(rate_scale)
     policy = jax.tree.map(lambda x: x + rate_scale, state.policy)
     metrics = {"score": 0.0, "response_length": 0.0, "kl": 0.0}
@@ -63,7 +63,7 @@ def run(monkeypatch):
   monkeypatch.setattr(loop, "learn", learn)
 
   def assess(policy, epoch):
-    return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.0,
+    return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.01,
                   response_length=LENGTHS[epoch])
 
   def go(action, store=None, **guards):

@@ -129,16 +129,27 @@ def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registr
   assert np.mean(scores[-3:]) < np.mean(scores[:3]) - 0.1, scores
 
 
-@pytest.mark.parametrize("forgets", [True, False])
-def test_an_epoch_that_only_retains_learns_nothing_from_its_responses(forgets):
-  task = make_task(lambda responses: even_tokens(responses.ids))  # with nothing to distill
+@pytest.mark.parametrize(("hold", "level", "learns"), [
+  (False, 1.0, True), (True, 1.0, False), (True, 0.0, True)])
+def test_at_the_level_nothing_is_learned_from_a_response(hold, level, learns):
+  # With nothing to distill, and a critic that does not move the policy
+  task = make_task(lambda responses: even_tokens(responses.ids), hold_at_level=hold,
+                   critic="separate")
   state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
   before = [np.array(leaf) for leaf in jax.tree.leaves(state.policy)]
-  state, metrics = loop.learn(task, state, 0, forgets=forgets)
+  state, metrics = loop.learn(task, state, 0, level=level)
   changes = [np.abs(leaf - old).max()
              for leaf, old in zip(jax.tree.leaves(state.policy), before, strict=True)]
-  assert (max(changes) > 0) == forgets
+  assert (max(changes) > 0) == learns
   assert metrics["score"] > 0  # it is measured all the same
+
+
+def test_a_query_is_at_the_level_by_all_its_responses():
+  """Of their whole length, wherever they stand in the rollout; at the level is not above it."""
+  scores = np.array([[0.9, 0.4, 0.9], [0.0, 0.0, 0.25], [0.9, 0.0, 0.0], [0.0, 0.9, 0.9]])
+  got = loop.above_level(scores, np.array([2, 3, 3, 1]), np.array([2, 0, 2, 0]), 0.125)
+  np.testing.assert_array_equal(got, [True, False, True, False])
+  assert not loop.above_level(scores[3:], np.array([1]), np.array([5]), 0.1).any()
 
 
 def test_a_metric_that_is_no_number_stops_the_run():
