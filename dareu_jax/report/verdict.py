@@ -14,6 +14,8 @@ FORGOTTEN = {"attribution_score": ("attribution", JUDGE_MARGIN),
 # Beside the original: how much lower they may be.
 KEPT = {"retain_rouge": ("D_R ROUGE", 0.03), "test_rouge": ("D_test ROUGE", 0.02),
         "test_accuracy": ("D_test accuracy", 0.02)}
+TRUE = 0.9  # ROUGE-L recall of the true answer from which on an answer gives it away
+MOST_SHOWN = 3  # queries whose answers still do, in one sentence
 MOST_KINDS = 6  # of test queries, that one sentence lists
 
 
@@ -27,6 +29,7 @@ def of(models: Models, method: str, originals: Sequence[Evaluation],
     originals, unlearned: evaluations of the original and of the unlearned model, one of each seed.
   """
   return [judgement(models, method), reached(models, method),
+          *true_answers(method, originals, unlearned),
           *right_answers(method, originals, unlearned)]
 
 
@@ -73,6 +76,29 @@ def reached(models: Models, method: str) -> str:
     parts += [f"{word}: {', '.join(found[there])}."
               for word, there in zip(words, (True, False), strict=True) if found[there]]
   return f"{method}: {' '.join(parts) or 'there is nothing to compare it with.'}"
+
+
+def true_answers(method: str, originals: Sequence[Evaluation],
+                 unlearned: Sequence[Evaluation]) -> list[str]:
+  """One sentence: how many forget queries are still given the true answer, nearly word for word,
+  over all seeds, and which. A mean near the target may hide one text that is wholly there.
+
+  It does not begin with the method's name: see `right_answers`.
+  """
+  after, before = _true(unlearned), _true(originals)
+  if not after:
+    return []
+  left = [prompt for prompt, is_true in after if is_true]
+  which = "; ".join(map(repr, list(dict.fromkeys(left))[:MOST_SHOWN]))
+  return [f"Forget queries to which {method} gives the true answer (to which the original does): "
+          f"{len(left)} of {len(after)} ({sum(is_true for _, is_true in before)})."
+          + (f" Among them: {which}." if which else "")]
+
+
+def _true(evaluations):
+  """(prompt, whether the answer is the true one) of each forget query."""
+  return [(record.prompt, value >= TRUE) for each in evaluations for record, value in zip(
+    each.records["forget"], each.by_example("forget_rouge"), strict=True)]
 
 
 def right_answers(method: str, originals: Sequence[Evaluation],

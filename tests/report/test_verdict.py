@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dareu_jax.evaluation.metrics.base import Evaluation
-from dareu_jax.report.verdict import judgement, reached, right_answers
+from dareu_jax.report.verdict import judgement, reached, right_answers, true_answers
 from tests.evaluation.made_records import make_records
 
 
@@ -39,6 +39,19 @@ def test_what_is_reached_and_what_is_kept_is_said_figure_by_figure():
     "ROUGE 0.200 (0.200). NOT kept: D_R ROUGE 0.910 (0.950).")
   assert "NOT" not in reached(models | {"dareu": row(0.09, 0.93)}, "dareu")
   assert judgement({"unseen": {}, "dareu": {}}, "dareu") == "dareu: its answers have no score."
+
+
+def test_a_text_that_is_still_there_is_named():
+  """The mean score may be at the level with one answer word for word."""
+  records = make_records()
+  first, *others = records["forget"]
+  told = dataclasses.replace(first, prompt="Where was he born?", answer=f"Well, {first.truth}")
+  before = Evaluation(records | {"forget": [told, told, *others[1:]]})
+  after = Evaluation(records | {"forget": [told, *others]})
+  assert true_answers("dareu", [before], [after]) == [
+    "Forget queries to which dareu gives the true answer (to which the original does): 1 of 8 (2). "
+    "Among them: 'Where was he born?'."]
+  assert true_answers("dareu", [before], [Evaluation(records)])[0].endswith("0 of 8 (2).")
 
 
 def test_right_answers_are_counted_kind_by_kind_before_and_after():
