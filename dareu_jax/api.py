@@ -94,8 +94,8 @@ class Result:
     original: the model it was, with the same adapters untrained.
     reports: of the epochs; the first of the original.
     chosen_epoch: epoch that the model was taken from; 0 means unchanged.
-    classifier: the owner classifier that the reward asked.
-    judge: another one, which the reward never asked.
+    classifier: the owner classifiers that the reward asked.
+    judge: others, which the reward never asked.
     method: the method with its settings.
     forget_owners: names of the owners that were to be forgotten.
   """
@@ -144,8 +144,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
             seed: int = 42) -> Result:
   """Makes a model forget what it learned from some owners.
 
-  The model is the original: it is not fine-tuned, and nothing is retrained. Two owner classifiers
-  are trained on the examples, the method runs, and the epoch that its rule keeps is returned.
+  The model is the original: it is not fine-tuned, and nothing is retrained. Owner classifiers are
+  trained on the examples, the method runs, and the epoch that its rule keeps is returned.
 
   Args:
     model: of `load_model`.

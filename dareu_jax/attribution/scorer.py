@@ -1,10 +1,10 @@
 """Trained owner classifiers as a scorer of responses.
 
-The score is the mean over the members of an ensemble, often of one (Coste et al. 2023,
-arXiv:2310.02743, "mean optimization"). A classifier may read the query before the response, and it
-may have another tokenizer than the policy: then the response is retokenized, and each position gets
-the score of the classifier's tokens that are complete at that position. In all cases one forward
-pass scores every prefix.
+The score is the mean over one or several classifiers (Coste et al. 2023, arXiv:2310.02743, "mean
+optimization"). They may read the query before the response, and they may have another tokenizer
+than the policy: then the response is retokenized, and each position gets the score of the
+classifier's tokens that are complete at that position. In all cases one forward pass of each scores
+every prefix.
 """
 
 import dataclasses

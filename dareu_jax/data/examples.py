@@ -106,7 +106,7 @@ def check_apart(corpus: Corpus) -> None:
     others = {_words(example): example for example in part}
     both = {words: example for words, example in forget.items() if words in others}
     both |= {inner: forget[inner] for inner, _ in _contained(forget, others)}
-    both |= {outer: forget[outer] for _, outer in _contained(others, forget)}
+    both |= {inner: others[inner] for inner, _ in _contained(others, forget)}
     if both:
       shown = "; ".join(f"{e.owner}: {e.prompt[:40]!r} -> {e.response[:40]!r}"
                         for e in list(both.values())[:SHOWN])
@@ -116,8 +116,8 @@ def check_apart(corpus: Corpus) -> None:
 
 
 def _contained(inner, outer):
-  """Yields (words of a plain text, words of a text that holds it); both arguments are {words:
-  example}."""
+  """Yields (words of a plain text, words of a text that holds it). Both arguments map words to
+  examples."""
   starts: dict[Words, list[Words]] = {}
   for words, example in inner.items():
     if example.text is not None and len(words) >= SHARED_WORDS:

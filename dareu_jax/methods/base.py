@@ -66,7 +66,7 @@ class Shapes(NamedTuple):
   longest_response: int  # tokens
   longest: int  # tokens of prompt and response
   model_parameters: int
-  classifier_parameters: int
+  classifier_parameters: int  # of all that give the reward
   training_cost: int  # operations a parameter and token, forward and backward
   training: TrainSettings  # of loss-based methods
 

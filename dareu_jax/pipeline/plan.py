@@ -121,7 +121,7 @@ def _work(run):
   epochs = settings.classifier.train.epochs
   for name in classifier_seeds(settings):
     work[name] = (epochs * batches.steps_per_epoch,
-                  6 * shapes.classifier_parameters * epochs * _tokens(batches))
+                  6 * _classifier_parameters(run) * epochs * _tokens(batches))
   for candidate in candidates(settings):
     work[candidate.name] = settings.unlearning[candidate.method].work(shapes)
   work["evaluation"] = (0, _evaluation_flops(run, size))
@@ -137,11 +137,15 @@ def _shapes(run):
     longest_response=data.longest_response,
     longest=max(len(row.prompt) + len(row.completion) for row in rows),
     model_parameters=models.config.num_parameters,
-    # A classifier looks its embedding up: no token is multiplied with it.
-    classifier_parameters=(models.classifier_config.num_parameters
-                           - models.classifier_config.num_embedding_parameters),
+    classifier_parameters=run.settings.classifier.members * _classifier_parameters(run),
     # Forward 2, backward 4 per parameter and token; with adapters weights need no gradient.
     training_cost=4 if models.config.lora.rank else 6, training=run.settings.baseline)
+
+
+def _classifier_parameters(run):
+  """Of one classifier; it looks its embedding up: no token is multiplied with that."""
+  config = run.models.classifier_config
+  return config.num_parameters - config.num_embedding_parameters
 
 
 def _evaluation_flops(run, size):
@@ -253,10 +257,10 @@ def _estimated_memory(run):
     model.num_kv_heads * model.head_dim * model.num_layers * itemsize)
   gathered = gathered_bytes(
     nnx.state(abstract_decoder(model)), mesh, model.gather_gib * 2**30)
-  config = run.models.classifier_config
-  classifier = config.num_parameters * jnp.dtype(config.dtype).itemsize
+  classifier = factory.abstract_classifier(run.models.classifier_config, run.data.classes)
   parts = {"policy, its roles and optimizer": policy, "separate critic": critic,
-           "classifiers and judges": len(classifier_seeds(settings)) * classifier,
+           "classifiers, of the reward and of the judge": bytes_of(classifier.frozen) + (
+             len(classifier_seeds(settings)) * bytes_of(classifier.params)),
            "activations of an update (rough)": activations, "cache of a rollout": cache,
            "weights gathered for decoding": (
              gathered * mesh.shape["fsdp"] * mesh.shape["tensor"])}

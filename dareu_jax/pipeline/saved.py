@@ -74,7 +74,8 @@ def stage_of(workdir: str | pathlib.Path, name: str) -> str:
 
 def epochs_of(workdir: str | pathlib.Path, name: str, settings: Settings,
               seed: int) -> dict[str, Any]:
-  """What a method's epochs measured, with the `chosen_epoch`; {} for a model that was not
-  unlearned."""
-  folder = seed_folder(workdir, seed, settings) / stage_of(workdir, name)
-  return read_json(folder / "epochs.json") or {}
+  """What a method's epochs measured, with the `chosen_epoch`; {} where none is finished."""
+  folder, stage = seed_folder(workdir, seed, settings), stage_of(workdir, name)
+  if not is_finished(folder, stage):
+    return {}
+  return read_json(folder / stage / "epochs.json") or {}

@@ -15,7 +15,7 @@ FORGOTTEN = {"attribution_score": ("attribution", JUDGE_MARGIN),
 KEPT = {"retain_rouge": ("D_R ROUGE", 0.03), "test_rouge": ("D_test ROUGE", 0.02),
         "test_accuracy": ("D_test accuracy", 0.02)}
 TRUE = 0.9  # ROUGE-L recall of the true answer from which on an answer gives it away
-MOST_SHOWN = 3  # queries whose answers still do, in one sentence
+MOST_SHOWN, SHOWN_LENGTH = 3, 60  # such queries that a sentence names; characters of each
 MOST_KINDS = 6  # of test queries, that one sentence lists
 
 
@@ -88,7 +88,7 @@ def true_answers(method: str, originals: Sequence[Evaluation],
   after, before = _true(unlearned), _true(originals)
   if not after:
     return []
-  left = [prompt for prompt, is_true in after if is_true]
+  left = [prompt[:SHOWN_LENGTH] for prompt, is_true in after if is_true]
   which = "; ".join(map(repr, list(dict.fromkeys(left))[:MOST_SHOWN]))
   return [f"Forget queries to which {method} gives the true answer (to which the original does): "
           f"{len(left)} of {len(after)} ({sum(is_true for _, is_true in before)})."

@@ -22,8 +22,8 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
-from dareu_jax.rl.reward_functions import ForgetSet, Reward, score
-from dareu_jax.rl.selection import choose, rate_scale, rolls_back
+from dareu_jax.rl.reward_functions import ForgetSet, Reward, attribution_scores, score
+from dareu_jax.rl.selection import choose, newest, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import batch_hash
@@ -95,7 +95,8 @@ def run(task: RLTask, stage: StageIO) -> Result:
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step, rate_scale(reports, guards), reports[-1].level)
+      state, metrics = learn(task, state, step, rate_scale(reports, guards),
+                             level=newest(reports, guards).level)
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -121,12 +122,12 @@ def run(task: RLTask, stage: StageIO) -> Result:
 
 
 def learn(task: RLTask, state: learner.LearnerState, step: int,
-          rate_scale: float = 1.0,
+          rate_scale: float = 1.0, *,
           level: float = 0.0) -> tuple[learner.LearnerState, dict[str, Any]]:
   """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
 
-  With `hold_at_level`, the responses to a query whose mean score is at or below the `level` have
-  advantages of 0: of them nothing is learned, but what is retained is.
+  With `hold_at_level`, the responses to a query get advantages of 0 where their mean attribution
+  score is at or below the `level`.
 
   Raises:
     InputError: if a metric is not finite, as no later one would be.
@@ -156,7 +157,7 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     completions, settings=of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
   if settings.hold_at_level:
-    above = above_level(scores, responses.lengths, chosen, level)
+    above = above_level(attribution_scores(task.reward, responses, scores), chosen, level)
     rollout = rollout._replace(
       advantages=rollout.advantages * evaluator.to_device(above[:, None]))
     metrics["held_share"] = 1 - above.mean()
@@ -182,21 +183,16 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   return state._replace(step=state.step + 1), metrics
 
 
-def above_level(scores: np.ndarray, lengths: np.ndarray, chosen: np.ndarray,
-                level: float) -> np.ndarray:
-  """Whether the mean score of all responses to its query is above the level, of each response.
+def above_level(scores: np.ndarray, chosen: np.ndarray, level: float) -> np.ndarray:
+  """Which responses answer a query whose responses have a mean score above the level: [B] bool.
 
   Args:
-    scores: [B, T]; of every prefix.
-    lengths: [B]; of the responses.
+    scores: [B]; of whole responses.
     chosen: [B]; which query each answers.
     level: the score to come down to.
-
-  Returns: [B] bool.
   """
-  whole = scores[np.arange(len(scores)), np.maximum(lengths - 1, 0)]
-  sums = np.bincount(chosen, whole)
-  return (sums / np.maximum(np.bincount(chosen), 1) > level)[chosen]
+  means = np.bincount(chosen, scores) / np.maximum(np.bincount(chosen), 1)
+  return (means > level)[chosen]
 
 
 def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
   retained_response: int  # of these, slots of its response
   scored: int  # responses that the classifier reads at a time
   owners: int  # its classes
-  classifiers: int = 2  # that stay on the devices, of the reward and of the judge
+  classifiers: int  # half of them give the reward, half are the judge
   rollouts: int = 2  # of an epoch; with a single one no KL is computed
   eos_id: int = NEVER
 
@@ -111,7 +111,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
       1, time),
     "reward": Program(
       prefix_scores, (classifier, rows_of((scored, time)), whole((sizes.owners,), jnp.float32)),
-      {}, -(-rows // scored), 1),
+      {}, -(-rows // scored) * (sizes.classifiers // 2), 1),
     "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),

@@ -117,6 +117,19 @@ def attribution(responses: Responses) -> np.ndarray:
   return responses.classifier.prefixes(responses.ids, responses.lengths, responses.queries)
 
 
+def attribution_scores(reward: Reward, responses: Responses, scores: np.ndarray) -> np.ndarray:
+  """Attribution scores of whole responses, whatever the reward: [B].
+
+  Args:
+    reward: if it is the attribution, its scores are taken.
+    responses: the responses.
+    scores: [B, T]; what the reward gave them.
+  """
+  if reward is not attribution:
+    return responses.classifier.whole(responses.ids, responses.lengths, responses.queries)
+  return scores[np.arange(len(scores)), np.maximum(responses.lengths - 1, 0)]
+
+
 @register_reward("rouge", whole=True)
 def rouge(responses: Responses) -> np.ndarray:
   """ROUGE-L recall of the true answer, as in lexical rewards (similar to PURGE and DeMem)."""

@@ -30,10 +30,10 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
     answers, so a single crossing may be chance); before that, for the same reason, the acceptable
     epoch with the lowest mean of score and judge's score. `last_at_level`: the run does not stop,
     and keeps the last acceptable epoch whose score and judge's score are at or below their levels
-    (as the rate falls, what is retained comes back); without one, the last at most `max_judge_gap`
-    above them; without one, that with the lowest mean. `lowest_score`: the acceptable epoch with
-    the lowest score. `last`: the last acceptable epoch. If no epoch is acceptable: 0, the original.
-    A run that its guards stop is done as well.
+    (as the rate falls, what is retained comes back); if there is none, the last whose scores are
+    at most `max_judge_gap` above them; else the one with the lowest mean. `lowest_score`: the
+    acceptable epoch with the lowest score. `last`: the last acceptable epoch. If no epoch is
+    acceptable: 0, the original. A run that its guards stop is done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
@@ -43,12 +43,12 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
       settled = settled + 1 if report in acceptable and report.score <= report.level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  at_level = ([r for r in acceptable if _is_at_level(r, 0.0)]
-              or [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)])
-  if settings.selection == "last":
-    kept = acceptable[-1]
-  elif settings.selection == "last_at_level" and at_level:
-    kept = at_level[-1]
+  at_level: list[EpochReport] = []
+  if settings.selection == "last_at_level":
+    at_level = ([r for r in acceptable if _is_at_level(r, 0.0)]
+                or [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)])
+  if at_level or settings.selection == "last":
+    kept = (at_level or acceptable)[-1]
   elif settings.selection == "lowest_score":
     kept = _lowest(acceptable, lambda report: report.score)
   else:
@@ -71,6 +71,12 @@ def _lowest(reports, score):
 def _is_at_level(report, margin):
   return (report.score <= report.level + margin
           and report.judge_score <= report.judge_level + margin)
+
+
+def newest(reports: Sequence[EpochReport], guards: GuardSettings) -> EpochReport:
+  """The newest epoch that was not undone: that of the policy which goes on."""
+  return next(report for number, report in reversed(list(enumerate(reports)))
+              if not number or not rolls_back(reports[:number + 1], guards))
 
 
 def rolls_back(reports: Sequence[EpochReport], guards: GuardSettings) -> bool:

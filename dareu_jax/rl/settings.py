@@ -54,7 +54,7 @@ class RLSettings:
   value_clip_eps: Positive = 0.2  # of the change of a value
   value_coef: NonNegative = 1.0  # c_v
   distill_coef: NonNegative = 10.0  # λ_distill: weight of the KL to the original on retained data
-  whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout
+  whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout, held responses included
   learning_rate: Positive = 3e-4  # for the policy
   value_learning_rate: Positive = 3e-3  # for the value head
   warmup_steps: Size = 10  # updates over which the learning rate rises
@@ -78,8 +78,8 @@ class RLSettings:
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
   selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
-  # Whether nothing is learned from the responses to a query whose mean score is at or below the
-  # level: the aim is the level, not zero
+  # Whether the responses to a query get advantages of 0 where their mean score, over those in a
+  # rollout, is at or below the level: the aim is the level, not zero
   hold_at_level: bool = False
   # With selection 'unseen_level': epochs in a row at or below the level before the run stops
   settle_epochs: Count = 5

@@ -113,6 +113,12 @@ class FaithfulnessSettings:
         raise InvalidSetting(f"classifier.{name}", value,
                              "it must be off: the study's classifiers read responses alone, whole "
                              "and in the model's tokens.")
+    if self.classifier.members != 1:
+      raise InvalidSetting("classifier.members", self.classifier.members,
+                           "it must be 1: the study compares single classifiers.")
+    if self.unlearning.hold_at_level:
+      raise InvalidSetting("unlearning.hold_at_level", True,
+                           "it must be off: the trajectories have no level to stop at.")
     if not self.classifier.none_share:
       raise InvalidSetting("classifier.none_share", self.classifier.none_share,
                            'one classifier of the study knows "none of these" and needs some share '

@@ -167,7 +167,7 @@ def test_a_model_that_diverged_is_nobodys_best():
 def test_one_more_classifier_leaves_those_that_are_there(tmp_path):
   """Only what reads the scores runs again, beside the training of the new ones."""
   config = smallest_config()
-  one, two = ({}, {})
+  one, two = {}, {}
   for members, prints in ((1, one), (2, two)):
     config.classifier.members = members
     prints |= experiment.prepare(Settings.from_config(config), tmp_path)[0].fingerprints

@@ -80,6 +80,17 @@ def test_what_stays_is_what_the_run_holds(planned):
   assert bytes_on_device(job.resident) == pytest.approx(sum(held.values()), rel=0.01)
 
 
+def test_each_further_classifier_is_planned_for(planned):
+  """One more gives the reward, and one more is the judge; frozen weights they would share."""
+  run, _, job = planned
+  settings = dataclasses.replace(
+    run.settings, classifier=dataclasses.replace(run.settings.classifier, members=2))
+  more = plan.unlearning_job(dataclasses.replace(run, settings=settings), settings.unlearning["dareu"])
+  grown = bytes_on_device(more.resident) - bytes_on_device(job.resident)
+  assert grown == 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(run.models.classifier.params))
+  assert more.programs["reward"].times == 2 * job.programs["reward"].times
+
+
 def test_the_evaluation_is_planned_at_its_own_sizes(planned):
   """Its batches and answers may be larger than a rollout's."""
   run, task, job = planned

@@ -21,6 +21,7 @@ from tests.rl.test_guards import report
 # Length of the answers at each epoch's end: 20 is usual, 5 trips a guard.
 LENGTHS = [20.0, 20.0, 5.0, 20.0, 5.0, 20.0]
 SCORES = [0.9, 0.6, 0.1, 0.5, 0.1, 0.4]
+LEVELS = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
 
 
 class Store:
@@ -51,11 +52,11 @@ class Store:
 @pytest.fixture
 def run(monkeypatch):
   """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
-  rates = []
+  rates, levels = [], []
 
-  def learn(task, state, step, rate_scale, level):
-    assert level == 0.01  # of the newest report
+  def learn(task, state, step, rate_scale, *, level):
     rates.append(rate_scale)
+    levels.append(level)
     policy = jax.tree.map(lambda x: x + rate_scale, state.policy)
     metrics = {"score": 0.0, "response_length": 0.0, "kl": 0.0}
     return state._replace(policy=policy, step=state.step + 1), metrics
@@ -63,7 +64,7 @@ def run(monkeypatch):
   monkeypatch.setattr(loop, "learn", learn)
 
   def assess(policy, epoch):
-    return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=0.01,
+    return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=LEVELS[epoch],
                   response_length=LENGTHS[epoch])
 
   def go(action, store=None, **guards):
@@ -81,6 +82,7 @@ def run(monkeypatch):
     result = loop.run(loop.RLTask(**values), StageIO(store, writer, lambda *args: bar))
     return result, store, rates
 
+  go.levels = levels
   return go
 
 
@@ -92,6 +94,7 @@ def test_refused_epochs_are_passed_over(run):
   result, _, rates = run("refuse")
   assert result.chosen_epoch == 5 and weight(result) == 10.0  # the lowest score that is acceptable
   assert rates == [1.0] * 10
+  assert run.levels[::2] == run.levels[1::2] == LEVELS[:5]  # of the newest epoch
 
 
 def test_a_rollback_undoes_the_epoch_and_goes_on_at_half_the_rate(run):
@@ -99,6 +102,8 @@ def test_a_rollback_undoes_the_epoch_and_goes_on_at_half_the_rate(run):
   assert rates == [1.0] * 4 + [0.5] * 4 + [0.25] * 2
   # Epoch 1: 2; 2 is undone; 3: 2 + 1; 4 is undone; 5: 3 + 0.5.
   assert result.chosen_epoch == 5 and weight(result) == 3.5
+  # Of the newest that was not undone
+  assert run.levels[::2] == run.levels[1::2] == [LEVELS[epoch] for epoch in (0, 1, 1, 3, 3)]
 
 
 def test_rates_rise_over_the_warmup_and_fall_in_a_line_over_all_updates_of_the_run():

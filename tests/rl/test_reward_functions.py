@@ -16,7 +16,9 @@ from dareu_jax.rl import learner, loop
 from dareu_jax.rl.reward_functions import (
   REWARDS,
   ForgetSet,
+  Responses,
   attribution,
+  attribution_scores,
   refusal,
   register_reward,
   rouge,
@@ -85,7 +87,7 @@ def even_tokens(ids):
   return np.cumsum(ids % 2 == 0, axis=1) / np.arange(1, ids.shape[1] + 1)
 
 
-def make_task(reward, **changes):
+def make_task(reward, classifier=None, **changes):
   """A run on four one-token queries whose texts are the numbers of their tokens."""
   world = make_world(rank=0)
   rows = tuple(Row((token, 3), (5, EOS), 0) for token in (4, 6, 7, 9))
@@ -95,7 +97,7 @@ def make_task(reward, **changes):
     SETTINGS, rollout_batch_size=32, minibatch_size=16, distill_coef=0.0, **changes)
   return loop.RLTask(
     original=world.original, value_head=world.value_head, reward=reward,
-    forget=ForgetSet(rows, examples, tuple(row.prompt for row in rows), None),
+    forget=ForgetSet(rows, examples, tuple(row.prompt for row in rows), classifier),
     retain=Batches(rows, 2, 8, 0, 0), settings=settings, seed=1, evaluator=types.SimpleNamespace(
       to_device=lambda batch: batch, tokenizer=tokenizer))
 
@@ -129,27 +131,43 @@ def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registr
   assert np.mean(scores[-3:]) < np.mean(scores[:3]) - 0.1, scores
 
 
-@pytest.mark.parametrize(("hold", "level", "learns"), [
-  (False, 1.0, True), (True, 1.0, False), (True, 0.0, True)])
-def test_at_the_level_nothing_is_learned_from_a_response(hold, level, learns):
-  # With nothing to distill, and a critic that does not move the policy
-  task = make_task(lambda responses: even_tokens(responses.ids), hold_at_level=hold,
-                   critic="separate")
-  state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
-  before = [np.array(leaf) for leaf in jax.tree.leaves(state.policy)]
-  state, metrics = loop.learn(task, state, 0, level=level)
-  changes = [np.abs(leaf - old).max()
-             for leaf, old in zip(jax.tree.leaves(state.policy), before, strict=True)]
-  assert (max(changes) > 0) == learns
-  assert metrics["score"] > 0  # it is measured all the same
+def test_what_is_at_the_level_is_held_and_the_rest_goes_on(monkeypatch):
+  """By the classifier, whatever the reward is: two of four queries have nothing to forget."""
+  def whole(ids, lengths, queries):
+    return np.array([query[0] / 10 for query in queries])  # .4, .6, .7, .9
+
+  held, learned = [], []
+  task = make_task(lambda responses: even_tokens(responses.ids),
+                   types.SimpleNamespace(whole=whole), hold_at_level=True)
+  update = learner.update
+  monkeypatch.setattr(learner, "update", lambda *args, **options: (
+    learned.append(np.abs(args[3].advantages).sum(axis=1) > 0), update(*args, **options))[1])
+  for level in (0.65, 0.95, 0.3):
+    state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
+    held.append(loop.learn(task, state, 0, level=level)[1]["held_share"])
+  assert held == [0.5, 1.0, 0.0]
+  chosen, _ = loop.rollout_rows(task, 0)
+  np.testing.assert_array_equal(learned[0], chosen >= 2)
+  assert not learned[2].any() and learned[-1].all()
 
 
 def test_a_query_is_at_the_level_by_all_its_responses():
-  """Of their whole length, wherever they stand in the rollout; at the level is not above it."""
-  scores = np.array([[0.9, 0.4, 0.9], [0.0, 0.0, 0.25], [0.9, 0.0, 0.0], [0.0, 0.9, 0.9]])
-  got = loop.above_level(scores, np.array([2, 3, 3, 1]), np.array([2, 0, 2, 0]), 0.125)
+  """Wherever they stand in the rollout; at the level is not above it."""
+  got = loop.above_level(np.array([0.4, 0.25, 0.0, 0.0]), np.array([2, 0, 2, 0]), 0.125)
   np.testing.assert_array_equal(got, [True, False, True, False])
-  assert not loop.above_level(scores[3:], np.array([1]), np.array([5]), 0.1).any()
+  assert not loop.above_level(np.array([0.0]), np.array([5]), 0.0).any()
+
+
+def test_attribution_is_taken_from_the_reward_where_it_is_that():
+  """Of whole responses: their classifier need not read them twice."""
+  asked = []
+  classifier = types.SimpleNamespace(whole=lambda *args: asked.append(args) or "asked")
+  responses = Responses(np.zeros((2, 3), int), np.array([2, 3]), ("", ""), (), (), classifier, ())
+  scores = np.array([[0.1, 0.2, 0.9], [0.3, 0.4, 0.5]])
+  np.testing.assert_array_equal(
+    attribution_scores(attribution, responses, scores), [0.2, 0.5])
+  assert not asked
+  assert attribution_scores(rouge, responses, scores) == "asked"
 
 
 def test_a_metric_that_is_no_number_stops_the_run():

@@ -138,7 +138,7 @@ def attribution_of(record: Record) -> float:
 
 
 @example_metric("judge_score", title="judge", group=MAIN, order=90, needs=("judge",),
-                meaning="the same by a second classifier, which gives no reward: if it stays high, "
+                meaning="the same by other classifiers, which give no reward: if it stays high, "
                         "the reward was fooled")
 def judgement_of(record: Record) -> float:
   return record.judge
