@@ -23,12 +23,13 @@ CHECKPOINT: dict[str, Any] = {
     "settle_epochs": 1}},  # an epoch is 400 answers here, not 60
 }
 # A request for a model that exists: few texts, one seed, minutes; docs/presets.md says what was
-# tried. The classifier is a small one from scratch, which learns on any machine in a minute. Of few
-# owners it gives the forget owners a fifth for nothing at all, so that C_seg must be large enough
+# tried. The classifiers are small ones from scratch, which learn on any machine in a minute. Of few
+# owners they give the forget owners a fifth for nothing at all, so that C_seg must be large enough
 # to tell that from a fact; and the sharper a model that knows its texts by heart is sampled, the
 # less it explores.
 REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "seeds": (42,), "length_multiple": 16, "data": {"source": "jsonl"},
+  "classifier": {"members": 2},
   "evaluation": {"batch_size": 40, "length_multiple": 64, "max_examples": 40, "max_new_tokens": 0},
   "monitor": {"max_unseen": 20, "target_of": "original"},
   "baseline": {"learning_rate": 2e-3, "epochs": 10},
@@ -36,7 +37,7 @@ REQUEST: dict[str, Any] = merged(CHECKPOINT, {
     "samples_per_prompt": 8, "rollout_batch_size": 160, "learned_share": 0.5, "minibatch_size": 10,
     "retain_batch_size": 8, "max_new_tokens": 0, "critic": "regression", "temperature": 1.0,
     "c_seg": 1.0, "anchor_coef": 0.0, "distill_coef": 10.0, "learning_rate": 2e-3,
-    "warmup_steps": 2, "final_rate": 0.1, "epochs": 10, "selection": "last_at_level",
+    "warmup_steps": 2, "final_rate": 0.0, "epochs": 10, "selection": "last_at_level",
     "hold_at_level": True}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
