@@ -65,8 +65,7 @@ class Scorer:
     """Scores of the whole responses."""
     if not len(ids):
       return np.zeros(0, np.float32)
-    last = np.maximum(np.asarray(lengths) - 1, 0)[:, None]
-    return np.take_along_axis(self.prefixes(ids, lengths, queries), last, axis=1)[:, 0]
+    return of_whole(self.prefixes(ids, lengths, queries), lengths)
 
   def _scores(self, ids, queries):
     """Scores after each of the classifier's own tokens, in batches of one shape."""
@@ -98,6 +97,13 @@ class Scorer:
     for i, query in enumerate(queries):
       prompt_ids[i, :len(query)], prompt_lengths[i] = query, len(query)
     return prompt_ids, prompt_lengths
+
+
+def of_whole(prefixes: Float[np.ndarray, "B T"],
+             lengths: Int[Ids, " B"]) -> Float[np.ndarray, " B"]:
+  """The scores of whole responses, from those of all prefixes."""
+  last = np.maximum(np.asarray(lengths) - 1, 0)[:, None]
+  return np.take_along_axis(prefixes, last, axis=1)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,8 +105,8 @@ def check_apart(corpus: Corpus) -> None:
                      (corpus.test, "tested as general knowledge")):
     others = {_words(example): example for example in part}
     both = {words: example for words, example in forget.items() if words in others}
-    both |= {inner: forget[inner] for inner, _ in _contained(forget, others)}
-    both |= {inner: others[inner] for inner, _ in _contained(others, forget)}
+    both |= {inner: forget[inner] for inner in _contained(forget, others)}
+    both |= {inner: others[inner] for inner in _contained(others, forget)}
     if both:
       shown = "; ".join(f"{e.owner}: {e.prompt[:40]!r} -> {e.response[:40]!r}"
                         for e in list(both.values())[:SHOWN])
@@ -116,7 +116,7 @@ def check_apart(corpus: Corpus) -> None:
 
 
 def _contained(inner, outer):
-  """Yields (words of a plain text, words of a text that holds it). Both arguments map words to
+  """Yields the words of each plain text that is within another text. Both arguments map words to
   examples."""
   starts: dict[Words, list[Words]] = {}
   for words, example in inner.items():
@@ -126,7 +126,7 @@ def _contained(inner, outer):
     for at in range(len(words) - SHARED_WORDS + 1):
       for found in starts.get(words[at:at + SHARED_WORDS], ()):
         if words[at:at + len(found)] == found:
-          yield found, words
+          yield found
 
 
 def _words(example):

@@ -228,7 +228,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
     scored=evaluation.batch_size, owners=data.classes,
-    classifiers=len(classifier_seeds(run.settings)),
+    members=run.settings.classifier.members,
     rollouts=settings.rollouts_per_epoch(len(forget)), eos_id=data.tokenizer.eos_id)
   whole = job(factory.abstract_model(models.config),
               factory.abstract_classifier(models.classifier_config, data.classes), settings, sizes,

@@ -97,8 +97,8 @@ def true_answers(method: str, originals: Sequence[Evaluation],
 
 def _true(evaluations):
   """(prompt, whether the answer is the true one) of each forget query."""
-  return [(record.prompt, value >= TRUE) for each in evaluations for record, value in zip(
-    each.records["forget"], each.by_example("forget_rouge"), strict=True)]
+  return [(record.prompt, value >= TRUE)
+          for record, value in _by_record(evaluations, "forget", "forget_rouge")]
 
 
 def right_answers(method: str, originals: Sequence[Evaluation],
@@ -121,7 +121,12 @@ def right_answers(method: str, originals: Sequence[Evaluation],
 def _right(evaluations):
   """{kind: 0 or 1 for each test query}."""
   right: dict[str, list[float]] = {}
-  for each in evaluations:
-    for record, value in zip(each.records["test"], each.by_example("test_accuracy"), strict=True):
-      right.setdefault(record.owner, []).append(value)
+  for record, value in _by_record(evaluations, "test", "test_accuracy"):
+    right.setdefault(record.owner, []).append(value)
   return right
+
+
+def _by_record(evaluations, split, key):
+  """(record, its value of a metric) of all evaluations."""
+  return [pair for each in evaluations
+          for pair in zip(each.records[split], each.by_example(key), strict=True)]

@@ -68,7 +68,7 @@ class Sizes(NamedTuple):
   retained_response: int  # of these, slots of its response
   scored: int  # responses that the classifier reads at a time
   owners: int  # its classes
-  classifiers: int  # half of them give the reward, half are the judge
+  members: int  # classifiers that give the reward; the judge has as many
   rollouts: int = 2  # of an epoch; with a single one no KL is computed
   eos_id: int = NEVER
 
@@ -111,7 +111,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
       1, time),
     "reward": Program(
       prefix_scores, (classifier, rows_of((scored, time)), whole((sizes.owners,), jnp.float32)),
-      {}, -(-rows // scored) * (sizes.classifiers // 2), 1),
+      {}, -(-rows // scored) * sizes.members, 1),
     "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
       learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
@@ -119,7 +119,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   }
   # The teacher is a separate role; the classifiers share their frozen weights.
   others = [jax.tree.map(lambda leaf: leaf.update(), classifier.params)
-            for _ in range(sizes.classifiers - 1)]
+            for _ in range(2 * sizes.members - 1)]
   return Job(programs, (state, original, value_head, classifier, others))
 
 

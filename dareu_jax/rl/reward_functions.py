@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dareu_jax.attribution.scorer import Scorer
+from dareu_jax.attribution.scorer import Scorer, of_whole
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
@@ -127,7 +127,7 @@ def attribution_scores(reward: Reward, responses: Responses, scores: np.ndarray)
   """
   if reward is not attribution:
     return responses.classifier.whole(responses.ids, responses.lengths, responses.queries)
-  return scores[np.arange(len(scores)), np.maximum(responses.lengths - 1, 0)]
+  return of_whole(scores, responses.lengths)
 
 
 @register_reward("rouge", whole=True)

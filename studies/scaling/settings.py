@@ -90,7 +90,7 @@ class ScalingSettings:
     """What a run would take from its data."""
     return Sizes(self.prompt_tokens, self.retain_tokens, self.retain_response_tokens,
                  self.run.evaluation.batch_size, self.owners,
-                 2 * self.run.classifier.members)
+                 self.run.classifier.members)
 
   def scaled(self, factor: float) -> "ScalingSettings":
     """The same with batches `factor` times as large, for weak scaling."""
