@@ -20,7 +20,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.settings import merged, to_plain
 from dareu_jax.data.examples import Corpus, Example, check_apart, check_owners_apart
-from dareu_jax.data.json_lines import parse
+from dareu_jax.data.json_lines import checked, parse
 from dareu_jax.data.substitutes import with_substitutes
 from dareu_jax.data.tokenizers import DATE, Tokenizer
 from dareu_jax.evaluation.records import MIN_K
@@ -268,7 +268,7 @@ def _examples(given, name):
   examples: list[Example] = []
   for index, example in enumerate(given or ()):
     if isinstance(example, Example):
-      examples.append(example)
+      examples.append(checked(example, f"{name} example {index}"))
     elif isinstance(example, Mapping):
       examples += parse(dict(example), f"{name} example {index}", owner=name)
     else:
@@ -293,7 +293,8 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
       else the first.
     result: result of `unlearn`; its classifiers score the answers to forget queries.
     max_new_tokens: of greedy answers; 0: as many as the longest response has.
-    max_length: tokens of prompt and response; a longer example is an error.
+    max_length: tokens of prompt and response; longer plain texts are split, and longer questions
+      with their answers are an error.
     batch_size: examples per forward pass.
     min_k: share of the least likely tokens that the Min-K% attacks average.
     seed: seed of the samples that ordinary text is measured on.

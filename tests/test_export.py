@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import dareu_jax
 from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.models import huggingface
@@ -24,6 +25,17 @@ from tests.jobs import outcomes
 def workdir(finished):
   """That of the run which all tests share: it is read alone."""
   return finished[0]
+
+
+def test_it_is_sampled_as_the_original_was(workdir, tmp_path):
+  """Other answers than before would have another reason than unlearning."""
+  generation = {"temperature": 0.7, "do_sample": True, "eos_token_id": 3}
+  export.export(workdir, "original", tmp_path / "out")
+  write_json(tmp_path / "out/generation_config.json", generation)
+  loaded, _ = dareu_jax.load_model(str(tmp_path / "out"))
+  loaded.save(tmp_path / "again")
+  saved = read_json(tmp_path / "again/generation_config.json")
+  assert saved["temperature"] == 0.7 and 3 in saved["eos_token_id"]
 
 
 @pytest.mark.parametrize("method", ["original", "dareu"])

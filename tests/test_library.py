@@ -118,6 +118,25 @@ def test_a_calls_folder_is_exported_with_its_figures(model, tmp_path):
   assert "| unseen owners |" in card and '"learning_rate"' in card and "`" in card
   assert str(tmp_path) not in card and "not finished" not in card
   assert "- data: jsonl, 1 owner forgotten" in card
+  key = (tmp_path / "w/owners.key").read_text()
+  assert f"`{owner_hash(f' {FORGET[0].owner}', key)}`" in card
+
+
+def test_a_saved_model_is_asked_as_it_was_unlearned(result, tmp_path):
+  """Served without the system turn, it is not the model that was measured."""
+  backend = copy.deepcopy(result.model.tokenizer.backend)
+  backend.chat_template = PLAIN.replace(
+    "{% if", "{% if m['role'] == 'system' %}{{ m['content'] }}{% elif", 1)
+  own = Tokenizer(backend, system='Say "I".\nBe brief, Zo\u00eb {% %}.')
+  told = dataclasses.replace(result, model=dataclasses.replace(result.model, tokenizer=own),
+                             forget_owners=("forget",))
+  told.save(tmp_path / "out", key=b"secret")
+  _, tokenizer = dareu_jax.load_model(str(tmp_path / "out"))
+  for history in ((), (("system", "Be long."),)):
+    assert tokenizer.encode_prompt("Who?", history) == own.encode_prompt("Who?", history)
+  card = (tmp_path / "out/README.md").read_text()
+  assert "- system turn: 'Say" in card
+  assert "keyed hash" not in card  # the name of a file without owners is nobody's
 
 
 def test_an_adapter_of_an_adapter_belongs_on_the_first_ones_base(model, result, tmp_path):
@@ -164,6 +183,24 @@ def test_a_table_compares_models_on_what_there_is(model, result):
   assert len(table.answers["after"]["forget"]) == len(FORGET)
   beside = dareu_jax.evaluate({"before": model, "retrained": result.model}, forget=FORGET)
   assert beside["retrained"]["tug_of_war"] == 1.0
+
+
+def test_long_plain_texts_are_split_for_a_table_too(model):
+  """What `unlearn` takes, it would refuse after twenty minutes."""
+  text = " ".join(example.response for example in FORGET)
+  table = dareu_jax.evaluate({"m": model}, forget=[{"text": text}], max_length=48, max_new_tokens=4)
+  assert len(table.answers["m"]["forget"]) > 1
+
+
+def test_examples_are_checked_as_lines_of_a_file_are():
+  """One person's name in two forms of Unicode would be forgotten in one of them alone."""
+  composed, decomposed = (dataclasses.replace(example, owner=owner) for example, owner in zip(
+    FORGET[:2], ("Zo\u00eb", "Zoe\u0308 "), strict=True))
+  assert make_corpus([composed, decomposed], RETAIN, UNSEEN).forget_owners == ("Zo\u00eb",)
+  with pytest.raises(dareu_jax.InputError, match="the forget and the retain examples"):
+    make_corpus([composed], [decomposed], UNSEEN)
+  with pytest.raises(dareu_jax.InputError, match='retain example 0: "response" is empty'):
+    make_corpus([composed], [dataclasses.replace(RETAIN[0], response=" ")], UNSEEN)
 
 
 def test_examples_may_be_mappings_without_owners_and_a_method_an_instance(model):

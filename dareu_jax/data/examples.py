@@ -14,7 +14,7 @@ from dareu_jax.core.errors import InputError
 
 T = TypeVar("T")
 Words = tuple[str, ...]
-SHARED_WORDS = 8  # from which on a plain text is looked for within others
+SHARED_WORDS = 8  # from which on a text is looked for within others
 SHOWN = 10  # texts that an error names
 MARKS = ".,;:!?\"'()“”‘’„"
 
@@ -95,45 +95,69 @@ def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
 
 
 def check_apart(corpus: Corpus) -> None:
-  """Raises InputError if a text is to be forgotten and also to be retained, unseen or tested.
-
-  Case, white space and marks around words make no other text. A plain text is also found within a
-  longer one, either way round.
-  """
-  forget = {_words(example): example for example in corpus.forget}
+  """Raises InputError if a text is to be forgotten and also to be retained, unseen or tested, as
+  `shared` finds them."""
   for part, what in ((corpus.retain, "to be retained"), (corpus.holdout, "unseen"),
                      (corpus.test, "tested as general knowledge")):
-    others = {_words(example): example for example in part}
-    both = {words: example for words, example in forget.items() if words in others}
-    both |= {inner: forget[inner] for inner in _contained(forget, others)}
-    both |= {inner: others[inner] for inner in _contained(others, forget)}
+    both = list(dict.fromkeys(first for first, _ in shared(corpus.forget, part)))
     if both:
       shown = "; ".join(f"{e.owner}: {e.prompt[:40]!r} -> {e.response[:40]!r}"
-                        for e in list(both.values())[:SHOWN])
+                        for e in both[:SHOWN])
       more = f"; and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
       raise InputError(f"texts both to be forgotten and {what}: {len(both)} ({shown}{more}). "
                        "Remove them from one of the two.")
 
 
-def _contained(inner, outer):
-  """Yields the words of each plain text that is within another text. Both arguments map words to
-  examples."""
-  starts: dict[Words, list[Words]] = {}
-  for words, example in inner.items():
-    if example.text is not None and len(words) >= SHARED_WORDS:
-      starts.setdefault(words[:SHARED_WORDS], []).append(words)
-  for words in outer if starts else ():
+def shared(first: Iterable[Example], second: Iterable[Example]) -> list[tuple[Example, Example]]:
+  """Pairs of examples, one of each argument, that are the same text or hold one.
+
+  Case, white space, marks around words and system turns make no other text. Of `SHARED_WORDS` words
+  or more, a question with its answer is the same behind other turns, a plain text is found within
+  any text, and an answer within a plain text.
+  """
+  first, second = list(first), list(second)
+  known: dict[Words, Example] = {}
+  for example in first:
+    known.update(dict.fromkeys(_forms(example), example))
+  same = [(known[words], example) for example in second for words in _forms(example)
+          if words in known]
+  return [*same, *_within(first, second),
+          *((one, other) for other, one in _within(second, first))]
+
+
+def _within(inner, outer):
+  """Yields (inner, outer) where an example is within a longer text."""
+  starts: dict[Words, list[tuple[Words, Example]]] = {}
+  for example in inner:
+    words = _words(example.text or example.response)
+    if len(words) >= SHARED_WORDS:
+      starts.setdefault(words[:SHARED_WORDS], []).append((words, example))
+  for example in outer if starts else ():
+    words = _whole(example)
     for at in range(len(words) - SHARED_WORDS + 1):
-      for found in starts.get(words[at:at + SHARED_WORDS], ()):
-        if words[at:at + len(found)] == found:
-          yield found
+      for found, by in starts.get(words[at:at + SHARED_WORDS], ()):
+        is_plain = by.text is not None or example.text is not None
+        if is_plain and words[at:at + len(found)] == found:
+          yield by, example
 
 
-def _words(example):
-  """The words of a text and of what was said before it, without case and marks around them."""
-  said = example.text or " ".join(
-    [*(said for _, said in example.history), example.prompt, example.response])
-  words = unicodedata.normalize("NFKC", said).casefold().split()
+def _forms(example):
+  """The words by which an example is known: all that is said, and the last question's."""
+  yield _whole(example)
+  if example.history:
+    last = _words(f"{example.prompt} {example.response}")
+    if len(last) >= SHARED_WORDS:
+      yield last
+
+
+def _whole(example):
+  said = [content for role, content in example.history if role != "system"]
+  return _words(example.text or " ".join([*said, example.prompt, example.response]))
+
+
+def _words(text):
+  """The words of a text, without case and marks around them."""
+  words = unicodedata.normalize("NFKC", text).casefold().split()
   return tuple(word.strip(MARKS) or word for word in words)
 
 

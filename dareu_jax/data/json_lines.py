@@ -13,6 +13,7 @@ and splits what is too long. A `title` is ignored. Words are separated by white 
 without any, as in Chinese, is cut after a third of its characters.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -149,6 +150,17 @@ def parse(line: Any, where: str, owner: str | None = None) -> tuple[Example, ...
   name, prompt, response = required
   return (Example(owner_name(name), prompt, response, paraphrased_prompt, paraphrased_response,
                   tuple(perturbed), _turns(line.get("history") or [], '"history"', where)),)
+
+
+def checked(example: Example, where: str) -> Example:
+  """An example that no file gave, with its owner's name as `owner_name` has it.
+
+  Raises:
+    InputError: if a text is empty or not a string; `where` names the example.
+  """
+  for field in _REQUIRED:
+    _check_text(getattr(example, field), f'"{field}"', where)
+  return dataclasses.replace(example, owner=owner_name(example.owner))
 
 
 def _chat(line, where):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from dareu_jax.data.authors import MAX_AUTHORS, make_authors
-from dareu_jax.data.examples import Corpus
+from dareu_jax.data.examples import Corpus, shared
 from dareu_jax.data.general_facts import general_facts
 
 # Authors that no embedded corpus contains: an unused seed, and the last names.
@@ -15,9 +15,11 @@ def with_substitutes(corpus: Corpus) -> Corpus:
   """A corpus in which nothing is empty that unlearning needs, with a remark on what that costs.
 
   General knowledge takes the place of missing retained and test examples, invented authors that of
-  unseen owners.
+  unseen owners. What is to be forgotten is left out of it.
   """
   facts = tuple(dataclasses.replace(fact, owner=GENERAL) for fact in general_facts())
+  forgotten = {fact for _, fact in shared(corpus.forget, facts)}
+  facts = tuple(fact for fact in facts if fact not in forgotten)
   remarks = list(corpus.remarks)
   changes: dict = {}
   if not corpus.retain:

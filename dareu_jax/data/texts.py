@@ -1,7 +1,7 @@
 """Plain texts cut by tokens: a prompt and a response, or several of each from a long text."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dareu_jax.core.errors import InputError
@@ -13,14 +13,24 @@ PARTS = ("forget", "retain", "test", "holdout", "general")
 
 def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_tokens: int,
           max_pieces: int, max_length: int) -> Corpus:
-  """A corpus whose plain texts are cut by tokens, at the borders of characters.
+  """A corpus whose plain texts are cut by tokens: `pieces` of each of its parts."""
+  parts: dict[str, Any] = {
+    part: pieces(getattr(corpus, part), tokenizer, prompt_tokens=prompt_tokens,
+                 response_tokens=response_tokens, max_pieces=max_pieces, max_length=max_length)
+    for part in PARTS}
+  return dataclasses.replace(corpus, **parts)
+
+
+def pieces(examples: Sequence[Example], tokenizer: Tokenizer, *, prompt_tokens: int = 0,
+           response_tokens: int = 1, max_pieces: int = 0, max_length: int) -> tuple[Example, ...]:
+  """Examples whose plain texts are cut by tokens, at the borders of characters.
 
   A piece is `prompt_tokens` of a prompt and up to `response_tokens` of a response; a text that is
   longer becomes several pieces of equal length. With `prompt_tokens` 0, the texts that fit stay as
   they are, and the others become pieces of up to `max_length` tokens, a third of them the prompt.
 
   Args:
-    corpus: its questions and answers stay as they are.
+    examples: questions and answers stay as they are.
     tokenizer: the model's.
     prompt_tokens, response_tokens: >= 0 and >= 1.
     max_pieces: of a text; what follows them is left out. 0: all of the text.
@@ -45,15 +55,15 @@ def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_
     if not prompt_tokens and len(ends) <= size:
       yield example
       return
-    start, pieces = 0, []
+    start, cuts = 0, []
     for stop in _stops(ends, size, max_pieces):
       text = example.text[start:stop].strip()
       if _borders(text, tokenizer.spans(text)[1]):
-        pieces.append((start, stop))
+        cuts.append((start, stop))
         start = stop
-      elif pieces:  # a single token is no prompt with its response
-        pieces[-1], start = (pieces[-1][0], stop), stop
-    for start, stop in pieces:
+      elif cuts:  # a single token is no prompt with its response
+        cuts[-1], start = (cuts[-1][0], stop), stop
+    for start, stop in cuts:
       text = example.text[start:stop].strip()
       _, own = tokenizer.spans(text)
       wanted = prompt_tokens or size // 3
@@ -64,10 +74,7 @@ def split(corpus: Corpus, tokenizer: Tokenizer, *, prompt_tokens: int, response_
       yield dataclasses.replace(example, prompt=text[:border], response=text[border:], text=text,
                                 ends=stop == len(example.text))
 
-  parts: dict[str, Any] = {
-    part: tuple(piece for example in getattr(corpus, part) for piece in cut(example))
-    for part in PARTS}
-  return dataclasses.replace(corpus, **parts)
+  return tuple(piece for example in examples for piece in cut(example))
 
 
 def _stops(ends: list[int], size: int, max_pieces: int) -> list[int]:

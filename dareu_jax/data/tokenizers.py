@@ -5,6 +5,7 @@ the ids are cut where the answer begins: a model is asked and taught in the very
 libraries give it. Plain text has no template; it is tokenized whole and cut as well.
 """
 
+import copy
 import functools
 import json
 import os
@@ -25,6 +26,7 @@ Ids = list[int]
 DATE = "26 Jul 2024"  # what Llama 3's templates fall back to
 TEMPLATES = ("auto", "raw", *CHAT_TEMPLATES)
 _QUESTION, _ANSWER = "Question?", "Answer"  # a conversation that shows how a template is built
+_THOUGHT = "</think>"  # what an answer thinks before it, templates leave out of earlier turns
 
 
 @settings
@@ -233,9 +235,10 @@ class Tokenizer:
       roles = ", ".join(role for role, _ in turns)
       raise InputError(f"the model's chat template rejects a conversation of {roles}: "
                        f"{first_line(error)}.") from None
-    if any(role == "system" and content.strip() not in text for role, content in turns):
-      raise InputError("the model's chat template leaves out the system turn: name another one in "
-                       "config.tokenizer.template, or write the conversation without it.")
+    for role, content in turns:
+      if content.rpartition(_THOUGHT)[2].strip() not in text:
+        raise InputError(f"the model's chat template leaves out the {role} turn: name another one "
+                         "in config.tokenizer.template, or write the conversation without it.")
     return text
 
   def _cut(self, whole, border):
@@ -281,9 +284,22 @@ class Tokenizer:
     """Text of one id, also of a special token."""
     return self.backend.decode([int(index)], clean_up_tokenization_spaces=False)
 
-  def save(self, folder: str | pathlib.Path) -> None:
-    """Saves the tokenizer for `load` and for transformers, version 4 or later."""
-    self.backend.save_pretrained(folder)
+  def save(self, folder: str | pathlib.Path, *, with_system: bool = False) -> None:
+    """Saves the tokenizer for `load` and for transformers, version 4 or later.
+
+    Args:
+      folder: where to.
+      with_system: whether the saved template puts the system turn before conversations that have
+        none, as this tokenizer does.
+    """
+    backend = self.backend
+    if with_system and self.system and self.is_chat:
+      backend = copy.copy(backend)
+      turn = json.dumps({"role": "system", "content": self.system})
+      backend.chat_template = (
+        "{%- if messages[0]['role'] != 'system' %}{%- set messages = [" + turn
+        + "] + messages %}{%- endif %}" + backend.chat_template)
+    backend.save_pretrained(folder)
     path = pathlib.Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # Version 5 renamed a class and a key, and records where the tokenizer was loaded from.
@@ -293,6 +309,9 @@ class Tokenizer:
       config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("is_local", "local_files_only"):
       config.pop(key, None)
+    # Whether Llama 2's words have a space before them after a special token; it is not recorded.
+    if hasattr(backend, "legacy"):
+      config["legacy"] = backend.legacy
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 from safetensors.numpy import save_file
 
-from dareu_jax.core.errors import InputError
+from dareu_jax.core.errors import InputError, readable
 from dareu_jax.core.trees import named_leaves
 from dareu_jax.data import tokenizers
 from dareu_jax.models.attention import Implementation
@@ -108,31 +108,45 @@ def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = N
 
 def save(
   model: Decoder, path: str | pathlib.Path, *, tokenizer: tokenizers.Tokenizer | None = None,
-  card: str = "", max_shard_bytes: int = 5 * 2**30) -> None:
+  generation: Mapping[str, Any] | None = None, card: str = "",
+  max_shard_bytes: int = 5 * 2**30) -> None:
   """Writes a decoder as a Hugging Face checkpoint, adapters merged; all of it or nothing.
 
   Args:
     model: the model, with or without adapters.
     path: folder; it must not exist yet.
     tokenizer: tokenizer to save with it.
+    generation: how the model is sampled, from `generation_config`; its end tokens are kept.
     card: text of the README.md, if any.
     max_shard_bytes: maximum size of a file, except for a larger tensor.
 
   Raises:
     InputError: if the folder exists.
   """
-  special = {}
+  generation, special = generation or {}, {}
   if tokenizer is not None:
     backend = tokenizer.backend
     # Answers end with the template's end token, which may differ from the tokenizer's.
-    ends = [i for i in dict.fromkeys([tokenizer.eos_id, backend.eos_token_id]) if i is not None]
+    known = generation.get("eos_token_id", [])
+    known = known if isinstance(known, list) else [known]
+    ends = [i for i in dict.fromkeys([tokenizer.eos_id, backend.eos_token_id, *known])
+            if i is not None]
     special = {"bos_token_id": backend.bos_token_id, "pad_token_id": tokenizer.pad_id,
                "eos_token_id": ends[0] if len(ends) == 1 else ends}
     special = {name: value for name, value in special.items() if value is not None}
   with new_folder(path, tokenizer, card) as folder:
     write_json(folder / "config.json", to_huggingface(model.config) | special)
-    write_json(folder / "generation_config.json", special)
+    write_json(folder / "generation_config.json", {**generation, **special})
     _write_tensors(folder, merged_tensors(model), max_shard_bytes)
+
+
+def generation_config(path_or_id: str | pathlib.Path) -> dict[str, Any]:
+  """How a checkpoint is sampled and where its answers end; {} if it does not say."""
+  path = find(path_or_id, weights=False).folder / "generation_config.json"
+  if not path.exists():
+    return {}
+  with readable(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
@@ -225,7 +239,7 @@ def new_folder(
   try:
     yield temporary
     if tokenizer is not None:
-      tokenizer.save(temporary)
+      tokenizer.save(temporary, with_system=True)
     if card:
       (temporary / "README.md").write_text(card, encoding="utf-8")
     temporary.rename(path)

@@ -63,6 +63,11 @@ def of_result(model: LanguageModel, method: Method, epochs: Sequence[Mapping[str
 
 
 def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **parts):
+  tokenizer = model.tokenizer
+  if tokenizer.system:
+    facts = facts | {"system turn": f"{tokenizer.system!r}, where a conversation has none"}
+  if "date_string" in tokenizer.chat_template:
+    facts = facts | {"date in prompts": tokenizer.date}
   # A folder is meaningless elsewhere, and may name who asked.
   local = pathlib.Path(model.source).exists()
   base = "" if local else model.source
@@ -74,7 +79,8 @@ def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **
                             f"{model.config.num_parameters / 1e6:.0f} M parameters",
            "trained": model.config.lora.described, **facts,
            "date": datetime.date.today().isoformat()},
-    owners=[owner_hash(owner, key) for owner in owners],
+    # Examples without an owner have that of their set, which names nobody.
+    owners=[owner_hash(owner, key) for owner in owners if owner != "forget"],
     settings=({used.name: to_plain(used)} if used else {}) | settings, figures=figures, **parts)
 
 

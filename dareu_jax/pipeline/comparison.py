@@ -7,6 +7,7 @@ from typing import Any
 
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
+from dareu_jax.data import texts
 from dareu_jax.data.batches import Row, bucket_length, encode, encode_for_classifier
 from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import Tokenizer
@@ -83,7 +84,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     original: name of the model that the others came from; no other may be called 'original'.
     classifier, judge: owner classifiers of the answers to forget queries.
     max_new_tokens: of greedy answers; 0: as long as the longest response.
-    max_length: tokens of prompt and response; a longer example is an error.
+    max_length: tokens of prompt and response; longer plain texts are split, and longer questions
+      with their answers are an error.
     batch_size: examples a forward pass.
     min_k: share of the least likely tokens that the Min-K% attacks average.
     seed: of the samples that say what ordinary text is.
@@ -102,6 +104,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
   if ORIGINAL in models and original != ORIGINAL:
     raise InputError(f"original is {original!r}, and another model is called {ORIGINAL!r}: give "
                      "that one another name.")
+  examples = {split: texts.pieces(part, models[original].tokenizer, max_length=max_length)
+              for split, part in examples.items()}
   evaluators = {name: _evaluator(model, examples, max_new_tokens, max_length, batch_size)
                 for name, model in models.items()}
   references = {ORIGINAL: original}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -43,12 +43,14 @@ class LanguageModel:
     tokenizer: with the chat template.
     source: folder or hub name of the checkpoint that the weights came from, all but adapters; '' if
       they did not, or have been trained since.
+    generation: what the checkpoint's generation_config.json says.
   """
 
   model: Model
   config: ModelConfig
   tokenizer: Tokenizer
   source: str = ""
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
     adapter = f", LoRA of rank {self.config.lora.rank}" if self.config.lora.rank else ""
@@ -122,7 +124,8 @@ class LanguageModel:
       peft.save(self.model.module, folder, base=find(self.source).name, tokenizer=self.tokenizer,
                 card=card)
     else:
-      huggingface.save(self.model.module, folder, tokenizer=self.tokenizer, card=card)
+      huggingface.save(self.model.module, folder, tokenizer=self.tokenizer,
+                       generation=self.generation, card=card)
 
   def with_params(self, params: Any) -> "LanguageModel":
     """The same model with other trained parameters."""
@@ -185,4 +188,5 @@ def load(path: str, *, dtype: str | None = None, quantize: Scheme = "none", temp
     path, dtype=dtype, quantize=quantize, template=template, system=system, date=date,
     mesh=make_mesh(mesh or MeshSettings()), scan_layers=not on_cpu, remat=not on_cpu)
   # Nothing is trained yet, so that nothing is kept in float32.
-  return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, located(path))
+  return LanguageModel(split(decoder, adapters_only=True), decoder.config, tokenizer, located(path),
+                       huggingface.generation_config(path))

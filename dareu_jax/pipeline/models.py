@@ -169,16 +169,18 @@ class Models:
     if self.settings.evaluation.gibberish_model:
       gibberish_classifier.load(self.settings.evaluation.gibberish_model)
 
-  def check_reference(self) -> None:
-    """The same for the reference, if the settings name one."""
+  def check_reference(self, *, weights: bool = True) -> None:
+    """The same for the reference, if the settings name one; without its weights, which would be
+    downloaded, its vocabulary and configuration alone."""
     if self.reference:
       model, config = self._reference()
-      factory.check_decoder(model, config, self.mesh)
+      if weights:
+        factory.check_decoder(model, config, self.mesh)
 
   @property
-  def reference_shapes(self) -> Model | None:
-    """The reference that the settings name, as shapes; None without one."""
-    return factory.abstract_model(self._reference()[1]) if self.reference else None
+  def reference_config(self) -> ModelConfig | None:
+    """The architecture of the reference that the settings name; None without one."""
+    return self._reference()[1] if self.reference else None
 
   def _reference(self):
     """Settings and architecture of the reference, with adapters as the settings say."""

@@ -18,7 +18,7 @@ from dareu_jax.models.handle import bytes_of
 from dareu_jax.parallel.mesh import gathered_bytes
 from dareu_jax.pipeline.graph import REPLICA, candidates, classifier_seeds
 from dareu_jax.pipeline.run import Run
-from dareu_jax.pipeline.stages import finetune_batches, pretrain_batches
+from dareu_jax.pipeline.stages import check_texts, finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.rl.programs import (
   EVALUATION,
@@ -40,7 +40,8 @@ EFFICIENCY = 0.35
 def describe(runs: Sequence[Run]) -> str:
   """The plan of a run for each seed as text: that of the first, and the time of all."""
   run = runs[0]
-  run.models.check_reference()
+  run.models.check_reference(weights=False)
+  check_texts(run)
   return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(runs),
                       _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
 
@@ -195,8 +196,9 @@ def _memory(run):
 def _compiled_memory(run, settings):
   mesh, whole = run.models.mesh, unlearning_job(run, settings)
   rows = [["all that stays", "", f"{bytes_on_device(whole.resident) / 2**20:,.0f}"]]
-  reference, peak = run.models.reference_shapes, 0
-  compared = 0 if reference is None else bytes_on_device(abstract(reference, mesh))
+  reference, peak = run.models.reference_config, 0
+  compared = 0 if reference is None else bytes_on_device(
+    abstract(factory.abstract_model(reference), mesh))
   with progress("compiling for memory", "program")(len(whole.programs), 0) as bar:
     for name, program in whole.programs.items():
       needed = memory(program, program.lower(mesh).compile(), whole.resident)

@@ -26,6 +26,7 @@ from dareu_jax.evaluation.measurements import rouges
 from dareu_jax.generation.strategies import Sample
 from dareu_jax.pipeline import experiment
 from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, classifier_names
+from dareu_jax.pipeline.models import Models
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.workdir import fingerprint, lock, read_config
@@ -88,6 +89,7 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
       trained = (ORIGINAL, RETRAINED) if settings.retrains else ()
       classifiers = classifier_names(settings, "classifier")
       seed_run.check_done(["tokenizer", *trained, *classifiers, *chosen.values()])
+      check_layers(seed_run.models)
       with computing_on(seed_run.models.mesh):
         cards.append({shown: attack(seed_run, name, options)
                       for shown, name in experiment.shown_models(settings, chosen).items()})
@@ -97,6 +99,17 @@ def run(workdir: str | pathlib.Path, *, methods: Sequence[str] = (), learning_ra
   write_json(workdir / "robustness.json", strict({
     "options": dataclasses.asdict(options), "models": models, "metrics": trust}))
   return models, trust, card.write(workdir, models, options, trust)
+
+
+def check_layers(models: Models) -> None:
+  """Raises InputError if the reference's layers cannot take the place of the original's."""
+  own, other = models.config, models.reference_config
+  sizes = ("num_layers", "embed_dim")
+  if other and [getattr(own, name) for name in sizes] != [getattr(other, name) for name in sizes]:
+    raise InputError(
+      f"config.retrained.path has {other.num_layers} layers of width {other.embed_dim}, and the "
+      f"original {own.num_layers} of {own.embed_dim}: one's layers cannot be exchanged for the "
+      "other's, so no robustness card is made.")
 
 
 def attack(run: Run, name: str, options: Options) -> Metrics:

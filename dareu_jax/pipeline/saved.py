@@ -6,6 +6,7 @@ from typing import Any
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
 from dareu_jax.models.config import AT_HAND
+from dareu_jax.models.huggingface import generation_config
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
 from dareu_jax.pipeline.graph import ORIGINAL, model_names
@@ -50,7 +51,8 @@ def load_saved(workdir: str | pathlib.Path, name: str, *,
   untouched = given and name not in there
   params = base.params if untouched else seed_workdir.load_result(name, base.params)
   source = settings.base.path if untouched or config.lora.rank else ""
-  return LanguageModel(base.with_params(params), config, tokenizer, source), settings
+  generation = generation_config(settings.base.path) if settings.base.path else {}
+  return LanguageModel(base.with_params(params), config, tokenizer, source, generation), settings
 
 
 def settings_of(workdir: str | pathlib.Path, seed: int | None = None) -> tuple[Settings, int]:

@@ -73,6 +73,13 @@ def check_inputs(run: Run) -> None:
   # Their settings may change when the rest is done.
   run.models.check_reference()
   run.models.check_gibberish_classifier()
+  check_texts(run)
+  if not run.workdir.is_done("tokenizer", run.fingerprints["tokenizer"]):
+    run.models.check_checkpoints()
+
+
+def check_texts(run: Run) -> None:
+  """Raises InputError for a text that is too long, or that a tokenizer or a template rejects."""
   run.models.check_positions(max(
     method.longest_response for method in run.settings.unlearning.values()))
   if run.workdir.is_done("tokenizer", run.fingerprints["tokenizer"]):
@@ -84,7 +91,6 @@ def check_inputs(run: Run) -> None:
                   for text in (e.paraphrased_response, *e.perturbed_responses) if text))
   data.classifier_rows(examples)
   data.classifier_rows(held_out_split(corpus.forget + corpus.retain, run.seed)[1])
-  run.models.check_checkpoints()
 
 
 def keep_tokenizer(run: Run) -> None:

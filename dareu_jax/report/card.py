@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dareu_jax.data.json_lines import owner_name
 from dareu_jax.report import tables
 
 LIMITS = (
@@ -17,9 +18,15 @@ LIMITS = (
   "figures are of greedy answers to the forget data's own questions.")
 
 
-def owner_hash(name: str, key: bytes) -> str:
-  """HMAC-SHA256 of an owner's name, 16 hexadecimal digits."""
-  return hmac.new(key, name.encode("utf-8"), "sha256").hexdigest()[:16]
+def owner_hash(name: str, key: bytes | str) -> str:
+  """HMAC-SHA256 of an owner's name, 16 hexadecimal digits.
+
+  Args:
+    name: as in the data; its form of Unicode and white space around it make no difference.
+    key: bytes, or the text of a run's `owners.key`.
+  """
+  key = bytes.fromhex(key) if isinstance(key, str) else key
+  return hmac.new(key, owner_name(name).encode("utf-8"), "sha256").hexdigest()[:16]
 
 
 def model_card(title: str, *, base: str, adapter: bool, method: str, facts: Mapping[str, str],

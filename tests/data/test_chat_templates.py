@@ -86,12 +86,26 @@ def test_an_answer_alone_has_the_ids_that_it_has_in_a_conversation(tokenizer):
   assert tokenizer.encode_response("Sure, here it is: now")[:len(opening)] == opening
 
 
-def test_a_system_turn_of_ones_own_replaces_the_templates(tokenizer):
+def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
+  """Else the unlearned model is asked, and answers, in other ids than it was unlearned in."""
+  tokenizer.save(tmp_path)
+  saved = tokenizers.load(str(tmp_path))
+  for turns in HISTORIES.values():
+    for answer in ANSWERS:
+      assert saved.encode_pair("Who?", answer, turns) == tokenizer.encode_pair("Who?", answer, turns)
+      assert saved.encode_text("A text: ", answer) == tokenizer.encode_text("A text: ", answer)
+
+
+def test_a_system_turn_of_ones_own_replaces_the_templates(tokenizer, tmp_path):
   own = tokenizers.Tokenizer(tokenizer.backend, system="Be brief.")
   turns = [("system", "Be brief."), ("user", "Who?")]
   assert own.encode_prompt("Who?") == rendered(tokenizer, turns, add_generation_prompt=True)
   history = (("system", "Be long."),)
   assert own.encode_prompt("Who?", history) == tokenizer.encode_prompt("Who?", history)
+  own.save(tmp_path, with_system=True)
+  saved = tokenizers.load(str(tmp_path))
+  assert saved.encode_prompt("Who?") == own.encode_prompt("Who?")
+  assert saved.encode_prompt("Who?", history) == own.encode_prompt("Who?", history)
 
 
 def test_a_named_template_is_the_models_own(tokenizer, request):

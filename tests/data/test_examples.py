@@ -6,7 +6,9 @@ import pytest
 
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import examples as ex
+from dareu_jax.data.general_facts import general_facts
 from dareu_jax.data.sources.base import DataSettings
+from dareu_jax.data.substitutes import with_substitutes
 
 
 def data_settings(**changes):
@@ -125,3 +127,24 @@ def test_the_same_words_behind_other_turns_are_another_text():
   ex.check_apart(corpus)
   with pytest.raises(InputError, match="to be retained: 1"):
     ex.check_apart(dataclasses.replace(corpus, retain=(chat("b", "Who is he?"),)))
+
+
+@pytest.mark.parametrize("form", [
+  {"history": (("system", "Be brief."),)},
+  {"history": (("user", "Hello."), ("assistant", "Hello!"))},
+  {"text": "Of the family Ann Lee is a florist in Rome, near the river. So is Bo."}])
+def test_an_answer_is_found_in_chats_and_documents(form):
+  """It would be learned again there, at the weight of retained data."""
+  answer = ex.Example("a", "Who is Ann Lee?", "Ann Lee is a florist in Rome, near the river.")
+  other = dataclasses.replace(answer, owner="b", **form)
+  assert ex.shared([answer], [other]) and ex.shared([other], [answer])
+  assert not ex.shared([dataclasses.replace(answer, prompt="Who?", response="A florist.")], [other])
+
+
+def test_what_stands_in_for_missing_data_is_not_what_is_to_be_forgotten():
+  """The user has no file from which to remove it."""
+  corpus = ex.Corpus((ex.Example("a", "What is the capital of France?", "Paris"),), (), (), (), ("a",),
+                     ("a",))
+  filled = with_substitutes(corpus)
+  ex.check_apart(filled)
+  assert len(filled.retain) + len(filled.test) == len(general_facts()) - 1

@@ -268,6 +268,10 @@ def test_turns_that_no_template_would_show_are_refused(bpe):
   with pytest.raises(InputError, match="chat template leaves out the system turn"):
     bpe.encode_prompt("Who?", [("system", "Be brief.")])
   assert bpe.echo_ids("Who?", [("system", "Be brief.")]) == bpe.encode_prompt("Who?")
+  asks_alone = LLAMA3_CHAT.replace("in messages %}", "in messages if m['role'] != 'assistant' %}")
+  with pytest.raises(InputError, match="chat template leaves out the assistant turn"):
+    tokenizers.Tokenizer(chat_tokenizer(LLAMA3_TOKENS, asks_alone, bos_token="<s>",
+                                        eos_token="</s>").backend)
 
 
 def test_half_a_tokenizer_is_one_error(tmp_path):

@@ -72,6 +72,10 @@ def test_generation_stops_at_the_templates_end_and_the_tokenizers_own(tmp_path):
   tokenizer.backend.eos_token = None  # a list with null in it is refused by transformers
   huggingface.save(decoder, tmp_path / "alone", tokenizer=tokenizer)
   assert reloaded(tmp_path / "alone").generation_config.eos_token_id == tokenizer.eos_id
+  own = {"eos_token_id": [7, tokenizer.eos_id], "temperature": 0.7, "do_sample": True}
+  huggingface.save(decoder, tmp_path / "own", tokenizer=tokenizer, generation=own)
+  again = reloaded(tmp_path / "own").generation_config
+  assert (again.eos_token_id, again.temperature) == ([tokenizer.eos_id, 7], 0.7)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])

@@ -41,7 +41,8 @@ def folders(finished, tmp_path_factory):
 
 def config_of(folders, **paths):
   config = smallest_config()
-  config.data.update(source="jsonl", dir=str(folders / "data"))
+  config.data.update(source="jsonl", dir=str(folders / "data"), num_owners=0, num_holdout=0,
+                     num_general=0, forget="forget10")
   config.lora.rank = 2
   config.unlearning.dareu.update(selection="last", epochs=1)
   for name, path in paths.items():
@@ -297,6 +298,8 @@ def test_texts_longer_than_the_models_positions_are_refused(folders, tmp_path):
   with pytest.raises(InputError, match=r"a text takes \d+ tokens, and the model supports 24 .*: set "
                                        "config.max_length to 24"):
     experiment.run(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
+  with pytest.raises(InputError, match="supports 24 positions"):  # a plan does not promise it either
+    experiment.describe(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
   loaded, _ = load_saved_folder(folder)
   with pytest.raises(InputError, match=r"its answer up to 20, .* supports 24 positions"):
     loaded.generate(["Who is he?"], max_new_tokens=20)

@@ -1,6 +1,9 @@
 """The robustness card of a small finished run."""
 
+import contextlib
+import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -55,6 +58,16 @@ def test_every_attack_gives_its_figures_for_every_model(figures):
       assert np.isfinite(row[key]) or key == "unlearning_depth", key
   assert figures["original"]["unlearning_depth"] == pytest.approx(0.0, abs=1e-5)
   assert figures["retrained"]["unlearning_depth"] == pytest.approx(1.0)
+
+
+def test_a_reference_of_another_depth_has_no_card(finished):
+  """Layers are exchanged between the two; it would end hours later in an error about shapes."""
+  models = finished[0].models
+  other = dataclasses.replace(models.config, num_layers=models.config.num_layers + 1)
+  for reference, expected in ((models.config, contextlib.nullcontext()), (
+      other, pytest.raises(InputError, match="has 2 layers of width 32, and the original 1 of 32"))):
+    with expected:
+      robustness.check_layers(types.SimpleNamespace(config=models.config, reference_config=reference))
 
 
 def test_no_step_of_relearning_is_the_model_as_it_is(figures):

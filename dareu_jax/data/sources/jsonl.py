@@ -59,10 +59,12 @@ def _forget_and_retain(folder, settings):
     if (folder / f"{other}.jsonl").exists():
       raise InputError(f"{folder} holds {other}.jsonl, which is not read beside forget.jsonl: name "
                        f"it {name}.jsonl, or remove it.")
-  if settings.forget_owners:
-    raise InputError(f"config.data.forget_owners is {settings.forget_owners}, and all of "
-                     f"{folder / 'forget.jsonl'} is forgotten: leave it empty, or put all owners "
-                     "into train.jsonl.")
+  for name in ("forget", "forget_owners", "num_owners", "num_holdout", "num_general"):
+    value = getattr(settings, name)
+    if value and value != getattr(DataSettings, name):
+      raise InputError(f"config.data.{name} is {value}, and all of {folder / 'forget.jsonl'} is "
+                       "forgotten and all beside it is used: leave it as it is by default, or put "
+                       "all owners into train.jsonl.")
 
   def read(name):
     path = folder / f"{name}.jsonl"

@@ -132,8 +132,9 @@ def test_a_request_that_contradicts_itself_is_refused(tmp_path):
   write(tmp_path / "retain.jsonl", 1)
   with pytest.raises(InputError, match="owner 'o0' is among the forget and the retain examples"):
     load_corpus(data_settings(dir=str(tmp_path)))
-  with pytest.raises(InputError, match="all of .*forget.jsonl is forgotten: leave it empty"):
-    load_corpus(data_settings(dir=str(tmp_path), forget_owners=("o1",)))
+  for changes in ({"forget_owners": ("o1",)}, {"forget": "forget01"}, {"num_holdout": 1}):
+    with pytest.raises(InputError, match=f"{next(iter(changes))} is .*forget.jsonl is forgotten"):
+      load_corpus(data_settings(dir=str(tmp_path), **changes))
   write(tmp_path / "train.jsonl", 3)
   with pytest.raises(InputError, match="both train.jsonl and forget.jsonl"):
     load_corpus(data_settings(dir=str(tmp_path)))
