@@ -293,8 +293,8 @@ def evaluate(models: Mapping[str, LanguageModel], *, forget: Examples, retain: E
       else the first.
     result: result of `unlearn`; its classifiers score the answers to forget queries.
     max_new_tokens: of greedy answers; 0: as many as the longest response has.
-    max_length: tokens of prompt and response; longer plain texts are split, and longer questions
-      with their answers are an error.
+    max_length: tokens of prompt and response; longer plain texts are split, as `unlearn` splits
+      them at its setting of this name, and longer questions with their answers are an error.
     batch_size: examples per forward pass.
     min_k: share of the least likely tokens that the Min-K% attacks average.
     seed: seed of the samples that ordinary text is measured on.

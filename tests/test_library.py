@@ -127,7 +127,7 @@ def test_a_saved_model_is_asked_as_it_was_unlearned(result, tmp_path):
   backend = copy.deepcopy(result.model.tokenizer.backend)
   backend.chat_template = PLAIN.replace(
     "{% if", "{% if m['role'] == 'system' %}{{ m['content'] }}{% elif", 1)
-  own = Tokenizer(backend, system='Say "I".\nBe brief, Zo\u00eb {% %}.')
+  own = Tokenizer(backend, system='Say "I".\nBe brief, Zo\u00eb \U0001f600 {% %}.')
   told = dataclasses.replace(result, model=dataclasses.replace(result.model, tokenizer=own),
                              forget_owners=("forget",))
   told.save(tmp_path / "out", key=b"secret")

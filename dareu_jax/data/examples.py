@@ -111,47 +111,53 @@ def check_apart(corpus: Corpus) -> None:
 def shared(first: Iterable[Example], second: Iterable[Example]) -> list[tuple[Example, Example]]:
   """Pairs of examples, one of each argument, that are the same text or hold one.
 
-  Case, white space, marks around words and system turns make no other text. Of `SHARED_WORDS` words
-  or more, a question with its answer is the same behind other turns, a plain text is found within
-  any text, and an answer within a plain text.
+  Case, white space and marks around words make no other text. Of `SHARED_WORDS` words or more, an
+  answer to the same question is the same behind other turns, a plain text is found within any text,
+  and an answer within a plain text.
   """
   first, second = list(first), list(second)
-  known: dict[Words, Example] = {}
+  known: dict[Words, list[Example]] = {}
   for example in first:
-    known.update(dict.fromkeys(_forms(example), example))
-  same = [(known[words], example) for example in second for words in _forms(example)
-          if words in known]
+    for words in _forms(example):
+      known.setdefault(words, []).append(example)
+  same = [(one, example) for example in second for words in _forms(example)
+          for one in known.get(words, ())]
   return [*same, *_within(first, second),
           *((one, other) for other, one in _within(second, first))]
 
 
 def _within(inner, outer):
-  """Yields (inner, outer) where an example is within a longer text."""
+  """Yields (inner, outer) where a plain text is within a text, or an answer within a plain text."""
+  yield from _found(((_words(e.text), e) for e in inner if e.text is not None), outer)
+  yield from _found(((_words(e.response), e) for e in inner if e.text is None),
+                    [e for e in outer if e.text is not None])
+
+
+def _found(phrases, outer):
+  """Yields (example of the phrase, example) for phrases, (words, example), within longer texts."""
   starts: dict[Words, list[tuple[Words, Example]]] = {}
-  for example in inner:
-    words = _words(example.text or example.response)
+  for words, example in phrases if outer else ():
     if len(words) >= SHARED_WORDS:
       starts.setdefault(words[:SHARED_WORDS], []).append((words, example))
   for example in outer if starts else ():
     words = _whole(example)
     for at in range(len(words) - SHARED_WORDS + 1):
       for found, by in starts.get(words[at:at + SHARED_WORDS], ()):
-        is_plain = by.text is not None or example.text is not None
-        if is_plain and words[at:at + len(found)] == found:
+        if words[at:at + len(found)] == found:
           yield by, example
 
 
 def _forms(example):
-  """The words by which an example is known: all that is said, and the last question's."""
-  yield _whole(example)
-  if example.history:
-    last = _words(f"{example.prompt} {example.response}")
-    if len(last) >= SHARED_WORDS:
-      yield last
+  """The words by which an example is known: of all that is said, and of a long answer with its
+  question alone."""
+  forms = [_whole(example)]
+  if example.text is None and len(_words(example.response)) >= SHARED_WORDS:
+    forms.append(_words(f"{example.prompt} {example.response}"))
+  return dict.fromkeys(forms)
 
 
 def _whole(example):
-  said = [content for role, content in example.history if role != "system"]
+  said = (said for _, said in example.history)
   return _words(example.text or " ".join([*said, example.prompt, example.response]))
 
 

@@ -156,11 +156,19 @@ def checked(example: Example, where: str) -> Example:
   """An example that no file gave, with its owner's name as `owner_name` has it.
 
   Raises:
-    InputError: if a text is empty or not a string; `where` names the example.
+    InputError: if a text is empty or not a string, or a turn not one of `ROLES`; `where` names the
+      example.
   """
-  for field in _REQUIRED:
-    _check_text(getattr(example, field), f'"{field}"', where)
-  return dataclasses.replace(example, owner=owner_name(example.owner))
+  texts = {field: getattr(example, field) for field in (*_REQUIRED, *_OPTIONAL[:2])}
+  for field, text in texts.items():
+    if text is not None or field in _REQUIRED:
+      _check_text(text, f'"{field}"', where)
+  for text in example.perturbed_responses:
+    _check_text(text, '"perturbed_responses"', where)
+  turns = [{"role": role, "content": content} for role, content in example.history]
+  return dataclasses.replace(
+    example, owner=owner_name(example.owner), history=_turns(turns, '"history"', where),
+    perturbed_responses=tuple(example.perturbed_responses))
 
 
 def _chat(line, where):

@@ -81,7 +81,7 @@ class Tokenizer:
   @property
   def chat_template(self) -> str:
     """The template of conversations, in Jinja; '' if there is none."""
-    return self.backend.chat_template if self.is_chat else ""
+    return self.backend.get_chat_template() if self.is_chat else ""
 
   @functools.cached_property
   def closing(self) -> tuple[int, ...]:
@@ -236,7 +236,8 @@ class Tokenizer:
       raise InputError(f"the model's chat template rejects a conversation of {roles}: "
                        f"{first_line(error)}.") from None
     for role, content in turns:
-      if content.rpartition(_THOUGHT)[2].strip() not in text:
+      shown = content.rpartition(_THOUGHT)[2] if role == "assistant" else content
+      if shown.strip() not in text:
         raise InputError(f"the model's chat template leaves out the {role} turn: name another one "
                          "in config.tokenizer.template, or write the conversation without it.")
     return text
@@ -295,10 +296,11 @@ class Tokenizer:
     backend = self.backend
     if with_system and self.system and self.is_chat:
       backend = copy.copy(backend)
-      turn = json.dumps({"role": "system", "content": self.system})
+      turn = json.dumps({"role": "system", "content": self.system}, ensure_ascii=False)
+      # The line break after a block is not rendered.
       backend.chat_template = (
         "{%- if messages[0]['role'] != 'system' %}{%- set messages = [" + turn
-        + "] + messages %}{%- endif %}" + backend.chat_template)
+        + "] + messages %}{%- endif %}\n" + self.chat_template)
     backend.save_pretrained(folder)
     path = pathlib.Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

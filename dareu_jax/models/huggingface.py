@@ -141,12 +141,20 @@ def save(
 
 
 def generation_config(path_or_id: str | pathlib.Path) -> dict[str, Any]:
-  """How a checkpoint is sampled and where its answers end; {} if it does not say."""
+  """How a checkpoint is sampled and where its answers end; {} if it does not say.
+
+  Raises:
+    InputError: if the file is damaged.
+  """
   path = find(path_or_id, weights=False).folder / "generation_config.json"
   if not path.exists():
     return {}
   with readable(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_bytes()
+  try:
+    return dict(json.loads(text))
+  except (ValueError, TypeError):
+    raise InputError(f"{path} is not a JSON object: complete the download, or remove it.") from None
 
 
 def merged_tensors(model: Decoder) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:

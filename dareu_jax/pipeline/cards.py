@@ -42,6 +42,7 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
   owners = () if used is None else (
     summary.get("forget_owners") or epochs.get("forget_owners", ()))
   forgotten = f", {len(owners)} owner{'s' * (len(owners) != 1)} forgotten" if owners else ""
+  owners = _named(owners)
   facts = {"data": f"{settings.data.source}{forgotten}",
            "seed": str(seed), **({"learning rate": rate} if rate else {})}
   blocks = {} if used is None else {
@@ -58,8 +59,8 @@ def of_result(model: LanguageModel, method: Method, epochs: Sequence[Mapping[str
               chosen_epoch: int, *, owners: Sequence[str], key: bytes, apart: bool) -> str:
   """The card of a model that `unlearn` returned; it lists owners if there is a key to hash with."""
   return _card(
-    method.name, model, method, {}, apart=apart, settings={}, owners=owners if key else (), key=key,
-    figures=epoch_figures(epochs, chosen_epoch))
+    method.name, model, method, {}, apart=apart, settings={}, owners=_named(owners) if key else (),
+    key=key, figures=epoch_figures(epochs, chosen_epoch))
 
 
 def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **parts):
@@ -68,6 +69,8 @@ def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **
     facts = facts | {"system turn": f"{tokenizer.system!r}, where a conversation has none"}
   if "date_string" in tokenizer.chat_template:
     facts = facts | {"date in prompts": tokenizer.date}
+  if "enable_thinking" in tokenizer.chat_template:
+    facts = facts | {"thinking": "off in all prompts (enable_thinking=False)"}
   # A folder is meaningless elsewhere, and may name who asked.
   local = pathlib.Path(model.source).exists()
   base = "" if local else model.source
@@ -79,9 +82,13 @@ def _card(name, model, used, facts, *, apart, settings, owners, key, figures, **
                             f"{model.config.num_parameters / 1e6:.0f} M parameters",
            "trained": model.config.lora.described, **facts,
            "date": datetime.date.today().isoformat()},
-    # Examples without an owner have that of their set, which names nobody.
-    owners=[owner_hash(owner, key) for owner in owners if owner != "forget"],
+    owners=[owner_hash(owner, key) for owner in owners],
     settings=({used.name: to_plain(used)} if used else {}) | settings, figures=figures, **parts)
+
+
+def _named(owners):
+  """Those that have a name: examples without an owner have that of their set."""
+  return tuple(owner for owner in owners if owner != "forget")
 
 
 def _notes(summary, method, stage):

@@ -38,7 +38,7 @@ class Table:
 
   Attributes:
     metrics: {model: {metric: number}}; what the data or the models do not allow is left out.
-    answers: {model: {split: greedy answers}}.
+    answers: {model: {split: greedy answers}}, one for each piece of a long plain text.
   """
 
   def __init__(self, evaluated: Mapping[str, Evaluation]):
@@ -84,8 +84,8 @@ def compare(models: Mapping[str, LanguageModel], examples: Mapping[str, Sequence
     original: name of the model that the others came from; no other may be called 'original'.
     classifier, judge: owner classifiers of the answers to forget queries.
     max_new_tokens: of greedy answers; 0: as long as the longest response.
-    max_length: tokens of prompt and response; longer plain texts are split, and longer questions
-      with their answers are an error.
+    max_length: tokens of prompt and response, of the original's tokenizer; longer plain texts are
+      split, and longer questions with their answers are an error.
     batch_size: examples a forward pass.
     min_k: share of the least likely tokens that the Min-K% attacks average.
     seed: of the samples that say what ordinary text is.

@@ -181,7 +181,7 @@ def precompile(settings: Settings, workdir: str | pathlib.Path) -> None:
 
 
 def describe(settings: Settings, workdir: str | pathlib.Path) -> str:
-  """What `run` would do, without doing it; raises as `prepare`."""
+  """What `run` would do, without doing it; raises as `run` does for texts and settings."""
   runs = prepare(settings, workdir)
   with computing_on(runs[0].models.mesh):
     return plan.describe(runs)

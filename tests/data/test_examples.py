@@ -127,6 +127,9 @@ def test_the_same_words_behind_other_turns_are_another_text():
   ex.check_apart(corpus)
   with pytest.raises(InputError, match="to be retained: 1"):
     ex.check_apart(dataclasses.replace(corpus, retain=(chat("b", "Who is he?"),)))
+  about = [ex.Example(owner, "Is she a doctor?", "Yes.", history=(("system", f"About {who}."),))
+           for owner, who in (("a", "Ann Lee"), ("b", "Eve Ray"))]
+  assert not ex.shared(about[:1], about[1:])
 
 
 @pytest.mark.parametrize("form", [
@@ -139,6 +142,12 @@ def test_an_answer_is_found_in_chats_and_documents(form):
   other = dataclasses.replace(answer, owner="b", **form)
   assert ex.shared([answer], [other]) and ex.shared([other], [answer])
   assert not ex.shared([dataclasses.replace(answer, prompt="Who?", response="A florist.")], [other])
+
+
+def test_a_document_is_found_in_a_system_turn():
+  document = ex.Example("a", "Ann", " Lee ...", text="Ann Lee is a florist in Rome, near the river.")
+  told = ex.Example("b", "Who is she?", "A florist.", history=(("system", f"Use: {document.text}"),))
+  assert ex.shared([document], [told]) and ex.shared([told], [document])
 
 
 def test_what_stands_in_for_missing_data_is_not_what_is_to_be_forgotten():

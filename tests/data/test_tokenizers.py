@@ -274,6 +274,15 @@ def test_turns_that_no_template_would_show_are_refused(bpe):
                                         eos_token="</s>").backend)
 
 
+def test_one_of_several_templates_goes_out_with_its_system_turn(tmp_path):
+  """The first line of a template is a line of the prompt; others are for tools."""
+  backend = chat_tokenizer(LLAMA3_TOKENS, bos_token="<s>", eos_token="</s>").backend
+  backend.chat_template = {"default": f"\n{LLAMA3_CHAT}", "tool_use": "{{ tools }}"}
+  own = tokenizers.Tokenizer(backend, system="Be brief. \U0001f600")
+  own.save(tmp_path, with_system=True)
+  assert tokenizers.load(str(tmp_path)).encode_prompt("Who?") == own.encode_prompt("Who?")
+
+
 def test_half_a_tokenizer_is_one_error(tmp_path):
   """Where the added tokens are known, transformers leaves the file to a reader with its own errors."""
   save_with_added_tokens(tmp_path)

@@ -31,7 +31,8 @@ def folders(finished, tmp_path_factory):
   """The original and the retrained model of the finished run as checkpoints, and a request."""
   folder = tmp_path_factory.mktemp("request")
   for name in ("original", "retrained"):
-    load_saved(finished[0], name)[0].save(folder / name)
+    saved, _ = load_saved(finished[0], name)
+    dataclasses.replace(saved, generation={"temperature": 0.7, "do_sample": True}).save(folder / name)
   authors = make_authors(5, 0)
   data = folder / "data"
   for name, part in (("forget", authors[60:80]), ("retain", authors[:60]), ("unseen", authors[80:])):
@@ -114,6 +115,8 @@ def test_card_and_report_say_what_was_trained(request_run, tmp_path):
   _, workdir, _ = request_run
   export.export(workdir, "dareu", tmp_path / "out")
   assert "- trained: LoRA of rank 2\n" in (tmp_path / "out/README.md").read_text()
+  generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+  assert generation["temperature"] == 0.7 and "eos_token_id" in generation
   assert "| trained  | LoRA of rank 2" in (workdir / "report.md").read_text()
 
 
