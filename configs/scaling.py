@@ -31,6 +31,8 @@ QWEN3_0_6B = (151936, True, 1024, 3072, 28, 16, 8, 128, "qwen3")
 # Preset -> dimensions of the model and of its classifier.
 MODELS = {"llama2_7b": (LLAMA2_7B, TINYLLAMA), "tinyllama": (TINYLLAMA, TINYLLAMA),
           "qwen3_8b": (QWEN3_8B, QWEN3_0_6B), "qwen3_0_6b": (QWEN3_0_6B, QWEN3_0_6B)}
+# What PPO costs as it is published: a critic on the trunk, and all responses are learned from.
+PUBLISHED = dict(critic="shared", samples_per_prompt=1, learned_share=1.0, anchor_coef=0.02)
 
 
 def get_config(preset: str | None = None) -> ConfigDict:
@@ -43,6 +45,7 @@ def get_config(preset: str | None = None) -> ConfigDict:
   if preset is None:
     run.unlearning.dareu.max_new_tokens = defaults.unlearning.max_new_tokens
     return config
+  run.unlearning.dareu.update(PUBLISHED)
   config.update(owners=200, prompt_tokens=64, retain_tokens=192, retain_response_tokens=128)
   for block, prefix, values in ((config.run, "", MODELS[preset][0]),
                                 (config.run.classifier, "classifier_", MODELS[preset][1])):

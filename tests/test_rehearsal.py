@@ -65,8 +65,9 @@ def config(checkpoint, data_dir):
   config.data.update(dir=str(data_dir / "tofu"), num_owners=2, forget="forget50", num_holdout=1)
   config.finetune.epochs = config.classifier.train.epochs = 1
   config.length_multiple = 64
-  config.unlearning.dareu.update(epochs=1, rollout_batch_size=10, minibatch_size=10,
-                                 retain_batch_size=4, max_new_tokens=8, selection="last")
+  config.unlearning.dareu.update(epochs=1, samples_per_prompt=2, rollout_batch_size=20,
+                                 minibatch_size=10, retain_batch_size=4, max_new_tokens=8,
+                                 selection="last")
   config.monitor.target_score = 0.0
   config.monitor.guards.action = "off"  # what random weights answer is within no bounds
   config.evaluation.update(batch_size=2, max_new_tokens=8, max_examples=2)

@@ -57,7 +57,8 @@ def test_presets_of_checkpoints_are_the_published_protocol(preset):
   assert set(settings.lora.targets) == {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
   train = settings.finetune
-  assert (train.learning_rate, train.batch_size, train.epochs) == (1e-4, 16, 10)
+  rate = 1e-3 if preset == "smollm2_135m" else 1e-4
+  assert (train.learning_rate, train.batch_size, train.epochs) == (rate, 16, 10)
   assert train.schedule != "plateau"  # whose epochs are a limit, not a number
   assert (settings.data.source, settings.data.num_owners, settings.data.forget) == (
     "tofu", 0, "forget10")
