@@ -159,16 +159,11 @@ def checked(example: Example, where: str) -> Example:
     InputError: if a text is empty or not a string, or a turn not one of `ROLES`; `where` names the
       example.
   """
-  texts = {field: getattr(example, field) for field in (*_REQUIRED, *_OPTIONAL[:2])}
-  for field, text in texts.items():
-    if text is not None or field in _REQUIRED:
-      _check_text(text, f'"{field}"', where)
-  for text in example.perturbed_responses:
-    _check_text(text, '"perturbed_responses"', where)
-  turns = [{"role": role, "content": content} for role, content in example.history]
-  return dataclasses.replace(
-    example, owner=owner_name(example.owner), history=_turns(turns, '"history"', where),
-    perturbed_responses=tuple(example.perturbed_responses))
+  if example.text is None:
+    return parse(_record(example), where)[0]
+  for field in _REQUIRED:
+    _check_text(getattr(example, field), f'"{field}"', where)
+  return dataclasses.replace(example, owner=owner_name(example.owner))
 
 
 def _chat(line, where):
@@ -256,6 +251,8 @@ def _record(example):
   record |= {
     key: getattr(example, key) for key in _OPTIONAL if getattr(example, key) not in (None, ())
   }
+  if example.perturbed_responses:
+    record["perturbed_responses"] = list(example.perturbed_responses)
   if example.history:
     record["history"] = [{"role": role, "content": content} for role, content in example.history]
   return record
