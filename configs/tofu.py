@@ -32,10 +32,10 @@ CHECKPOINTS = {
   "qwen3_8b": ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"),
   "qwen3_0_6b": ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
 }
-# So small a model learns at higher rates: docs/presets.md.
-SMOLLM2 = dict(
+# Preset -> what else it sets. So small a model learns at higher rates: docs/presets.md.
+CHANGES = {"smollm2_135m": dict(
   finetune=dict(learning_rate=1e-3), baseline=dict(learning_rate=2e-3, epochs=10),
-  classifier=dict(members=2), unlearning=dict(dareu=dict(learning_rate=1e-3)))
+  classifier=dict(members=2), unlearning=dict(dareu=dict(learning_rate=1e-3)))}
 
 # open-unlearning's models: fine-tuned on all of TOFU, and without forget10; with its prompts.
 PUBLISHED = dict(
@@ -65,8 +65,7 @@ def get_config(preset=None):
   if preset == "llama3_2_1b":
     return _on_tofu(merged(CHECKPOINT, PUBLISHED))
   if preset in CHECKPOINTS:
-    rates = SMOLLM2 if preset == "smollm2_135m" else {}
-    return _on_tofu(merged(checkpoint(*CHECKPOINTS[preset]), rates))
+    return _on_tofu(merged(checkpoint(*CHECKPOINTS[preset]), CHANGES.get(preset, {})))
   raise ValueError(f"configs/tofu.py has no preset {preset!r}: take one of tofu40, llama3_2_1b, "
                    f"{', '.join(CHECKPOINTS)}, or none for the tiny one.")
 

@@ -37,8 +37,8 @@ REQUEST: dict[str, Any] = merged(CHECKPOINT, {
   "monitor": {"max_unseen": 20},
   "baseline": {"learning_rate": 2e-3, "epochs": 10},
   "unlearning": {"dareu": {
-    "samples_per_prompt": 8, "rollout_batch_size": 160, "minibatch_size": 10,
-    "retain_batch_size": 8, "max_new_tokens": 0, "distill_coef": 10.0, "learning_rate": 2e-3,
+    "samples_per_prompt": 8, "rollout_batch_size": 160, "minibatch_size": 8,
+    "retain_batch_size": 10, "max_new_tokens": 0, "distill_coef": 10.0, "learning_rate": 1.5e-3,
     "warmup_steps": 2, "epochs": 10}}})
 # A pretrained classifier beside it; without, a small one is trained from scratch.
 CLASSIFIER_CHECKPOINT: dict[str, Any] = {"classifier": {
