@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dareu_jax.core.logprobs import TokenStatistics, completion_hidden, token_statistics
-from dareu_jax.core.masked import length_mask, masked_mean
+from dareu_jax.core.masked import Array, length_mask, masked_mean
 from dareu_jax.core.settings import Count, PositiveFraction, Size, settings
 from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.batches import Batch, Batches, Row, encode, prompt_batch
@@ -77,6 +77,12 @@ def completion_statistics(model: Model, batch: Batch) -> TokenStatistics:
 
 
 @jax.jit
+def completion_logprobs(model: Model, batch: Batch) -> Float[Array, "B T"]:
+  """Their log-probs alone: the compiler leaves out the other statistics."""
+  return completion_statistics(model, batch).logprobs
+
+
+@jax.jit
 def _gradient_norms(model, batch):
   """Mean over the trained tensors of the norm of each row's gradient of its mean NLL: [B].
 
@@ -85,7 +91,7 @@ def _gradient_norms(model, batch):
 
   def nll(params, row):
     row = jax.tree.map(lambda x: x[None], row)
-    logprobs = completion_statistics(model.with_params(params), row).logprobs
+    logprobs = completion_logprobs(model.with_params(params), row)
     return -masked_mean(logprobs, length_mask(row.completion_lengths, logprobs.shape[1]))
 
   def norm(row):
@@ -155,18 +161,11 @@ class Evaluator:
 
   def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
     """Log-probs of each row's own completion, the end token included."""
-    return [np.asarray(statistics.logprobs) for statistics in self.statistics(params, rows)]
+    return self._of_completions(completion_logprobs, params, rows)
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
     """Statistics of each row's own completion, the end token included: NumPy arrays [n]."""
-    results: list[Any] = [None] * len(rows)
-    for indices, batch in self._batches(rows).in_order():
-      arrays: list[Any] = [fetch(x) for x in completion_statistics(
-        self.model.with_params(params), self.to_device(batch))]
-      for row, index in enumerate(indices):
-        n = batch.completion_lengths[row]
-        results[index] = TokenStatistics(*(x[row, :n] for x in arrays))
-    return results
+    return self._of_completions(completion_statistics, params, rows)
 
   def gradient_norms(self, params: Any, rows: Sequence[Row]) -> Float[np.ndarray, " E"]:
     """Mean over the trained tensors of ‖∂ NLL / ∂θ‖ of each row (the most expensive)."""
@@ -179,6 +178,16 @@ class Evaluator:
   def ends(self, row: Row) -> bool:
     """Whether a row's completion has an end token: a piece of a longer text has none."""
     return row.completion[-1] == self.tokenizer.eos_id
+
+  def _of_completions(self, program, params, rows):
+    """Of each row, the part of the program's arrays [B, T] that is its own completion's."""
+    results: list[Any] = [None] * len(rows)
+    for indices, batch in self._batches(rows).in_order():
+      arrays = jax.tree.map(fetch, program(self.model.with_params(params), self.to_device(batch)))
+      for row, index in enumerate(indices):
+        own = np.s_[row, :batch.completion_lengths[row]]
+        results[index] = jax.tree.map(lambda x, own=own: x[own], arrays)
+    return results
 
   def _batches(self, rows):
     return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)

@@ -264,10 +264,11 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
   method_settings = first.settings.unlearning[method]
   history = read_metrics(first.workdir.folder / "metrics" / f"{chosen[method]}.jsonl")
   settings, corpus = first.settings, first.data.corpus
+  forgotten = corpus.forget_owners
   facts = {
     "command": command,
-    "data": f"{settings.data.source}: {len(corpus.owners)} owners, of which "
-            f"{len(corpus.forget_owners)} are forgotten ({', '.join(corpus.forget_owners[:8])})",
+    "data": f"{settings.data.source}: {len(corpus.owners)} owners, {len(forgotten)} of them "
+            f"forgotten ({', '.join(forgotten[:8])}{', ...' if len(forgotten) > 8 else ''})",
     "examples": f"{len(corpus.forget)} to forget, {len(corpus.retain)} to retain, "
                 f"{len(corpus.test)} in D_test, {len(corpus.holdout)} of unseen owners"
                 + (f"; at most {settings.evaluation.max_examples} of each are measured"

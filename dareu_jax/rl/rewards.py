@@ -12,7 +12,6 @@ RewardForm = Literal["published", "telescoped", "absorbing", "neutral"]
 REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
 
 
-
 def log_transform(scores: Float[Array, "*batch"], *, epsilon: float,
                   c_seg: float) -> Float[Array, "*batch"]:
   """Maps attribution scores to rewards in [-1, 0].

@@ -48,7 +48,7 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
   def forbidden(*args, **options):
     raise AssertionError("a model was asked again")
 
-  for name in ("generate", "completion_statistics"):
+  for name in ("generate", "completion_statistics", "completion_logprobs"):
     monkeypatch.setattr(evaluator, name, forbidden)
   before = read_json(workdir / "summary.json")
   config = finished_config()
@@ -64,7 +64,8 @@ def test_a_metric_of_ones_own_appears_for_a_finished_run_without_generating_anew
 
 
 def test_another_min_k_moves_its_metrics_alone_and_asks_no_model(workdir, monkeypatch):
-  monkeypatch.setattr(evaluator, "completion_statistics", None)
+  for name in ("completion_statistics", "completion_logprobs"):
+    monkeypatch.setattr(evaluator, name, None)
   before = read_json(workdir / "summary.json")["models"]["retrained"]
   config = finished_config()
   config.evaluation.min_k = 0.1
