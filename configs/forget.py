@@ -25,5 +25,5 @@ from dareu_jax.presets import REQUEST
 def get_config(preset=None):
   """The config; it has no presets."""
   if preset is not None:
-    raise ValueError(f"configs/forget.py has no preset {preset!r}.")
+    raise ValueError(f"configs/forget.py has no preset {preset!r}: name it without one.")
   return default_config(**REQUEST)

@@ -8,7 +8,7 @@ import runpy
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,8 +52,7 @@ def enter(job: Callable[[Flags], None], define_flags: Callable[[], None], *, req
 
   def parse(args):
     define_flags()
-    flags.mark_flags_as_required(required)
-    return parse_flags(args)
+    return parse_flags(args, required)
 
   def run(argv):
     return guarded(lambda: job(Flags(argv[1:])), [] if takes_rest else argv, hint=hint)
@@ -129,8 +128,12 @@ def user_message(error: BaseException) -> str:
                    "command again.")
 
 
-def parse_flags(args: list[str]) -> list[str]:
+def parse_flags(args: list[str], required: Sequence[str] = ()) -> list[str]:
   """Parses the command line; a wrong flag ends the program with a one-line error.
+
+  Args:
+    args: the program and its arguments.
+    required: names of the flags that must have a value.
 
   Returns: the program and the arguments that are not flags.
   """
@@ -138,6 +141,9 @@ def parse_flags(args: list[str]) -> list[str]:
   args = [_installed(arg) for arg in args]
   try:
     rest = known(_last_of_each(args))
+    for name in required:
+      if known[name].value in (None, ""):
+        raise flags.Error(f"--{name} needs a value. {known[name].help}")
     if "config" in known:
       known.config.keys()  # a missing config file fails only when it is read
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError,
@@ -226,4 +232,5 @@ def _flag_error(error, args):
     return unknown
   text = error.args[0] if isinstance(error, KeyError) else error
   lines = str(text).strip().splitlines() or [type(error).__name__]
-  return lines[-1 if "whilst parsing config file" in lines[0] else 0]
+  line = lines[-1 if "whilst parsing config file" in lines[0] else 0]
+  return line.removeprefix("ValueError: ")  # of a config file that rejects its preset

@@ -9,8 +9,12 @@ class InputError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error's message, for a sentence of our own; its type if it has none."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+  """The first line of an error's message, for a sentence of our own; its type if it has none.
+
+  Where it ends in a colon, the next one is a part of it.
+  """
+  first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+  return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 @contextlib.contextmanager

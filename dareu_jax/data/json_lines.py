@@ -30,7 +30,8 @@ _REQUIRED = ("owner", "prompt", "response")
 _OPTIONAL = ("paraphrased_prompt", "paraphrased_response", "perturbed_responses", "history")
 _TEXT_KEYS = ("owner", "text", "title")
 _CHAT_KEYS = ("owner", "messages")
-_RULE = "Every line needs the keys owner, prompt and response."
+_RULE = ("Every line needs the keys owner, prompt and response, or owner and messages, or owner "
+         "and text.")
 
 
 def read_jsonl(path: Path, owner: str | None = None) -> tuple[Example, ...]:
@@ -106,8 +107,12 @@ def _parse(text, where):
     return json.loads(text, object_pairs_hook=unique)
   except json.JSONDecodeError as error:
     raise InputError(
-      f"{where} is not JSON: {error.msg} at column {error.colno}. Each line must be a JSON object."
-    ) from None
+      f"{where} is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}. Each line "
+      "must be a JSON object.") from None
+  except InputError:
+    raise
+  except ValueError:  # Python converts a number of thousands of digits no more
+    raise InputError(f"{where} holds a number of too many digits. Texts are in quotes.") from None
   except RecursionError:
     raise InputError(
       f"{where} is nested too deeply. Each line must be a flat JSON object.") from None

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tokenizers
 from pydantic import Field
 
-from dareu_jax.core.errors import InputError, first_line
+from dareu_jax.core.errors import InputError, first_line, readable
 from dareu_jax.core.settings import PathText, choice, settings
 from dareu_jax.data.chat_templates import ASSISTANT, CHAT_TEMPLATES, END, PLAIN, USER
 
@@ -358,6 +358,7 @@ def load(path: str, template: str = "auto", *, system: str = "", date: str = DAT
     backend = _transformers().AutoTokenizer.from_pretrained(
       path, local_files_only=pathlib.Path(path).is_dir())
   except Exception as error:  # noqa: BLE001 - the Rust reader's own error type
+    _check_files(pathlib.Path(path))
     raise InputError(f"no tokenizer at {path!r}: it must be a folder with one, or a model on the "
                      f"hub; config.tokenizer.path names another. {first_line(error)}") from None
   # Some classes are made without files, of their added tokens alone.
@@ -365,6 +366,19 @@ def load(path: str, template: str = "auto", *, system: str = "", date: str = DAT
     raise InputError(f"no tokenizer at {path!r}: it has no vocabulary. Put the model's tokenizer "
                      "files there (tokenizer.json), or name a folder in config.tokenizer.path.")
   return Tokenizer(backend, template, system=system, date=date)
+
+
+def _check_files(folder):
+  """Raises InputError if a folder has a damaged JSON file or no tokenizer.json."""
+  for path in sorted(folder.glob("*.json")):
+    try:
+      with readable(path):
+        json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+  if folder.is_dir() and not (folder / "tokenizer.json").exists():
+    raise InputError(f"no tokenizer at {str(folder)!r}: it holds no tokenizer.json. Put the "
+                     "model's tokenizer files there, or name a folder in config.tokenizer.path.")
 
 
 def _transformers():

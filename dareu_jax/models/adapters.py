@@ -7,6 +7,7 @@ padded with zeros, which stay zero in training, and B takes the rest of the scal
 import functools
 import json
 import math
+import numbers
 import pathlib
 import re
 from typing import Any
@@ -31,6 +32,9 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dor
           "modules_to_save": None, "layer_replication": None, "trainable_token_indices": None,
           "target_parameters": None, "use_bdlora": None, "alora_invocation_tokens": None}
 
+_TYPES: dict[str, tuple[type, str]] = {
+  "base_model_name_or_path": (str, "a folder or a name"), "r": (int, "a whole number"),
+  "lora_alpha": (numbers.Real, "a number"), "alpha_pattern": (dict, "an object")}
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start an adapter
 
 
@@ -43,8 +47,7 @@ class Adapter:
     self._config = self._read_config()
     self.base: str = self._config["base_model_name_or_path"]
     self._names = self._tensor_names()
-    shapes = {key: self._shape(name) for key, name in self._names.items()}
-    ranks = {module: shapes[module, "A"][0] for module, _ in self._names}
+    ranks = {module: self._rank_of(module) for module, _ in self._names}
     self.rank = max(ranks.values())
     self._scales = {module: self._scale(module, rank) for module, rank in ranks.items()}
     targets = {module.rpartition(".")[2] for module in ranks}
@@ -122,6 +125,14 @@ class Adapter:
       if not config.get(key):
         raise InputError(f"{path}: {key} is missing or empty. Set it there, or download the "
                          "adapter again.")
+    for key, (kind, meaning) in _TYPES.items():
+      if not isinstance(config.get(key), (kind, type(None))):
+        raise InputError(f"{path}: {key} is {config[key]!r}, which is not {meaning}. Download it "
+                         "again.")
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+      if not (_is_pattern(pattern) and isinstance(alpha, numbers.Real)):
+        raise InputError(f"{path}: alpha_pattern holds {pattern!r}: {alpha!r}, which is not a "
+                         "regular expression and a number. Download it again.")
     for key, plain in _PLAIN.items():
       if config.get(key, plain) not in (plain, None, [], {}):
         raise InputError(f"{path}: {key} {config[key]!r} is not supported. Merge the adapter into "
@@ -148,6 +159,14 @@ class Adapter:
       raise InputError(f"{path} holds no tensors.")
     return found
 
+  def _rank_of(self, module: str) -> int:
+    """Raises InputError if A and B are not matrices [r, in] and [out, r] of one rank."""
+    a, b = (self._open.get_slice(self._names[module, factor]).get_shape() for factor in "AB")
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+      raise InputError(f"{self.folder / ADAPTER_WEIGHTS}: lora_A of {module} is {tuple(a)} and "
+                       f"lora_B {tuple(b)}: they must be (r, in) and (out, r). Download it again.")
+    return a[0]
+
   def _scale(self, module: str, rank: int) -> float:
     """What B A x is multiplied by: α / r, or α / sqrt(r) with `use_rslora`."""
     alpha = self._config["lora_alpha"]
@@ -157,12 +176,17 @@ class Adapter:
         break
     return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
-  def _shape(self, name):
-    return self._open.get_slice(name).get_shape()
-
   def _tensor(self, name):
     return np.asarray(self._open.get_tensor(name))
 
   @functools.cached_property
   def _open(self):
     return safe_open(self.folder / ADAPTER_WEIGHTS, framework="numpy")
+
+
+def _is_pattern(text):
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True

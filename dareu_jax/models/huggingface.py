@@ -100,8 +100,8 @@ def decoder_config(found: Checkpoint, num_tokens: int, *, lora: LoraSettings = N
   config = from_huggingface(found.folder, lora=lora, **runtime)
   if num_tokens > config.vocab_size:
     raise InputError(f"the tokenizer has {num_tokens} tokens, but the model in {found.folder} "
-                     f"embeds only {config.vocab_size}: it is another model's tokenizer. Leave "
-                     "config.tokenizer.path empty for the model's own.")
+                     f"embeds only {config.vocab_size}: it is another model's. Put the model's own "
+                     "tokenizer files there, and leave config.tokenizer.path empty.")
   return dataclasses.replace(
     config, num_tokens=num_tokens if num_tokens < config.vocab_size else 0)
 

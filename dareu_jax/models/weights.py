@@ -55,7 +55,8 @@ class Weights:
   def _slice(self, name):
     """A tensor that can be indexed without reading all of it."""
     if name not in self._files:
-      raise InputError(f"{self.folder}: tensor {name} is missing from the checkpoint.")
+      raise InputError(f"{self.folder}: tensor {name} is missing from the checkpoint. "
+                       "Download it again.")
     self._used.add(name)
     file = self._files[name]
     if file not in self._open:
@@ -205,8 +206,9 @@ def _index(folder):
   if index.exists():
     return _read_index(index)
   pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-  hint = f" ({pickled[0]} is pickled code, which is never loaded: convert it)" if pickled else ""
-  raise InputError(f"{folder} holds no model.safetensors{hint}.")
+  hint = (f" ({pickled[0]} is pickled code, which is never loaded: convert it)." if pickled else
+          " and no index of several files. Download it again.")
+  raise InputError(f"{folder} holds no model.safetensors{hint}")
 
 
 def _read_index(index):
@@ -228,7 +230,7 @@ def _read_index(index):
 
 def _tensor_names(path):
   if not path.exists():
-    raise InputError(f"{path} is missing; the checkpoint's index names it.")
+    raise InputError(f"{path} is missing; the checkpoint's index names it. Download it again.")
   return tensor_names(path)
 
 

@@ -148,10 +148,10 @@ class Settings:
                            "a reference belongs to a model that exists: name that in "
                            "config.original.path, or leave this empty to retrain.")
     if self.lora.rank and not (self.pretrains or self.base.path):
-      raise InvalidSetting("lora.rank", self.lora.rank,
-                           "neither config.original.path nor config.model.path names a checkpoint, "
-                           "and an adapter on random base weights learns little: name one, or set "
-                           "the rank to 0.")
+      raise InvalidSetting("original.path", self.original.path,
+                           "name the model to unlearn, or in config.model.path a checkpoint to "
+                           "fine-tune first. (A model from scratch has random base weights, on "
+                           "which adapters learn little: it needs config.lora.rank 0.)")
     for name in ("", "classifier."):
       quantize = _at(self, f"{name}model.quantize")
       path = _at(self, f"{name}model").path if name else self.base.path

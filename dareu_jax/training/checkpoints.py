@@ -288,11 +288,9 @@ def read_json(path: Path) -> Any:
     InputError: if it is damaged, or cannot be read.
   """
   path = pathlib.Path(path)
-  if not path.exists():
-    return None
   try:
     with readable(path):
-      return json.loads(path.read_text(encoding="utf-8"))
+      return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it to have it written again.") from None

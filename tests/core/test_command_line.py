@@ -98,6 +98,25 @@ def test_an_unknown_setting_is_named_whole_with_the_nearest_known_one(flag, said
   assert said in found and bool(said) == bool(found)
 
 
+@pytest.mark.parametrize(("args", "said"), [
+  (["--config=configs/forget.py"], "error: --workdir needs a value. A folder."),
+  (["--config=configs/forget.py", "--workdir="], "error: --workdir needs a value. A folder."),
+  (["--workdir=w"], "error: --config needs a value. "),
+  (["--config=configs/forget.py:abc", "--workdir=w"],
+   "error: configs/forget.py has no preset 'abc': name it without one.")])
+def test_a_flag_without_a_value_or_with_a_wrong_preset_is_one_line(
+    monkeypatch, capsys, args, said):
+  """An empty --workdir would fill the folder where the command is run."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "A file.", flag_values=values)
+  flags.DEFINE_string("workdir", None, "A folder.", flag_values=values)
+  monkeypatch.setattr(command_line.flags, "FLAGS", values)
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(SystemExit):
+    command_line.parse_flags(["main", *args], ["config", "workdir"])
+  assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.fixture(scope="module")
 def helped():
   """{entry: what its --help prints}."""

@@ -288,7 +288,20 @@ def test_half_a_tokenizer_is_one_error(tmp_path):
   save_with_added_tokens(tmp_path)
   path = tmp_path / "tokenizer.json"
   path.write_text(path.read_text()[:-200])
-  with pytest.raises(InputError, match="no tokenizer at"):
+  with pytest.raises(InputError, match="tokenizer.json is damaged .* Download it again"):
+    tokenizers.load(str(tmp_path))
+  path.unlink()
+  with pytest.raises(InputError, match="holds no tokenizer.json"):
+    tokenizers.load(str(tmp_path))
+
+
+def test_a_damaged_model_config_is_not_blamed_on_the_tokenizer(saved, tmp_path):
+  """Transformers reads it for the tokenizer's class."""
+  for file in saved.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  (tmp_path / "tokenizer_config.json").unlink()
+  (tmp_path / "config.json").write_text('{"model_type": "lla')
+  with pytest.raises(InputError, match="config.json is damaged"):
     tokenizers.load(str(tmp_path))
 
 

@@ -100,6 +100,12 @@ def load_without_tokenizer(folder):
   (dict(use_dora=True), "use_dora True is not supported. Merge the adapter"),
   (dict(modules_to_save=["lm_head"]), "modules_to_save"),
   (dict(bias="all"), "bias 'all'"), (dict(r=0), "r is missing"),
+  (dict(r="eight"), "r is 'eight', which is not a whole number"),
+  (dict(lora_alpha="x"), "lora_alpha is 'x', which is not a number"),
+  (dict(base_model_name_or_path=["x"]), "which is not a folder or a name"),
+  (dict(alpha_pattern=["q"]), "alpha_pattern is .*, which is not an object"),
+  (dict(alpha_pattern={"(": 3}), "alpha_pattern holds '.': 3"),
+  (dict(alpha_pattern={"q_proj": "x"}), "alpha_pattern holds 'q_proj': 'x'"),
   (dict(base_model_name_or_path="/nowhere/base"), "names its base.*'/nowhere/base'")])
 def test_adapters_of_other_kinds_are_named(folders, config, message):
   """Read as plain LoRA, each would be another model."""
@@ -141,6 +147,20 @@ def test_an_adapter_without_weights_or_beside_none_is_one_error(folders):
   (adapter / "kept").rename(adapter / "adapter_model.safetensors")
   with pytest.raises(InputError, match="which holds no config.json"):
     checkpoint.find(str(changed(adapter, base_model_name_or_path=str(adapter))))
+
+
+@pytest.mark.parametrize("damage", [
+  lambda b: np.ascontiguousarray(b[:, :-1]), lambda b: np.concatenate([b, b], axis=1),
+  lambda b: b[0], lambda b: b[0, 0], lambda b: b[:, :0]])
+def test_factors_of_an_adapter_must_be_matrices_of_one_rank(folders, damage):
+  """A narrower B would be padded with zeros and trained; other shapes end in a traceback."""
+
+  def damaged(tensors):
+    return {name: np.array(damage(tensor)) if "q_proj.lora_B" in name else tensor
+            for name, tensor in tensors.items()}
+
+  with pytest.raises(InputError, match=r"lora_A of .*q_proj is \(3, .*must be \(r, in\)"):
+    checkpoint.find(str(changed(folders[1], tensors=damaged)))
 
 
 def test_the_digest_of_a_checkpoint_sees_all_that_a_run_reads_of_it(folders, tmp_path):

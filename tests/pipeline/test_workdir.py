@@ -254,8 +254,20 @@ def test_a_workdir_of_another_format_is_refused_in_a_line(tmp_path, held, overwr
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
   """Found out by a traceback after the first stage, or by none at all."""
   (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="workdir.*cannot be written"):
+  with pytest.raises(InputError, match="workdir.*cannot be written|config.json cannot be read"):
     make(tmp_path / below).check_config(overwrite=False)
+
+
+def test_a_folder_that_may_not_be_entered_is_refused(tmp_path, monkeypatch):
+  """As root, permissions do not bite: the system's answer is made up."""
+
+  def forbidden(path, **options):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+  make(tmp_path).check_config(overwrite=False)
+  monkeypatch.setattr(type(tmp_path), "stat", forbidden)
+  with pytest.raises(InputError, match="config.json cannot be read: Permission denied"):
+    read_config(tmp_path)
 
 
 def test_a_damaged_configuration_is_refused(tmp_path):

@@ -9,6 +9,7 @@
 - a single file, which is D.
 """
 
+import difflib
 import pathlib
 
 from dareu_jax.core.errors import InputError, readable
@@ -16,6 +17,9 @@ from dareu_jax.data import examples as ex
 from dareu_jax.data.json_lines import read_jsonl
 from dareu_jax.data.sources.base import DataSettings, register_source
 from dareu_jax.data.substitutes import with_substitutes
+
+_BESIDE = ("retain", "unseen", "test")  # files beside forget.jsonl
+_MEANT = {"holdout": "unseen", "general": "test"}  # those beside train.jsonl, by their name here
 
 
 @register_source("jsonl")
@@ -55,10 +59,13 @@ def _forget_and_retain(folder, settings):
   if (folder / "train.jsonl").exists():
     raise InputError(f"{folder} holds both train.jsonl and forget.jsonl: remove one. The first "
                      "holds all owners, the second only those to forget, beside retain.jsonl.")
-  for other, name in (("holdout", "unseen"), ("general", "test")):
-    if (folder / f"{other}.jsonl").exists():
-      raise InputError(f"{folder} holds {other}.jsonl, which is not read beside forget.jsonl: name "
-                       f"it {name}.jsonl, or remove it.")
+  present = {path.stem for path in folder.glob("*.jsonl")}
+  for other in sorted(present - {"forget", *_BESIDE}):
+    meant = _MEANT.get(other)
+    near = [meant] if meant else difflib.get_close_matches(other, _BESIDE, n=1, cutoff=0.7)
+    names = " or ".join(f"{name}.jsonl" for name in near or _BESIDE)
+    raise InputError(f"{folder} holds {other}.jsonl, which is not read beside forget.jsonl: name "
+                     f"it {names}, or remove it.")
   for name in ("forget", "forget_owners", "num_owners", "num_holdout", "num_general"):
     value = getattr(settings, name)
     if value and value != getattr(DataSettings, name):
@@ -67,8 +74,7 @@ def _forget_and_retain(folder, settings):
                        "all owners into train.jsonl.")
 
   def read(name):
-    path = folder / f"{name}.jsonl"
-    return read_jsonl(path, owner=name) if path.is_file() else ()
+    return read_jsonl(folder / f"{name}.jsonl", owner=name) if name in present else ()
 
   forget, retain, unseen = read("forget"), read("retain"), read("unseen")
   forget_owners, retained, others = (
@@ -102,8 +108,9 @@ def _jsonl_paths(path):
     return path, None, None, None
   if not (path / "train.jsonl").is_file():
     raise InputError(
-      f"{path} lacks train.jsonl: put the training data there (test.jsonl, holdout.jsonl and "
-      "general.jsonl are optional), or what is to be forgotten into forget.jsonl, or set "
+      f"{path} lacks train.jsonl and forget.jsonl: put what is to be forgotten into forget.jsonl "
+      "(retain.jsonl, unseen.jsonl and test.jsonl are optional), or all training data into "
+      "train.jsonl (test.jsonl, holdout.jsonl and general.jsonl are optional), or set "
       "config.data.dir to a single .jsonl file.")
   beside = (path / f"{name}.jsonl" for name in ("test", "holdout", "general"))
   return path / "train.jsonl", *(file if file.is_file() else None for file in beside)

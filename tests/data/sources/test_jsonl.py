@@ -127,6 +127,27 @@ def test_a_file_of_the_other_layout_is_not_passed_over(tmp_path, other, name):
     load_corpus(data_settings(dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize(("other", "said"), [
+  ("retian", "name it retain.jsonl"), ("notes", "name it retain.jsonl or unseen.jsonl or test.jsonl")])
+def test_a_file_whose_name_is_misspelled_is_not_passed_over(tmp_path, other, said):
+  """General knowledge would stand in for what was to be retained."""
+  write(tmp_path / "forget.jsonl", 1)
+  write(tmp_path / f"{other}.jsonl", 1, name="x")
+  with pytest.raises(InputError, match=f"holds {other}.jsonl, .* {said}"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+
+
+def test_a_file_that_cannot_be_read_is_not_a_missing_one(tmp_path):
+  write(tmp_path / "forget.jsonl", 1)
+  (tmp_path / "retain.jsonl").mkdir()
+  with pytest.raises(InputError, match="retain.jsonl cannot be read"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+  (tmp_path / "retain.jsonl").rmdir()
+  (tmp_path / "retain.jsonl").symlink_to("nowhere")
+  with pytest.raises(InputError, match="retain.jsonl does not exist"):
+    load_corpus(data_settings(dir=str(tmp_path)))
+
+
 def test_a_request_that_contradicts_itself_is_refused(tmp_path):
   write(tmp_path / "forget.jsonl", 2)
   write(tmp_path / "retain.jsonl", 1)
