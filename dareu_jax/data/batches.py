@@ -64,7 +64,7 @@ def encode(examples: Sequence[Example], tokenizer: Tokenizer, *, max_length: int
     if length > max_length:
       raise InputError(
         f"a text of {example.owner} takes {length} tokens, and config.max_length is {max_length}. "
-        f"Raise it, or shorten the text: {_excerpt(example, text)}")
+        f"Raise it, or shorten the text: {excerpt(example, text)}")
     rows.append(Row(tuple(prompt), tuple(completion), index.get(example.owner, -1)))
   return rows
 
@@ -92,7 +92,7 @@ def encode_for_classifier(examples: Sequence[Example], tokenizer: Tokenizer, *, 
         f"a text of {example.owner} takes {len(completion)} of the classifier's tokens, and "
         f"config.max_length is {max_length}. Raise it, shorten the text, or cut plain text into "
         "shorter pieces (config.data.prompt_tokens and response_tokens): "
-        f"{_excerpt(example, example.response)}")
+        f"{excerpt(example, example.response)}")
     if example.text is None:
       prompt = tokenizer.echo_ids(example.prompt, example.history)
     rows.append(Row(tuple(prompt), tuple(completion), index.get(example.owner, -1)))
@@ -106,7 +106,7 @@ def _refuse_special_tokens(example, text, tokenizer):
   if special:
     raise InputError(f"a text of {example.owner} contains the special token {special[0]!r}. "
                      "Remove it: templates and end tokens are added automatically. In "
-                     f"{_excerpt(example, text)}")
+                     f"{excerpt(example, text)}")
 
 
 def _ids(example, tokenizer, response=None):
@@ -116,13 +116,14 @@ def _ids(example, tokenizer, response=None):
     try:
       return tokenizer.encode_pair(example.prompt, text, example.history)
     except InputError as error:
-      raise InputError(f"a text of {example.owner}: {error} In {_excerpt(example, text)}") from None
+      raise InputError(f"a text of {example.owner}: {error} In {excerpt(example, text)}") from None
   if response is None:
     return tokenizer.encode_text(example.prompt, text, ends=example.ends)
   return tokenizer.encode_behind(example.prompt, text)
 
 
-def _excerpt(example, text):
+def excerpt(example: Example, text: str) -> str:
+  """The beginnings of an example's prompt and of a response, for a message."""
   return f"{example.prompt[:60]!r} -> {text[:60]!r}"
 
 

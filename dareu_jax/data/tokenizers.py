@@ -8,6 +8,7 @@ libraries give it. Plain text has no template; it is tokenized whole and cut as 
 import copy
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -387,4 +388,6 @@ def _transformers():
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 
+  # It warns of texts beyond the model's positions, which are split here or are an error.
+  logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
   return transformers

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from dareu_jax.attribution.scorer import Retokenizer, Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.data import tokenizers
+from dareu_jax.data.batches import excerpt
 from dareu_jax.evaluation import gibberish_classifier
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
@@ -188,7 +189,8 @@ class Models:
     own = tokenizers.load(str(find(self.reference, weights=False).tokenizer))
     if not own.same_vocabulary(self.data.tokenizer):
       raise InputError(f"config.retrained.path is {self.reference!r}, whose vocabulary is not the "
-                       "original's: a reference reads the same tokens.")
+                       "original's: a reference reads the same tokens. Name one that was made from "
+                       "the same checkpoint, or leave it empty.")
     config = factory.model_config(model, self.settings.lora, own.vocab_size)
     return model, dataclasses.replace(config, gather_gib=self.config.gather_gib)
 
@@ -198,20 +200,26 @@ class Models:
     if not settings.base.path and self.original is None:
       return
     corpus, usual, positions = data.corpus, data.longest_response, self.config.max_length
-    asked = data.rows(corpus.forget + corpus.retain + corpus.test + corpus.holdout)
-    whole = max(len(row.prompt) + len(row.completion) for row in asked)
+    who = "the model"
+    if self.reference_config is not None and self.reference_config.max_length < positions:
+      who, positions = f"the reference {self.reference}", self.reference_config.max_length
+    examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout
+    asked = data.rows(examples)
+    lengths = [len(row.prompt) + len(row.completion) for row in asked]
+    whole = max(lengths)
     if whole > positions:
+      longest = examples[lengths.index(whole)]
       raise InputError(
-        f"a text takes {whole} tokens, and the model supports {positions} positions: set "
-        f"config.max_length to {positions}, at which plain texts are split and longer questions "
-        "with their answers are named.")
+        f"a text of {longest.owner} takes {whole} tokens, and {who} supports {positions} "
+        f"positions. Shorten it, or set config.max_length to {positions}, at which plain texts are "
+        f"split: {excerpt(longest, longest.response)}")
     for rows, answer, name in (
       (asked[:len(corpus.forget)], max_new_tokens, "the method's max_new_tokens"),
       (asked, settings.evaluation.max_new_tokens, "config.evaluation.max_new_tokens")):
       prompt, answer = max(len(row.prompt) for row in rows), answer or usual
       if prompt + answer > positions:
         raise InputError(
-          f"a prompt with an answer of {answer} tokens takes {prompt + answer}, and the model "
+          f"a prompt with an answer of {answer} tokens takes {prompt + answer}, and {who} "
           f"supports {positions} positions: set {name} to {positions - prompt} or less.")
 
 

@@ -1,6 +1,7 @@
 """The plan of a run for --dry_run: stages, sizes, memory, time, and two tokenized samples."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 
@@ -40,10 +41,18 @@ EFFICIENCY = 0.35
 def describe(runs: Sequence[Run]) -> str:
   """The plan of a run for each seed as text: that of the first, and the time of all."""
   run = runs[0]
-  run.models.check_reference(weights=False)
+  # Weights on the hub are not downloaded for a plan.
+  run.models.check_reference(weights=_at_hand(run.models.reference))
   check_texts(run)
+  settings = run.settings
+  if _at_hand(settings.base.path) and _at_hand(settings.classifier.model.path):
+    run.models.check_checkpoints()
   return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(runs),
                       _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
+
+
+def _at_hand(path):
+  return not path or os.path.isdir(path)
 
 
 def _data(run):

@@ -282,6 +282,18 @@ def test_a_model_that_one_may_not_read_is_one_error(folders, tmp_path, monkeypat
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("which", ["original", "retrained"])
+def test_a_plan_looks_at_the_weights_that_are_at_hand(folders, tmp_path, which):
+  """It would promise a run that half a download ends in its first seconds."""
+  folder = tmp_path / "half"
+  shutil.copytree(folders / which, folder)
+  weights = folder / "model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-100])
+  config = config_of(folders, **{"original": folders / "original", which: folder})
+  with pytest.raises(InputError, match="half/model.safetensors is damaged"):
+    experiment.describe(Settings.from_config(config), tmp_path / "w")
+
+
 def test_answers_longer_than_the_models_positions_are_refused(folders, tmp_path):
   """Of every split: the evaluation asks all of them."""
   config = config_of(folders, original=folders / "original")
@@ -298,9 +310,12 @@ def test_texts_longer_than_the_models_positions_are_refused(folders, tmp_path):
   path = folder / "config.json"
   config = json.loads(path.read_text())
   path.write_text(json.dumps(config | {"max_position_embeddings": 24}))
-  with pytest.raises(InputError, match=r"a text takes \d+ tokens, and the model supports 24 .*: set "
-                                       "config.max_length to 24"):
+  longest = r"a text of \S+ takes \d+ tokens, and {} supports 24 .* set config.max_length to 24.* -> "
+  with pytest.raises(InputError, match=longest.format("the model")):
     experiment.run(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
+  paths = dict(original=folders / "original", retrained=folder)
+  with pytest.raises(InputError, match=longest.format("the reference .*short")):
+    experiment.run(Settings.from_config(config_of(folders, **paths)), tmp_path / "w")
   with pytest.raises(InputError, match="supports 24 positions"):  # a plan does not promise it either
     experiment.describe(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
   loaded, _ = load_saved_folder(folder)
