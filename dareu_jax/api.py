@@ -178,8 +178,6 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
   if reward is not None and not chosen.unlearning[name].takes_reward:
     raise InputError(f"a reward is given, and method {name!r} takes none: DareU does.")
   corpus = make_corpus(forget, retain, unseen)
-  for remark in corpus.remarks:
-    warnings.warn(remark, stacklevel=2)
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(workdir or stack.enter_context(tempfile.TemporaryDirectory()))
     mesh = mesh_of(model.model)
@@ -189,6 +187,8 @@ def unlearn(model: LanguageModel, tokenizer: Tokenizer | None = None, *, forget:
     if not model.config.lora.rank:
       original = model.trainable(chosen.lora, seed)
     run = make_run(chosen, seed, corpus, mesh, folder, original=original, reward=reward)
+    for remark in run.data.remarks:
+      warnings.warn(remark, stacklevel=2)
     check_inputs(run)
     run.workdir.check_config(overwrite=overwrite, stages=run.fingerprints)
     return _unlearn(run, original, name, reward)

@@ -64,6 +64,18 @@ class Data:
       return tokenizers.load(str(own))
     return make_classifier_tokenizer(settings, self.source, self.tokenizer)
 
+  @property
+  def remarks(self) -> tuple[str, ...]:
+    """Sentences on what the data or a pretrained model's tokenizer lacks, for the user."""
+    pretrained = self.own_tokenizer is not None or self.settings.base.path
+    if (not pretrained or self.tokenizer.is_chat or self.tokenizer.template_name != "auto"
+        or all(example.text for example in self.source.forget)):
+      return self.source.remarks
+    return (*self.source.remarks,
+            "The model's tokenizer has no chat template: questions are asked as plain text. If it "
+            "is a chat model, put its chat_template.jinja beside its tokenizer, or name a format "
+            "in config.tokenizer.template.")
+
   @functools.cached_property
   def none_examples(self) -> Examples:
     """General text for the "none of these" class: empty if there is no such class."""

@@ -144,8 +144,8 @@ def _run(runs, folder, log, command, overwrite, share):
 def remarks(run: Run) -> tuple[str, ...]:
   """Sentences on what a run lacks and what that costs."""
   if run.settings.has_reference:
-    return run.data.source.remarks
-  return (*run.data.source.remarks,
+    return run.data.remarks
+  return (*run.data.remarks,
           "No model was retrained, so metrics that compare with one are left out (ToW, forget "
           "quality, privacy, fluency under it). The answers about unseen owners say what "
           "forgetting looks like; config.retrained.path names a reference, where there is one.")

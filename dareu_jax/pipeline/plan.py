@@ -47,7 +47,7 @@ def describe(runs: Sequence[Run]) -> str:
   settings = run.settings
   if _at_hand(settings.base.path) and _at_hand(settings.classifier.model.path):
     run.models.check_checkpoints()
-  return "\n\n".join([_data(run), *run.data.source.remarks, *undivided(run), _stages(runs),
+  return "\n\n".join([_data(run), *run.data.remarks, *undivided(run), _stages(runs),
                       _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
 
 

@@ -282,6 +282,17 @@ def test_a_model_that_one_may_not_read_is_one_error(folders, tmp_path, monkeypat
   assert "\n" not in str(caught.value)
 
 
+def test_a_download_without_its_chat_template_is_remarked_on(folders, tmp_path):
+  """A chat model would be asked, and unlearned, in another format than it was taught in."""
+  folder = tmp_path / "bare"
+  shutil.copytree(folders / "original", folder)
+  for said, config in ((False, config_of(folders, original=folders / "original")),
+                       (True, config_of(folders, original=folder))):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+    assert said == any("no chat template" in remark for remark in experiment.remarks(run))
+
+
 @pytest.mark.parametrize("which", ["original", "retrained"])
 def test_a_plan_looks_at_the_weights_that_are_at_hand(folders, tmp_path, which):
   """It would promise a run that half a download ends in its first seconds."""
