@@ -173,5 +173,6 @@ def test_texts_beyond_the_checkpoints_positions_are_refused(config, checkpoint, 
   (folder / "config.json").write_text(json.dumps(raw))
   config.model.path = str(folder)
   run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-  with pytest.raises(InputError, match=r"takes \d+ tokens, and the model supports 48 positions"):
+  with pytest.raises(InputError, match=r"a text of \S+ takes \d+ tokens, and the model supports 48 "
+                                       "positions"):
     check_inputs(run)

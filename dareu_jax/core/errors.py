@@ -1,7 +1,10 @@
 """Errors that the user can fix."""
 
 import contextlib
+import json
+import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -25,6 +28,15 @@ def readable(path: object) -> Iterator[None]:
   except OSError as error:
     raise InputError(f"{error.filename or path} cannot be read: "
                      f"{error.strerror or first_line(error)}.") from None
+
+
+def downloaded_json(path: pathlib.Path) -> Any:
+  """The value of a JSON file of a download. Raises InputError if it is damaged or not readable."""
+  try:
+    with readable(path):
+      return json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise InputError(f"{path} is damaged ({error}). Download it again.") from None
 
 
 class InvalidSetting(InputError):

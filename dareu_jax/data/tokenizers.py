@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tokenizers
 from pydantic import Field
 
-from dareu_jax.core.errors import InputError, first_line, readable
+from dareu_jax.core.errors import InputError, downloaded_json, first_line
 from dareu_jax.core.settings import PathText, choice, settings
 from dareu_jax.data.chat_templates import ASSISTANT, CHAT_TEMPLATES, END, PLAIN, USER
 
@@ -372,11 +372,7 @@ def load(path: str, template: str = "auto", *, system: str = "", date: str = DAT
 def _check_files(folder):
   """Raises InputError if a folder has a damaged JSON file or no tokenizer.json."""
   for path in sorted(folder.glob("*.json")):
-    try:
-      with readable(path):
-        json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+    downloaded_json(path)
   if folder.is_dir() and not (folder / "tokenizer.json").exists():
     raise InputError(f"no tokenizer at {str(folder)!r}: it holds no tokenizer.json. Put the "
                      "model's tokenizer files there, or name a folder in config.tokenizer.path.")

@@ -5,7 +5,6 @@ padded with zeros, which stay zero in training, and B takes the rest of the scal
 """
 
 import functools
-import json
 import math
 import numbers
 import pathlib
@@ -18,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from safetensors import safe_open
 
-from dareu_jax.core.errors import InputError, readable
+from dareu_jax.core.errors import InputError, downloaded_json
 from dareu_jax.core.trees import map_named
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.weights import checkpoint_names, tensor_names
@@ -109,11 +108,7 @@ class Adapter:
 
   def _read_config(self) -> dict[str, Any]:
     path = self.folder / ADAPTER_CONFIG
-    try:
-      with readable(path):
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      raise InputError(f"{path} is damaged ({error}). Download it again.") from None
+    config = downloaded_json(path)
     if not isinstance(config, dict):
       raise InputError(f"{path} is damaged: it holds no settings. Download it again.")
     start = str(config.get("init_lora_weights"))

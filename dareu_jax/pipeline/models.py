@@ -14,7 +14,7 @@ from dareu_jax.evaluation import gibberish_classifier
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models import factory
 from dareu_jax.models.checkpoint import find
-from dareu_jax.models.config import LoraSettings, ModelConfig
+from dareu_jax.models.config import LoraSettings, ModelConfig, ModelSettings
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.parallel.mesh import MeshSettings
@@ -84,7 +84,7 @@ class Models:
   @functools.cached_property
   def retrained(self) -> Model:
     """The reference that the settings name."""
-    model, config = self._reference()
+    model, config = self._reference
     return factory.build_decoder(model, config, self.seed, self.mesh)
 
   @functools.cached_property
@@ -174,16 +174,17 @@ class Models:
     """The same for the reference, if the settings name one; without its weights, which would be
     downloaded, its vocabulary and configuration alone."""
     if self.reference:
-      model, config = self._reference()
+      model, config = self._reference
       if weights:
         factory.check_decoder(model, config, self.mesh)
 
   @property
   def reference_config(self) -> ModelConfig | None:
     """The architecture of the reference that the settings name; None without one."""
-    return self._reference()[1] if self.reference else None
+    return self._reference[1] if self.reference else None
 
-  def _reference(self):
+  @functools.cached_property
+  def _reference(self) -> tuple[ModelSettings, ModelConfig]:
     """Settings and architecture of the reference, with adapters as the settings say."""
     model = dataclasses.replace(self.settings.base, path=self.reference)
     own = tokenizers.load(str(find(self.reference, weights=False).tokenizer))
@@ -201,8 +202,9 @@ class Models:
       return
     corpus, usual, positions = data.corpus, data.longest_response, self.config.max_length
     who = "the model"
-    if self.reference_config is not None and self.reference_config.max_length < positions:
-      who, positions = f"the reference {self.reference}", self.reference_config.max_length
+    reference = self.reference_config
+    if reference is not None and reference.max_length < positions:
+      who, positions = f"the reference {self.reference}", reference.max_length
     examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout
     asked = data.rows(examples)
     lengths = [len(row.prompt) + len(row.completion) for row in asked]

@@ -161,6 +161,7 @@ class Workdir:
 
     def check():
       try:
+        self.folder.mkdir(parents=True, exist_ok=True)
         stored = read_json(path)
         if stored is not None:
           check_format(stored, self.folder)

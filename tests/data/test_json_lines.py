@@ -63,7 +63,8 @@ BAD_LINES = {
   "array": ('["a"]', "is not a JSON object"),
   "no owner": (
     '{"prompt": "p", "response": "r"}',
-    '"owner" is missing. Every line needs the keys owner, prompt and response, or',
+    '"owner" is missing. Every line needs the keys owner, prompt and response, or owner and '
+    "messages, or owner and text.",
   ),
   "no prompt": ('{"owner": "a", "response": "r"}', '"prompt" is missing'),
   "empty owner": (line(owner=" "), '"owner" is empty'),
