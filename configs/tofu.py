@@ -1,11 +1,11 @@
 """TOFU: forget authors of fictitious biographies.
 
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
-    python -m dareu_jax.main --config=configs/tofu.py:smollm2_135m --workdir=...   # one 8 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:llama3_2_1b --workdir=...    # one 24 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # one 16 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # one 24 GB GPU
-    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # one 80 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:smollm2_135m --workdir=...   # an 8 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama3_2_1b --workdir=...    # a 24 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # a 16 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:tinyllama --workdir=...      # a 24 GB GPU
+    python -m dareu_jax.main --config=configs/tofu.py:llama2_7b --workdir=...      # an 80 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:qwen3_8b --workdir=...       # or TPU host
     python -m dareu_jax.main --config=configs/tofu.py:tofu40 --workdir=runs/tofu40 \
         --config.data.dir=FOLDER                                                   # laptop, an hour
@@ -14,7 +14,8 @@ Without a preset: embedded authors and a small model from scratch, no network, n
 library's defaults. `tofu40` is the real TOFU with a small model from scratch, 40 authors of which 4
 are forgotten. `llama3_2_1b` unlearns a published model that knows TOFU, beside one that never saw
 forget10, and trains neither. The others fine-tune a checkpoint of the hub on the real TOFU by the
-published protocol. docs/configuration.md has every setting.
+published protocol. Of these, `smollm2_135m` alone was run yet, on eight authors: docs/presets.md.
+docs/configuration.md has every setting.
 
 Out come the table on the terminal, and report.html, report.md and summary.json in the workdir.
 """

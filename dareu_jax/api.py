@@ -110,17 +110,18 @@ class Result:
   forget_owners: tuple[str, ...]
 
   def save(self, folder: str | pathlib.Path, *, adapter: Adapter = "merged",
-           key: bytes = b"") -> None:
+           key: bytes | str = b"") -> None:
     """Writes the unlearned model for transformers, vLLM or PEFT, with a model card.
 
     Args:
       folder: it must not exist.
       adapter: LoRA adapters 'merged' into the weights, or 'apart' for PEFT.
-      key: secret of the hashes by which the card lists the forgotten owners; without one it lists
-        none.
+      key: secret of the hashes by which the card lists the forgotten owners, as bytes or in
+        hexadecimal digits; without one it lists none.
 
     Raises:
-      InputError: if nothing was unlearned, the folder exists, or there is no adapter to go apart.
+      InputError: if nothing was unlearned, the folder exists, there is no adapter to go apart, or
+        the key is a text of other characters.
     """
     if not self.chosen_epoch:
       raise InputError("nothing was unlearned: the model is the original, which "

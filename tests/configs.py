@@ -90,3 +90,15 @@ def oracle_config(name):
     config.classifier.update(vocab_size=400, none_share=0.5, reads_query=True, calibrate=True)
     config.evaluation.gradient_norm = True
   return config
+
+
+def request_config(folders, **paths):
+  """A request on the folder of the fixture `folders`, with checkpoints as `original=` and so on."""
+  config = smallest_config()
+  config.data.update(source="jsonl", dir=str(folders / "data"), num_owners=0, num_holdout=0,
+                     num_general=0, forget="forget10")
+  config.lora.rank = 2
+  config.unlearning.dareu.update(selection="last", epochs=1)
+  for name, path in paths.items():
+    config[name].path = str(path)
+  return config

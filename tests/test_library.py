@@ -98,6 +98,8 @@ def test_a_saved_model_is_the_one_that_was_unlearned(result, tmp_path):
 
 def test_a_saved_result_has_a_card_that_names_nobody(result, tmp_path):
   """The model travels with what was done to it, and not with who asked."""
+  with pytest.raises(dareu_jax.InputError, match="the key .* is a text that is not hexadecimal"):
+    result.save(tmp_path / "out", key="secret")
   result.save(tmp_path / "out", key=b"secret")
   card = (tmp_path / "out/README.md").read_text()
   assert f"`{owner_hash(result.forget_owners[0], b'secret')}`" in card

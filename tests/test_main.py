@@ -268,7 +268,8 @@ def test_a_dry_run_shows_the_plan_and_trains_nothing(outcome):
   ended, folder = outcome
   code, out, err = ended["dry"]
   assert code == 0, err
-  for word in ("original", "retrained", "classifier", "dareu", "MiB", "prompt:", "mask"):
+  for word in ("million parameters in float32; trained", "Methods: dareu at 0.0", "original", "retrained",
+               "classifier", "MiB", "prompt:", "mask"):
     assert word in out
   assert "<|assistant|>" in out  # the template is visible
   assert not (folder / "dry").exists()

@@ -111,9 +111,9 @@ def check_apart(corpus: Corpus) -> None:
 def shared(first: Iterable[Example], second: Iterable[Example]) -> list[tuple[Example, Example]]:
   """Pairs of examples, one of each argument, that are the same text or hold one.
 
-  Case, white space and marks around words make no other text. Of `SHARED_WORDS` words or more, an
-  answer to the same question is the same behind other turns, a plain text is found within any text,
-  and an answer within a plain text.
+  Case, white space and marks around words make no other text, nor does a paraphrase that an example
+  has. Of `SHARED_WORDS` words or more, an answer to the same question is the same behind other
+  turns, a plain text is found within any text, and an answer within a plain text.
   """
   first, second = list(first), list(second)
   known: dict[Words, list[Example]] = {}
@@ -148,12 +148,19 @@ def _found(phrases, outer):
 
 
 def _forms(example):
-  """The words by which an example is known: of all that is said, and of a long answer with its
-  question alone."""
-  forms = [_whole(example)]
-  if example.text is None and len(_words(example.response)) >= SHARED_WORDS:
-    forms.append(_words(f"{example.prompt} {example.response}"))
-  return dict.fromkeys(forms)
+  """The words by which an example is known, in its own words and paraphrased: of all that is said,
+  and of a long answer with its question alone."""
+  if example.text is not None:
+    return [_whole(example)]
+  forms = {}
+  for prompt, answer in itertools.product(
+      filter(None, (example.prompt, example.paraphrased_prompt)),
+      filter(None, (example.response, example.paraphrased_response))):
+    told = dataclasses.replace(example, prompt=prompt, response=answer)
+    forms[_whole(told)] = True
+    if len(_words(answer)) >= SHARED_WORDS:
+      forms[_words(f"{prompt} {answer}")] = True
+  return list(forms)
 
 
 def _whole(example):

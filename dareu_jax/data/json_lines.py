@@ -252,10 +252,8 @@ def _check_text(text, what, where):
 def _record(example):
   if example.text is not None:
     return {"owner": example.owner, "text": example.text}
-  record = {key: getattr(example, key) for key in _REQUIRED}
-  record |= {
-    key: getattr(example, key) for key in _OPTIONAL if getattr(example, key) not in (None, ())
-  }
+  keys = (*_REQUIRED, "paraphrased_prompt", "paraphrased_response")
+  record = {key: getattr(example, key) for key in keys if getattr(example, key) is not None}
   if example.perturbed_responses:
     record["perturbed_responses"] = list(example.perturbed_responses)
   if example.history:

@@ -33,7 +33,9 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dor
 
 _TYPES: dict[str, tuple[type, str]] = {
   "base_model_name_or_path": (str, "a folder or a name"), "r": (int, "a whole number"),
-  "lora_alpha": (numbers.Real, "a number"), "alpha_pattern": (dict, "an object")}
+  "lora_alpha": (numbers.Real, "a number"), "alpha_pattern": (dict, "an object"),
+  "rank_pattern": (dict, "an object")}
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # settings of single modules
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to start an adapter
 
 
@@ -124,10 +126,11 @@ class Adapter:
       if not isinstance(config.get(key), (kind, type(None))):
         raise InputError(f"{path}: {key} is {config[key]!r}, which is not {meaning}. Download it "
                          "again.")
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-      if not (_is_pattern(pattern) and isinstance(alpha, numbers.Real)):
-        raise InputError(f"{path}: alpha_pattern holds {pattern!r}: {alpha!r}, which is not a "
-                         "regular expression and a number. Download it again.")
+    for key in _PATTERNS.values():
+      for pattern, value in (config.get(key) or {}).items():
+        if not (_is_pattern(pattern) and isinstance(value, numbers.Real)):
+          raise InputError(f"{path}: {key} holds {pattern!r}: {value!r}, which is not a regular "
+                           "expression and a number. Download it again.")
     for key, plain in _PLAIN.items():
       if config.get(key, plain) not in (plain, None, [], {}):
         raise InputError(f"{path}: {key} {config[key]!r} is not supported. Merge the adapter into "
@@ -155,21 +158,28 @@ class Adapter:
     return found
 
   def _rank_of(self, module: str) -> int:
-    """Raises InputError if A and B are not matrices [r, in] and [out, r] of one rank."""
+    """Raises InputError if A and B are not matrices [r, in] and [out, r] of the config's rank."""
     a, b = (self._open.get_slice(self._names[module, factor]).get_shape() for factor in "AB")
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
       raise InputError(f"{self.folder / ADAPTER_WEIGHTS}: lora_A of {module} is {tuple(a)} and "
                        f"lora_B {tuple(b)}: they must be (r, in) and (out, r). Download it again.")
+    rank = self._setting("r", module)
+    if a[0] != rank:
+      raise InputError(f"{self.folder}: lora_A of {module} has rank {a[0]}, and {ADAPTER_CONFIG} "
+                       f"says {rank}: they are of two adapters. Download both again.")
     return a[0]
 
   def _scale(self, module: str, rank: int) -> float:
     """What B A x is multiplied by: α / r, or α / sqrt(r) with `use_rslora`."""
-    alpha = self._config["lora_alpha"]
-    for pattern, value in (self._config.get("alpha_pattern") or {}).items():
-      if re.fullmatch(rf"(.*\.)?({pattern})", module):
-        alpha = value
-        break
+    alpha = self._setting("lora_alpha", module)
     return alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+
+  def _setting(self, key: str, module: str) -> Any:
+    """Its rank or α: that of the first pattern that is the end of its name, or of the config."""
+    for pattern, value in (self._config.get(_PATTERNS[key]) or {}).items():
+      if re.fullmatch(rf"(.*\.)?({pattern})", module):
+        return value
+    return self._config[key]
 
   def _tensor(self, name):
     return np.asarray(self._open.get_tensor(name))

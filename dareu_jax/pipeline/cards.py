@@ -56,7 +56,8 @@ def of_run(workdir: str | pathlib.Path, name: str, model: LanguageModel, setting
 
 
 def of_result(model: LanguageModel, method: Method, epochs: Sequence[Mapping[str, Any]],
-              chosen_epoch: int, *, owners: Sequence[str], key: bytes, apart: bool) -> str:
+              chosen_epoch: int, *, owners: Sequence[str], key: bytes | str,
+              apart: bool) -> str:
   """The card of a model that `unlearn` returned; it lists owners if there is a key to hash with."""
   return _card(
     method.name, model, method, {}, apart=apart, settings={}, owners=_named(owners) if key else (),

@@ -47,7 +47,7 @@ def describe(runs: Sequence[Run]) -> str:
   settings = run.settings
   if _at_hand(settings.base.path) and _at_hand(settings.classifier.model.path):
     run.models.check_checkpoints()
-  return "\n\n".join([_data(run), *run.data.remarks, *undivided(run), _stages(runs),
+  return "\n\n".join([_model(run), _data(run), *run.data.remarks, *undivided(run), _stages(runs),
                       _memory(run), *(_sample(run, split) for split in ("forget", "retain"))])
 
 
@@ -55,16 +55,32 @@ def _at_hand(path):
   return not path or os.path.isdir(path)
 
 
+def _model(run):
+  settings, config = run.settings, run.models.config
+
+  def rate(candidate):
+    method = settings.unlearning[candidate.method]
+    own = method if isinstance(method, RLSettings) else settings.baseline
+    return candidate.learning_rate or own.learning_rate
+
+  tried = (f"{each.method} at {rate(each):g}" for each in candidates(settings))
+  return (f"Model: {settings.base.path or f'{settings.model.architecture} from scratch'}, "
+          f"{config.num_parameters / 1e6:,.1f} million parameters in {config.dtype}; trained: "
+          f"{config.lora.described}\nMethods: {', '.join(tried)}")
+
+
 def _data(run):
   corpus, settings = run.data.corpus, run.settings
   rows = run.data.rows(corpus.forget + corpus.retain)
   lengths = [len(row.prompt) + len(row.completion) for row in rows]
+  others = run.data.rows(corpus.test + corpus.holdout + corpus.general)
+  longest = max([*lengths, *(len(row.prompt) + len(row.completion) for row in others)])
   return "\n".join([
     f"Data: {settings.data.source}, {len(corpus.owners)} owners; to forget: "
     f"{', '.join(corpus.forget_owners)}",
     f"  D_F {len(corpus.forget)}, D_R {len(corpus.retain)}, D_test {len(corpus.test)}, unseen "
     f"{len(corpus.holdout)}, general {len(corpus.general)} examples; {sum(lengths)} tokens in "
-    f"D, the longest example {max(lengths)}",
+    f"D; the longest example of all has {longest}",
     f"Devices: {jax.device_count()} × {jax.devices()[0].device_kind}, mesh "
     f"{dict(run.models.mesh.shape)}"])
 

@@ -76,6 +76,9 @@ def is_finished(folder: Path, name: str) -> bool:
 def check_format(config: Mapping[str, Any], folder: Path) -> None:
   """Raises InputError if a run's files are of another version's format."""
   workdir_format = config.get("format", 1)
+  if workdir_format == 1 and "seeds" not in config:
+    raise InputError(f"{folder} holds no run: its config.json is that of something else, such as a "
+                     "model. Give the workdir of a run, or a new folder.")
   if workdir_format != FORMAT:
     raise InputError(f"{folder} holds a run of workdir format {workdir_format}, and this version "
                      f"reads format {FORMAT}: finish it with the version that started it, or "

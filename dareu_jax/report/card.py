@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.json_lines import owner_name
 from dareu_jax.report import tables
 
@@ -24,8 +25,16 @@ def owner_hash(name: str, key: bytes | str) -> str:
   Args:
     name: as in the data; its form of Unicode and white space around it make no difference.
     key: bytes, or the text of a run's `owners.key`.
+
+  Raises:
+    InputError: for a text that is not hexadecimal digits.
   """
-  key = bytes.fromhex(key) if isinstance(key, str) else key
+  if isinstance(key, str):
+    try:
+      key = bytes.fromhex(key)
+    except ValueError:
+      raise InputError("the key of the owners' hashes is a text that is not hexadecimal digits: "
+                       "give bytes, or the text of a run's owners.key.") from None
   return hmac.new(key, owner_name(name).encode("utf-8"), "sha256").hexdigest()[:16]
 
 

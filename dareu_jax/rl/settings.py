@@ -139,4 +139,4 @@ class RLSettings:
       raise InvalidSetting(
         "samples_per_prompt", self.samples_per_prompt,
         f"{who} compares that many responses to a query, so it must be >= 2 and divide "
-        f"rollout_batch_size ({self.rollout_batch_size}).")
+        f"rollout_batch_size ({self.rollout_batch_size}). Change either.")

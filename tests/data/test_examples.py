@@ -144,6 +144,21 @@ def test_an_answer_is_found_in_chats_and_documents(form):
   assert not ex.shared([dataclasses.replace(answer, prompt="Who?", response="A florist.")], [other])
 
 
+@pytest.mark.parametrize("paraphrased", ["prompt", "response"])
+def test_a_paraphrase_is_the_same_text(paraphrased):
+  """Retained, it would keep what its example is to lose."""
+  told = ex.Example("a", "Who is Ann Lee?", "Ann Lee is a florist in Rome, near the river.")
+  other = {"prompt": "Who may Ann Lee be?", "response": "In Rome a florist has the name of Ann Lee."}
+  retained = dataclasses.replace(told, owner="b", **{paraphrased: other[paraphrased]})
+  assert not ex.shared([told], [retained])
+  known = dataclasses.replace(told, **{f"paraphrased_{name}": text for name, text in other.items()})
+  assert ex.shared([known], [retained])
+  short = dataclasses.replace(retained, response="A florist.")
+  assert not ex.shared([known], [short])
+  assert ex.shared([dataclasses.replace(known, response="A florist.",
+                                        paraphrased_response="A florist.")], [short])
+
+
 def test_a_document_is_found_in_a_system_turn():
   document = ex.Example("a", "Ann", " Lee ...", text="Ann Lee is a florist in Rome, near the river.")
   told = ex.Example("b", "Who is she?", "A florist.", history=(("system", f"Use: {document.text}"),))

@@ -106,6 +106,9 @@ def load_without_tokenizer(folder):
   (dict(alpha_pattern=["q"]), "alpha_pattern is .*, which is not an object"),
   (dict(alpha_pattern={"(": 3}), "alpha_pattern holds '.': 3"),
   (dict(alpha_pattern={"q_proj": "x"}), "alpha_pattern holds 'q_proj': 'x'"),
+  (dict(rank_pattern={"q_proj": None}), "rank_pattern holds 'q_proj': None"),
+  (dict(r=8), "lora_A of .* has rank 3, and adapter_config.json says 8: .* of two adapters"),
+  (dict(rank_pattern={"q_proj": 5}), "q_proj has rank 3, and adapter_config.json says 5"),
   (dict(base_model_name_or_path="/nowhere/base"), "names its base.*'/nowhere/base'")])
 def test_adapters_of_other_kinds_are_named(folders, config, message):
   """Read as plain LoRA, each would be another model."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 
 from dareu_jax.models import huggingface, peft
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings
 from dareu_jax.models.decoder import Decoder
+from dareu_jax.pipeline import language_model
 from tests.models.families import example_family
 from tests.parity.checkpoints import CASES, make, rope, token_ids, torch_logits, write
 from tests.parity.test_models import LIMIT as LIMIT_OF_TWO_LIBRARIES
@@ -116,3 +117,25 @@ def test_an_adapter_goes_out_merged_and_apart(scan_layers, tmp_path):
   peft.save(decoder, tmp_path / "adapter", base=folder, tokenizer=tokenizer)
   with_peft = PeftModel.from_pretrained(reloaded(folder), tmp_path / "adapter").eval()
   assert np.abs(torch_logits(with_peft, ids) - ours).max() <= LIMIT
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["apart", "beside its base"])
+@pytest.mark.parametrize("changes", [
+  {}, dict(use_rslora=True), dict(rank_pattern={"q_proj": 6}, alpha_pattern={"q_proj": 3})],
+  ids=lambda changes: ", ".join(changes) or "plain")
+def test_an_adapter_that_peft_wrote_is_read(beside, changes, tmp_path):
+  """Left out, it would be another model than transformers loads from the same folder."""
+  folder = write(make("llama_theta"), tmp_path / "base")
+  config = LoraConfig(r=4, lora_alpha=10, target_modules=["q_proj", "down_proj"], **changes)
+  model = get_peft_model(reloaded(folder), config).eval()
+  torch.manual_seed(2)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if "lora_B" in name:
+        parameter.normal_(std=0.1)
+  model.save_pretrained(folder if beside else tmp_path / "adapter")
+  ids = token_ids(rows=1)
+  expected = torch_logits(model, ids)
+  assert np.abs(expected - torch_logits(make("llama_theta"), ids)).max() > 0.1
+  loaded = language_model.load(str(folder if beside else tmp_path / "adapter"), dtype="float32")
+  assert np.abs(np.asarray(loaded.logits(ids)) - expected).max() <= LIMIT_OF_TWO_LIBRARIES

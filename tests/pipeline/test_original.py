@@ -13,48 +13,21 @@ from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
-from dareu_jax.data.json_lines import write_jsonl
 from dareu_jax.evaluation.records import UNSEEN
-from dareu_jax.models import checkpoint
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.parallel.mesh import MeshSettings
-from dareu_jax.pipeline import comparison, experiment
+from dareu_jax.pipeline import experiment, language_model
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
-from tests.configs import smallest_config
+from tests.configs import request_config
 
 OF_RETRAINED = {"tug_of_war", "forget_quality", "fluency_nll", "privacy", "overall_closeness"}
 
 
 @pytest.fixture(scope="module")
-def folders(finished, tmp_path_factory):
-  """The original and the retrained model of the finished run as checkpoints, and a request."""
-  folder = tmp_path_factory.mktemp("request")
-  for name in ("original", "retrained"):
-    saved, _ = load_saved(finished[0], name)
-    dataclasses.replace(saved, generation={"temperature": 0.7, "do_sample": True}).save(folder / name)
-  authors = make_authors(5, 0)
-  data = folder / "data"
-  for name, part in (("forget", authors[60:80]), ("retain", authors[:60]), ("unseen", authors[80:])):
-    write_jsonl(data / f"{name}.jsonl", part)
-  return folder
-
-
-def config_of(folders, **paths):
-  config = smallest_config()
-  config.data.update(source="jsonl", dir=str(folders / "data"), num_owners=0, num_holdout=0,
-                     num_general=0, forget="forget10")
-  config.lora.rank = 2
-  config.unlearning.dareu.update(selection="last", epochs=1)
-  for name, path in paths.items():
-    config[name].path = str(path)
-  return config
-
-
-@pytest.fixture(scope="module")
 def request_run(folders, tmp_path_factory):
   """(summary, workdir, settings) of a request without reference."""
-  settings = Settings.from_config(config_of(folders, original=folders / "original"))
+  settings = Settings.from_config(request_config(folders, original=folders / "original"))
   workdir = tmp_path_factory.mktemp("runs") / "request"
   summary, _ = experiment.run(settings, workdir)
   return summary, workdir, settings
@@ -124,16 +97,11 @@ def test_the_original_is_the_checkpoint_with_adapters_that_change_nothing(reques
   _, workdir, _ = request_run
   before, _ = load_saved(workdir, "original")
   after, _ = load_saved(workdir, "dareu")
-  checkpoint_model, _ = load_saved_folder(folders / "original")
+  checkpoint_model = language_model.load(str(folders / "original"))
   ids = np.arange(3, 40)[None]
   np.testing.assert_allclose(before.logits(ids), checkpoint_model.logits(ids), atol=1e-4)
   assert np.abs(after.logits(ids) - before.logits(ids)).max() > 1e-5
   assert after.config.lora.rank == 2 and after.source == str(folders / "original")
-
-
-def load_saved_folder(folder):
-  from dareu_jax.pipeline import language_model
-  return language_model.load(str(folder)), None
 
 
 def test_the_same_command_again_trains_nothing(request_run):
@@ -147,12 +115,12 @@ def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_
   """Its weights are other ones than the original's, adapters or not."""
   _, workdir, _ = request_run
   paths = dict(original=folders / "original", retrained=folders / "retrained")
-  settings = Settings.from_config(config_of(folders, **paths))
+  settings = Settings.from_config(request_config(folders, **paths))
   summary, _ = experiment.run(settings, tmp_path / "w", share=[workdir])
   assert list(summary["models"]) == ["original", "retrained", "dareu"]
   assert summary["models"]["retrained"]["tug_of_war"] == 1.0
   assert OF_RETRAINED - {"privacy", "overall_closeness"} <= summary["models"]["dareu"].keys()
-  reference, _ = load_saved_folder(folders / "retrained")
+  reference = language_model.load(str(folders / "retrained"))
   gathering = dataclasses.replace(settings, mesh=MeshSettings(gather_gib=3.0))
   run = experiment.prepare(gathering, tmp_path / "w")[0]
   assert run.models.retrained.module.config.gather_gib == 3.0  # as the original's
@@ -164,32 +132,32 @@ def test_a_reference_is_compared_with_and_not_trained(request_run, folders, tmp_
 
 def test_an_adapter_is_unlearned_and_exported_as_it_came(folders, tmp_path):
   """Its own rank, not that of the settings, on the base that it names."""
-  taught = load_saved_folder(folders / "original")[0].trainable(LoraSettings(rank=3))
+  taught = language_model.load(str(folders / "original")).trainable(LoraSettings(rank=3))
   params = jax.tree.map(lambda x: x + 0.01, taught.model.params)
   taught = taught.with_params(params)
   taught.save(tmp_path / "adapter", adapter="apart")
-  experiment.run(Settings.from_config(config_of(folders, original=tmp_path / "adapter")),
+  experiment.run(Settings.from_config(request_config(folders, original=tmp_path / "adapter")),
                  tmp_path / "w")
   ids = np.arange(3, 40)[None]
   before, after = (load_saved(tmp_path / "w", name)[0] for name in ("original", "dareu"))
   assert after.config.lora.rank == 3
   np.testing.assert_allclose(before.logits(ids), taught.logits(ids), atol=1e-4)
   export.export(tmp_path / "w", "dareu", tmp_path / "out", adapter="apart")
-  exported = load_saved_folder(tmp_path / "out")[0].logits(ids)
+  exported = language_model.load(str(tmp_path / "out")).logits(ids)
   np.testing.assert_allclose(exported, after.logits(ids), atol=1e-4)
   assert np.abs(exported - taught.logits(ids)).max() > 1e-5
 
 
 def test_a_quantized_original_is_unlearned_and_exported_as_it_is(request_run, folders, tmp_path):
   """The merged export is of the rounded weights, which the adapter was trained on."""
-  config = config_of(folders, original=folders / "original")
+  config = request_config(folders, original=folders / "original")
   config.model.quantize = "nf4"
   experiment.run(Settings.from_config(config), tmp_path / "w", share=[request_run[1]])
   after, _ = load_saved(tmp_path / "w", "dareu")
   assert after.config.quantize == "nf4"
   after.save(tmp_path / "out")
   ids = np.arange(3, 40)[None]
-  exported, plain = (load_saved_folder(folder)[0].logits(ids)
+  exported, plain = (language_model.load(str(folder)).logits(ids)
                      for folder in (tmp_path / "out", folders / "original"))
   np.testing.assert_allclose(exported, after.logits(ids), atol=1e-4)
   assert np.abs(exported - plain).max() > 1e-2
@@ -197,7 +165,7 @@ def test_a_quantized_original_is_unlearned_and_exported_as_it_is(request_run, fo
 
 def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_path):
   """The same ids would be other texts; it may be named when all else is done."""
-  loaded, _ = load_saved_folder(folders / "retrained")
+  loaded = language_model.load(str(folders / "retrained"))
   folder = tmp_path / "other"
   loaded.save(folder)
   path = folder / "tokenizer.json"
@@ -206,7 +174,7 @@ def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_
   first, second = list(vocabulary)[300:302]
   vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
   path.write_text(json.dumps(content))
-  settings = Settings.from_config(config_of(
+  settings = Settings.from_config(request_config(
     folders, original=folders / "original", retrained=folder))
   with pytest.raises(InputError, match="config.retrained.path is .*vocabulary is not the original"):
     experiment.run(settings, tmp_path / "w")
@@ -219,7 +187,7 @@ def test_a_reference_of_another_vocabulary_is_refused(request_run, folders, tmp_
 def test_auto_is_decided_once_for_a_workdir(folders, tmp_path, monkeypatch):
   """What a GPU made in bfloat16 is not read as float32 on a CPU."""
   monkeypatch.setattr("dareu_jax.models.config.cpu_has_bfloat16", lambda: False)
-  config = config_of(folders, original=folders / "original")
+  config = request_config(folders, original=folders / "original")
   config.model.dtype = "auto"
   settings = Settings.from_config(config)
   (here,) = experiment.prepare(settings, tmp_path)
@@ -245,7 +213,7 @@ def test_auto_is_decided_once_for_a_workdir(folders, tmp_path, monkeypatch):
 
 def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_path):
   """Unlearning them would take hours to change what nobody asked about."""
-  settings = Settings.from_config(config_of(folders, original=folders / "original"))
+  settings = Settings.from_config(request_config(folders, original=folders / "original"))
   monitor = dataclasses.replace(settings.monitor, target_score=1.0)
   settings = dataclasses.replace(settings, monitor=monitor)
   with pytest.raises(InputError, match=r"nothing to forget: .*score 0\.\d+, config.monitor.target_score 1"):
@@ -254,87 +222,10 @@ def test_texts_that_the_model_never_learned_are_nothing_to_forget(folders, tmp_p
 
 def test_a_model_that_never_saw_the_texts_has_nothing_to_forget(folders, tmp_path):
   """The reference, as an original."""
-  config = config_of(folders, original=folders / "retrained")
+  config = request_config(folders, original=folders / "retrained")
   config.monitor.update(target_score=-1.0, min_excess=0.15)
   with pytest.raises(InputError, match=r"nothing to forget: .*unseen owners 0\.\d+"):
     experiment.run(Settings.from_config(config), tmp_path / "w")
-
-
-@pytest.mark.parametrize(("paths", "message"), [
-  (dict(original="/a", model="/b"), "config.model.path is '/b'"),
-  (dict(retrained="/b"), "config.retrained.path is '/b'"),
-  (dict(original="/no/such/folder"), "could not be downloaded")])
-def test_paths_that_do_not_fit_are_one_error(folders, tmp_path, paths, message):
-  with pytest.raises(InputError, match=message):
-    settings = Settings.from_config(config_of(folders, **paths))
-    experiment.run(settings, tmp_path / "w")
-
-
-def test_a_model_that_one_may_not_read_is_one_error(folders, tmp_path, monkeypatch):
-  """The hub's own message is a page long."""
-  def refuse(*args, **options):
-    raise OSError("403 Client Error. Cannot access gated repo\nAccess to model is restricted.")
-
-  monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-  settings = Settings.from_config(config_of(folders, original="someone/gated"))
-  with pytest.raises(InputError, match=r"someone/gated.*gated repo.*hf auth login") as caught:
-    experiment.run(settings, tmp_path / "w")
-  assert "\n" not in str(caught.value)
-
-
-def test_a_download_without_its_chat_template_is_remarked_on(folders, tmp_path):
-  """A chat model would be asked, and unlearned, in another format than it was taught in."""
-  folder = tmp_path / "bare"
-  shutil.copytree(folders / "original", folder)
-  for said, config in ((False, config_of(folders, original=folders / "original")),
-                       (True, config_of(folders, original=folder))):
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
-    assert said == any("no chat template" in remark for remark in experiment.remarks(run))
-
-
-@pytest.mark.parametrize("which", ["original", "retrained"])
-def test_a_plan_looks_at_the_weights_that_are_at_hand(folders, tmp_path, which):
-  """It would promise a run that half a download ends in its first seconds."""
-  folder = tmp_path / "half"
-  shutil.copytree(folders / which, folder)
-  weights = folder / "model.safetensors"
-  weights.write_bytes(weights.read_bytes()[:-100])
-  config = config_of(folders, **{"original": folders / "original", which: folder})
-  with pytest.raises(InputError, match="half/model.safetensors is damaged"):
-    experiment.describe(Settings.from_config(config), tmp_path / "w")
-
-
-def test_answers_longer_than_the_models_positions_are_refused(folders, tmp_path):
-  """Of every split: the evaluation asks all of them."""
-  config = config_of(folders, original=folders / "original")
-  config.evaluation.max_new_tokens = 100_000
-  with pytest.raises(InputError, match=r"takes 100\d{3}, and .* supports 2048 positions: set config."
-                                       r"evaluation.max_new_tokens to 20\d\d or less"):
-    experiment.run(Settings.from_config(config), tmp_path / "w")
-
-
-def test_texts_longer_than_the_models_positions_are_refused(folders, tmp_path):
-  """What the model reads beyond them, it has never learned to read."""
-  folder = tmp_path / "short"
-  shutil.copytree(folders / "original", folder)
-  path = folder / "config.json"
-  config = json.loads(path.read_text())
-  path.write_text(json.dumps(config | {"max_position_embeddings": 24}))
-  longest = r"a text of \S+ takes \d+ tokens, and {} supports 24 .* set config.max_length to 24.* -> "
-  with pytest.raises(InputError, match=longest.format("the model")):
-    experiment.run(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
-  paths = dict(original=folders / "original", retrained=folder)
-  with pytest.raises(InputError, match=longest.format("the reference .*short")):
-    experiment.run(Settings.from_config(config_of(folders, **paths)), tmp_path / "w")
-  with pytest.raises(InputError, match="supports 24 positions"):  # a plan does not promise it either
-    experiment.describe(Settings.from_config(config_of(folders, original=folder)), tmp_path / "w")
-  loaded, _ = load_saved_folder(folder)
-  with pytest.raises(InputError, match=r"its answer up to 20, .* supports 24 positions"):
-    loaded.generate(["Who is he?"], max_new_tokens=20)
-  assert loaded.generate(["Who?"], max_new_tokens=4)
-  with pytest.raises(InputError, match="supports 24 positions"):
-    comparison.compare({"m": loaded}, {"forget": make_authors(1, 0)}, original="m")
 
 
 def test_chats_and_plain_texts_are_forgotten_and_kept(folders, tmp_path):
@@ -349,7 +240,7 @@ def test_chats_and_plain_texts_are_forgotten_and_kept(folders, tmp_path):
   for name, lines in (("forget", [{"text": story}]), ("unseen", [{"text": authors[80].response}]),
                       ("retain", [{"messages": chat} for chat in turns])):
     (data / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  config = config_of(folders, original=folders / "original")
+  config = request_config(folders, original=folders / "original")
   config.data.update(dir=str(data), response_tokens=16)
   config.monitor.min_excess = -1.0
   summary, _ = experiment.run(Settings.from_config(config), tmp_path / "w")
@@ -360,49 +251,22 @@ def test_chats_and_plain_texts_are_forgotten_and_kept(folders, tmp_path):
   assert all(record["ends"] for record in records["retain"])
 
 
-def test_half_a_download_is_named(folders, tmp_path):
-  loaded, _ = load_saved_folder(folders / "original")
-  loaded.save(tmp_path / "half")
-  file = tmp_path / "half/model.safetensors"
-  file.write_bytes(file.read_bytes()[:-1000])
-  settings = Settings.from_config(config_of(folders, original=tmp_path / "half"))
-  with pytest.raises(InputError, match="model.safetensors is damaged"):
-    experiment.run(settings, tmp_path / "w")
-
-
 def test_a_relative_path_is_read_from_elsewhere_too(folders, request_run, tmp_path, monkeypatch):
   """The base that an exported adapter names, and the original that a run goes on from."""
   monkeypatch.chdir(folders)
-  assert Settings.from_config(config_of(folders, original="original")).base.path == str(
+  assert Settings.from_config(request_config(folders, original="original")).base.path == str(
     folders / "original")
-  loaded, _ = load_saved_folder("original")
+  loaded = language_model.load("original")
   loaded.trainable(LoraSettings(rank=2)).save(tmp_path / "out", adapter="apart")
   named = json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"]
   assert named == loaded.source == str(folders / "original")
-
-
-def test_a_hub_models_weights_are_not_downloaded_for_a_plan(folders, tmp_path, monkeypatch):
-  """Its commit says which they are; gigabytes are read when they are needed."""
-  asked = []
-
-  def download(path, allow_patterns):
-    asked.append(allow_patterns)
-    snapshot = tmp_path / "models--someone--model/snapshots" / ("2" if "again" in path else "1")
-    shutil.copytree(folders / "original", snapshot, dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("*.safetensors"))
-    return str(snapshot)
-
-  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-  first, other = (checkpoint.digest(f"someone/{name}") for name in ("model", "model-again"))
-  assert first != other and first == checkpoint.digest("someone/model")
-  assert asked and not any("*.safetensors" in patterns for patterns in asked)
 
 
 def test_other_weights_and_another_template_in_a_folder_are_noticed(folders, tmp_path):
   """A path alone does not tell; a folder is a download only in the hub's cache."""
   folder = tmp_path / "snapshots/original"
   shutil.copytree(folders / "original", folder)
-  config = config_of(folders, original=str(folder))
+  config = request_config(folders, original=str(folder))
 
   def marks():
     return experiment.prepare(Settings.from_config(config), tmp_path / "w")[0].fingerprints
@@ -421,5 +285,5 @@ def test_other_weights_and_another_template_in_a_folder_are_noticed(folders, tmp
 def test_a_home_folder_is_understood(folders, monkeypatch):
   """A folder called ~ is not what anybody means."""
   monkeypatch.setenv("HOME", str(folders))
-  assert Settings.from_config(config_of(folders, original="~/original")).base.path == str(
+  assert Settings.from_config(request_config(folders, original="~/original")).base.path == str(
     folders / "original")

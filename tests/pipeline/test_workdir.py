@@ -250,6 +250,12 @@ def test_a_workdir_of_another_format_is_refused_in_a_line(tmp_path, held, overwr
   assert path.read_text() == before
 
 
+def test_a_models_folder_is_no_old_run(tmp_path):
+  write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
+  with pytest.raises(InputError, match="holds no run: its config.json is that of something else"):
+    make(tmp_path).check_config(overwrite=True)
+
+
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/b", "x" * 300])
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
   """Found out by a traceback after the first stage, or by none at all."""

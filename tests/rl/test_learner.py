@@ -13,7 +13,6 @@ from flax import nnx
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.generation.sampler import generate, row_keys
-from dareu_jax.generation.strategies import Sample
 from dareu_jax.models import handle
 from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
@@ -59,7 +58,7 @@ def rollout_of(world, state, key=0, settings=SETTINGS):
   original, value_head = world
   completions = generate(
     original.with_params(state.policy), PROMPTS, LENGTHS,
-    row_keys(jax.random.key(key), np.arange(8)), strategy=Sample(SETTINGS.temperature),
+    row_keys(jax.random.key(key), np.arange(8)), strategy=learner.sampling(settings),
     max_new_tokens=8, eos_id=EOS, pad_id=0)
   scores = np.random.default_rng(key).uniform(size=(8, 8)).astype(np.float32)
   rollout, metrics = learner.score_rollout(
@@ -88,18 +87,20 @@ def step(world, state, rollout, settings=SETTINGS):
     (1e-2, 1e-2), settings=settings)
 
 
-def test_the_first_inner_step_has_ratio_one_and_no_kl(world):
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.7}])
+def test_the_first_inner_step_has_ratio_one_and_no_kl(world, cut):
   """The sampler, the learner and the previous epoch's policy must be the same distribution.
 
   Each is a program of its own, so that they may differ in their last bits.
   """
-  state = init(world)
-  completions, rollout, metrics = rollout_of(world, state)
+  settings = dataclasses.replace(SETTINGS, **cut)
+  state = init(world, settings)
+  completions, rollout, metrics = rollout_of(world, state, settings=settings)
   valid = np.arange(8) < np.asarray(completions.lengths)[:, None]
   np.testing.assert_allclose(
     rollout.old_logprobs[valid], completions.logprobs[valid], atol=1e-5)
   assert abs(float(metrics["kl"])) < 1e-6
-  _, update_metrics = step(world, state, rollout)
+  _, update_metrics = step(world, state, rollout, settings)
   assert float(update_metrics["clip_fraction"]) == 0.0
   assert abs(float(update_metrics["approx_kl"])) < 1e-6
   assert abs(float(update_metrics["distill_loss"])) < 1e-6  # the policy still is the original
