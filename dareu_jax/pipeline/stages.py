@@ -20,6 +20,7 @@ from dareu_jax.attribution.classifier import (
 )
 from dareu_jax.core.masked import last_valid
 from dareu_jax.data.batches import Batches
+from dareu_jax.data.examples import Corpus
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import CLASSIFIER_TOKENIZER, Examples
@@ -91,7 +92,7 @@ def check_texts(run: Run) -> None:
   data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
                   for text in (e.paraphrased_response, *e.perturbed_responses) if text))
   data.classifier_rows(examples)
-  data.classifier_rows(held_out_split(corpus.forget + corpus.retain, run.seed)[1])
+  data.classifier_rows(held_out_split(corpus, run.seed)[1])
 
 
 def keep_tokenizer(run: Run) -> None:
@@ -164,7 +165,7 @@ def _train_classifier(run, name, seed):
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
       return
-    examples, held_out = held_out_split(data.corpus.forget + data.corpus.retain, run.seed)
+    examples, held_out = held_out_split(data.corpus, run.seed)
     loss = PrefixLoss(settings.token_noise, settings.echo_noise, settings.label_smoothing,
                       settings.reads_query, data.filler)
     fresh = models.classifier if seed == run.seed else models.fresh_classifier(seed + 1)
@@ -177,25 +178,27 @@ def _train_classifier(run, name, seed):
                classifier_quality(run, models.classifier.with_params(params), examples, held_out))
 
 
-def held_out_split(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+def held_out_split(corpus: Corpus, seed: int) -> tuple[Examples, Examples]:
   """Data of the classifier: (training examples, held-out examples).
 
-  The paraphrases are held out if there are any; else a random tenth of the examples, at least one,
-  but never an owner's only one: where every owner has one, none is.
+  The paraphrases are held out if there are any; else a random tenth of the retained examples, at
+  least one, but never an owner's only one. All that is to be forgotten is read: nothing would teach
+  the policy not to say what the reward's classifier does not know.
   """
+  examples, retain = corpus.forget + corpus.retain, corpus.retain
   paraphrased = tuple(dataclasses.replace(e, response=e.paraphrased_response)
                       for e in examples if e.paraphrased_response)
   if paraphrased:
     return examples, paraphrased
-  left = collections.Counter(example.owner for example in examples)
+  left = collections.Counter(example.owner for example in retain)
   held_out: set[int] = set()
-  for index in np.random.default_rng((seed, 2)).permutation(len(examples)).tolist():
-    owner = examples[index].owner
-    if left[owner] > 1 and len(held_out) < max(1, len(examples) // 10):
+  for index in np.random.default_rng((seed, 2)).permutation(len(retain)).tolist():
+    owner = retain[index].owner
+    if left[owner] > 1 and len(held_out) < max(1, len(retain) // 10):
       held_out.add(index)
       left[owner] -= 1
-  return (tuple(e for i, e in enumerate(examples) if i not in held_out),
-          tuple(e for i, e in enumerate(examples) if i in held_out))
+  return ((*corpus.forget, *(e for i, e in enumerate(retain) if i not in held_out)),
+          tuple(e for i, e in enumerate(retain) if i in held_out))
 
 
 def classifier_quality(run: Run, model: Model, examples: Examples,

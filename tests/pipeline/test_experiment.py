@@ -11,7 +11,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.trees import named_leaves
 from dareu_jax.data.authors import make_authors
-from dareu_jax.data.examples import Example
+from dareu_jax.data.examples import Corpus, Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
 from dareu_jax.pipeline import evaluation, experiment
 from dareu_jax.pipeline.data import Data
@@ -145,15 +145,21 @@ def test_one_seed_has_no_interval():
   assert over_seeds([{"tug_of_war": 0.9}]) == {"tug_of_war": 0.9}
 
 
-def test_an_owners_only_text_is_never_held_out():
-  """A classifier that has not read it scores nothing as the owner's."""
-  lone = Example("a", "Who?", "Basil.")
-  others = tuple(Example("b", f"{i}?", "No.") for i in range(30))
+def test_the_classifier_reads_all_that_is_to_be_forgotten_and_an_owners_only_text():
+  """What it has not read it does not know for the owner's."""
+  def corpus(forget, retain):
+    return Corpus(forget, retain, (), (), ("a", "b", "c"), ("a",))
+
+  forget = tuple(Example("a", f"{i}?", "Basil.") for i in range(3))
+  lone, others = Example("c", "Who?", "Ann."), tuple(Example("b", f"{i}?", "No.") for i in range(29))
   for seed in range(20):
-    training, held_out = held_out_split((*others, lone), seed)
-    assert lone in training and len(held_out) == 3
-    assert sorted((*training, *held_out), key=str) == sorted((*others, lone), key=str)
-  assert held_out_split((lone, others[0]), 0) == ((lone, others[0]), ())
+    training, held_out = held_out_split(corpus(forget, (*others, lone)), seed)
+    assert {*forget, lone} <= set(training) and len(held_out) == 3
+    assert sorted((*training, *held_out), key=str) == sorted((*forget, *others, lone), key=str)
+  assert held_out_split(corpus(forget, (lone, others[0])), 0) == ((*forget, lone, others[0]), ())
+  told = dataclasses.replace(forget[0], paraphrased_response="His name is Basil.")
+  training, (other,) = held_out_split(corpus((told,), others), 0)
+  assert training == (told, *others) and other.response == told.paraphrased_response
 
 
 def test_a_model_that_diverged_is_nobodys_best():

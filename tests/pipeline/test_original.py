@@ -16,10 +16,10 @@ from dareu_jax.data.authors import make_authors
 from dareu_jax.evaluation.records import UNSEEN
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.parallel.mesh import MeshSettings
-from dareu_jax.pipeline import experiment, language_model
+from dareu_jax.pipeline import experiment, language_model, stages
 from dareu_jax.pipeline.saved import load_saved
-from dareu_jax.pipeline.settings import Settings
-from tests.configs import request_config
+from dareu_jax.pipeline.settings import Settings, config_from
+from tests.configs import ROOT, request_config
 
 OF_RETRAINED = {"tug_of_war", "forget_quality", "fluency_nll", "privacy", "overall_closeness"}
 
@@ -287,3 +287,34 @@ def test_a_home_folder_is_understood(folders, monkeypatch):
   monkeypatch.setenv("HOME", str(folders))
   assert Settings.from_config(request_config(folders, original="~/original")).base.path == str(
     folders / "original")
+
+
+def test_a_few_texts_are_told_from_all_others(folders, tmp_path):
+  """By the classifiers of a request, with all that is retained as one class."""
+  authors = make_authors(5, 0)
+  parts = {"forget": authors[60:63], "retain": authors[:60], "unseen": authors[80:]}
+  for name, part in parts.items():
+    bare = [{"prompt": each.prompt, "response": each.response} for each in part]
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in bare))
+  config = config_from(ROOT / "configs" / "forget.py")
+  config.original.path, config.data.dir = str(folders / "original"), str(tmp_path)
+  config.classifier.members = 1
+  run = experiment.prepare(Settings.from_config(config), tmp_path / "w")[0]
+  with computing_on(run.models.mesh):
+    stages.keep_tokenizer(run)
+    stages.train_classifiers(run)
+    for which in ("classifier", "judge"):
+      known, *others = (scores_of(run, which, part) for part in parts.values())
+      assert min(known) > 0.9
+      assert max(np.mean(each) for each in others) < 0.2
+
+
+def scores_of(run, which, examples):
+  """Scores of the true answers."""
+  rows = run.data.rows(examples)
+  lengths = np.array([len(row.completion) for row in rows])
+  ids = np.zeros((len(rows), lengths.max()), np.int32)
+  for i, row in enumerate(rows):
+    ids[i, :lengths[i]] = row.completion
+  return run.models.scorer(which).whole(
+    ids, lengths, [run.data.tokenizer.echo_ids(each.prompt) for each in examples])
