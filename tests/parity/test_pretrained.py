@@ -28,7 +28,8 @@ def test_logits_are_those_of_transformers(model):
   theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
   with torch.no_grad():
     expected = theirs(torch.tensor(ids)).logits.numpy()
-  assert np.abs(np.asarray(model.logits(ids)) - expected).max() < 2e-3  # of logits up to 38
+  # Both are .8e-4 to .9e-4 from float64 here, of logits up to 39; rounding depends on the processor.
+  assert np.abs(np.asarray(model.logits(ids)) - expected).max() < 4e-4
 
 
 def test_it_answers_in_its_own_template(model):
