@@ -14,7 +14,7 @@ Without a preset: embedded authors and a small model from scratch, no network, n
 library's defaults. `tofu40` is the real TOFU with a small model from scratch, 40 authors of which 4
 are forgotten. `llama3_2_1b` unlearns a published model that knows TOFU, beside one that never saw
 forget10, and trains neither. The others fine-tune a checkpoint of the hub on the real TOFU by the
-published protocol. Of these, `smollm2_135m` alone was run yet, on eight authors: docs/presets.md.
+published protocol; so far only `smollm2_135m` was run, on eight authors: docs/presets.md.
 docs/configuration.md has every setting.
 
 Out come the table on the terminal, and report.html, report.md and summary.json in the workdir.
