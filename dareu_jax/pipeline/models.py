@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -195,8 +196,9 @@ class Models:
     config = factory.model_config(model, self.settings.lora, own.vocab_size)
     return model, dataclasses.replace(config, gather_gib=self.config.gather_gib)
 
-  def check_positions(self, max_new_tokens: int) -> None:
-    """Raises InputError if a pretrained model supports too few positions for the examples."""
+  def check_positions(self, longest_responses: Sequence[int]) -> None:
+    """Raises InputError if a pretrained model supports too few positions for the examples, or for
+    what the methods sample: the longest response of each, 0 for that of the data."""
     settings, data = self.settings, self.data
     if not settings.base.path and self.original is None:
       return
@@ -215,10 +217,11 @@ class Models:
         f"a text of {longest.owner} takes {whole} tokens, and {who} supports {positions} "
         f"positions. Shorten it, or set config.max_length to {positions}, at which plain texts are "
         f"split: {excerpt(longest, longest.response)}")
-    for rows, answer, name in (
-      (asked[:len(corpus.forget)], max_new_tokens, "the method's max_new_tokens"),
-      (asked, settings.evaluation.max_new_tokens, "config.evaluation.max_new_tokens")):
-      prompt, answer = max(len(row.prompt) for row in rows), answer or usual
+    for rows, answers, name in (
+      (asked[:len(corpus.forget)], longest_responses, "the method's max_new_tokens"),
+      (asked, [settings.evaluation.max_new_tokens], "config.evaluation.max_new_tokens")):
+      prompt = max(len(row.prompt) for row in rows)
+      answer = max(length or usual for length in answers)
       if prompt + answer > positions:
         raise InputError(
           f"a prompt with an answer of {answer} tokens takes {prompt + answer}, and {who} "

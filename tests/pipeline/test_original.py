@@ -13,6 +13,7 @@ from dareu_jax import export
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.data.authors import make_authors
+from dareu_jax.data.batches import collate
 from dareu_jax.evaluation.records import UNSEEN
 from dareu_jax.models.config import LoraSettings
 from dareu_jax.parallel.mesh import MeshSettings
@@ -312,9 +313,7 @@ def test_a_few_texts_are_told_from_all_others(folders, tmp_path):
 def scores_of(run, which, examples):
   """Scores of the true answers."""
   rows = run.data.rows(examples)
-  lengths = np.array([len(row.completion) for row in rows])
-  ids = np.zeros((len(rows), lengths.max()), np.int32)
-  for i, row in enumerate(rows):
-    ids[i, :lengths[i]] = row.completion
+  batch = collate(rows, len(rows), seq_length=run.settings.max_length,
+                  completion_length=max(len(row.completion) for row in rows), pad_id=0)
   return run.models.scorer(which).whole(
-    ids, lengths, [run.data.tokenizer.echo_ids(each.prompt) for each in examples])
+    batch.completion_ids, batch.completion_lengths, run.data.queries(examples))
