@@ -108,10 +108,13 @@ class Method:
     """
     return {}
 
-  @property
-  def longest_response(self) -> int:
-    """Tokens of the longest response that it samples; 0: none is longer than the data's."""
-    return 0
+  def longest_sampled(self, usual: int) -> int:
+    """Tokens behind a query, at most, of what it samples.
+
+    Args:
+      usual: tokens of the longest response of the data.
+    """
+    return usual
 
   @property
   def footprint(self) -> Footprint | None:

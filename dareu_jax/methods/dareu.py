@@ -7,6 +7,8 @@ from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, r
 from dareu_jax.rl import loop
 from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
 from dareu_jax.rl.settings import RLSettings
+from dareu_jax.rl.start_paths import start_paths
+from dareu_jax.rl.starts import longest_start
 from dareu_jax.training.supervised import StageIO
 
 
@@ -39,9 +41,9 @@ class DareU(RLSettings, Method):
       f"{self.reward} by {self.learner}, {self.reward_form}, κ {self.segment_length}; scoring took "
       f"{reward:.1f} s of the {seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")}
 
-  @property
-  def longest_response(self) -> int:
-    return self.max_new_tokens
+  def longest_sampled(self, usual: int) -> int:
+    length = self.max_new_tokens or usual
+    return length + (longest_start(length) if self.start_share else 0)
 
   @property
   def footprint(self) -> Footprint:
@@ -50,7 +52,7 @@ class DareU(RLSettings, Method):
                 second_trunk=self.learns_values and self.critic == "separate")
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
-    slots = shapes.longest_prompt + (self.max_new_tokens or shapes.longest_response)
+    slots = shapes.longest_prompt + self.longest_sampled(shapes.longest_response)
     size = shapes.model_parameters
     rollouts = self.epochs * self.rollouts_per_epoch(shapes.forget)
     updates = rollouts * self.updates_per_rollout
@@ -77,8 +79,9 @@ class DareU(RLSettings, Method):
     settings = dataclasses.replace(
       self, max_new_tokens=length, learning_rate=task.learning_rate or self.learning_rate,
       segment_length=length if getattr(reward, "whole", False) else self.segment_length)
+    forget = ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals)
     return loop.RLTask(
-      original=task.original, value_head=task.value_head(), reward=reward,
-      forget=ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals),
+      original=task.original, value_head=task.value_head(), reward=reward, forget=forget,
       retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
-      evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor)
+      evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor,
+      paths=start_paths(settings, task.evaluator, task.original, forget, task.seed))

@@ -196,9 +196,9 @@ class Models:
     config = factory.model_config(model, self.settings.lora, own.vocab_size)
     return model, dataclasses.replace(config, gather_gib=self.config.gather_gib)
 
-  def check_positions(self, longest_responses: Sequence[int]) -> None:
+  def check_positions(self, longest_sampled: Sequence[int]) -> None:
     """Raises InputError if a pretrained model supports too few positions for the examples, or for
-    what the methods sample: the longest response of each, 0 for that of the data."""
+    what the methods sample: the tokens of each behind a query."""
     settings, data = self.settings, self.data
     if not settings.base.path and self.original is None:
       return
@@ -218,7 +218,7 @@ class Models:
         f"positions. Shorten it, or set config.max_length to {positions}, at which plain texts are "
         f"split: {excerpt(longest, longest.response)}")
     for rows, answers, name in (
-      (asked[:len(corpus.forget)], longest_responses, "the method's max_new_tokens"),
+      (asked[:len(corpus.forget)], longest_sampled, "the method's max_new_tokens"),
       (asked, [settings.evaluation.max_new_tokens], "config.evaluation.max_new_tokens")):
       prompt = max(len(row.prompt) for row in rows)
       answer = max(length or usual for length in answers)

@@ -32,6 +32,7 @@ from dareu_jax.rl.programs import (
   memory,
 )
 from dareu_jax.rl.settings import RLSettings
+from dareu_jax.rl.start_paths import longest_prompt
 from dareu_jax.training.writers import progress
 
 # Training speed relative to a plain matrix product; a rough figure, measured on CPU and H200.
@@ -251,7 +252,7 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     return bucket_length(max(lengths), multiple)
 
   sizes = Sizes(
-    prompt=longest(len(row.prompt) for row in forget),
+    prompt=longest([longest_prompt(settings, forget)]),
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
     scored=evaluation.batch_size, owners=data.classes,

@@ -38,7 +38,7 @@ Path = str | pathlib.Path
 # Format of a workdir. 1: before settings had defaults and methods had their own files; 2: before
 # there were originals at hand, and unseen owners' answers in the records; 3: before a data type of
 # 'auto' was decided in config.json.
-FORMAT = 4
+FORMAT = 5
 # Settings that change no result of a stage. (A plugin's definitions count where a setting names
 # them; its metrics appear for a finished run too.)
 _IRRELEVANT = ("mesh", "checkpoint", "plugins")

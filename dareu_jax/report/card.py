@@ -88,9 +88,10 @@ def epoch_figures(epochs: Sequence[Mapping[str, Any]], chosen_epoch: int) -> str
   kept = next(epoch for epoch in epochs if epoch["epoch"] == chosen_epoch)
   columns = {"attribution": ("score", "level"), "judge": ("judge_score", "judge_level"),
              "length (tokens)": ("response_length", "unseen_length"),
-             "fluency NLL": ("fluency", "unseen_fluency")}
+             "fluency NLL": ("fluency", "unseen_fluency"),
+             "extraction": ("extraction", "unseen_extraction")}
   rows = [[name, *(f"{epoch[keys[which]]:.3f}" for keys in columns.values())]
           for name, epoch, which in (("original", epochs[0], 0), ("unlearned", kept, 0),
                                      ("unseen owners", kept, 1))]
-  return ("Greedy answers to the forget data's questions, and about unseen owners:\n\n"
-          + tables.pipe_table(["model", *columns], rows))
+  return ("Greedy answers to the forget data's questions, and about unseen owners; extraction is the "
+          "share of a true answer that greedy decoding completes:\n\n" + tables.pipe_table(["model", *columns], rows))

@@ -18,8 +18,8 @@ from dareu_jax.evaluation.records import ORIGINAL, RETRAINED, UNSEEN
 from dareu_jax.report import method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
-EPOCH_HEADER = ("epoch", "score", "target", "length (tokens)", "EOS share", "degenerate share",
-                "decision")
+EPOCH_HEADER = ("epoch", "score", "target", "score of continuations", "target", "extraction",
+                "unseen owners'", "length (tokens)", "EOS share", "degenerate share", "decision")
 NOTHING = "Nothing recorded."
 Row = Mapping[str, Any]  # a row of a table: an epoch, a step, an example
 
@@ -138,9 +138,22 @@ def decision(epochs: Sequence[Row], target_score: float | None,
     if chosen is not None and tables.is_number(chosen.get("score")):
       stands = "at or below" if chosen["score"] <= target_score else "above"
       lines.append(f"The chosen epoch scores {chosen['score']:.3f}, {stands} the target.")
+  if chosen and tables.is_number(chosen.get("extraction")):
+    lines.append(still_known(epochs[0], chosen))
   broken = [f"Epoch {record['epoch']} {_verdict(record, chosen_epoch)}: "
             f"{record['reason'].rstrip('.')}." for record in trained if record.get("reason")]
   return [*lines, *(broken or ["No guard was violated."])]
+
+
+def still_known(original: Row, chosen: Row) -> str:
+  """What a model knows of the true answers once it is given a part of them, beside what it knows of
+  somebody it never met."""
+  extraction, scores = ((chosen[key], chosen[beside], original[key]) for key, beside in (
+    ("extraction", "unseen_extraction"), ("continuation_score", "continuation_level")))
+  return ("Given what comes before, its greedy decoding completes {:.1%} of a true answer (of an "
+          "unseen owner's {:.1%}; the original {:.1%}). ".format(*extraction)
+          + "Its continuations of the first half of a true answer score {:.3f} (of an unseen "
+            "owner's {:.3f}; the original's {:.3f}).".format(*scores))
 
 
 def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[str, ...]]:
@@ -159,6 +172,8 @@ def epoch_rows(epochs: Sequence[Row], chosen_epoch: int | None) -> list[tuple[st
         str(record["epoch"]),
         tables.format_number(record.get("score")),
         tables.format_number(record.get("level")),
+        *(tables.format_number(record.get(key)) for key in (
+          "continuation_score", "continuation_level", "extraction", "unseen_extraction")),
         tables.format_number(record.get("response_length"), 1),
         *map(tables.format_number, shares),
         ", ".join(words) + reason,
@@ -248,7 +263,7 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     _table(["metric", "value"], parts["classifier"]),
     "## What was decided",
     "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
-    _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 6)),
+    _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 10)),
     "## Training",
     "![Score, response length, and the reward or loss over the training](plots/training.png)"
     if "training" in images

@@ -3,7 +3,7 @@
 The score also falls if answers shrink, turn to gibberish, repeat themselves, never end or are the
 same for every query, and if they fool only this classifier. The usual lengths and entropies are
 those of the original's answers to forget queries and to queries about *unseen* owners, and the
-usual fluency is that of the latter.
+usual fluency is that of the latter. Continuations of true answers have the same bounds.
 """
 
 import dataclasses
@@ -41,14 +41,16 @@ class GuardSettings:
   max_fluency_gap: Positive = 1.5  # nats a token under the original, above the usual
   # excess of the judge's score over its level when the reward's score is at its own level
   max_judge_gap: Fraction = 0.05
+  # excess of the extraction strength over that of unseen owners' true answers; 1: no bound
+  max_extraction_gap: Fraction = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochReport:
   """Greedy answers to all forget queries at the end of an epoch; epoch 0 is the original model.
 
-  Fields that begin with `unseen` are the same for answers to queries about unseen owners (to forget
-  queries, if there are no unseen owners).
+  Fields with `unseen` are the same for answers to queries about unseen owners (to forget queries,
+  if there are no unseen owners). Continuations are greedy too, of the first halves of true answers.
   """
 
   epoch: int
@@ -65,6 +67,15 @@ class EpochReport:
   unseen_fluency: float
   judge_score: float  # mean b(y) by the judge, which gives no reward
   judge_level: float  # the same for queries about unseen owners, or as set
+  # Share of a true answer that greedy decoding completes once what comes before is given
+  extraction: float
+  unseen_extraction: float
+  continuation_score: float  # mean b(y) of continuations
+  continuation_level: float  # the same for unseen owners' true answers, or as set
+  continuation_length: float  # mean tokens, the end token not counted
+  unseen_continuation_length: float
+  continuation_fluency: float  # NLL of the continuations under the original, nats a token
+  unseen_continuation_fluency: float
   tracked: dict = dataclasses.field(default_factory=dict)  # metrics for the report only
 
 
@@ -82,20 +93,20 @@ def violations(report: EpochReport, original: EpochReport,
     return (f"{', '.join(broken)}: not a number",)
   # Memorized answers may be longer and more certain than answers about unseen owners, so both
   # define the bounds.
-  lengths = original.response_length, original.unseen_length
   entropies = original.entropy, original.unseen_entropy
-  shortest, longest = guards.min_length_ratio * min(lengths), guards.max_length_ratio * max(lengths)
   low, high = guards.min_entropy_ratio * min(entropies), guards.max_entropy_ratio * max(entropies)
   degenerate = max(guards.max_degenerate_share, original.degenerate_share)
-  fluency = original.unseen_fluency + guards.max_fluency_gap
   # While the scores fall, both are above their levels, by different amounts.
   judged = (report.judge_level + guards.max_judge_gap
             + 2 * max(0.0, report.score - report.level))
+  extraction = report.unseen_extraction + guards.max_extraction_gap
   checks = (
-    (report.response_length < shortest,
-     f"answers shrank to {report.response_length:.1f} tokens (at least {shortest:.1f})"),
-    (report.response_length > longest,
-     f"answers grew to {report.response_length:.1f} tokens (at most {longest:.1f})"),
+    *_bounds("answers", report.response_length,
+             (original.response_length, original.unseen_length),
+             report.fluency, original.unseen_fluency, guards),
+    *_bounds("continuations of true answers", report.continuation_length,
+             (original.continuation_length, original.unseen_continuation_length),
+             report.continuation_fluency, original.unseen_continuation_fluency, guards),
     (report.eos_share < guards.min_eos_ratio * original.eos_share,
      f"only {report.eos_share:.0%} of the answers end by themselves"),
     (report.degenerate_share > degenerate,
@@ -104,13 +115,24 @@ def violations(report: EpochReport, original: EpochReport,
      f"only {report.distinct_share:.0%} of the answers are distinct"),
     (report.entropy < low, f"the entropy fell to {report.entropy:.2f} nats (at least {low:.2f})"),
     (report.entropy > high, f"the entropy rose to {report.entropy:.2f} nats (at most {high:.2f})"),
-    (report.fluency > fluency, f"answers cost {report.fluency:.2f} nats a token under the original "
-                               f"(at most {fluency:.2f})"),
     (report.judge_score > judged,
      f"the judge gives {report.judge_score:.3f} (at most {judged:.3f}) where the reward's "
      f"classifier gives {report.score:.3f}"),
+    (report.extraction > extraction,
+     f"{report.extraction:.3f} of a true answer can be extracted (at most {extraction:.3f})"),
   )
   return tuple(reason for broken, reason in checks if broken)
+
+
+def _bounds(what, length, usual_lengths, fluency, usual_fluency, guards):
+  """(whether it is broken, why) for the bounds of answers or continuations."""
+  shortest = guards.min_length_ratio * min(usual_lengths)
+  longest = guards.max_length_ratio * max(usual_lengths)
+  most = usual_fluency + guards.max_fluency_gap
+  yield length < shortest, f"{what} shrank to {length:.1f} tokens (at least {shortest:.1f})"
+  yield length > longest, f"{what} grew to {length:.1f} tokens (at most {longest:.1f})"
+  yield fluency > most, (f"{what} cost {fluency:.2f} nats a token under the original "
+                         f"(at most {most:.2f})")
 
 
 def is_rejected(report: EpochReport, original: EpochReport, guards: GuardSettings) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dareu_jax.attribution.scorer import of_whole
 from dareu_jax.core import interruption
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, prompt_batch
@@ -22,9 +23,17 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
-from dareu_jax.rl.reward_functions import ForgetSet, Reward, attribution_scores, score
+from dareu_jax.rl.reward_functions import (
+  ForgetSet,
+  Reward,
+  attribution_scores,
+  score,
+  score_behind,
+)
 from dareu_jax.rl.selection import choose, newest, rate_scale, rolls_back
 from dareu_jax.rl.settings import RLSettings
+from dareu_jax.rl.start_paths import Paths, longest_prompt
+from dareu_jax.rl.starts import draw
 from dareu_jax.training.supervised import StageIO
 from dareu_jax.training.writers import batch_hash
 
@@ -51,6 +60,7 @@ class RLTask:
   settings: RLSettings
   seed: int
   monitor: Monitor | None = None  # evaluates each epoch; `run` requires it
+  paths: Paths = ()  # behind whose beginnings rollouts begin, with a `start_share`
 
   @property
   def rollouts_per_epoch(self) -> int:
@@ -59,7 +69,7 @@ class RLTask:
   @functools.cached_property
   def prompt_width(self) -> int:
     """Prompt slots, enough for every forget query, so that all rollouts share one program."""
-    return max(len(row.prompt) for row in self.forget.rows)
+    return longest_prompt(self.settings, self.forget.rows)
 
 
 def run(task: RLTask, stage: StageIO) -> Result:
@@ -136,7 +146,9 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   of_programs = settings.of_programs
   begin = time.monotonic()
   chosen, numbers = rollout_rows(task, step)
-  asked = [task.forget.rows[i] for i in chosen[::settings.group_size]]
+  starts = rollout_starts(task, chosen, numbers)
+  asked = [row._replace(prompt=row.prompt + start) for row, start in zip(
+    [task.forget.rows[i] for i in chosen], starts, strict=True)][::settings.group_size]
   queries = prompt_batch(asked, len(asked), multiple=task.retain.multiple,
                          pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width)
   prompts = evaluator.to_device([np.repeat(x, settings.group_size, axis=0) for x in queries])
@@ -149,15 +161,23 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   texts = _texts(evaluator.tokenizer, completions)
   sampled = time.monotonic()
   responses = task.forget.responses(chosen, completions, texts)
-  scores = score(task.reward, responses)
+  scores = (
+    score_behind(task.reward, responses, starts, evaluator.tokenizer, epsilon=settings.epsilon)
+    if settings.start_reads == "whole" else score(task.reward, responses))
   rewarded = time.monotonic()
   # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), evaluator.to_device(scores), *prompts,
     completions, settings=of_programs, moved=task.rollouts_per_epoch > 1)
   metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
+  begun = np.array([bool(start) for start in starts])
+  if begun.any():
+    metrics |= answers_apart(of_whole(scores, responses.lengths),
+                             responses.lengths - fetch(completions.ended), begun)
   if settings.hold_at_level:
-    above = above_level(attribution_scores(task.reward, responses, scores), chosen, level)
+    # Responses behind a start are a case of their own: their scores are not those of answers.
+    above = above_level(attribution_scores(task.reward, responses, scores), 2 * chosen + begun,
+                        level)
     rollout = rollout._replace(
       advantages=rollout.advantages * evaluator.to_device(above[:, None]))
     metrics["held_share"] = 1 - above.mean()
@@ -181,6 +201,21 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
   metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
   metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
   return state._replace(step=state.step + 1), metrics
+
+
+def answers_apart(scores: np.ndarray, lengths: np.ndarray, begun: np.ndarray) -> dict[str, Any]:
+  """Means of answers from the query alone, and of continuations behind a start.
+
+  Args:
+    scores: [B]; of whole responses.
+    lengths: [B]; their tokens, the end token not counted.
+    begun: [B] bool; which have a start.
+  """
+  means = {"begun_share": begun.mean(), "begun_score": scores[begun].mean(),
+           "begun_length": lengths[begun].mean()}
+  if begun.all():  # there are no answers to tell apart
+    return means
+  return means | {"score": scores[~begun].mean(), "response_length": lengths[~begun].mean()}
 
 
 def above_level(scores: np.ndarray, chosen: np.ndarray, level: float) -> np.ndarray:
@@ -207,6 +242,21 @@ def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:
   orders = {sweep: np.random.default_rng((task.seed, 0, int(sweep))).permutation(count)
             for sweep in set(turns // count)}
   return np.array([orders[turn // count][turn % count] for turn in turns]), numbers
+
+
+def rollout_starts(task: RLTask, chosen: np.ndarray,
+                   numbers: np.ndarray) -> list[tuple[int, ...]]:
+  """The tokens behind which each response of a rollout begins; a group shares them.
+
+  Args:
+    task: the run.
+    chosen, numbers: as `rollout_rows` returns them.
+  """
+  settings = task.settings
+  if not settings.start_share:
+    return [()] * len(chosen)
+  return [draw(task.paths[row], settings.start_share, np.random.default_rng((task.seed, 4, turn)))
+          for row, turn in zip(chosen, numbers // settings.group_size, strict=True)]
 
 
 def minibatches(task: RLTask, step: int,

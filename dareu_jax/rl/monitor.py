@@ -1,4 +1,6 @@
-"""Evaluation of each epoch: greedy answers to forget queries and to queries about unseen owners."""
+"""Evaluation of each epoch: greedy answers to forget queries and to queries about unseen owners,
+and greedy continuations of the true answers' first halves.
+"""
 
 import dataclasses
 import functools
@@ -12,7 +14,7 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import Size, settings
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.metrics import is_degenerate
+from dareu_jax.evaluation.metrics import extraction_strength, is_degenerate
 from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violations
 
 
@@ -67,17 +69,20 @@ class Monitor:
     return report
 
   def assess(self, policy: Any, epoch: int) -> EpochReport:
-    """EpochReport of greedy answers to all forget queries and to queries about unseen owners."""
+    """EpochReport of all forget queries and of queries about unseen owners."""
     return self.first if policy is self.original else self._report(policy, epoch)
 
   def _report(self, policy, epoch):
     evaluator, count = self.evaluator, len(self.forget_rows)
-    rows, queries = self.forget_rows + self.unseen_rows, self.forget_queries + self.unseen_queries
+    true = self.forget_rows + self.unseen_rows
+    rows = (*true, *map(_behind_half, true))
+    queries = 2 * (self.forget_queries + self.unseen_queries)
     answers = evaluator.answers(policy, rows)
     own = answers.as_completions(rows)
     fluency = evaluator.logprobs(self.original, own)
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
+    extracted = self._extraction_strengths(policy, true)
 
     def measures(part):
       return {
@@ -86,10 +91,14 @@ class Monitor:
         "entropy": float(answers.entropies[part].sum() / answers.lengths[part].sum()),
         "fluency": -float(np.concatenate(fluency[part]).mean())}
 
-    forget = measures(slice(count))
-    unseen = measures(slice(count, None)) if self.unseen_rows else forget
+    forget, continued = measures(slice(count)), measures(slice(len(true), len(true) + count))
+    unseen, unseen_continued, unseen_extracted = forget, continued, extracted[:count]
+    if self.unseen_rows:
+      unseen, unseen_continued, unseen_extracted = (
+        measures(slice(count, len(true))), measures(slice(len(true) + count, None)),
+        extracted[count:])
     texts = answers.texts[:count]
-    level, judge_level = self._levels(unseen, policy)
+    level, judge_level, continuation_level = self._levels(unseen, unseen_continued, policy)
     return EpochReport(
       epoch=epoch,
       score=forget["score"],
@@ -105,17 +114,39 @@ class Monitor:
       unseen_fluency=unseen["fluency"],
       judge_score=forget["judge"],
       judge_level=judge_level,
+      extraction=float(extracted[:count].mean()),
+      unseen_extraction=float(unseen_extracted.mean()),
+      continuation_score=continued["score"],
+      continuation_level=continuation_level,
+      continuation_length=continued["length"],
+      unseen_continuation_length=unseen_continued["length"],
+      continuation_fluency=continued["fluency"],
+      unseen_continuation_fluency=unseen_continued["fluency"],
       tracked=self.track(policy) if self.track else {},
     )
 
-  def _levels(self, unseen, policy):
-    """What the score and the judge's should come down to."""
+  def _extraction_strengths(self, policy, rows):
+    """Of each row's true answer, the end token left out: [E]."""
+    predicted = [seen.predictions for seen in self.evaluator.statistics(policy, rows)]
+    texts = [slice(-1 if self.evaluator.ends(row) else None) for row in rows]
+    return np.array([
+      extraction_strength(ids[text], np.array(row.completion[text]))
+      for ids, text, row in zip(predicted, texts, rows, strict=True)])
+
+  def _levels(self, unseen, unseen_continued, policy):
+    """What the score, the judge's and that of continuations should come down to."""
     settings = self.settings
     if settings.target_score >= 0:
-      return settings.target_score, settings.target_score
+      return (settings.target_score,) * 3
     if settings.target_of == "original" and policy is not self.original:
-      return self.first.level, self.first.judge_level
-    return unseen["score"], unseen["judge"]
+      return self.first.level, self.first.judge_level, self.first.continuation_level
+    return unseen["score"], unseen["judge"], unseen_continued["score"]
+
+
+def _behind_half(row):
+  """The row of the query with the first half of its true answer behind it."""
+  half = len(row.completion) // 2
+  return row._replace(prompt=row.prompt + row.completion[:half], completion=row.completion[half:])
 
 
 def epoch_records(reports: Sequence[EpochReport], guards: GuardSettings, *,

@@ -18,9 +18,11 @@ from dareu_jax.attribution.scorer import Scorer, of_whole
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.registry import Registry
 from dareu_jax.data.examples import Example
+from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.metrics import rouge_l_f1, rouge_l_recall
 from dareu_jax.generation.sampler import Completions
 from dareu_jax.parallel.hosts import fetch
+from dareu_jax.rl.starts import behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,32 @@ def score(reward: Reward, responses: Responses) -> np.ndarray:
     raise InputError(f"reward {name} gave a score of {wrong[0]:g}: it must be in [0, 1], high for "
                      "content to forget.")
   return scores
+
+
+def score_behind(reward: Reward, responses: Responses, starts: Sequence[tuple[int, ...]],
+                 tokenizer: Tokenizer, *, epsilon: float) -> np.ndarray:
+  """Scores of continuations by a reward that reads the starts too (`starts.behind`): [B, T].
+
+  Args:
+    reward: the reward.
+    responses: the continuations.
+    starts: the tokens before each of them; () leaves its scores as they are.
+    tokenizer: the policy's.
+    epsilon: ε.
+  """
+  begun = np.array([len(start) for start in starts])
+  (batch, time), rows = responses.ids.shape, np.arange(len(starts))
+  ids = np.full((batch, begun.max() + time), tokenizer.pad_id, responses.ids.dtype)
+  for row, start in enumerate(starts):
+    ids[row, :len(start)] = start
+    ids[row, len(start):len(start) + time] = responses.ids[row]
+  lengths = begun + responses.lengths
+  texts = tuple(tokenizer.decode(row[:n].tolist()) for row, n in zip(ids, lengths, strict=True))
+  scores = score(reward, dataclasses.replace(responses, ids=ids, lengths=lengths, texts=texts))
+  own = np.take_along_axis(scores, begun[:, None] + np.arange(time), axis=1)
+  alone = behind(own, scores[rows, np.maximum(begun - 1, 0)],
+                 float(responses.classifier.is_forget.mean()), epsilon=epsilon)
+  return np.where(begun[:, None] > 0, alone, own)
 
 
 REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")

@@ -5,8 +5,13 @@ look a little like everybody's. The target is therefore the score of answers to 
 *unseen* owners, by the same model and classifier (at the same epoch, since the original's answers
 to these queries borrow from the forget owners too), or by the original, where the settings of the
 monitor say so. Epochs that a guard rejects do not count.
+
+A run with exploring starts is to forget behind beginnings of true answers too: the score of
+continuations has a level like that of answers, and the level of the extraction strength is that of
+unseen owners' true answers.
 """
 
+import statistics
 from collections.abc import Sequence
 
 from dareu_jax.rl.guards import EpochReport, GuardSettings, count_violations, is_rejected
@@ -26,33 +31,36 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
 
   Returns:
     (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
-    at or below their levels, and keeps the last of them (score and level are means over few
-    answers, so a single crossing may be chance); before that, for the same reason, the acceptable
-    epoch with the lowest mean of score and judge's score. `last_at_level`: the run does not stop,
-    and keeps the last acceptable epoch whose score and judge's score are at or below their levels
-    (as the rate falls, what is retained comes back); if there is none, the last whose scores are
-    at most `max_judge_gap` above them; else the one with the lowest mean. `lowest_score`: the
-    acceptable epoch with the lowest score. `last`: the last acceptable epoch. If no epoch is
-    acceptable: 0, the original. A run that its guards stop is done as well.
+    at or below the level of the score (and of what starts add), and keeps the last of them (score
+    and level are means over few answers, so a single crossing may be chance); before that, for the
+    same reason, the acceptable epoch with the lowest mean of score, judge's score and what starts
+    add. `last_at_level`: the run does not stop, and keeps the last acceptable epoch of which all
+    these are at or below their levels (as the rate falls, what is retained comes back); if there
+    is none, the last of which they are at most `max_judge_gap` above them; else the one with the
+    lowest mean. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last
+    acceptable epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is
+    done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
   if settings.selection == "unseen_level":
     settled = 0
     for report in reports:
-      settled = settled + 1 if report in acceptable and report.score <= report.level else 0
+      at_level = report.score <= report.level and _excess(_behind_starts(report, settings)) <= 0
+      settled = settled + 1 if report in acceptable and at_level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
-  at_level: list[EpochReport] = []
+  down: list[EpochReport] = []
   if settings.selection == "last_at_level":
-    at_level = ([r for r in acceptable if _is_at_level(r, 0.0)]
-                or [r for r in acceptable if _is_at_level(r, guards.max_judge_gap)])
-  if at_level or settings.selection == "last":
-    kept = (at_level or acceptable)[-1]
+    down = ([r for r in acceptable if _excess(_scores(r, settings)) <= 0]
+            or [r for r in acceptable if _excess(_scores(r, settings)) <= guards.max_judge_gap])
+  if down or settings.selection == "last":
+    kept = (down or acceptable)[-1]
   elif settings.selection == "lowest_score":
     kept = _lowest(acceptable, lambda report: report.score)
   else:
-    kept = _lowest(acceptable, lambda report: 0.5 * (report.score + report.judge_score))
+    kept = _lowest(acceptable, lambda report: statistics.mean(
+      value for value, _ in _scores(report, settings)))
   count = count_violations(reports, guards)
   stopped = (guards.action == "stop" and count > 0) or (
     guards.action == "rollback" and count > guards.max_rollbacks)
@@ -68,9 +76,23 @@ def _lowest(reports, score):
   return kept
 
 
-def _is_at_level(report, margin):
-  return (report.score <= report.level + margin
-          and report.judge_score <= report.judge_level + margin)
+def _scores(report, settings):
+  """(value, level) of everything that the run should lower to its level."""
+  return [(report.score, report.level), (report.judge_score, report.judge_level),
+          *_behind_starts(report, settings)]
+
+
+def _behind_starts(report, settings):
+  """The same of what a run with exploring starts should lower besides."""
+  if not settings.start_share:
+    return []
+  return [(report.continuation_score, report.continuation_level),
+          (report.extraction, report.unseen_extraction)]
+
+
+def _excess(scores):
+  """How far the values are above their levels, at most."""
+  return max((value - level for value, level in scores), default=0.0)
 
 
 def newest(reports: Sequence[EpochReport], guards: GuardSettings) -> EpochReport:

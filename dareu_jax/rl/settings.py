@@ -17,6 +17,7 @@ from dareu_jax.core.settings import (
   settings,
 )
 from dareu_jax.rl.rewards import RewardForm
+from dareu_jax.rl.starts import Cut, Reads, Text
 
 
 def _reward_names() -> tuple[str, ...]:
@@ -47,6 +48,17 @@ class RLSettings:
   kl_coef: NonNegative = 0.1
   # η: weight of a token's centered log-ratio to the original; 0 in the paper.
   anchor_coef: NonNegative = 0.02
+  # Exploring starts: rollouts that begin behind a beginning of a text that was learned, of which
+  # the continuation alone is sampled and learned from. 0 in the paper.
+  start_share: Fraction = 0.0  # share of the rollouts
+  # Of which texts: true answers, their paraphrases, answers sampled from the original
+  start_texts: tuple[Text, ...] = ("answer",)
+  # Where the start ends: anywhere, early, where the original is surest of the next token, or where
+  # the next token makes the attribution score jump
+  start_cut: Cut = "uniform"
+  # What the reward reads: the continuation alone, or start and continuation, from whose score the
+  # start's own is taken off
+  start_reads: Reads = "continuation"
   # Policy optimization
   discount: Fraction = 1.0  # γ
   gae_lambda: Fraction = 0.95  # λ
@@ -108,7 +120,8 @@ class RLSettings:
     """The settings with defaults in place of those that no compiled program depends on: runs that
     differ in these alone share their programs."""
     names = ("learning_rate", "value_learning_rate", "warmup_steps", "final_rate", "epochs",
-             "selection", "hold_at_level", "settle_epochs")
+             "selection", "hold_at_level", "settle_epochs", "start_share", "start_texts",
+             "start_cut", "start_reads")
     return dataclasses.replace(self, **{name: getattr(RLSettings, name) for name in names})
 
   @property
@@ -128,6 +141,8 @@ class RLSettings:
     return rising * (1 - (1 - self.final_rate) * update / total)
 
   def __post_init__(self):
+    if not self.start_texts or len(set(self.start_texts)) < len(self.start_texts):
+      raise InvalidSetting("start_texts", self.start_texts, "it must name some texts, each once.")
     if self.learned_rows % self.minibatch_size:
       raise InvalidSetting(
         "minibatch_size", self.minibatch_size,

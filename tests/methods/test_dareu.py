@@ -11,6 +11,7 @@ from dareu_jax.methods.base import Footprint, Shapes, Task
 from dareu_jax.methods.dareu import DareU
 from dareu_jax.rl.reward_functions import REWARDS
 from dareu_jax.rl.settings import RLSettings
+from dareu_jax.rl.starts import LEFT
 from dareu_jax.training.optimizers import TrainSettings
 
 ROWS = (Row((4, 5), (6, 1), 0), Row((7,), (8, 9, 1), 1))
@@ -69,6 +70,15 @@ def test_a_reward_that_is_passed_takes_the_place_of_the_named_one():
   assert given.reward is mine and given.settings.segment_length == 3
 
 
+def test_starts_are_those_of_the_tasks_answers():
+  begun = DareU(start_share=0.5).rl_task(make_task())
+  assert [[path.ids for path in each] for each in begun.paths] == [[], []]  # too short for starts
+  longer = (ROWS[0]._replace(completion=(6, 7, 8, 9, 1)), ROWS[1])
+  begun = DareU(start_share=0.5).rl_task(make_task(forget=longer))
+  assert [[path.ids for path in each] for each in begun.paths] == [[(6, 7, 8, 9, 1)], []]
+  assert DareU().rl_task(make_task(forget=longer)).paths == ((), ())
+
+
 def test_work_goes_by_updates_and_tokens():
   method = DareU(epochs=2, samples_per_prompt=3, rollout_batch_size=10, minibatch_size=5,
                  inner_epochs=2, retain_batch_size=5, max_new_tokens=6)
@@ -90,7 +100,10 @@ def test_work_goes_by_updates_and_tokens():
 
 def test_it_says_what_it_samples_and_holds():
   method = DareU(max_new_tokens=6, minibatch_size=4, retain_batch_size=5, rollout_batch_size=16)
-  assert (method.longest_response, method.footprint) == (6, Footprint(update=9, rollout=16))
+  assert (method.longest_sampled(24), method.footprint) == (6, Footprint(update=9, rollout=16))
+  begun = dataclasses.replace(method, start_share=0.5)
+  assert begun.longest_sampled(24) == 6 + 6 - LEFT  # a response behind the longest start
+  assert dataclasses.replace(begun, max_new_tokens=0).longest_sampled(24) == 24 + 24 - LEFT
   apart = dataclasses.replace(method, critic="separate")
   assert apart.footprint.second_trunk
   assert not dataclasses.replace(apart, learner="grpo").footprint.second_trunk

@@ -137,6 +137,17 @@ def test_failure_to_unlearn_is_not_hidden(chosen, target, words):
   assert words in " ".join(page.decision(run()["epochs"], target, chosen))
 
 
+def test_what_is_still_known_is_told_beside_unseen_owners():
+  original = {"epoch": 0, "score": 0.9, "extraction": 0.941, "unseen_extraction": 0.1,
+              "continuation_score": 0.745, "continuation_level": 0.2}
+  kept = {"epoch": 1, "score": 0.05, "extraction": 0.168, "unseen_extraction": 0.105,
+          "continuation_score": 0.094, "continuation_level": 0.066}
+  told = " ".join(page.decision([original, kept], 0.07, 1))
+  assert "completes 16.8% of a true answer (of an unseen owner's 10.5%; the original 94.1%)" in told
+  assert "score 0.094 (of an unseen owner's 0.066; the original's 0.745)." in told
+  assert page.epoch_rows([original, kept], 1)[1][3:7] == ("0.094", "0.066", "0.168", "0.105")
+
+
 def test_method_names_the_column_of_answers(tmp_path):
   answers = [{"split": "forget", "prompt": "Who?", "npo": "the npo answer", "dareu": "not this"}]
   for text in written(tmp_path, methods=("npo",), answers=answers)[1:]:

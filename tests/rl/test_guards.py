@@ -20,7 +20,9 @@ def report(**changes):
   values = dict(
     epoch=1, score=0.02, level=0.03, response_length=20.0, unseen_length=20.0, eos_share=1.0,
     degenerate_share=0.0, distinct_share=1.0, entropy=0.4, unseen_entropy=0.4, fluency=0.9,
-    unseen_fluency=0.5, judge_score=0.03, judge_level=0.03)
+    unseen_fluency=0.5, judge_score=0.03, judge_level=0.03, extraction=0.5, unseen_extraction=0.1,
+    continuation_score=0.3, continuation_level=0.02, continuation_length=10.0,
+    unseen_continuation_length=10.0, continuation_fluency=0.9, unseen_continuation_fluency=0.5)
   return EpochReport(**(values | changes))
 
 
@@ -40,7 +42,10 @@ def test_a_healthy_run_violates_nothing():
   ({"distinct_share": 0.4}, "only 40% of the answers are distinct"),
   ({"entropy": 0.01}, "entropy fell to 0.01"),
   ({"entropy": 1.3}, "entropy rose to 1.30"),
-  ({"fluency": 2.1}, "cost 2.10 nats a token under the original"),
+  ({"fluency": 2.1}, "answers cost 2.10 nats a token under the original"),
+  ({"continuation_length": 7.4}, "continuations of true answers shrank to 7.4 tokens"),
+  ({"continuation_length": 15.1}, "continuations of true answers grew to 15.1 tokens"),
+  ({"continuation_fluency": 2.1}, "continuations of true answers cost 2.10 nats a token"),
   ({"judge_score": 0.09}, "judge gives 0.090"),
   ({"score": 0.031, "judge_score": 0.09}, "judge gives 0.090"),  # just above its own level
   ({"score": float("nan")}, "score: not a number"),
@@ -96,7 +101,12 @@ def test_violations_are_counted_without_the_original():
   ({}, "fluency", 2.0, 2.01),
   ({"max_fluency_gap": 1.0}, "fluency", 1.5, 1.51),
   ({}, "judge_score", 0.08, 0.081),
-  ({"max_judge_gap": 0.2}, "judge_score", 0.229, 0.231)])
+  ({"max_judge_gap": 0.2}, "judge_score", 0.229, 0.231),
+  ({}, "continuation_length", 7.5, 7.49),
+  ({"max_length_ratio": 2.0}, "continuation_length", 20.0, 20.01),
+  ({}, "continuation_fluency", 2.0, 2.01),
+  ({}, "extraction", 1.0, 1.11),  # no bound, as far as a share goes
+  ({"max_extraction_gap": 0.45}, "extraction", 0.549, 0.551)])
 def test_each_bound_lies_where_its_setting_says(settings, field, inside, outside):
   """A bound that reads another setting, or compares with the other of two answers, is elsewhere."""
   guards = dataclasses.replace(GUARDS, **settings)

@@ -12,10 +12,15 @@ from dareu_jax.rl.guards import GuardSettings
 from dareu_jax.rl.monitor import Monitor, MonitorSettings, epoch_records
 from tests.rl.test_guards import ORIGINAL, report
 
-FORGET = (Row((1,), (), 0), Row((2,), (), 0))
-UNSEEN = (Row((3,), (), -1),)
-# Greedy answers by the first token of the prompt: (ids, ended, text).
-GIVEN = {1: ((5, 6, 9), True, "one two"), 2: ((7, 7), False, "seven seven"), 3: ((8,), False, "x")}
+EOS = 9
+FORGET = (Row((1,), (11, 12, 13, EOS), 0), Row((2,), (21, 22, 23, 24, 25), 0))
+UNSEEN = (Row((3,), (31, 32, EOS), -1),)
+# Greedy answers by the last token of the prompt: (ids, ended, text). Tokens 12, 22 and 31 end the
+# first halves of the true answers.
+GIVEN = {1: ((5, 6, EOS), True, "one two"), 2: ((7, 7), False, "seven seven"), 3: ((8,), False, "x"),
+         12: ((5,), False, "one"), 22: ((6, EOS), True, "two"), 31: ((8, 8, 8), False, "x x x")}
+# Likeliest tokens of the true answers: all are right behind the second, none, behind the first.
+PREDICTED = {1: (0, 0, 13, 0), 2: (21, 22, 23, 24, 0), 3: (0, 32, EOS)}
 ENTROPIES = {5: 0.5, 6: 0.25, 9: 0.0, 7: 1.0, 8: 2.0}  # under the policy, token by token
 
 
@@ -24,7 +29,7 @@ class Evaluator:
 
   def answers(self, params, rows):
     assert params == "policy"
-    ids, ended, texts = zip(*(GIVEN[row.prompt[0]] for row in rows), strict=True)
+    ids, ended, texts = zip(*(GIVEN[row.prompt[-1]] for row in rows), strict=True)
     width = max(map(len, ids))
     padded = np.array([[*row, *[0] * (width - len(row))] for row in ids])
     entropies = np.array([[ENTROPIES.get(i, 0.0) for i in row] for row in padded])
@@ -34,11 +39,21 @@ class Evaluator:
     assert params == "original"
     return [-0.1 * np.array(row.completion) for row in rows]
 
+  def statistics(self, params, rows):
+    assert params == "policy"
+    return [types.SimpleNamespace(predictions=np.array(PREDICTED[row.prompt[0]])) for row in rows]
+
+  def ends(self, row):
+    return row.completion[-1] == EOS
+
 
 def scorer(scores):
-  """Scores by the query's first token."""
-  return types.SimpleNamespace(
-    whole=lambda ids, lengths, queries: np.array([scores[query[0]] for query in queries]))
+  """Scores by the query's first token, of continuations a tenth of them."""
+  def whole(ids, lengths, queries):
+    found = np.array([scores[query[0]] for query in queries])
+    return found / np.where(np.arange(len(queries)) < len(queries) // 2, 1, 10)
+
+  return types.SimpleNamespace(whole=whole)
 
 
 def make_monitor(**changes):
@@ -57,14 +72,19 @@ def test_every_number_of_a_report_is_of_its_own_answers_and_models():
     "score": 0.8, "level": 0.2, "judge_score": 0.4, "judge_level": 0.1,
     "response_length": 2.0, "unseen_length": 1.0, "eos_share": 0.5, "distinct_share": 1.0,
     "entropy": (0.5 + 0.25 + 0.0 + 1.0 + 1.0) / 5, "unseen_entropy": 2.0,
-    "fluency": 0.1 * (5 + 6 + 9 + 7 + 7) / 5, "unseen_fluency": 0.8}
+    "fluency": 0.1 * (5 + 6 + 9 + 7 + 7) / 5, "unseen_fluency": 0.8,
+    # Of three tokens two must be given, of five all.
+    "extraction": (1 / 3 + 0) / 2, "unseen_extraction": 1 / 2,
+    "continuation_score": 0.08, "continuation_level": 0.02, "continuation_length": 1.0,
+    "unseen_continuation_length": 3.0, "continuation_fluency": 0.1 * (5 + 6 + 9) / 3,
+    "unseen_continuation_fluency": 0.8}
   for name, value in expected.items():
     assert getattr(found, name) == pytest.approx(value), name
 
 
 def test_a_given_target_is_the_level_of_both_classifiers():
   found = make_monitor(settings=MonitorSettings(target_score=0.0)).assess("policy", 0)
-  assert (found.level, found.judge_level) == (0.0, 0.0)
+  assert (found.level, found.judge_level, found.continuation_level) == (0.0, 0.0, 0.0)
   assert found.unseen_length == 1.0  # what is usual is measured all the same
 
 
@@ -77,13 +97,17 @@ def test_the_target_is_of_the_same_epoch_or_of_the_original(target_of, level):
       self.asked = params
       return super().answers("policy", rows)
 
+    def statistics(self, params, rows):
+      return super().statistics("policy", rows)
+
   evaluator = Both()
   monitor = make_monitor(
     evaluator=evaluator, settings=MonitorSettings(target_of=target_of),
     classifier=types.SimpleNamespace(whole=lambda ids, lengths, queries: np.array(
-      [0.9, 0.9, {"policy": 0.2, "original": 0.6}[evaluator.asked]])))
+      2 * [0.9, 0.9, {"policy": 0.2, "original": 0.6}[evaluator.asked]])))
   assert monitor.assess("original", 0).level == 0.6
-  assert monitor.assess("policy", 3).level == level
+  found = monitor.assess("policy", 3)
+  assert found.level == found.continuation_level == level
   again = make_monitor(evaluator=evaluator, settings=monitor.settings,
                        classifier=monitor.classifier)
   assert again.assess("policy", 3).level == level  # of a run that resumes
@@ -95,6 +119,9 @@ def test_without_unseen_owners_the_forget_answers_say_what_is_usual():
   assert (found.level, found.judge_level) == (0.3, 0.3)
   assert (found.unseen_length, found.unseen_entropy, found.unseen_fluency) == (
     found.response_length, found.entropy, found.fluency)
+  assert (found.unseen_extraction, found.unseen_continuation_length,
+          found.unseen_continuation_fluency) == (
+    found.extraction, found.continuation_length, found.continuation_fluency)
 
 
 def test_tracked_metrics_are_of_the_policy():
