@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from dareu_jax.pipeline.settings import config_from
 
+# Exploring starts in place of the recall of true answers.
+STARTS = "unlearning.dareu.recall_coef=0.0 unlearning.dareu.start_share"
 STUDIES = dict(
   reward_form=tuple(f"unlearning.dareu.reward_form={form}"
                     for form in ("published", "telescoped", "absorbing", "neutral")),
@@ -37,6 +39,15 @@ STUDIES = dict(
   learner=tuple(f"unlearning.dareu.learner={name}" for name in ("ppo", "grpo", "rloo")),
   reward=tuple(f"unlearning.dareu.reward={name}" for name in ("attribution", "rouge", "refusal")),
   critic=tuple(f"unlearning.dareu.critic={name}" for name in ("shared", "separate", "regression")),
+  # What is known behind beginnings of true answers; 0 and 0 are the published method.
+  recall_coef=tuple(f"unlearning.dareu.recall_coef={c}" for c in (0.0, 1.0, 2.5, 5.0)),
+  start_share=tuple(f"{STARTS}={share}" for share in (0.0, 0.2, 0.5, 0.8, 1.0)),
+  start_cut=tuple(f"{STARTS}=0.5 unlearning.dareu.start_cut={cut}"
+                  for cut in ("uniform", "early", "sure", "jump")),
+  start_texts=tuple(f"{STARTS}=0.5 unlearning.dareu.start_texts=('{text}',)"
+                    for text in ("answer", "paraphrase", "original")),
+  start_reads=tuple(f"{STARTS}=0.5 unlearning.dareu.start_reads={what}"
+                    for what in ("continuation", "whole")),
 )
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
+from dareu_jax.rl.recall import TrueAnswers, token_costs
 from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.rl.start_paths import start_paths
@@ -47,9 +48,13 @@ class DareU(RLSettings, Method):
 
   @property
   def footprint(self) -> Footprint:
-    return Footprint(update=self.minibatch_size + self.retain_batch_size,
+    return Footprint(update=self.minibatch_size + self.retain_batch_size + self._recall_rows,
                 rollout=self.rollout_batch_size,
                 second_trunk=self.learns_values and self.critic == "separate")
+
+  @property
+  def _recall_rows(self):
+    return self.recall_batch_size if self.recall_coef else 0
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
     slots = shapes.longest_prompt + self.longest_sampled(shapes.longest_response)
@@ -63,7 +68,7 @@ class DareU(RLSettings, Method):
     decoded = rollouts * self.rollout_batch_size * slots * (
       2 * passes * size + 2 * shapes.classifier_parameters)
     learned = updates * slots * size * (
-      self.minibatch_size * shapes.training_cost
+      (self.minibatch_size + self._recall_rows) * shapes.training_cost
       + self.retain_batch_size * (shapes.training_cost + 2))
     return updates, decoded + learned
 
@@ -84,4 +89,11 @@ class DareU(RLSettings, Method):
       original=task.original, value_head=task.value_head(), reward=reward, forget=forget,
       retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
       evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor,
-      paths=start_paths(settings, task.evaluator, task.original, forget, task.seed))
+      paths=start_paths(settings, task.evaluator, task.original, forget, task.seed),
+      true_answers=self._true_answers(task, forget))
+
+  def _true_answers(self, task, forget):
+    if not self.recall_coef:
+      return None
+    batches = task.batches(task.forget, self.recall_batch_size, seed=task.seed + 3)
+    return TrueAnswers(batches, token_costs(forget, self))

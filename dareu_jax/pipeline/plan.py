@@ -255,6 +255,8 @@ def unlearning_job(run: Run, settings: RLSettings) -> Job:
     prompt=longest([longest_prompt(settings, forget)]),
     retained=longest(len(row.prompt) + len(row.completion) for row in retained),
     retained_response=longest(len(row.completion) for row in retained),
+    recalled=longest(len(row.prompt) + len(row.completion) for row in forget),
+    recalled_response=longest(len(row.completion) for row in forget),
     scored=evaluation.batch_size, owners=data.classes,
     members=run.settings.classifier.members,
     rollouts=settings.rollouts_per_epoch(len(forget)), eos_id=data.tokenizer.eos_id)

@@ -93,5 +93,6 @@ def epoch_figures(epochs: Sequence[Mapping[str, Any]], chosen_epoch: int) -> str
   rows = [[name, *(f"{epoch[keys[which]]:.3f}" for keys in columns.values())]
           for name, epoch, which in (("original", epochs[0], 0), ("unlearned", kept, 0),
                                      ("unseen owners", kept, 1))]
-  return ("Greedy answers to the forget data's questions, and about unseen owners; extraction is the "
-          "share of a true answer that greedy decoding completes:\n\n" + tables.pipe_table(["model", *columns], rows))
+  return ("Greedy answers to the forget data's questions, and about unseen owners; extraction is "
+          "the share of a true answer that greedy decoding completes:\n\n"
+          + tables.pipe_table(["model", *columns], rows))

@@ -70,6 +70,8 @@ class EpochReport:
   # Share of a true answer that greedy decoding completes once what comes before is given
   extraction: float
   unseen_extraction: float
+  probability: float  # mean over the true answers of exp(mean log-prob of the tokens)
+  unseen_probability: float  # 0 if there are no unseen owners
   continuation_score: float  # mean b(y) of continuations
   continuation_level: float  # the same for unseen owners' true answers, or as set
   continuation_length: float  # mean tokens, the end token not counted

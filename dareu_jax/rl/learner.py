@@ -31,7 +31,8 @@ from dareu_jax.rl.advantages import (
   group_advantages,
   regression_values,
 )
-from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
+from dareu_jax.rl.losses import kl_to_teacher, policy_loss, recall_loss, value_loss
+from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.rewards import centered_log_ratio, log_transform, token_rewards
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
@@ -235,13 +236,15 @@ def gradient_norms(rollout: Rollout) -> Float[Array, " B"]:
 @functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
 def update(
     state: LearnerState, original: Model, value_head: Model, rollout: Rollout,
-    rows: Int[Array, " M"], retain: Batch, learning_rates: tuple[float, float], *,
+    rows: Int[Array, " M"], retain: Batch, recall: RecallBatch | None,
+    learning_rates: tuple[float, float], *,
     settings: RLSettings) -> tuple[LearnerState, dict[str, Scalar]]:
   """One minibatch update.
 
-      L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π)
+      L = L_PPO + c_v L_value + λ_distill · mean over retain tokens of KL(π_N ‖ π) + c_r L_recall
 
-  There is no L_value without a critic that learns.
+  There is no L_value without a critic that learns. L_recall, `losses.recall_loss`, is not in the
+  paper.
 
   Args:
     state: state of the learner; donated.
@@ -249,6 +252,7 @@ def update(
     rollout: the rollout to learn from.
     rows: its rows that form the minibatch.
     retain: retained examples.
+    recall: true answers to forget; None: no L_recall.
     learning_rates: (policy's, value head's); a separate trunk uses the policy's.
     settings: settings of the run.
 
@@ -289,6 +293,17 @@ def update(
     metrics["distill_loss"] = kl_to_teacher(
       retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
     loss += settings.distill_coef * metrics["distill_loss"]
+    if recall is not None:
+      answers = recall.answers
+      time_of_answers = answers.completion_ids.shape[1]
+      hidden = completion_hidden(
+        model.hidden_states(answers.token_ids), answers.prompt_lengths, time_of_answers)
+      logprobs, _ = logprobs_and_entropy(hidden, model.head, answers.completion_ids)
+      metrics["recall_loss"], recall_metrics = recall_loss(
+        logprobs, recall.costs, length_mask(answers.completion_lengths, time_of_answers),
+        level=recall.level)
+      metrics |= recall_metrics
+      loss += settings.recall_coef * metrics["recall_loss"]
     return loss, {"loss": loss, **metrics}
 
   grads, metrics = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(state.policy, state.critic)

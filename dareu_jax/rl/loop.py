@@ -23,6 +23,7 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
+from dareu_jax.rl.recall import TrueAnswers
 from dareu_jax.rl.reward_functions import (
   ForgetSet,
   Reward,
@@ -61,6 +62,7 @@ class RLTask:
   seed: int
   monitor: Monitor | None = None  # evaluates each epoch; `run` requires it
   paths: Paths = ()  # behind whose beginnings rollouts begin, with a `start_share`
+  true_answers: TrueAnswers | None = None  # to forget token by token, with a `recall_coef`
 
   @property
   def rollouts_per_epoch(self) -> int:
@@ -106,7 +108,8 @@ def run(task: RLTask, stage: StageIO) -> Result:
         break
       epoch = step // task.rollouts_per_epoch + 1
       state, metrics = learn(task, state, step, rate_scale(reports, guards),
-                             level=newest(reports, guards).level)
+                             level=newest(reports, guards).level,
+                             recall_level=reports[0].unseen_probability)
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -131,13 +134,14 @@ def run(task: RLTask, stage: StageIO) -> Result:
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: RLTask, state: learner.LearnerState, step: int,
-          rate_scale: float = 1.0, *,
-          level: float = 0.0) -> tuple[learner.LearnerState, dict[str, Any]]:
+def learn(task: RLTask, state: learner.LearnerState, step: int, rate_scale: float = 1.0, *,
+          level: float = 0.0,
+          recall_level: float = 0.0) -> tuple[learner.LearnerState, dict[str, Any]]:
   """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
 
   With `hold_at_level`, the responses to a query get advantages of 0 where their mean attribution
-  score is at or below the `level`.
+  score is at or below the `level`; with a `recall_coef`, nothing is learned from true answers whose
+  probability is at or below the `recall_level`.
 
   Raises:
     InputError: if a metric is not finite, as no later one would be.
@@ -186,10 +190,11 @@ def learn(task: RLTask, state: learner.LearnerState, step: int,
     scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]
-    learned_from.append((rows, retain))
+    recall = task.true_answers and task.true_answers.batch(number, recall_level)
+    learned_from.append((rows, retain, recall and recall.answers))
     state, update_metrics = learner.update(
       state, task.original, task.value_head.with_params(None), rollout, rows,
-      evaluator.to_device(retain), rates, settings=of_programs)
+      evaluator.to_device(retain), evaluator.to_device(recall), rates, settings=of_programs)
     learned.append(update_metrics)
   means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
   metrics = {name: float(value) for name, value in {**metrics, **means}.items()}

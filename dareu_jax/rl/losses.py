@@ -44,6 +44,36 @@ def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"]
   return loss, metrics
 
 
+def recall_loss(logprobs: Float[Array, "B T"], costs: Float[Array, "B T"],
+                mask: Bool[Array, "B T"], *,
+                level: Scalar | float) -> tuple[Scalar, dict[str, Scalar]]:
+  """What is expected to be said of true answers, once what comes before is given.
+
+      L = mean_t 1[ p(y) > p_0 ] w_t π(y_t | q, y_<t),    p(y) = exp( mean_t log π(y_t | q, y_<t) )
+
+  Its gradient is the exact policy gradient of one step at every state of a true answer, with a
+  reward of -w_t for its own next token and of 0 for all others: nothing has to be sampled, and each
+  state is visited in each pass. An answer that is no more probable than a stranger's is left alone.
+
+  Args:
+    logprobs: log-probs of the true answers' tokens under the policy.
+    costs: w_t >= 0.
+    mask: which tokens count.
+    level: p_0.
+
+  Returns: (loss, metrics): metrics are `recalled_share`, of the answers above the level.
+
+  Source: all-action policy gradients (Sutton et al. 2001; Ciosek & Whiteson 2018), here at states
+    of a demonstration.
+  """
+  chex.assert_equal_shape([logprobs, costs, mask])
+  logprobs, count = jnp.where(mask, logprobs, 0.0), jnp.sum(mask, axis=1)
+  probability = jnp.exp(jnp.sum(logprobs, axis=1) / jnp.maximum(count, 1))
+  recalled = (count > 0) & (probability > level)
+  loss = masked_mean(jnp.where(recalled[:, None], costs * jnp.exp(logprobs), 0.0), mask)
+  return loss, {"recalled_share": jnp.sum(recalled) / jnp.maximum(jnp.sum(count > 0), 1)}
+
+
 def value_loss(values: Float[Array, "B T"], old_values: Float[Array, "B T"],
                returns: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
                clip_eps: float) -> tuple[Scalar, dict[str, Scalar]]:

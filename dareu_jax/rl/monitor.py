@@ -14,7 +14,7 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import Size, settings
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.metrics import extraction_strength, is_degenerate
+from dareu_jax.evaluation.metrics import extraction_strength, is_degenerate, mean_nll, probability
 from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violations
 
 
@@ -82,7 +82,9 @@ class Monitor:
     fluency = evaluator.logprobs(self.original, own)
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
-    extracted = self._extraction_strengths(policy, true)
+    seen = evaluator.statistics(policy, true)
+    extracted = self._extraction_strengths(true, seen)
+    probable = np.array([probability(mean_nll(each.logprobs)) for each in seen])
 
     def measures(part):
       return {
@@ -116,6 +118,8 @@ class Monitor:
       judge_level=judge_level,
       extraction=float(extracted[:count].mean()),
       unseen_extraction=float(unseen_extracted.mean()),
+      probability=float(probable[:count].mean()),
+      unseen_probability=float(probable[count:].mean()) if self.unseen_rows else 0.0,
       continuation_score=continued["score"],
       continuation_level=continuation_level,
       continuation_length=continued["length"],
@@ -125,13 +129,12 @@ class Monitor:
       tracked=self.track(policy) if self.track else {},
     )
 
-  def _extraction_strengths(self, policy, rows):
+  def _extraction_strengths(self, rows, statistics):
     """Of each row's true answer, the end token left out: [E]."""
-    predicted = [seen.predictions for seen in self.evaluator.statistics(policy, rows)]
     texts = [slice(-1 if self.evaluator.ends(row) else None) for row in rows]
     return np.array([
-      extraction_strength(ids[text], np.array(row.completion[text]))
-      for ids, text, row in zip(predicted, texts, rows, strict=True)])
+      extraction_strength(seen.predictions[text], np.array(row.completion[text]))
+      for seen, text, row in zip(statistics, texts, rows, strict=True)])
 
   def _levels(self, unseen, unseen_continued, policy):
     """What the score, the judge's and that of continuations should come down to."""

@@ -23,6 +23,7 @@ from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import ValueHead
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.rl import learner
+from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.settings import RLSettings
 
 NEVER = -1  # an end token that is never sampled, so that every row generates all its tokens
@@ -66,6 +67,8 @@ class Sizes(NamedTuple):
   prompt: int  # slots of a forget query
   retained: int  # slots of a retained example, prompt and response
   retained_response: int  # of these, slots of its response
+  recalled: int  # slots of a forget example, prompt and true answer
+  recalled_response: int  # of these, slots of its answer
   scored: int  # responses that the classifier reads at a time
   owners: int  # its classes
   members: int  # classifiers that give the reward; the judge has as many
@@ -100,9 +103,16 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
     rollout, _ = jax.eval_shape(
       functools.partial(inspect.unwrap(learner.score_rollout), **scoring), *score_args)
   rollout = jax.tree.map(lambda leaf: rows_of(leaf.shape, leaf.dtype), rollout)
-  count, length, answer = settings.retain_batch_size, sizes.retained, sizes.retained_response
-  retain = Batch(rows_of((count, length)), rows_of((count,)), rows_of((count, answer)),
+
+  def examples(count, length, answer):
+    return Batch(rows_of((count, length)), rows_of((count,)), rows_of((count, answer)),
                  rows_of((count,)), rows_of((count,)))
+
+  retain = examples(settings.retain_batch_size, sizes.retained, sizes.retained_response)
+  recall, count, answer = None, settings.recall_batch_size, sizes.recalled_response
+  if settings.recall_coef:
+    recall = RecallBatch(examples(count, sizes.recalled, answer),
+                         rows_of((count, answer), jnp.float32), whole((), jnp.float32))
   minibatch = whole((settings.minibatch_size,), jnp.int32)
   programs = {
     "rollout": Program(
@@ -114,7 +124,8 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
       {}, -(-rows // scored) * sizes.members, 1),
     "scores": Program(learner.score_rollout, score_args, scoring, 1, 1),
     "update": Program(
-      learner.update, (state, original, value_head, rollout, minibatch, retain, (0.0, 0.0)),
+      learner.update,
+      (state, original, value_head, rollout, minibatch, retain, recall, (0.0, 0.0)),
       {"settings": settings.of_programs}, settings.updates_per_rollout, 1),
   }
   # The teacher is a separate role; the classifiers share their frozen weights.

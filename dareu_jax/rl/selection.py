@@ -6,9 +6,9 @@ look a little like everybody's. The target is therefore the score of answers to 
 to these queries borrow from the forget owners too), or by the original, where the settings of the
 monitor say so. Epochs that a guard rejects do not count.
 
-A run with exploring starts is to forget behind beginnings of true answers too: the score of
-continuations has a level like that of answers, and the level of the extraction strength is that of
-unseen owners' true answers.
+A run that visits true answers is to forget behind their beginnings too: the score of continuations
+has a level like that of answers, and the level of the extraction strength is that of unseen owners'
+true answers. Neither is what the run optimizes: at most `max_judge_gap` above is enough.
 """
 
 import statistics
@@ -31,36 +31,38 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
 
   Returns:
     (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
-    at or below the level of the score (and of what starts add), and keeps the last of them (score
-    and level are means over few answers, so a single crossing may be chance); before that, for the
-    same reason, the acceptable epoch with the lowest mean of score, judge's score and what starts
-    add. `last_at_level`: the run does not stop, and keeps the last acceptable epoch of which all
-    these are at or below their levels (as the rate falls, what is retained comes back); if there
-    is none, the last of which they are at most `max_judge_gap` above them; else the one with the
-    lowest mean. `lowest_score`: the acceptable epoch with the lowest score. `last`: the last
-    acceptable epoch. If no epoch is acceptable: 0, the original. A run that its guards stop is
-    done as well.
+    at or below their levels, and keeps the last of them (score and level are means over few
+    answers, so a single crossing may be chance); before that, for the same reason, the acceptable
+    epoch with the lowest mean of score, judge's score and those behind beginnings.
+    `last_at_level`: the run does not stop, and keeps the last acceptable epoch whose scores are at
+    or below their levels (as the rate falls, what is retained comes back); if there is none, the
+    last whose scores are at most `max_judge_gap` above them; else the one with the lowest mean.
+    `lowest_score`: the acceptable epoch with the lowest score. `last`: the last acceptable epoch.
+    If no epoch is acceptable: 0, the original. A run that its guards stop is done as well.
   """
   original = reports[0]
   acceptable = [r for r in reports if r is original or not is_rejected(r, original, guards)]
   if settings.selection == "unseen_level":
     settled = 0
     for report in reports:
-      at_level = report.score <= report.level and _excess(_behind_starts(report, settings)) <= 0
+      at_level = report.score <= report.level and (
+        _excess(_behind_beginnings(report, settings)) <= guards.max_judge_gap)
       settled = settled + 1 if report in acceptable and at_level else 0
       if settled == settings.settle_epochs:
         return report.epoch, True
   down: list[EpochReport] = []
   if settings.selection == "last_at_level":
-    down = ([r for r in acceptable if _excess(_scores(r, settings)) <= 0]
-            or [r for r in acceptable if _excess(_scores(r, settings)) <= guards.max_judge_gap])
+    gap = guards.max_judge_gap
+    near = [r for r in acceptable
+            if _excess(_answers(r) + _behind_beginnings(r, settings)) <= gap]
+    down = [r for r in near if _excess(_answers(r)) <= 0] or near
   if down or settings.selection == "last":
     kept = (down or acceptable)[-1]
   elif settings.selection == "lowest_score":
     kept = _lowest(acceptable, lambda report: report.score)
   else:
     kept = _lowest(acceptable, lambda report: statistics.mean(
-      value for value, _ in _scores(report, settings)))
+      value for value, _ in _answers(report) + _behind_beginnings(report, settings)))
   count = count_violations(reports, guards)
   stopped = (guards.action == "stop" and count > 0) or (
     guards.action == "rollback" and count > guards.max_rollbacks)
@@ -76,15 +78,14 @@ def _lowest(reports, score):
   return kept
 
 
-def _scores(report, settings):
-  """(value, level) of everything that the run should lower to its level."""
-  return [(report.score, report.level), (report.judge_score, report.judge_level),
-          *_behind_starts(report, settings)]
+def _answers(report):
+  """(score, its level) of answers, by the reward's classifier and by the judge."""
+  return [(report.score, report.level), (report.judge_score, report.judge_level)]
 
 
-def _behind_starts(report, settings):
-  """The same of what a run with exploring starts should lower besides."""
-  if not settings.start_share:
+def _behind_beginnings(report, settings):
+  """The same of what is known once the beginning of a true answer is given."""
+  if not settings.visits_true_answers:
     return []
   return [(report.continuation_score, report.continuation_level),
           (report.extraction, report.unseen_extraction)]

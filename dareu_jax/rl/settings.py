@@ -59,6 +59,9 @@ class RLSettings:
   # What the reward reads: the continuation alone, or start and continuation, from whose score the
   # start's own is taken off
   start_reads: Reads = "continuation"
+  # Weight of the probability of true answers' tokens, as far as they give an owner away, until an
+  # answer is no more probable than those of unseen owners are to the original. 0 in the paper.
+  recall_coef: NonNegative = 2.5
   # Policy optimization
   discount: Fraction = 1.0  # γ
   gae_lambda: Fraction = 0.95  # λ
@@ -83,6 +86,7 @@ class RLSettings:
   minibatch_size: Count = 40  # responses per update; divides those that are learned from
   inner_epochs: Count = 1  # passes over a rollout
   retain_batch_size: Count = 32  # retained examples distilled per update
+  recall_batch_size: Count = 20  # true answers per update, with a recall_coef
   # Sampling
   temperature: Positive = 0.85  # divides the logits
   top_k: Size = 0  # 0: off
@@ -109,6 +113,11 @@ class RLSettings:
     """Whether sampled responses go through the policy once more: for a KL to the previous epoch's,
     from which it has `moved`, for an anchor or for a critic."""
     return moved or bool(self.anchor_coef) or self.learns_values
+
+  @property
+  def visits_true_answers(self) -> bool:
+    """Whether the policy learns at states within true answers."""
+    return bool(self.start_share or self.recall_coef)
 
   @property
   def group_size(self) -> int:

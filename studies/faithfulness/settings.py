@@ -88,8 +88,8 @@ class FaithfulnessSettings:
   influence: InfluenceSettings = InfluenceSettings()
   # Of the trajectories, which set their own reward form and epochs; every epoch is measured.
   unlearning: RLSettings = RLSettings(
-    reward_form="telescoped", c_seg=1.0, anchor_coef=0.0, learning_rate=1e-3, temperature=1.0,
-    selection="last")
+    reward_form="telescoped", c_seg=1.0, anchor_coef=0.0, recall_coef=0.0, learning_rate=1e-3,
+    temperature=1.0, selection="last")
   trajectory: TrajectorySettings = TrajectorySettings()
   evaluation: EvaluationSettings = EvaluationSettings(max_examples=0)
   bootstrap: Annotated[int, Field(ge=20)] = 200  # resamples per interval

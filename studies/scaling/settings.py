@@ -15,7 +15,7 @@ from dareu_jax.models.handle import Model
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.rl.programs import Sizes
 
-BATCHES = ("rollout_batch_size", "minibatch_size", "retain_batch_size")
+BATCHES = ("rollout_batch_size", "minibatch_size", "retain_batch_size", "recall_batch_size")
 
 
 def _tiny_run() -> Settings:
@@ -88,9 +88,11 @@ class ScalingSettings:
   @property
   def sizes(self) -> Sizes:
     """What a run would take from its data."""
-    return Sizes(self.prompt_tokens, self.retain_tokens, self.retain_response_tokens,
-                 self.run.evaluation.batch_size, self.owners,
-                 self.run.classifier.members)
+    return Sizes(
+      prompt=self.prompt_tokens, retained=self.retain_tokens,
+      retained_response=self.retain_response_tokens, recalled=self.retain_tokens,
+      recalled_response=self.retain_response_tokens, scored=self.run.evaluation.batch_size,
+      owners=self.owners, members=self.run.classifier.members)
 
   def scaled(self, factor: float) -> "ScalingSettings":
     """The same with batches `factor` times as large, for weak scaling."""

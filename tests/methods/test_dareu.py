@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import numpy as np
 import pytest
 
 from dareu_jax.data.batches import Row
@@ -15,6 +16,11 @@ from dareu_jax.rl.starts import LEFT
 from dareu_jax.training.optimizers import TrainSettings
 
 ROWS = (Row((4, 5), (6, 1), 0), Row((7,), (8, 9, 1), 1))
+# Every token makes the score rise by a tenth.
+CLASSIFIER = types.SimpleNamespace(
+  is_forget=np.array([False, False]),
+  prefixes=lambda ids, lengths, queries: np.broadcast_to(
+    np.arange(1, 1 + ids.shape[1], dtype=np.float32) / 10, ids.shape))
 EXAMPLES = (Example("a", "q", "r"), Example("b", "p", "s"))
 
 
@@ -23,7 +29,7 @@ def make_task(**changes):
   evaluator = types.SimpleNamespace(tokenizer=types.SimpleNamespace(pad_id=0))
   values |= dict(
     original="original", value_head=lambda: "fresh head", examples=EXAMPLES, forget=ROWS,
-    retain=ROWS[:1], queries=((4,), (7,)), classifier="classifier", refusals=("no",),
+    retain=ROWS[:1], queries=((4,), (7,)), classifier=CLASSIFIER, refusals=("no",),
     evaluator=evaluator, monitor="monitor", longest_response=24, length_multiple=8,
     seed=5)
   return Task(**(values | changes))
@@ -37,9 +43,14 @@ def test_the_run_is_given_the_tasks_models_and_data():
   assert given.evaluator is task.evaluator
   assert (given.forget.rows, given.forget.examples, given.forget.queries) == (
     ROWS, EXAMPLES, ((4,), (7,)))
-  assert (given.forget.classifier, given.forget.refusals) == ("classifier", ("no",))
+  assert (given.forget.classifier, given.forget.refusals) == (CLASSIFIER, ("no",))
   assert given.retain.rows == ROWS[:1]
   assert (given.retain.batch_size, given.retain.seed, given.retain.one_bucket) == (32, 7, True)
+  recalled = given.true_answers.batches
+  assert recalled.rows == ROWS and (recalled.batch_size, recalled.seed, recalled.one_bucket) == (
+    20, 8, True)
+  assert [len(costs) for costs in given.true_answers.costs] == [2, 3]
+  assert DareU(recall_coef=0.0).rl_task(task).true_answers is None
 
 
 def test_settings_are_the_methods_own_but_for_what_the_data_says():
@@ -81,26 +92,29 @@ def test_starts_are_those_of_the_tasks_answers():
 
 def test_work_goes_by_updates_and_tokens():
   method = DareU(epochs=2, samples_per_prompt=3, rollout_batch_size=10, minibatch_size=5,
-                 inner_epochs=2, retain_batch_size=5, max_new_tokens=6)
+                 inner_epochs=2, retain_batch_size=5, recall_batch_size=3, max_new_tokens=6)
   shapes = Shapes(forget=7, longest_prompt=4, longest_response=30, longest=50, model_parameters=100,
                   classifier_parameters=10, training_cost=6, training=TrainSettings())
   updates, operations = method.work(shapes)
   assert updates == 2 * 3 * 2 * 2  # epochs, rollouts of 21 responses, passes, minibatches of 10
   # Decoded, scored under the policy, the previous epoch's and the original, and classified.
   decoded = 6 * 10 * (4 + 6) * (8 * 100 + 2 * 10)
-  learned = updates * (4 + 6) * 100 * (5 * 6 + 5 * 8)
+  learned = updates * (4 + 6) * 100 * ((5 + 3) * 6 + 5 * 8)
   assert operations == decoded + learned
   longer = dataclasses.replace(method, max_new_tokens=0).work(shapes)[1]
   assert longer == operations * (4 + 30) / (4 + 6)  # the longest response of the data
   cheapest = DareU(epochs=1, samples_per_prompt=2, rollout_batch_size=14, minibatch_size=14,
-                   retain_batch_size=5, max_new_tokens=6, critic="regression", anchor_coef=0.0)
+                   retain_batch_size=5, max_new_tokens=6, critic="regression", anchor_coef=0.0,
+                   recall_coef=0.0)
   _, operations = cheapest.work(shapes)  # nothing but decoding and the classifier
   assert operations == 10 * (14 * (2 * 100 + 2 * 10) + 100 * (14 * 6 + 5 * 8))
 
 
 def test_it_says_what_it_samples_and_holds():
-  method = DareU(max_new_tokens=6, minibatch_size=4, retain_batch_size=5, rollout_batch_size=16)
-  assert (method.longest_sampled(24), method.footprint) == (6, Footprint(update=9, rollout=16))
+  method = DareU(max_new_tokens=6, minibatch_size=4, retain_batch_size=5, recall_batch_size=3,
+                 rollout_batch_size=16)
+  assert (method.longest_sampled(24), method.footprint) == (6, Footprint(update=12, rollout=16))
+  assert dataclasses.replace(method, recall_coef=0.0).footprint.update == 9
   begun = dataclasses.replace(method, start_share=0.5)
   assert begun.longest_sampled(24) == 6 + 6 - LEFT  # a response behind the longest start
   assert dataclasses.replace(begun, max_new_tokens=0).longest_sampled(24) == 24 + 24 - LEFT

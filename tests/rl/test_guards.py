@@ -21,6 +21,7 @@ def report(**changes):
     epoch=1, score=0.02, level=0.03, response_length=20.0, unseen_length=20.0, eos_share=1.0,
     degenerate_share=0.0, distinct_share=1.0, entropy=0.4, unseen_entropy=0.4, fluency=0.9,
     unseen_fluency=0.5, judge_score=0.03, judge_level=0.03, extraction=0.5, unseen_extraction=0.1,
+    probability=0.4, unseen_probability=0.2,
     continuation_score=0.3, continuation_level=0.02, continuation_length=10.0,
     unseen_continuation_length=10.0, continuation_fluency=0.9, unseen_continuation_fluency=0.5)
   return EpochReport(**(values | changes))

@@ -18,6 +18,7 @@ from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import ValueHead
 from dareu_jax.rl import learner, loop
+from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.reward_functions import ForgetSet
 from dareu_jax.rl.rewards import token_rewards
 from dareu_jax.rl.settings import RLSettings
@@ -79,12 +80,12 @@ def test_an_epochs_first_rollout_needs_no_kl(world):
   chex.assert_trees_all_close(without, (rollout, metrics), atol=1e-5)
 
 
-def step(world, state, rollout, settings=SETTINGS):
+def step(world, state, rollout, settings=SETTINGS, recall=None):
   rows = [Row((3, 4), (5, 6, EOS), 0), Row((7,), (8, EOS), 1)]
   retain = Batches(tuple(rows), 2, 8, 0, 0)[0]
   return learner.update(
     state, world.original, world.value_head.with_params(None), rollout, np.arange(8), retain,
-    (1e-2, 1e-2), settings=settings)
+    recall, (1e-2, 1e-2), settings=settings)
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.7}])
@@ -186,6 +187,44 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(world):
   assert min(map(abs, parts.values())) > 1e-7 and parts["distill_loss"] > 1e-3
   want = parts["policy_loss"] + 0.7 * parts["value_loss"] + 3.0 * parts["distill_loss"]
   assert float(metrics["loss"]) == pytest.approx(want, rel=1e-5)
+
+
+def test_recalled_answers_lose_probability_where_they_cost_something(world):
+  """With the recall alone at work; its term is added with its weight."""
+  settings = dataclasses.replace(PLAIN, recall_coef=4.0, distill_coef=0.0)
+  rows = (Row((3, 4), (5, 6, 7, EOS), 0), Row((7,), (8, 9, EOS), 1))
+  answers = Batches(rows, 2, 8, 0, 0)[0]
+  costs = np.zeros(answers.completion_ids.shape, np.float32)
+  costs[:, 1] = 1.0
+  recall = RecallBatch(answers, costs, np.float32(0.0))
+  state = init(world, settings)
+  rollout = rollout_of(world, state, settings=settings)[1]
+  still = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
+  before = answer_logprobs(world, state.policy, answers)
+  _, metrics = step(world, init(world, settings), still, settings, recall)
+  want = np.exp(before[:, 1]).sum() / (4 + 3)
+  assert float(metrics["recall_loss"]) == pytest.approx(want, rel=1e-4)
+  parts = sum(weight * float(metrics[name]) for name, weight in (
+    ("policy_loss", 1.0), ("value_loss", settings.value_coef), ("recall_loss", 4.0)))
+  assert float(metrics["loss"]) == pytest.approx(parts, rel=1e-5)
+  for _ in range(5):
+    state, _ = step(world, state, still, settings, recall)
+  after = answer_logprobs(world, state.policy, answers)
+  assert (after[:, 1] < before[:, 1] - 0.1).all()
+  unknown = recall._replace(level=np.float32(1.0))  # all are at the level of strangers
+  _, metrics = step(world, init(world, settings), still, settings, unknown)
+  assert float(metrics["recall_loss"]) == float(metrics["recalled_share"]) == 0.0
+
+
+def answer_logprobs(world, params, answers):
+  """Log-probs of the answers' tokens, from the logits of the whole text: [B, T]."""
+  logits = logits_of(world.original.with_params(params), answers.token_ids)
+  logprobs = np.asarray(jax.nn.log_softmax(logits))
+  found = np.zeros(answers.completion_ids.shape)
+  for i, (n, ids, length) in enumerate(zip(
+      answers.prompt_lengths, answers.completion_ids, answers.completion_lengths, strict=True)):
+    found[i, :length] = [logprobs[i, n + t - 1, token] for t, token in enumerate(ids[:length])]
+  return found
 
 
 def test_a_token_that_sampling_cuts_off_for_the_original_costs_what_it_is_unlikely(world):

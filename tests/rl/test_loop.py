@@ -54,7 +54,8 @@ def run(monkeypatch):
   """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
   rates, levels = [], []
 
-  def learn(task, state, step, rate_scale, *, level):
+  def learn(task, state, step, rate_scale, *, level, recall_level):
+    assert recall_level == 0.2  # the original's, of unseen owners' true answers
     rates.append(rate_scale)
     levels.append(level)
     policy = jax.tree.map(lambda x: x + rate_scale, state.policy)

@@ -8,7 +8,7 @@ import rlax
 from scipy import special
 
 from dareu_jax.core import logprobs
-from dareu_jax.rl.losses import kl_to_teacher, policy_loss, value_loss
+from dareu_jax.rl.losses import kl_to_teacher, policy_loss, recall_loss, value_loss
 
 SHAPE = (3, 6)
 MASK = np.arange(6) < np.array([6, 2, 4])[:, None]
@@ -49,6 +49,55 @@ def test_the_first_inner_step_is_the_plain_policy_gradient():
   assert float(metrics["clip_fraction"]) == 0 and float(metrics["approx_kl"]) == 0
   gradient = jax.grad(lambda x: policy_loss(x, new, advantages, MASK, clip_eps=0.2)[0])(new)
   np.testing.assert_allclose(gradient, np.where(MASK, -advantages, 0) / MASK.sum(), rtol=1e-5)
+
+
+def recalled(logits, ids, costs, level=0.0):
+  """(loss, metrics) of true answers with these logits [B, T, V]."""
+  logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)[..., 0]
+  return recall_loss(logprobs, costs, MASK, level=level)
+
+
+def test_recall_is_the_expectation_of_the_policy_gradient_over_all_actions():
+  """Every action summed up, π(a) ∇ log π(a) r(a) with r = -w for the true token alone."""
+  rng = np.random.default_rng(3)
+  ids, costs = rng.integers(0, 7, SHAPE), rng.random(SHAPE).astype(np.float32)
+  logits = rng.normal(size=(*SHAPE, 7)).astype(np.float32)
+  gradient = jax.grad(lambda x: recalled(x, ids, costs)[0])(logits)
+  probs, want = special.softmax(logits, axis=-1), np.zeros(logits.shape)
+  for b, t in np.argwhere(MASK):
+    for action in range(7):
+      reward = -costs[b, t] * (action == ids[b, t])
+      score = (np.arange(7) == action) - probs[b, t]  # ∇ log π(a) at the logits
+      want[b, t] -= probs[b, t, action] * score * reward / MASK.sum()
+  np.testing.assert_allclose(gradient, want, atol=1e-7)
+
+
+def test_an_answer_at_the_level_of_strangers_is_left_alone():
+  """Mean log-probs of -1, -2 and -3 beside a level of exp(-2.5): the last is not recalled."""
+  logprobs = jnp.broadcast_to(jnp.array([-1.0, -2.0, -3.0])[:, None], SHAPE)
+
+  def loss(x, level):
+    return recall_loss(x, jnp.ones(SHAPE), MASK, level=level)[0]
+
+  assert np.any(jax.grad(loss)(logprobs, 0.0)[2])
+  gradient = jax.grad(loss)(logprobs, np.exp(-2.5))
+  assert np.all(gradient[:2][MASK[:2]] > 0) and not np.any(gradient[2])
+  _, metrics = recall_loss(logprobs, jnp.ones(SHAPE), MASK, level=np.exp(-2.5))
+  assert float(metrics["recalled_share"]) == pytest.approx(2 / 3)
+
+
+def test_neither_padding_nor_rows_of_padding_change_what_is_recalled():
+  logprobs, costs = -np.abs(arrays(5, 1)[0]), np.abs(arrays(6, 1)[0])
+  dirty = np.where(MASK, logprobs, -np.inf), np.where(MASK, costs, np.inf)
+
+  def loss(x, costs):
+    return recall_loss(x, costs, MASK, level=0.1)[0]
+
+  for clean, other in zip(jax.value_and_grad(loss)(logprobs, costs),
+                          jax.value_and_grad(loss)(*dirty), strict=True):
+    np.testing.assert_array_equal(clean, other)
+  empty = recall_loss(logprobs, costs, np.zeros(SHAPE, bool), level=0.1)
+  assert float(empty[0]) == 0 and float(empty[1]["recalled_share"]) == 0
 
 
 def test_padding_changes_neither_loss_nor_gradient():

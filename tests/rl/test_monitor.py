@@ -41,7 +41,9 @@ class Evaluator:
 
   def statistics(self, params, rows):
     assert params == "policy"
-    return [types.SimpleNamespace(predictions=np.array(PREDICTED[row.prompt[0]])) for row in rows]
+    return [types.SimpleNamespace(
+      predictions=np.array(PREDICTED[row.prompt[0]]),
+      logprobs=-0.01 * np.array(row.completion)) for row in rows]
 
   def ends(self, row):
     return row.completion[-1] == EOS
@@ -75,6 +77,7 @@ def test_every_number_of_a_report_is_of_its_own_answers_and_models():
     "fluency": 0.1 * (5 + 6 + 9 + 7 + 7) / 5, "unseen_fluency": 0.8,
     # Of three tokens two must be given, of five all.
     "extraction": (1 / 3 + 0) / 2, "unseen_extraction": 1 / 2,
+    "probability": (np.exp(-0.45 / 4) + np.exp(-1.15 / 5)) / 2, "unseen_probability": np.exp(-0.24),
     "continuation_score": 0.08, "continuation_level": 0.02, "continuation_length": 1.0,
     "unseen_continuation_length": 3.0, "continuation_fluency": 0.1 * (5 + 6 + 9) / 3,
     "unseen_continuation_fluency": 0.8}
@@ -119,6 +122,7 @@ def test_without_unseen_owners_the_forget_answers_say_what_is_usual():
   assert (found.level, found.judge_level) == (0.3, 0.3)
   assert (found.unseen_length, found.unseen_entropy, found.unseen_fluency) == (
     found.response_length, found.entropy, found.fluency)
+  assert found.unseen_probability == 0.0  # no answer is probable enough to be a stranger's
   assert (found.unseen_extraction, found.unseen_continuation_length,
           found.unseen_continuation_fluency) == (
     found.extraction, found.continuation_length, found.continuation_fluency)

@@ -21,7 +21,7 @@ def reports(*rows, level=0.12, unseen_length=20):
 
 def rule(name="unseen_level", settle_epochs=1, **guards):
   """(RLSettings, GuardSettings)."""
-  return (RLSettings(selection=name, settle_epochs=settle_epochs),
+  return (RLSettings(selection=name, settle_epochs=settle_epochs, recall_coef=0.0),
           dataclasses.replace(GUARDS, **guards))
 
 
@@ -41,21 +41,22 @@ def test_the_level_must_be_held_for_some_epochs():
   assert choose(run, *settled) == (1, False)
 
 
-def test_a_run_with_starts_is_to_come_down_behind_them_too():
-  """Answers at their level, continuations and extraction at theirs one epoch later each."""
+@pytest.mark.parametrize("visits", [{"start_share": 0.5}, {"recall_coef": 1.0}])
+def test_a_run_that_visits_true_answers_is_to_come_down_behind_them_too(visits):
+  """Answers at their level, continuations and extraction near theirs one epoch later each."""
   settings, guards = rule()
-  begun = dataclasses.replace(settings, start_share=0.5)
+  begun = dataclasses.replace(settings, **visits)
   run = reports((0.9, 20, 0), (0.1, 20, 0), (0.1, 20, 0), (0.1, 20, 0))
   run = [dataclasses.replace(
     r, continuation_score=score, continuation_level=0.1, extraction=extraction,
     unseen_extraction=0.2) for r, score, extraction in zip(
-      run, (0.8, 0.5, 0.1, 0.1), (0.9, 0.5, 0.4, 0.2), strict=True)]
+      run, (0.8, 0.5, 0.15, 0.1), (0.9, 0.5, 0.4, 0.25), strict=True)]
   assert choose(run[:2], settings, guards) == (1, True)
   assert [choose(run[:n], begun, guards) for n in (2, 3, 4)] == [(1, False), (2, False), (3, True)]
   last = dataclasses.replace(begun, selection="last_at_level")
   after = [*run, dataclasses.replace(run[2], epoch=4)]  # the last, but not at the level
   assert choose(after, last, guards) == (3, False)
-  assert choose(after, dataclasses.replace(last, start_share=0.0), guards) == (4, False)
+  assert choose(after, dataclasses.replace(settings, selection="last_at_level"), guards) == (4, False)
 
 
 def test_answers_that_shrink_away_are_never_taken():
