@@ -26,8 +26,8 @@ STUDIES = dict(
   kl_coef=tuple(f"unlearning.dareu.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
   anchor_coef=tuple(f"unlearning.dareu.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
   distill_coef=tuple(f"unlearning.dareu.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
-  learning_rate=(*(f"unlearning.dareu.learning_rate={r}" for r in (1e-4, 3e-4, 1e-3)),
-                 "unlearning.dareu.learning_rate=6e-4 unlearning.dareu.final_rate=0.1"),
+  learning_rate=(*(f"unlearning.dareu.learning_rate={r}" for r in (3e-4, 6e-4, 1e-3)),
+                 "unlearning.dareu.learning_rate=3e-4 unlearning.dareu.final_rate=1.0"),
   lora_rank=("lora.rank=0", *(
     # An adapter alone needs larger steps than all the weights do.
     f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.dareu.learning_rate=1e-3"
@@ -58,7 +58,8 @@ def get_config(study=None):
   config.studies = ConfigDict(STUDIES)
   if study == "overtraining":
     config.base.seeds = (42, 43, 44)
-    config.base.unlearning.dareu.update(selection="last", epochs=16)
+    config.base.unlearning.dareu.update(
+      selection="last", epochs=16, learning_rate=3e-4, final_rate=1.0, recall_coef=0.0)
     config.base.monitor.track_rouge = True
     config.base.evaluation.max_examples = 120  # ROUGE is measured at each epoch's end
     config.base.monitor.guards.action = "off"

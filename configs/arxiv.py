@@ -30,7 +30,10 @@ ARXIV = dict(
   # Abstracts are five times as long as the authors' answers.
   classifier=dict(train=dict(epochs=20)),
   evaluation=dict(max_examples=100),
-  unlearning=dict(dareu=dict(samples_per_prompt=1)))
+  # The recall of true answers was not measured on texts as long as these yet.
+  unlearning=dict(dareu=dict(
+    samples_per_prompt=1, recall_coef=0.0, learning_rate=3e-4, final_rate=1.0, epochs=15,
+    selection="unseen_level")))
 
 # WaterDrum's protocol for ArXiv.
 PROTOCOL = dict(

@@ -54,7 +54,8 @@ TOFU40 = dict(
   # last queries come down slowly, and what unlearning costs D_R comes back as the rates fall.
   unlearning=dict(dareu=dict(
     c_seg=1.0, kl_coef=0.05, anchor_coef=0.002, distill_coef=20.0, learning_rate=6e-4,
-    final_rate=0.1, retain_batch_size=64, epochs=12)))
+    final_rate=0.1, retain_batch_size=64, epochs=12, selection="unseen_level",
+    recall_coef=0.0)))  # not measured here yet
 
 
 def get_config(preset=None):

@@ -24,6 +24,7 @@ CHECKPOINT: dict[str, Any] = {
   "monitor": {"target_of": "original"},
   "unlearning": {"dareu": {
     "critic": "regression", "temperature": 1.0, "c_seg": 1.0, "anchor_coef": 0.0,
+    "recall_coef": 0.0, "recall_batch_size": 16,  # not measured on checkpoints yet
     "samples_per_prompt": 4, "learned_share": 0.5, "learning_rate": 1e-4, "final_rate": 0.0,
     "epochs": 5, "rollout_batch_size": 64, "minibatch_size": 16, "retain_batch_size": 16,
     "max_new_tokens": 128, "selection": "last_at_level", "hold_at_level": True}},

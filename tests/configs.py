@@ -49,7 +49,7 @@ def smallest_config():
   config.classifier.train.epochs = 3
   config.unlearning.dareu.update(
     epochs=2, samples_per_prompt=2, rollout_batch_size=20, minibatch_size=10, retain_batch_size=8,
-    max_new_tokens=16)
+    recall_batch_size=8, start_share=0.5, max_new_tokens=16)
   config.monitor.target_score = 0.0
   config.monitor.guards.action = "off"
   config.evaluation.update(batch_size=8, max_new_tokens=16, max_examples=8)

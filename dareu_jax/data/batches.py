@@ -168,12 +168,15 @@ class Batches:
   pad_id: int
   seed: int
   one_bucket: bool = False  # pad all batches to one shape, so that one program is compiled
+  # Slots that every completion has at least: shapes of sampled ones then depend on prompts alone
+  completion_slots: int = 0
 
   @functools.cached_property
   def buckets(self) -> tuple[Bucket, ...]:
     """Rows grouped by padded length, shortest first."""
-    lengths = [bucket_length(len(row.prompt) + len(row.completion), self.multiple)
-               for row in self.rows]
+    slots = [max(len(row.completion), self.completion_slots) for row in self.rows]
+    lengths = [bucket_length(len(row.prompt) + count, self.multiple)
+               for row, count in zip(self.rows, slots, strict=True)]
     if self.one_bucket:
       lengths = [max(lengths, default=0)] * len(lengths)
     groups: dict[int, list[int]] = {}
@@ -184,7 +187,7 @@ class Batches:
       waiting += members
       # Rows that do not fill a batch join the next longer bucket: another program would cost more.
       if len(waiting) >= self.batch_size or length == max(groups):
-        longest = max(len(self.rows[i].completion) for i in waiting)
+        longest = max(slots[i] for i in waiting)
         buckets.append(Bucket(tuple(waiting), length, bucket_length(longest, self.multiple)))
         waiting = []
     return tuple(buckets)

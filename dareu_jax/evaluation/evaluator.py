@@ -159,9 +159,16 @@ class Evaluator:
                   for i, row in enumerate(part)]
     return sampled
 
-  def logprobs(self, params: Any, rows: Sequence[Row]) -> list[Float[np.ndarray, " n"]]:
-    """Log-probs of each row's own completion, the end token included."""
-    return self._of_completions(completion_logprobs, params, rows)
+  def logprobs(self, params: Any, rows: Sequence[Row], *,
+               completion_slots: int = 0) -> list[Float[np.ndarray, " n"]]:
+    """Log-probs of each row's own completion, the end token included.
+
+    Args:
+      params: those of the evaluated model.
+      rows: the rows.
+      completion_slots: as in `Batches`.
+    """
+    return self._of_completions(completion_logprobs, params, rows, completion_slots)
 
   def statistics(self, params: Any, rows: Sequence[Row]) -> list[TokenStatistics]:
     """Statistics of each row's own completion, the end token included: NumPy arrays [n]."""
@@ -179,18 +186,19 @@ class Evaluator:
     """Whether a row's completion has an end token: a piece of a longer text has none."""
     return row.completion[-1] == self.tokenizer.eos_id
 
-  def _of_completions(self, program, params, rows):
+  def _of_completions(self, program, params, rows, completion_slots=0):
     """Of each row, the part of the program's arrays [B, T] that is its own completion's."""
     results: list[Any] = [None] * len(rows)
-    for indices, batch in self._batches(rows).in_order():
+    for indices, batch in self._batches(rows, completion_slots).in_order():
       arrays = jax.tree.map(fetch, program(self.model.with_params(params), self.to_device(batch)))
       for row, index in enumerate(indices):
         own = np.s_[row, :batch.completion_lengths[row]]
         results[index] = jax.tree.map(lambda x, own=own: x[own], arrays)
     return results
 
-  def _batches(self, rows):
-    return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0)
+  def _batches(self, rows, completion_slots=0):
+    return Batches(tuple(rows), self.batch_size, self.multiple, self.tokenizer.pad_id, seed=0,
+                   completion_slots=completion_slots)
 
   def nll(self, params: Any, examples: Sequence[Example],
           responses: Sequence[str] | None = None) -> Float[np.ndarray, " E"]:

@@ -100,7 +100,8 @@ def undivided(run: Run) -> Iterator[str]:
     method = settings.unlearning[name]
     if isinstance(method, RLSettings):
       sizes |= {f"unlearning.{name}.{size}": getattr(method, size)
-                for size in ("rollout_batch_size", "minibatch_size", "retain_batch_size")}
+                for size in ("rollout_batch_size", "minibatch_size", "retain_batch_size",
+                             "recall_batch_size")}
     else:
       sizes["baseline.batch_size"] = settings.baseline.batch_size
   for name, size in sizes.items():

@@ -79,7 +79,8 @@ class Monitor:
     queries = 2 * (self.forget_queries + self.unseen_queries)
     answers = evaluator.answers(policy, rows)
     own = answers.as_completions(rows)
-    fluency = evaluator.logprobs(self.original, own)
+    fluency = evaluator.logprobs(
+      self.original, own, completion_slots=evaluator.max_new_tokens)
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
     seen = evaluator.statistics(policy, true)

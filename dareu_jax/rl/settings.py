@@ -70,14 +70,14 @@ class RLSettings:
   value_coef: NonNegative = 1.0  # c_v
   distill_coef: NonNegative = 10.0  # λ_distill: weight of the KL to the original on retained data
   whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout, held responses included
-  learning_rate: Positive = 3e-4  # for the policy
+  learning_rate: Positive = 6e-4  # for the policy
   value_learning_rate: Positive = 3e-3  # for the value head
   warmup_steps: Size = 10  # updates over which the learning rate rises
-  final_rate: Fraction = 1.0  # final share of the learning rates, which fall linearly
+  final_rate: Fraction = 0.1  # final share of the learning rates, which fall linearly
   weight_decay: NonNegative = 0.0  # on matrices only
   clip_norm: Positive = 1.0  # global gradient norm
   # Batches
-  epochs: Count = 15  # at most; in each, `samples_per_prompt` responses to every forget query
+  epochs: Count = 8  # at most; in each, `samples_per_prompt` responses to every forget query
   # Responses to each forget query in an epoch, at least: it is rounded up to whole rollouts
   samples_per_prompt: Count = 8
   rollout_batch_size: Count = 80  # responses per rollout; a query may occur more than once
@@ -93,7 +93,7 @@ class RLSettings:
   top_p: PositiveFraction = 1.0  # 1: off
   max_new_tokens: Size = 0  # longest response; 0: that of the longest response in the data
   # Which epoch is kept, and when the run stops
-  selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "unseen_level"
+  selection: Literal["unseen_level", "last_at_level", "lowest_score", "last"] = "last_at_level"
   # Whether the responses to a query get advantages of 0 where their mean score, over those in a
   # rollout, is at or below the level: the aim is the level, not zero
   hold_at_level: bool = False

@@ -24,7 +24,7 @@ def products(dtype):
   return y, *pull(g)
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2**-8)])
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-5), ("bfloat16", 2**-8)])
 def test_products_and_gradients_are_rounded_once(dtype, rounding):
   """Sums kept in bfloat16 lose most of 256 terms; a gradient may be transposed."""
   expected = (exact(X) @ exact(W), exact(G) @ exact(W).T,

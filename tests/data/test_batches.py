@@ -119,6 +119,16 @@ def test_one_bucket_asks_once_for_the_longest_row(monkeypatch):
   assert Counted.compared < 1000
 
 
+def test_with_completion_slots_shapes_depend_on_prompts_alone():
+  """Sampled completions would compile another program whenever they grow or shrink."""
+  def shapes(lengths):
+    rows = [Row((5,) * prompt, (6,) * n, 0) for prompt, n in zip((3, 9, 9, 30), lengths, strict=True)]
+    batches = Batches(tuple(rows), 2, 8, 0, 0, completion_slots=10)
+    return [batch.token_ids.shape + batch.completion_ids.shape for _, batch in batches.in_order()]
+
+  assert shapes((1, 2, 3, 4)) == shapes((10, 9, 1, 1)) == [(2, 24, 2, 16), (2, 40, 2, 16)]
+
+
 def test_full_buckets_are_kept_apart():
   """Merging all would pad short rows to the longest."""
   lengths = [(2, 2)] * 4 + [(10, 10)] * 4

@@ -38,11 +38,12 @@ def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   """Another width or batch is another program, with other memory."""
   _, task, job = planned
   settings = task.settings
-  state, original, value_head, rollout, minibatch, retain, _ = job.programs["update"].args
+  state, original, value_head, rollout, minibatch, retain, recall, _ = job.programs["update"].args
   assert job.programs["update"].static == {"settings": settings.of_programs}
   real = learner.init_learner(task.original.params, task.value_head.params, settings)
   assert shapes(state) == shapes(real) and shapes(original) == shapes(task.original)
   assert shapes(retain) == shapes(task.retain[0])
+  assert shapes(recall) == shapes(task.true_answers.batch(0, 0.5))
   assert minibatch.shape == (settings.minibatch_size,)
   prompts = prompt_batch(task.forget.rows, settings.rollout_batch_size,
                          multiple=task.retain.multiple, pad_id=0, width=task.prompt_width)

@@ -35,8 +35,10 @@ class Evaluator:
     entropies = np.array([[ENTROPIES.get(i, 0.0) for i in row] for row in padded])
     return Answers(texts, padded, np.array(list(map(len, ids))), np.array(ended), entropies)
 
-  def logprobs(self, params, rows):
-    assert params == "original"
+  max_new_tokens = 4
+
+  def logprobs(self, params, rows, *, completion_slots):
+    assert params == "original" and completion_slots == 4
     return [-0.1 * np.array(row.completion) for row in rows]
 
   def statistics(self, params, rows):

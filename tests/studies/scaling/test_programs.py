@@ -21,6 +21,7 @@ def small_config():
   config.update(vocab_size=64, classifier_vocab_size=64, owners=6, prompt_tokens=8, retain_tokens=16,
                 retain_response_tokens=8)
   config.run.unlearning.dareu.update(rollout_batch_size=16, minibatch_size=8, retain_batch_size=8,
+                                     recall_batch_size=8,
                                      max_new_tokens=8)
   config.run.evaluation.batch_size = 16
   config.run.mesh.gather_gib = 0.0  # gathered weights would be constraints too
