@@ -126,7 +126,8 @@ def test_with_completion_slots_shapes_depend_on_prompts_alone():
     batches = Batches(tuple(rows), 2, 8, 0, 0, completion_slots=10)
     return [batch.token_ids.shape + batch.completion_ids.shape for _, batch in batches.in_order()]
 
-  assert shapes((1, 2, 3, 4)) == shapes((10, 9, 1, 1)) == [(2, 24, 2, 16), (2, 40, 2, 16)]
+  expected = [(2, 24, 2, 16), (2, 24, 2, 16), (2, 40, 2, 16)]
+  assert shapes((1, 2, 3, 4)) == shapes((10, 9, 1, 1)) == expected
 
 
 def test_full_buckets_are_kept_apart():
