@@ -294,14 +294,7 @@ def update(
       retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
     loss += settings.distill_coef * metrics["distill_loss"]
     if recall is not None:
-      answers = recall.answers
-      time_of_answers = answers.completion_ids.shape[1]
-      hidden = completion_hidden(
-        model.hidden_states(answers.token_ids), answers.prompt_lengths, time_of_answers)
-      logprobs, _ = logprobs_and_entropy(hidden, model.head, answers.completion_ids)
-      metrics["recall_loss"], recall_metrics = recall_loss(
-        logprobs, recall.costs, length_mask(answers.completion_lengths, time_of_answers),
-        level=recall.level)
+      metrics["recall_loss"], recall_metrics = _recall_loss(model, recall)
       metrics |= recall_metrics
       loss += settings.recall_coef * metrics["recall_loss"]
     return loss, {"loss": loss, **metrics}
@@ -316,3 +309,13 @@ def update(
   return constrain_parameters(state._replace(
     policy=apply_direction(state.policy, direction, policy_rate), critic=critic,
     policy_opt=policy_opt, critic_opt=critic_opt)), metrics
+
+
+def _recall_loss(model, recall):
+  """`losses.recall_loss` of the true answers under a model."""
+  answers = recall.answers
+  time = answers.completion_ids.shape[1]
+  hidden = completion_hidden(model.hidden_states(answers.token_ids), answers.prompt_lengths, time)
+  logprobs, _ = logprobs_and_entropy(hidden, model.head, answers.completion_ids)
+  return recall_loss(logprobs, recall.costs, length_mask(answers.completion_lengths, time),
+                     level=recall.level)
