@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -196,9 +195,9 @@ class Models:
     config = factory.model_config(model, self.settings.lora, own.vocab_size)
     return model, dataclasses.replace(config, gather_gib=self.config.gather_gib)
 
-  def check_positions(self, longest_sampled: Sequence[int]) -> None:
+  def check_positions(self, longest_sampled: int) -> None:
     """Raises InputError if a pretrained model supports too few positions for the examples, or for
-    what the methods sample: the tokens of each behind a query."""
+    what the methods sample: so many tokens behind a query."""
     settings, data = self.settings, self.data
     if not settings.base.path and self.original is None:
       return
@@ -217,11 +216,10 @@ class Models:
         f"a text of {longest.owner} takes {whole} tokens, and {who} supports {positions} "
         f"positions. Shorten it, or set config.max_length to {positions}, at which plain texts are "
         f"split: {excerpt(longest, longest.response)}")
-    for rows, answers, name in (
+    for rows, answer, name in (
       (asked[:len(corpus.forget)], longest_sampled, "the method's max_new_tokens"),
-      (asked, [settings.evaluation.max_new_tokens], "config.evaluation.max_new_tokens")):
+      (asked, settings.evaluation.max_new_tokens or usual, "config.evaluation.max_new_tokens")):
       prompt = max(len(row.prompt) for row in rows)
-      answer = max(length or usual for length in answers)
       if prompt + answer > positions:
         raise InputError(
           f"a prompt with an answer of {answer} tokens takes {prompt + answer}, and {who} "

@@ -81,9 +81,9 @@ def check_inputs(run: Run) -> None:
 
 def check_texts(run: Run) -> None:
   """Raises InputError for a text that is too long, or that a tokenizer or a template rejects."""
-  run.models.check_positions([
+  run.models.check_positions(max(
     method.longest_sampled(run.data.longest_response)
-    for method in run.settings.unlearning.values()])
+    for method in run.settings.unlearning.values()))
   if run.workdir.is_done("tokenizer", run.fingerprints["tokenizer"]):
     return
   data, corpus = run.data, run.data.corpus

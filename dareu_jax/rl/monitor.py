@@ -14,7 +14,10 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import Size, settings
 from dareu_jax.evaluation.evaluator import Evaluator
-from dareu_jax.evaluation.metrics import extraction_strength, is_degenerate, mean_nll, probability
+from dareu_jax.evaluation.measurements import likelihoods
+from dareu_jax.evaluation.metrics import is_degenerate
+from dareu_jax.evaluation.metrics.likelihood import extraction_of, probability_of
+from dareu_jax.evaluation.records import Record
 from dareu_jax.rl.guards import EpochReport, GuardSettings, is_rejected, violations
 
 
@@ -83,9 +86,10 @@ class Monitor:
       self.original, own, completion_slots=evaluator.max_new_tokens)
     scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
                       for scorer in (self.classifier, self.judge))
-    seen = evaluator.statistics(policy, true)
-    extracted = self._extraction_strengths(true, seen)
-    probable = np.array([probability(mean_nll(each.logprobs)) for each in seen])
+    known = [Record(owner="", prompt="", truth="", **fields)
+             for fields in likelihoods(evaluator, policy, true)]
+    extracted = np.array([extraction_of(record) for record in known])
+    probable = np.array([probability_of(record) for record in known])
 
     def measures(part):
       return {
@@ -129,13 +133,6 @@ class Monitor:
       unseen_continuation_fluency=unseen_continued["fluency"],
       tracked=self.track(policy) if self.track else {},
     )
-
-  def _extraction_strengths(self, rows, statistics):
-    """Of each row's true answer, the end token left out: [E]."""
-    texts = [slice(-1 if self.evaluator.ends(row) else None) for row in rows]
-    return np.array([
-      extraction_strength(seen.predictions[text], np.array(row.completion[text]))
-      for seen, text, row in zip(statistics, texts, rows, strict=True)])
 
   def _levels(self, unseen, unseen_continued, policy):
     """What the score, the judge's and that of continuations should come down to."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dareu_jax.data.batches import Batch, Batches
+from dareu_jax.data.batches import Batch, Batches, Row, collate
 from dareu_jax.rl.reward_functions import ForgetSet
 from dareu_jax.rl.rewards import score_rises
 from dareu_jax.rl.settings import RLSettings
@@ -57,11 +57,11 @@ def token_costs(forget: ForgetSet, settings: RLSettings) -> tuple[Float[np.ndarr
   answers = [row.completion for row in forget.rows]
   crops = [(i, begin) for i, answer in enumerate(answers)
            for begin in range(0, len(answer), STRIDE)]
-  ids, lengths = np.zeros((len(crops), WINDOW), np.int32), np.zeros(len(crops), np.int32)
-  for crop, (i, begin) in enumerate(crops):
-    part = answers[i][begin:begin + WINDOW]
-    ids[crop, :len(part)], lengths[crop] = part, len(part)
-  scores = forget.classifier.prefixes(ids, lengths, [forget.queries[i] for i, _ in crops])
+  rows = [Row((), answers[i][begin:begin + WINDOW], -1) for i, begin in crops]
+  read = collate(rows, len(rows), seq_length=WINDOW, completion_length=WINDOW, pad_id=0)
+  lengths = read.completion_lengths
+  scores = forget.classifier.prefixes(
+    read.completion_ids, lengths, [forget.queries[i] for i, _ in crops])
   rises = np.asarray(score_rises(jnp.asarray(scores), float(forget.classifier.is_forget.mean()),
                                  epsilon=settings.epsilon, c_seg=settings.c_seg))
   sums = [np.zeros(len(answer)) for answer in answers]

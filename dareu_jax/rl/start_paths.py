@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dareu_jax.data.batches import Row, encode
+from dareu_jax.data.batches import Row, collate, encode
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models.handle import Model
 from dareu_jax.rl.reward_functions import ForgetSet
@@ -78,11 +78,12 @@ def _weights(settings, evaluator, original, forget, owned):
   if settings.start_cut == "sure":
     return [cut_weights("sure", len(logprobs), probabilities=np.exp(logprobs))
             for logprobs in evaluator.logprobs(original.params, rows)]
-  if settings.start_cut == "jump":
-    ids = np.zeros((len(rows), max(lengths)), np.int32)
-    for i, row in enumerate(rows):
-      ids[i, :lengths[i]] = row.completion
+  if settings.start_cut == "jump" and rows:
+    longest = max(lengths)
+    read = collate([row._replace(prompt=()) for row in rows], len(rows), seq_length=longest,
+                   completion_length=longest, pad_id=0)
     scores = forget.classifier.prefixes(
-      ids, np.array(lengths), [forget.queries[number] for number, _ in owned])
+      read.completion_ids, read.completion_lengths,
+      [forget.queries[number] for number, _ in owned])
     return [cut_weights("jump", n, scores=row[:n]) for n, row in zip(lengths, scores, strict=True)]
   return [cut_weights(settings.start_cut, n) for n in lengths]

@@ -45,7 +45,7 @@ class Evaluator:
     assert params == "policy"
     return [types.SimpleNamespace(
       predictions=np.array(PREDICTED[row.prompt[0]]),
-      logprobs=-0.01 * np.array(row.completion)) for row in rows]
+      logprobs=-0.01 * np.array(row.completion), entropies=None, variances=None) for row in rows]
 
   def ends(self, row):
     return row.completion[-1] == EOS

@@ -76,6 +76,14 @@ def test_cuts_read_the_original_and_the_classifier():
   np.testing.assert_allclose(jump.weights, (0.1, 0.1, 0.1))
 
 
+@pytest.mark.parametrize("cut", ["uniform", "early", "sure", "jump"])
+def test_answers_that_are_all_too_short_have_no_paths(cut):
+  short = dataclasses.replace(FORGET, rows=(ROWS[1], ROWS[1]))
+  original = types.SimpleNamespace(params="original")
+  settings = dataclasses.replace(SETTINGS, start_cut=cut)
+  assert start_paths(settings, Evaluator(), original, short, 5) == ((), ())
+
+
 def test_the_longest_prompt_holds_every_start():
   assert longest_prompt(SETTINGS, ROWS) == 2 + 3
   assert longest_prompt(dataclasses.replace(SETTINGS, start_share=0.0), ROWS) == 2

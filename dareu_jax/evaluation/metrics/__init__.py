@@ -43,7 +43,6 @@ from dareu_jax.evaluation.metrics.likelihood import (
   extraction_strength,
   forget_quality,
   forget_truth_ratio,
-  mean_nll,
   normalized_probability,
   probability,
   retain_truth_ratio,
