@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALL_METHODS = (
   "dareu", "gradient_ascent", "grad_diff", "kl_minimization", "npo", "simnpo", "dpo", "idk", "altpo",
   "rmu", "undial", "ceu", "wga", "satimp", "pdu", "maximum_entropy", "scrub", "task_vector",
-  "finetune")
+  "finetune", "undo")
 
 
 def preset(name=None):
@@ -74,6 +74,7 @@ def oracle_config(name):
     config.methods = ALL_METHODS
     config.retrained_replica = True
     config.unlearning.altpo.update(samples=3, alternates=2)
+    config.unlearning.undo.update(samples=2, epochs=4)
   elif name == "adapters":
     config.seeds = (42, 43)
     config.data.forget = "forget50"

@@ -36,7 +36,8 @@ METRICS = [f"tests/evaluation/test_{name}.py" for name in (
 TARGETS = {
   **{f"dareu_jax.methods.{name}": FORMULAS for name in (
     "terms", "gradient_ascent", "npo", "simnpo", "dpo", "idk", "altpo", "rmu", "undial", "ceu", "wga",
-    "satimp", "pdu", "maximum_entropy", "scrub", "task_vector", "kl_minimization")},
+    "satimp", "pdu", "maximum_entropy", "scrub", "task_vector", "kl_minimization",
+    "undo")},
   "dareu_jax.rl.rewards": ["tests/rl/test_rewards.py"],
   "dareu_jax.rl.advantages": ["tests/rl/test_advantages.py"],
   "dareu_jax.rl.losses": ["tests/rl/test_losses.py"],

@@ -50,6 +50,7 @@ class Task:
   longest_response: int  # tokens of the longest response of the data
   length_multiple: int  # batches are padded to a multiple of it
   seed: int
+  load_params: Callable[[str], Any]  # of another model of the run, which the method `reads`
   reward: Callable | None = None  # in place of the one that the settings name
 
   def batches(self, rows: tuple[Row, ...], batch_size: int, *, seed: int) -> Batches:
@@ -94,6 +95,11 @@ class Method:
   def uses_refusals(self) -> bool:
     """Whether another list of refusals changes its result."""
     return False
+
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """Names of the models of the run that it starts from, beside the original."""
+    return ()
 
   @property
   def title(self) -> str:

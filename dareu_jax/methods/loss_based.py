@@ -152,6 +152,14 @@ class LossMethod(Method):
     """The state after an update; `epoch` counts complete epochs."""
     return state
 
+  def teacher_of(self, task: Task) -> Any:
+    """The params that the loss calls the original's; those of another model for some methods."""
+    return task.original.params
+
+  def initial(self, params: Any, seed: int) -> Any:
+    """The params that training starts from, given the teacher's: a copy, as training donates it."""
+    return jax.tree.map(jnp.copy, params)
+
   def trained(self, params: Any) -> Any:
     """The params as the loss sees them."""
     return params
@@ -179,13 +187,12 @@ class LossMethod(Method):
       training, forget.steps_per_epoch, method=self, evaluate=task.monitor.assess,
       eval_every=task.eval_every, state=self.initial_state())
     steps = Steps(forget, retain, self.other_responses(task), task.seed, schedule)
-    original = task.original
-    # A copy, since training donates its state.
-    start = jax.tree.map(jnp.copy, original.params)
+    original, teacher = task.original, self.teacher_of(task)
+    start = self.initial(teacher, task.seed)
     try:
       params = supervised.fit(
-        supervised.init_train_state(start, training), (original.with_params(None), original.params),
-        steps, loss_fn=ObjectiveLoss(self, task.seed), settings=training,
+        supervised.init_train_state(start, training), (original.with_params(None), teacher), steps,
+        loss_fn=ObjectiveLoss(self, task.seed), settings=training,
         key=jax.random.key(task.seed), stage=stage, to_device=task.evaluator.to_device,
         schedule=schedule)
       done = 0 if stage.compile_only else schedule.num_steps

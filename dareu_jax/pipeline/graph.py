@@ -120,7 +120,7 @@ def _methods(s, refusals, reward):
     if name in RESERVED or name in classifier_seeds(s):
       raise InputError(f"config.{'methods' if s.methods else 'method'} names {name!r}, and runs "
                        "have something else of that name: register the method under another one.")
-  graph = {}
+  graph: dict[str, Stage] = {}
   for candidate in candidates(s):
     method = s.unlearning[candidate.method]
     depends_on = [candidate.name, method, reward,
@@ -131,7 +131,14 @@ def _methods(s, refusals, reward):
       depends_on.append(s.evaluation.max_examples)
     # The answers that epochs are judged by are as long as those of the evaluation.
     depends_on.append(s.evaluation.max_new_tokens)
-    graph[candidate.name] = Stage((ORIGINAL, *classifier_seeds(s)), tuple(depends_on))
+    for name in method.reads:
+      if name not in graph:
+        raise InputError(
+          f"config.unlearning.{candidate.method} reads the model {name!r}, and no method before it "
+          f"makes one of that name: {', '.join(graph) or 'there is none'}. Add it to "
+          "config.methods, before this one, or name another.")
+    graph[candidate.name] = Stage((ORIGINAL, *classifier_seeds(s), *method.reads),
+                                  tuple(depends_on))
   return graph
 
 

@@ -7,10 +7,12 @@ import inspect
 import jax
 import pytest
 
+from dareu_jax.api import make_corpus
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import NonNegative
 from dareu_jax.methods.base import METHODS, Method, Shapes, register_method
 from dareu_jax.methods.loss_based import LossMethod
+from dareu_jax.pipeline import graph
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.training.optimizers import TrainSettings
 from tests.configs import ALL_METHODS
@@ -23,7 +25,7 @@ def registry(monkeypatch):
 
 
 def test_every_published_method_is_there():
-  assert set(ALL_METHODS) <= set(METHODS.names()) and len(ALL_METHODS) == 19
+  assert set(ALL_METHODS) <= set(METHODS.names()) and len(ALL_METHODS) == 20
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)
@@ -112,7 +114,8 @@ def test_the_work_of_a_run_is_estimated(name):
   twice = METHODS[name]().work(shapes._replace(model_parameters=2000, classifier_parameters=200))
   assert updates > 0 and twice == (updates, pytest.approx(2 * operations))
   if name != "dareu":  # 2 batches an epoch; forget and retain rows, forward alone under the original
-    assert (updates, operations) == (20, 20 * 2 * 32 * 50 * 8 * 1000)
+    epochs = 100 if name == "undo" else 10
+    assert (updates, operations) == (2 * epochs, 2 * epochs * 2 * 32 * 50 * 8 * 1000)
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)
@@ -120,6 +123,26 @@ def test_only_what_samples_says_what_it_samples(name):
   """Checks of lengths and the plan ask every method, and know none by its kind."""
   method = METHODS[name]()
   assert method.longest_sampled(30) == 30 and (method.footprint is None) == (name != "dareu")
+
+
+@pytest.mark.parametrize(("methods", "undo", "needs"), [
+  (("npo", "undo"), {"teacher": "npo"}, ("npo",)), (("undo",), {"teacher": ""}, ())])
+def test_a_method_that_starts_from_another_needs_its_stage(methods, undo, needs):
+  """Another model there makes another one here."""
+  stages = graph_of({"methods": methods, "unlearning": {"undo": undo}})
+  assert stages["undo"].needs[-1:] == (needs or ("judge",))
+
+
+@pytest.mark.parametrize("methods", [("undo",), ("undo", "dareu")])
+def test_a_method_that_starts_from_a_model_that_is_not_there_is_refused(methods):
+  """It would end where its stage begins, after hours."""
+  with pytest.raises(InputError, match="undo reads the model 'dareu', and no method before it"):
+    graph_of({"methods": methods})
+
+
+def graph_of(config):
+  corpus = make_corpus(forget=[{"prompt": "q", "response": "a"}])
+  return graph.stages(Settings.from_config(config), corpus, (), 0)
 
 
 def test_a_method_of_ones_own_joins_by_its_name(registry):

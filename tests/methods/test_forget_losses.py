@@ -33,6 +33,7 @@ from dareu_jax.methods.scrub import SCRUB
 from dareu_jax.methods.simnpo import SimNPO
 from dareu_jax.methods.task_vector import TaskVector
 from dareu_jax.methods.undial import UNDIAL
+from dareu_jax.methods.undo import Undo
 from dareu_jax.methods.wga import WGA
 from tests.methods.test_formulas import ALTERNATE, FORGET, V, logits, responses
 
@@ -100,6 +101,16 @@ def entropy_of_responses():
   return maximum_entropy(z, mask)
 
 
+def kl_of_both_answers():
+  """From the teacher, on true answers and on other ones."""
+  def kl(rows, policy, teacher):
+    (z, _, mask), (ref, _, _) = responses(rows, policy), responses(rows, teacher)
+    p, q = np.asarray(jax.nn.log_softmax(ref)), np.asarray(jax.nn.log_softmax(z))
+    return (np.exp(p) * (p - q)).sum(-1)[np.asarray(mask)].mean()
+
+  return (kl(FORGET, 0, 1) + kl(ALTERNATE, 4, 5)) / 2
+
+
 # Method -> its forget loss at the settings of the golden file: (settings, value or name there, sign).
 CASES = {
   "gradient_ascent": (GradientAscent(), "GA", 1), "grad_diff": (GradDiff(), "GA", 1),
@@ -113,6 +124,7 @@ CASES = {
   "maximum_entropy": (MaximumEntropy(), entropy_of_responses, 1),
   "scrub": (SCRUB(), "KL_label_masked(shifted)", -1),  # it maximizes KL(π_N ‖ π)
   "task_vector": (TaskVector(), "hf_loss_token_mean", 1),
+  "undo": (Undo(), kl_of_both_answers, 1),
 }
 
 
@@ -132,7 +144,7 @@ def test_a_forget_loss_has_the_published_value(golden, name):
   np.testing.assert_allclose(loss, sign * expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["npo", "dpo", "undial", "scrub"])
+@pytest.mark.parametrize("name", ["npo", "dpo", "undial", "scrub", "undo"])
 def test_policy_and_original_are_not_to_be_swapped(name):
   """The control: at these logits a swap makes another loss."""
   method = CASES[name][0]

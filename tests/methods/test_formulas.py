@@ -19,6 +19,7 @@ from dareu_jax.methods.satimp import satimp
 from dareu_jax.methods.simnpo import simnpo
 from dareu_jax.methods.task_vector import task_vector
 from dareu_jax.methods.undial import undial
+from dareu_jax.methods.undo import with_noise
 from dareu_jax.methods.wga import wga
 
 B, S, V = 2, 7, 8
@@ -158,6 +159,20 @@ def test_a_task_vector_goes_the_other_way():
   params = {"a": jnp.array([1.0, 2.0])}
   moved = task_vector(params, {"a": jnp.array([1.5, 1.0])}, alpha=2.0)
   np.testing.assert_allclose(moved["a"], [0.0, 4.0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_noise_takes_the_place_of_a_share_of_each_matrix(share):
+  """Two layers of a stack have noise of their own size; vectors stay, and so do stacked ones."""
+  layers = jnp.stack([jnp.full((64, 64), 0.1), jnp.full((64, 64), 3.0)])
+  params = {"kernel": layers, "lora_b": layers, "norm": {"scale": layers[:, 0]}, "bias": layers[0, 0]}
+  noisy = with_noise(params, jax.random.key(0), share=share)
+  noise = (noisy["kernel"] - (1 - share) * layers) / jnp.array([0.1, 3.0])[:, None, None]
+  np.testing.assert_allclose(noise.std(axis=(1, 2)), share, rtol=0.05)
+  np.testing.assert_allclose(noise.mean(axis=(1, 2)), 0.0, atol=0.06 * share)
+  np.testing.assert_allclose(noisy["lora_b"], (1 - share) * layers, rtol=1e-12)
+  assert noisy["norm"]["scale"] is params["norm"]["scale"] and noisy["bias"] is params["bias"]
+  assert share == 0 or abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(("multiplier", "retain_nll", "expected"), [

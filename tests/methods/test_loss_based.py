@@ -25,6 +25,7 @@ from dareu_jax.methods.idk import refusals
 from dareu_jax.methods.loss_based import LossMethod, ObjectiveSchedule, View
 from dareu_jax.methods.pdu import PDU
 from dareu_jax.methods.scrub import SCRUB
+from dareu_jax.methods.undo import with_noise
 from dareu_jax.models import handle
 from dareu_jax.models.config import LORA_TARGETS, LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
@@ -38,8 +39,9 @@ TRAINING = TrainSettings(
   learning_rate=3e-3, batch_size=4, epochs=6, warmup=0.0, schedule="constant", weight_decay=0.0)
 GENTLE = dataclasses.replace(TRAINING, learning_rate=1e-3)
 EOS = 1
+# UNDO has tests of its own: it forgets what its teacher has forgotten.
 LOSS_METHODS = [name for name, cls in METHODS.items()
-                if issubclass(cls, LossMethod) and name != "finetune"]
+                if issubclass(cls, LossMethod) and name not in ("finetune", "undo")]
 
 
 def rows_of(seed, count):
@@ -174,6 +176,28 @@ def test_a_task_vector_of_adapters_is_a_line_in_the_weights(world):
   assert max(np.abs(x).max() for x in once.values()) > 0.01
   for name, x in once.items():
     np.testing.assert_allclose(3 * x, thrice[name], atol=1e-4, err_msg=name)
+
+
+def test_a_noisy_copy_learns_again_what_its_teacher_knows_and_no_more(world):
+  """The noise alone makes it lose both."""
+  teacher, _ = run("grad_diff", make_task(world))
+  task = make_task(world, load_params={"wga": teacher}.__getitem__)
+  noisy = with_noise(teacher, jax.random.key(task.seed), share=0.5)
+  undo = METHODS["undo"](teacher="wga", noise=0.5, epochs=30, learning_rate=1e-2)
+  policy, reports = run(undo, task)
+  assert nll(world, noisy, RETAIN) - nll(world, teacher, RETAIN) > 0.5
+  assert nll(world, policy, RETAIN) - nll(world, teacher, RETAIN) < 0.1
+  assert nll(world, policy, FORGET) - nll(world, world.params, FORGET) > 2
+  assert [r.epoch for r in reports] == [0, 6, 12, 18, 24, 30]
+  assert undo.reads == ("wga",)
+
+
+def test_without_a_teacher_a_copy_learns_from_the_original(world):
+  undo = METHODS["undo"](teacher="", noise=0.5, epochs=30, learning_rate=1e-2)
+  policy, _ = run(undo, make_task(world))
+  for rows in (FORGET, RETAIN):
+    assert abs(nll(world, policy, rows) - nll(world, world.params, rows)) < 0.1
+  assert not undo.reads
 
 
 def test_the_reports_of_a_merged_model_are_of_that_model(world):
