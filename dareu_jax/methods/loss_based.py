@@ -157,8 +157,8 @@ class LossMethod(Method):
     return task.original.params
 
   def initial(self, params: Any, seed: int) -> Any:
-    """The params that training starts from, given the teacher's: a copy, as training donates it."""
-    return jax.tree.map(jnp.copy, params)
+    """The params that training starts from, given the teacher's."""
+    return params
 
   def trained(self, params: Any) -> Any:
     """The params as the loss sees them."""
@@ -188,7 +188,8 @@ class LossMethod(Method):
       eval_every=task.eval_every, state=self.initial_state())
     steps = Steps(forget, retain, self.other_responses(task), task.seed, schedule)
     original, teacher = task.original, self.teacher_of(task)
-    start = self.initial(teacher, task.seed)
+    # A copy, since training donates its state.
+    start = jax.tree.map(jnp.copy, self.initial(teacher, task.seed))
     try:
       params = supervised.fit(
         supervised.init_train_state(start, training), (original.with_params(None), teacher), steps,

@@ -288,6 +288,7 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
   }
   # All processes must call these.
   shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])
+  likelihoods = _likelihoods(first, chosen)
   quality = _mean_quality(first)
   if not hosts.is_first():
     return folder / "report.html"
@@ -297,7 +298,7 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
     history=history, **epochs,
     answers=shown, facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[*remarks(first), *verdicts])
+    notes=[*remarks(first), *verdicts], likelihoods=likelihoods)
   return paths.html
 
 
@@ -311,6 +312,12 @@ def _bootstrap_examples(evaluated, models, chosen):
   return {
     "intervals": {shown: bootstrap.intervals(each) for shown, each in evaluated.items()},
     "best": best, "paired": paired}
+
+
+def _likelihoods(run, chosen):
+  """{model: mean log-probability per token of each true forget answer}."""
+  return {shown: [float(record.logprobs.mean()) for record in model_records(run, name)["forget"]]
+          for shown, name in shown_models(run.settings, chosen).items()}
 
 
 def _answers(run, chosen):

@@ -11,16 +11,22 @@ import pathlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dareu_jax.evaluation.metrics.base import METRICS
 from dareu_jax.evaluation.records import ORIGINAL, RETRAINED, UNSEEN
-from dareu_jax.report import method_tables, plots, tables
+from dareu_jax.report import knowledge, method_tables, plots, tables
 
 SPLIT_TITLES = {"forget": "Forget queries", "retain": "Retain queries", "test": "Test queries"}
 EPOCH_HEADER = ("epoch", "score", "target", "score of continuations", "target", "extraction",
                 "unseen owners'", "length (tokens)", "EOS share", "degenerate share", "decision")
 NOTHING = "Nothing recorded."
+PICTURES = {
+  "training": "Score, response length, and the reward or loss over the training",
+  "plane": "D_R ROUGE over D_F ROUGE, a point for each model",
+  "frontier": "ToW over extraction strength, a point for each model",
+  "likelihoods": "Log-likelihood of each forget answer over that under the retrained model"}
 Row = Mapping[str, Any]  # a row of a table: an epoch, a step, an example
 
 
@@ -46,6 +52,7 @@ def write_report(
   facts: Mapping[str, Any],
   methods: Sequence[str] = ("dareu",),
   notes: Sequence[str] = (),
+  likelihoods: knowledge.LogLikelihoods = MappingProxyType({}),
 ) -> ReportPaths:
   """Writes `report.md`, `report.html` and `plots/*.png` into `folder`, each atomically.
 
@@ -66,6 +73,7 @@ def write_report(
     methods: the keys of the unlearned models in `summary` and `answers`; history and epochs are
       those of the first.
     notes: sentences to add to the section on decisions.
+    likelihoods: {model: mean log-probability per token of each true forget answer}.
   """
   folder = pathlib.Path(folder)
   models = summary.get("models", {})
@@ -73,6 +81,9 @@ def write_report(
   if history or epochs:
     curves = plots.training_curves(history, epochs, target_score, chosen_epoch)
     figures = {"training": curves, **figures}
+  of_knowledge = {"frontier": knowledge.frontier(models),
+                  "likelihoods": knowledge.likelihoods(likelihoods)}
+  figures |= {name: figure for name, figure in of_knowledge.items() if figure is not None}
   images = {name: plots.to_png_bytes(figure) for name, figure in figures.items()}
   parts = {
     "title": title,
@@ -241,6 +252,7 @@ def _html(*, images, models, **parts):
           for title, columns in tables.more(models).items()],
     legend=tables.legend(models, best_mark="bold:"),
     epoch_header=EPOCH_HEADER,
+    pictures=PICTURES,
     dash=tables.DASH,
     **parts,
   )
@@ -265,17 +277,21 @@ def _markdown(*, title, methods, facts, models, images, **parts):
     "\n".join(f"- {_escape(line)}" for line in parts["decision"]),
     _table(EPOCH_HEADER, [[*row[:-1], _escape(row[-1])] for row in parts["epochs"]], left=(0, 10)),
     "## Training",
-    "![Score, response length, and the reward or loss over the training](plots/training.png)"
-    if "training" in images
-    else NOTHING,
+    _picture("training") if "training" in images else NOTHING,
     "## Forgetting and keeping",
-    "![D_R ROUGE over D_F ROUGE, a point for each model](plots/plane.png)",
+    _picture("plane"),
+    *(("## What is still known", *map(_picture, known)) if (
+      known := [name for name in ("frontier", "likelihoods") if name in images]) else ()),
     "## Answers side by side",
     *(_markdown_answers(parts["answers"], methods) or [NOTHING]),
     "## Stages and time",
     _table(["stage", "time", "note"], parts["stages"], left=(0, 2)),
   ]
   return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _picture(name):
+  return f"![{PICTURES[name]}](plots/{name}.png)"
 
 
 def _table(header, rows, left=(0,)):

@@ -5,7 +5,7 @@ Uses only matplotlib's object-oriented interface: no pyplot, no global state, no
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dareu_jax.evaluation.records import ORIGINAL, REPLICA, RETRAINED, UNSEEN
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # matplotlib is imported when drawing
   from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]  # the record of a step or an epoch
+Points = Mapping[str, tuple[float, float]]
 
 # After Okabe and Ito, distinguishable with every common color blindness; the last two are darker,
 # so that text in them is readable on white.
@@ -79,10 +80,10 @@ def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score:
   _draw_epochs(length, ends, "response_length", chosen_epoch)
   _draw_steps(kl, history, steps.beside.key)
 
-  _label(score, "Attribution of responses to forget queries", "attribution score (0 to 1)")
-  _label(reward, *steps.optimized[1:])
-  _label(length, "Response length", "length (tokens)")
-  _label(kl, *steps.beside[1:])
+  label_axes(score, "Attribution of responses to forget queries", "attribution score (0 to 1)")
+  label_axes(reward, *steps.optimized[1:])
+  label_axes(length, "Response length", "length (tokens)")
+  label_axes(kl, *steps.beside[1:])
   score.set_ylim(-0.03, 1.03)
   _from_zero(length)
   _from_zero(kl)
@@ -91,7 +92,7 @@ def training_curves(history: Sequence[Row], epochs: Sequence[Row], target_score:
   for ax in axes.flat:
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.grid(color=FAINT, linewidth=0.6)
-    _finish(ax)
+    finish(ax)
   if score.get_legend_handles_labels()[0]:  # one legend: the other axes use the same signs
     score.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
   return figure
@@ -116,19 +117,20 @@ def forget_retain_plane(models: tables.Models) -> "Figure":
   figure.subplots_adjust(left=0.1, right=0.975, top=0.93, bottom=0.11)
   points = {name: _point(models[name]) for name in tables.ordered(models)}
   points = {name: point for name, point in points.items() if point is not None}
-  _label(ax, "Forgetting and keeping", "D_R ROUGE (0 to 1)")
+  label_axes(ax, "Forgetting and keeping", "D_R ROUGE (0 to 1)")
   ax.set_xlabel("D_F ROUGE (0 to 1)", color=INK)
   ax.set_xlim(_limits([x for x, _ in points.values()]))
   ax.set_ylim(_limits([y for _, y in points.values()]))
   target = next((name for name in (RETRAINED, UNSEEN) if name in points), None)
   obstacles = _draw_contours(ax, points[target], target) if target else []
-  styles = _plane_styles(points)
+  styles = model_styles(points)
   for name, (x, y) in points.items():
-    dx, dy = (_bar(models[name].get(f"{key}_ci95")) for key in ("forget_rouge", "retain_rouge"))
+    dx, dy = (half_width(models[name].get(f"{key}_ci95"))
+              for key in ("forget_rouge", "retain_rouge"))
     ax.errorbar(x, y, yerr=dy, xerr=dx, ecolor=styles[name]["color"], elinewidth=1, fmt="none")
     ax.plot(x, y, linestyle="none", markeredgecolor="white", zorder=4, **styles[name])
-  _finish(ax)
-  _place_labels(ax, points, styles, obstacles)
+  finish(ax)
+  place_labels(ax, points, styles, obstacles)
   return figure
 
 
@@ -149,12 +151,13 @@ def make_figure(width: float, height: float) -> "Figure":
   return figure
 
 
-def _label(ax, title, ylabel):
+def label_axes(ax: Any, title: str, ylabel: str) -> None:
+  """The title of a panel, and that of its y axis."""
   ax.set_title(title, loc="left", fontsize=11, color=INK, fontweight="bold")
   ax.set_ylabel(ylabel, color=INK)
 
 
-def _finish(ax):
+def finish(ax: Any) -> None:
   """Styles spines and ticks; writes a note if there is nothing to plot."""
   ax.set_axisbelow(True)
   ax.tick_params(colors=GRAY, labelsize=9, length=3)
@@ -233,7 +236,8 @@ def _point(metrics):
   return None if any(map(math.isnan, point)) else point
 
 
-def _bar(value):
+def half_width(value: Any) -> float | None:
+  """The length of an error bar; None for none."""
   return value if tables.is_number(value) else None
 
 
@@ -248,7 +252,8 @@ def _limits(values, pad=0.06, span=0.3):
   return max(-0.02, low + shift), max(0.1, high + shift)
 
 
-def _plane_styles(points):
+def model_styles(points: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """{model: keywords of matplotlib's `plot`}, a color and a marker each."""
   styles = {
     ORIGINAL: {"color": GRAY, "marker": "s", "markersize": 9},
     RETRAINED: {"color": INK, "marker": "*", "markersize": 15},
@@ -280,7 +285,8 @@ def _draw_contours(ax, target, name):
   return ax.clabel(lines, fontsize=8, fmt="%.2f")
 
 
-def _place_labels(ax, points, styles, obstacles):
+def place_labels(ax: Any, points: Points, styles: dict[str, dict[str, Any]],
+                 obstacles: Sequence[Any] = ()) -> None:
   """Writes each model's name near its point, at the position of least cost.
 
   A position costs 100 for leaving the axes and for each name it covers, 10 for each marker or
