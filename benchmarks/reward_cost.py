@@ -21,7 +21,7 @@ from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.models.config import ModelConfig
 from dareu_jax.models.handle import split
 from dareu_jax.models.heads import OwnerClassifier
-from dareu_jax.rl.rewards import token_rewards
+from dareu_jax.rl.rewards import LogTransform, token_rewards
 
 ROWS, LENGTH, OWNERS, ROUNDS = 80, 64, 30, 15
 KAPPAS = (1, 2, 4, 8, 16, 32, 64)
@@ -46,7 +46,7 @@ def per_prefix(scorer: Scorer, ids: Int[np.ndarray, "B T"], lengths: Int[np.ndar
 
 @functools.partial(jax.jit, static_argnames="kappa")
 def _rewards(scores, lengths, kl, kappa):
-  return token_rewards(scores, lengths, kl, segment_length=kappa, epsilon=0.01, c_seg=1.0,
+  return token_rewards(scores, lengths, kl, segment_length=kappa, transform=LogTransform(0.01, 1.0),
                        kl_coef=0.1, form="neutral", max_length=LENGTH)
 
 

@@ -23,9 +23,11 @@ STUDIES = dict(
                     for form in ("published", "telescoped", "absorbing", "neutral")),
   segment_length=tuple(f"unlearning.dareu.segment_length={k}" for k in (1, 2, 4, 8, 16)),
   c_seg=tuple(f"unlearning.dareu.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
+  transform=tuple(f"unlearning.dareu.transform={name}" for name in ("log", "linear")),
   kl_coef=tuple(f"unlearning.dareu.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
   anchor_coef=tuple(f"unlearning.dareu.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),
   distill_coef=tuple(f"unlearning.dareu.distill_coef={d}" for d in (0.0, 1.0, 10.0, 30.0)),
+  gae_lambda=tuple(f"unlearning.dareu.gae_lambda={x}" for x in (0.5, 0.95, 1.0)),
   learning_rate=(*(f"unlearning.dareu.learning_rate={r}" for r in (3e-4, 6e-4, 1e-3)),
                  "unlearning.dareu.learning_rate=3e-4 unlearning.dareu.final_rate=1.0"),
   lora_rank=("lora.rank=0", *(
@@ -33,6 +35,9 @@ STUDIES = dict(
     f"lora.rank={r} finetune.learning_rate=5e-3 unlearning.dareu.learning_rate=1e-3"
     for r in (8, 32))),
   forget_share=tuple(f"data.forget=forget{n}" for n in ("01", "05", "10", "20")),
+  # From 40 to 800 of a thousand answers (the paper's Table 11).
+  forget_size=tuple(f"data.num_owners=50 data.forget=forget{n}"
+                    for n in ("04", "10", "20", "40", "80")),
   echo_noise=tuple(f"classifier.echo_noise={e}" for e in (0.2, 0.8, 1.0)),
   classifier_size=tuple(f"classifier.model.num_layers={n}" for n in (1, 2, 4)),
   # What de-attribution itself buys: other learners on its reward, other rewards on its learner.

@@ -61,7 +61,7 @@ def regression_values(
 
   Args:
     rewards: r_t, 0 beyond the length.
-    transformed: T(b(y_≤t)), `rewards.log_transform` of the scores.
+    transformed: T(b(y_≤t)), `rewards.LogTransform` of the scores.
     lengths: the number of valid steps of each row.
     group_size: G >= 2, divides B; rows come query by query.
     segment_length: κ. A reward of whole responses has one segment, and so nothing is known before

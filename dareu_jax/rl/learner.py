@@ -33,7 +33,7 @@ from dareu_jax.rl.advantages import (
 )
 from dareu_jax.rl.losses import kl_to_teacher, policy_loss, recall_loss, value_loss
 from dareu_jax.rl.recall import RecallBatch
-from dareu_jax.rl.rewards import centered_log_ratio, log_transform, token_rewards
+from dareu_jax.rl.rewards import centered_log_ratio, token_rewards
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
 
@@ -158,8 +158,8 @@ def score_rollout(
   if moved:
     kl = policy_kl(hidden, head, *role(state.previous), temperature=settings.temperature)
   rewards = token_rewards(
-    scores, lengths, kl, segment_length=settings.segment_length, epsilon=settings.epsilon,
-    c_seg=settings.c_seg, kl_coef=settings.kl_coef, form=settings.reward_form,
+    scores, lengths, kl, segment_length=settings.segment_length,
+    transform=settings.score_transform, kl_coef=settings.kl_coef, form=settings.reward_form,
     max_length=settings.max_new_tokens)
   if settings.anchor_coef:
     # Like the KL, without top_k and top_p: tokens that they cut off have no finite log-prob.
@@ -206,7 +206,7 @@ def _advantages(settings, scores, rewards, lengths, values):
     return none, jnp.where(mask, whole[:, None], 0.0), none
   if values is None:
     values = regression_values(
-      rewards, log_transform(scores, epsilon=settings.epsilon, c_seg=settings.c_seg), lengths,
+      rewards, settings.score_transform(scores), lengths,
       group_size=settings.samples_per_prompt, segment_length=settings.segment_length,
       discount=settings.discount)
   advantages, returns = generalized_advantage_estimation(

@@ -52,7 +52,7 @@ def token_costs(forget: ForgetSet, settings: RLSettings) -> tuple[Float[np.ndarr
 
   Args:
     forget: the examples, and the classifier.
-    settings: of the log transform.
+    settings: of the transform.
   """
   answers = [row.completion for row in forget.rows]
   crops = [(i, begin) for i, answer in enumerate(answers)
@@ -63,7 +63,7 @@ def token_costs(forget: ForgetSet, settings: RLSettings) -> tuple[Float[np.ndarr
   scores = forget.classifier.prefixes(
     read.completion_ids, lengths, [forget.queries[i] for i, _ in crops])
   rises = np.asarray(score_rises(jnp.asarray(scores), float(forget.classifier.is_forget.mean()),
-                                 epsilon=settings.epsilon, c_seg=settings.c_seg))
+                                 transform=settings.score_transform))
   sums = [np.zeros(len(answer)) for answer in answers]
   counts = [np.zeros(len(answer)) for answer in answers]
   for (i, begin), length, row in zip(crops, lengths, rises, strict=True):

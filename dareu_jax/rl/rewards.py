@@ -1,5 +1,7 @@
 """Token rewards from attribution scores (DareU, arXiv 2605.30919), in four forms."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import chex
@@ -12,28 +14,36 @@ RewardForm = Literal["published", "telescoped", "absorbing", "neutral"]
 REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
 
 
-def log_transform(scores: Float[Array, "*batch"], *, epsilon: float,
-                  c_seg: float) -> Float[Array, "*batch"]:
+Transform = Callable[[Float[Array, "*batch"]], Float[Array, "*batch"]]  # scores to [-1, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogTransform:
   """Maps attribution scores to rewards in [-1, 0].
 
       T(b) = clip( ln(1 - clip(b, ε, 1-ε)) / C_seg, -1, 0 )
 
-  Args:
-    scores: b in [0, 1], the probability of the forget owners.
-    epsilon: ε in (0, .5).
-    c_seg: C_seg > 0; small is sharp and clips early, large is flat.
-
-  Returns: float32; falls with b.
-
   Source: DareU, log-transformed attribution reward.
   """
+
+  epsilon: float  # ε in (0, .5)
+  c_seg: float  # C_seg > 0; small is sharp and clips early, large is flat
+
+  def __call__(self, scores: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """float32; falls with b, the probability of the forget owners."""
+    chex.assert_type(scores, float)
+    kept = 1.0 - jnp.clip(scores.astype(jnp.float32), self.epsilon, 1.0 - self.epsilon)
+    return jnp.clip(jnp.log(kept) / self.c_seg, -1.0, 0.0)
+
+
+def linear_transform(scores: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+  """T(b) = -b, which the paper compares the log transform with."""
   chex.assert_type(scores, float)
-  kept = 1.0 - jnp.clip(scores.astype(jnp.float32), epsilon, 1.0 - epsilon)
-  return jnp.clip(jnp.log(kept) / c_seg, -1.0, 0.0)
+  return -scores.astype(jnp.float32)
 
 
 def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"], *,
-                  segment_length: int, epsilon: float, c_seg: float) -> Float[Array, "B T"]:
+                  segment_length: int, transform: Transform) -> Float[Array, "B T"]:
   """The running mean of transformed scores over the invocations of the attribution function.
 
       A_t = mean of T(b(y_≤s)) over the invocations s ≤ t, s in {κ, 2κ, ...} ∪ {n}
@@ -44,7 +54,7 @@ def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"],
     prefix_scores: b(y_≤t) at t = 1..T.
     lengths: n, the valid tokens of each row.
     segment_length: κ >= 1.
-    epsilon, c_seg: as in `log_transform`.
+    transform: T.
 
   Returns: float32; beyond the length the last value, A_n.
   """
@@ -53,13 +63,12 @@ def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"],
   t = jnp.arange(1, time + 1)
   n = lengths[:, None]
   invoked = ((t % segment_length == 0) & (t <= n)) | (t == n)
-  transformed = log_transform(prefix_scores, epsilon=epsilon, c_seg=c_seg)
-  total = jnp.cumsum(jnp.where(invoked, transformed, 0.0), axis=1)
+  total = jnp.cumsum(jnp.where(invoked, transform(prefix_scores), 0.0), axis=1)
   return total / jnp.maximum(jnp.cumsum(invoked, axis=1), 1)
 
 
-def score_rises(prefix_scores: Float[Array, "B T"], prior: float, *, epsilon: float,
-                c_seg: float) -> Float[Array, "B T"]:
+def score_rises(prefix_scores: Float[Array, "B T"], prior: float, *,
+                transform: Transform) -> Float[Array, "B T"]:
   """What each token gives away: by how much it lowers the transformed score.
 
       w_t = max( 0, T(b(y_<t)) - T(b(y_≤t)) ),    b of nothing: the prior
@@ -67,16 +76,15 @@ def score_rises(prefix_scores: Float[Array, "B T"], prior: float, *, epsilon: fl
   Args:
     prefix_scores: b(y_≤t).
     prior: the score of an empty text.
-    epsilon, c_seg: as in `log_transform`.
+    transform: T.
   """
-  transformed = log_transform(
-    jnp.pad(prefix_scores, ((0, 0), (1, 0)), constant_values=prior), epsilon=epsilon, c_seg=c_seg)
-  return jnp.maximum(0.0, -jnp.diff(transformed, axis=1))
+  begun = jnp.pad(prefix_scores, ((0, 0), (1, 0)), constant_values=prior)
+  return jnp.maximum(0.0, -jnp.diff(transform(begun), axis=1))
 
 
 def token_rewards(
     prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"], kl: Float[Array, "B T"], *,
-    segment_length: int, epsilon: float, c_seg: float, kl_coef: float, form: RewardForm,
+    segment_length: int, transform: Transform, kl_coef: float, form: RewardForm,
     max_length: int) -> Float[Array, "B T"]:
   """Rewards of each response token, from prefix scores and the KL to the previous epoch's policy.
 
@@ -94,8 +102,7 @@ def token_rewards(
     lengths: n, the valid tokens of each row.
     kl: KL(π ‖ π_prev) at each token.
     segment_length: κ.
-    epsilon: ε.
-    c_seg: C_seg.
+    transform: T.
     kl_coef: β.
     form: one of these forms.
     max_length: T_max, the longest response that the sampler allows.
@@ -111,7 +118,7 @@ def token_rewards(
     raise ValueError(f"form is {form!r}: it must be one of {', '.join(REWARD_FORMS)}")
   time = prefix_scores.shape[1]
   means = segment_means(prefix_scores, lengths, segment_length=segment_length,
-                        epsilon=epsilon, c_seg=c_seg)
+                        transform=transform)
   mask = length_mask(lengths, time)
   reward = means
   if form in ("telescoped", "neutral"):

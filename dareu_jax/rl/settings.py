@@ -16,7 +16,7 @@ from dareu_jax.core.settings import (
   choice,
   settings,
 )
-from dareu_jax.rl.rewards import RewardForm
+from dareu_jax.rl.rewards import LogTransform, RewardForm, Transform, linear_transform
 from dareu_jax.rl.starts import Cut, Reads, Text
 
 
@@ -41,6 +41,7 @@ class RLSettings:
   reward: Annotated[str, choice(_reward_names)] = "attribution"  # scores the responses
   reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
   segment_length: Count = 2  # κ: tokens between two invocations of the attribution function
+  transform: Literal["log", "linear"] = "log"  # of scores to rewards; 'linear' ignores C_seg
   # ε: scores are clipped to [ε, 1-ε] before the log.
   epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
   c_seg: Positive = 0.3  # C_seg: small is sharp and clips early, large is flat
@@ -103,6 +104,11 @@ class RLSettings:
   def rollouts_per_epoch(self, queries: int) -> int:
     """Rollouts of an epoch with so many forget queries."""
     return -(-queries * self.samples_per_prompt // self.rollout_batch_size)
+
+  @property
+  def score_transform(self) -> Transform:
+    """T, from scores to rewards."""
+    return LogTransform(self.epsilon, self.c_seg) if self.transform == "log" else linear_transform
 
   @property
   def learns_values(self) -> bool:

@@ -168,8 +168,8 @@ def test_rewards_and_advantages_follow_the_formulas(world):
   np.testing.assert_allclose(metrics["kl"], kl[valid].mean(), rtol=1e-3)
   scores = np.random.default_rng(3).uniform(size=(8, 8)).astype(np.float32)
   rewards = np.asarray(token_rewards(
-    scores, lengths, kl.astype(np.float32), segment_length=2, epsilon=PLAIN.epsilon,
-    c_seg=PLAIN.c_seg, kl_coef=2.0, form=PLAIN.reward_form, max_length=8))
+    scores, lengths, kl.astype(np.float32), segment_length=2,
+    transform=PLAIN.score_transform, kl_coef=2.0, form=PLAIN.reward_form, max_length=8))
   values = np.asarray(rollout.old_values)
   assert np.abs(values[valid]).max() > 1e-3
   for i, n in enumerate(lengths):

@@ -8,7 +8,7 @@ import pytest
 from dareu_jax.data.batches import Batches, Row
 from dareu_jax.rl import recall
 from dareu_jax.rl.reward_functions import ForgetSet
-from dareu_jax.rl.rewards import log_transform
+from dareu_jax.rl.rewards import LogTransform
 from dareu_jax.rl.settings import RLSettings
 
 SETTINGS = RLSettings(epsilon=0.01, c_seg=0.5)
@@ -58,7 +58,7 @@ def test_costs_are_means_over_the_crops_that_reach_a_token():
       assert ids == answer[begin:begin + recall.WINDOW]
       before = 0.1  # one class of ten is to be forgotten
       for t, score in enumerate(scores):
-        lower, upper = log_transform(np.float32([score, before]), epsilon=0.01, c_seg=0.5)
+        lower, upper = LogTransform(0.01, 0.5)(np.float32([score, before]))
         want[i][begin + t].append(max(0.0, float(upper - lower)))
         before = score
   want = [[np.mean(values) for values in row] for row in want]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dareu_jax.rl import rewards
+from dareu_jax.rl.rewards import LogTransform
 
 BATCH, TIME = 5, 12
 
@@ -47,8 +48,8 @@ def test_rewards_follow_the_formula(form, kappa):
   """A shifted invocation, or a mean over the wrong number of them, would show."""
   scores, lengths, kl = arrays(0)
   got = rewards.token_rewards(
-    jnp.asarray(scores), jnp.asarray(lengths), jnp.asarray(kl), segment_length=kappa, epsilon=0.01,
-    c_seg=3.0, kl_coef=0.3, form=form, max_length=20)
+    jnp.asarray(scores), jnp.asarray(lengths), jnp.asarray(kl), segment_length=kappa,
+    transform=LogTransform(0.01, 3.0), kl_coef=0.3, form=form, max_length=20)
   if form == "neutral":
     kl = kl - np.mean([kl[i, t] for i in range(BATCH) for t in range(lengths[i])])
   want = [reward_by_loop(scores[i], lengths[i], kl[i], kappa=kappa, epsilon=0.01, c_seg=3.0,
@@ -59,15 +60,24 @@ def test_rewards_follow_the_formula(form, kappa):
 @given(st.floats(0, 1), st.floats(0.001, 0.49), st.floats(0.1, 20))
 @settings(max_examples=200, deadline=None)
 def test_log_transform_lies_in_its_range(score, epsilon, c_seg):
-  got = float(rewards.log_transform(jnp.float32(score), epsilon=epsilon, c_seg=c_seg))
+  got = float(LogTransform(epsilon, c_seg)(jnp.float32(score)))
   assert -1 <= got <= 0
   assert got == pytest.approx(transform(score, epsilon, c_seg), abs=1e-5)
+
+
+def test_the_linear_transform_is_the_score_itself():
+  scores, lengths, kl = map(jnp.asarray, arrays(0))
+  got = rewards.token_rewards(
+    scores, lengths, kl, segment_length=1, transform=rewards.linear_transform, kl_coef=0.0,
+    form="telescoped", max_length=TIME)
+  for row, n, given in zip(got, lengths, scores, strict=True):
+    np.testing.assert_allclose(row.sum(), -given[:n].mean(), rtol=1e-5)
 
 
 def test_a_telescoped_return_is_the_last_mean():
   """Potential-based shaping: the undiscounted sum of rewards without KL is A_n, whatever the path."""
   scores, lengths, _ = arrays(1)
-  common = dict(segment_length=3, epsilon=0.01, c_seg=2.0)
+  common = dict(segment_length=3, transform=LogTransform(0.01, 2.0))
   got = rewards.token_rewards(
     jnp.asarray(scores), jnp.asarray(lengths), jnp.zeros_like(scores), kl_coef=0.0,
     form="telescoped", max_length=TIME, **common)
@@ -79,7 +89,8 @@ def test_the_published_form_pays_for_ending_early_and_the_others_do_not():
   """The hole in the published reward: the same scores, a shorter answer, a higher return."""
   scores = jnp.full((2, TIME), 0.6)
   lengths, kl = jnp.array([3, TIME]), jnp.zeros((2, TIME))
-  common = dict(segment_length=1, epsilon=0.01, c_seg=2.0, kl_coef=0.0, max_length=TIME)
+  common = dict(
+    segment_length=1, transform=LogTransform(0.01, 2.0), kl_coef=0.0, max_length=TIME)
   returns = {form: rewards.token_rewards(scores, lengths, kl, form=form, **common).sum(axis=1)
              for form in rewards.REWARD_FORMS}
   assert returns["published"][0] > returns["published"][1] + 0.5
@@ -90,7 +101,7 @@ def test_the_published_form_pays_for_ending_early_and_the_others_do_not():
 @pytest.mark.parametrize("form", ["absorbing", "neutral"])
 def test_padding_changes_no_reward(form):
   scores, lengths, kl = arrays(2)
-  common = dict(segment_length=4, epsilon=0.01, c_seg=3.0, kl_coef=0.1, form=form,
+  common = dict(segment_length=4, transform=LogTransform(0.01, 3.0), kl_coef=0.1, form=form,
                 max_length=TIME)
   pad = ((0, 0), (0, 6))
   wide = rewards.token_rewards(
@@ -105,7 +116,8 @@ def test_padding_changes_no_reward(form):
 @pytest.mark.parametrize("form", rewards.REWARD_FORMS)
 def test_the_order_of_the_batch_changes_no_reward(form):
   scores, lengths, kl = map(jnp.asarray, arrays(4))
-  common = dict(segment_length=3, epsilon=0.01, c_seg=2.0, kl_coef=0.1, form=form, max_length=TIME)
+  common = dict(segment_length=3, transform=LogTransform(0.01, 2.0), kl_coef=0.1, form=form,
+                max_length=TIME)
   order = np.array([3, 0, 4, 2, 1])
   got = rewards.token_rewards(scores[order], lengths[order], kl[order], **common)
   want = rewards.token_rewards(scores, lengths, kl, **common)
@@ -117,21 +129,21 @@ def test_rewards_are_float32_whatever_the_scores(form):
   """Half precision would round a score of .998 to 1."""
   scores, lengths, kl = map(jnp.asarray, arrays(5))
   got = rewards.token_rewards(
-    scores.astype(jnp.bfloat16), lengths, kl.astype(jnp.bfloat16), segment_length=2, epsilon=0.01,
-    c_seg=1.0, kl_coef=0.1, form=form, max_length=TIME)
+    scores.astype(jnp.bfloat16), lengths, kl.astype(jnp.bfloat16), segment_length=2,
+    transform=LogTransform(0.01, 1.0), kl_coef=0.1, form=form, max_length=TIME)
   assert got.dtype == jnp.float32
 
 
 def test_integer_scores_are_refused():
   """An integer reward array once truncated every reward of a well-known library to zero."""
   with pytest.raises((AssertionError, TypeError)):
-    rewards.log_transform(jnp.array([0, 1]), epsilon=0.01, c_seg=1.0)
+    LogTransform(0.01, 1.0)(jnp.array([0, 1]))
 
 
 def test_an_unknown_form_is_refused():
   with pytest.raises((ValueError, TypeError), match="sideways"):
     rewards.token_rewards(jnp.zeros((1, 2)), jnp.ones(1, int), jnp.zeros((1, 2)), segment_length=1,
-                          epsilon=0.1, c_seg=1.0, kl_coef=0.0, form="sideways", max_length=2)
+                          transform=LogTransform(0.1, 1.0), kl_coef=0.0, form="sideways", max_length=2)
 
 
 def test_a_centered_log_ratio_charges_no_length():
@@ -152,8 +164,9 @@ def test_the_neutral_form_pays_tokens_that_stray_less_than_the_mean():
   """Neutral in the mean alone: a response's own KL still counts, a quiet tail gives some back."""
   kl = np.array([[0.4] * 6 + [0.0] * 6, [0.4] * 12], np.float32)
   scores = np.zeros((2, 12), np.float32)
-  got = rewards.token_rewards(scores, np.array([12, 12]), kl, segment_length=2, epsilon=1e-6,
-                              c_seg=1.0, kl_coef=0.1, form="neutral", max_length=12)
+  got = rewards.token_rewards(scores, np.array([12, 12]), kl, segment_length=2,
+                              transform=LogTransform(1e-6, 1.0), kl_coef=0.1, form="neutral",
+                              max_length=12)
   np.testing.assert_allclose(got.sum(axis=1), [0.12, -0.12], atol=1e-4)
 
 
@@ -164,7 +177,7 @@ def test_the_neutral_form_charges_a_batch_nothing_for_its_length():
   mask = np.arange(7) < lengths[:, None]
   kl = np.where(mask, rng.uniform(0.1, 1, (3, 7)), 9.0).astype(np.float32)
   scores = np.zeros((3, 7), np.float32)
-  common = dict(segment_length=2, epsilon=1e-6, c_seg=1.0, kl_coef=0.5, max_length=7)
+  common = dict(segment_length=2, transform=LogTransform(1e-6, 1.0), kl_coef=0.5, max_length=7)
   neutral, telescoped = (np.asarray(rewards.token_rewards(scores, lengths, kl, form=form, **common))
                          for form in ("neutral", "telescoped"))
   assert abs(neutral.sum()) < 1e-3 and telescoped.sum() < -1
@@ -174,7 +187,7 @@ def test_the_neutral_form_charges_a_batch_nothing_for_its_length():
 
 def test_what_a_token_gives_away_is_how_far_it_lowers_the_transformed_score():
   scores = arrays(4)[0]
-  found = rewards.score_rises(jnp.asarray(scores), 0.2, epsilon=0.01, c_seg=0.5)
+  found = rewards.score_rises(jnp.asarray(scores), 0.2, transform=LogTransform(0.01, 0.5))
   for row, values in zip(scores, found, strict=True):
     before = 0.2
     for score, value in zip(row, values, strict=True):
