@@ -70,8 +70,8 @@ def test_the_linear_transform_is_the_score_itself():
   got = rewards.token_rewards(
     scores, lengths, kl, segment_length=1, transform=rewards.linear_transform, kl_coef=0.0,
     form="telescoped", max_length=TIME)
-  for row, n, given in zip(got, lengths, scores, strict=True):
-    np.testing.assert_allclose(row.sum(), -given[:n].mean(), rtol=1e-5)
+  for row, n, own in zip(got, lengths, scores, strict=True):
+    np.testing.assert_allclose(row.sum(), -own[:n].mean(), rtol=1e-5)
 
 
 def test_a_telescoped_return_is_the_last_mean():
