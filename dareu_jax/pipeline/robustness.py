@@ -115,17 +115,18 @@ def check_layers(models: Models) -> None:
 def attack(run: Run, name: str, options: Options) -> Metrics:
   """Metrics of a model under every attack; each attack is kept in a file."""
   path = run.workdir.folder / "robustness" / f"{name}.json"
-  # The names of the metrics too: a card with other metrics is out of date.
+  # The names of the numbers too: a card with others is out of date.
   stage_fingerprint = fingerprint(
     run.fingerprints[f"evaluation/{name}"], run.fingerprints[ORIGINAL], options,
-    run.settings.evaluation.min_k, tuple(declarations.WEIGHT_METRICS))
+    run.settings.evaluation.min_k, tuple(declarations.WEIGHT_METRICS),
+    tuple(asked.key for asked in declarations.QUESTIONS))
   stored = read_json(path)
   is_current = stored is not None and stored["fingerprint"] == stage_fingerprint
   results = stored["metrics"] if is_current else {}
   attacks: dict[str, Callable] = {
     "plain": plain, "int8": functools.partial(quantized, scheme="int8"),
     "nf4": functools.partial(quantized, scheme="nf4"), "asked": asked, "sampled": leaked,
-    "layers": layers, "relearned": relearned}
+    "layers": layers, "weights": weights, "relearned": relearned}
   with progress(f"attack {name}", "attack")(len(attacks), len(results)) as bar:
     for kind, function in attacks.items():
       if kind not in results:
@@ -198,6 +199,12 @@ def layers(run: Run, name: str, options: Options) -> Metrics:
   return {"logit_lens": probes.logit_lens(models.evaluator_of(name), models.load_params(name),
                                           examples, each),
           "unlearning_depth": probes.unlearning_depth(original, *patched)}
+
+
+def weights(run: Run, name: str, options: Options) -> Metrics:
+  """How far the weights are from the original's and the retrained model's."""
+  del options
+  return probes.weight_distances(*map(run.models.load, (name, ORIGINAL, RETRAINED)))
 
 
 def relearned(run: Run, name: str, options: Options) -> Metrics:

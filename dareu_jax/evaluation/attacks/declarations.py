@@ -81,6 +81,9 @@ QUESTIONS = (
            probes.prefilled_rouge),
   Question("paraphrased_rouge", "paraphrased: ROUGE", "the question in other words",
            probes.paraphrased_rouge),
+  Question("worst_rouge", "any way of asking: ROUGE",
+           "the best of several formats, the paraphrase and the agreement, for each question",
+           probes.worst_rouge),
   Question("choice_accuracy", "choice: accuracy",
            "the truth is likelier than every perturbed answer", probes.choice_accuracy))
 
@@ -154,6 +157,9 @@ ROWS = (
   Row("logit lens", "logit_lens", meaning="highest probability of the truth at any layer"),
   Row("unlearning depth", "unlearning_depth",
       meaning="0 as the original, 1 as the retrained model"),
+  Row("weights: from the original", "distance_original",
+      meaning="distance in units of that between original and retrained model"),
+  Row("weights: from the retrained", "distance_retrained", meaning="the same, from the other end"),
   *_taught("forget", 1, "taught the forget set again"),
   *_taught("forget", EPOCH, ""),
   _area("forget", "under the ROUGE curve of 0 to 26 steps"),

@@ -1,5 +1,8 @@
 """Probes: bounds that hold, scores with known ends, and layers that are really exchanged."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,6 +118,33 @@ def test_a_choice_is_right_where_the_truth_is_likelier_than_all(world):
   right = evaluator.nll(params, examples)
   wrong = np.array([evaluator.nll(params, examples, [e.perturbed_responses[j] for e in examples]) for j in (0, 1)])
   assert probes.choice_accuracy(evaluator, params, examples) == np.mean((right < wrong).all(0))
+
+
+def test_any_way_of_asking_finds_an_answer_that_one_of_them_finds(world, monkeypatch):
+  """A model that answers one format alone: that counts, for each question by itself."""
+  evaluator, params, _, examples = world
+  monkeypatch.setattr(probes, "FORMATS", ("{}", "3 {}"))
+  monkeypatch.setattr(probes, "PREFIX", "7 7")
+  said = {(4, 5): "6 7 8", (3, 9): "3 1", (9, 7, 7): "2 3"}  # of the second, half: 3, then 2
+
+  def answers(self, params, rows):
+    return types.SimpleNamespace(texts=[said.get(tuple(row.prompt), "0") for row in rows])
+
+  monkeypatch.setattr(type(evaluator), "answers", answers)
+  assert probes.worst_rouge(evaluator, params, examples) == pytest.approx((1.0 + 0.5) / 2)
+  text = [dataclasses.replace(examples[0], text="4 5 6 7 8")]
+  assert np.isnan(probes.worst_rouge(evaluator, params, text))
+
+
+def test_distances_of_weights_are_in_units_of_those_that_they_lie_between(world):
+  evaluator, params, other, _ = world
+  model = evaluator.model
+  original, retrained = model.with_params(params), model.with_params(other)
+  between = model.with_params(jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, params, other))
+  for own, distances in ((original, (0, 1)), (retrained, (1, 0)), (between, (0.25, 0.75))):
+    found = probes.weight_distances(own, original, retrained)
+    assert list(found.values()) == pytest.approx(distances, abs=1e-6)
+  assert np.isnan(probes.weight_distances(between, original, original)["distance_original"])
 
 
 def test_owners_are_parted_not_their_examples():
