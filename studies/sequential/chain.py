@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.examples import Corpus, after_requests
 from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
-from dareu_jax.pipeline import graph
 from dareu_jax.pipeline.graph import Stage, classifier_names
 from dareu_jax.pipeline.run import Run, make_run
 from studies.sequential.settings import SequentialSettings
@@ -55,7 +54,7 @@ class Chain:
   """The rounds of one seed, in one folder."""
 
   settings: SequentialSettings
-  run: Run  # its data are those of the first round; its stages, those of all rounds
+  run: Run  # on the whole data; its stages are those of all rounds
   rounds: tuple[Round, ...]
 
   def before(self, round_: Round, method: str) -> str:
@@ -100,36 +99,35 @@ def make_chain(settings: SequentialSettings, seed: int, source: Corpus, mesh: Me
   """
   rounds = rounds_of(settings, source.owners)
   own = dataclasses.replace(settings.run, seeds=(seed,), retrained_replica=False)
-  first = make_run(own, seed, after_requests(source, (), rounds[0].now), mesh,
-                   folder / f"seed_{seed}")
+  plain = make_run(own, seed, source, mesh, folder / f"seed_{seed}")
   return Chain(settings, dataclasses.replace(
-    first, stages=stages(settings, first.stages, rounds)), rounds)
+    plain, stages=stages(settings, plain.stages, rounds)), rounds)
 
 
-def stages(settings: SequentialSettings, first: dict[str, Stage],
+def stages(settings: SequentialSettings, plain: dict[str, Stage],
            rounds: tuple[Round, ...]) -> dict[str, Stage]:
   """The graph of a chain.
 
   Args:
     settings: SequentialSettings.
-    first: the graph of a run of the first round alone.
+    plain: the graph of `config.run` alone; base, original, classifiers and judge are the same.
     rounds: the rounds.
   """
   names, judges = (classifier_names(settings.run, role) for role in ("classifier", "judge"))
-  result = {name: first[name] for name in ("tokenizer", "base", ORIGINAL, *names, *judges)}
+  result = {name: plain[name] for name in ("tokenizer", "base", ORIGINAL, *names, *judges)}
   last = dict.fromkeys(settings.run.all_methods, ORIGINAL)
   for round_ in rounds:
     if round_.has_reference:
-      result[round_.stage(RETRAINED)] = first[RETRAINED]._replace(
-        depends_on=(*first[RETRAINED].depends_on, round_.forgotten))
+      result[round_.stage(RETRAINED)] = plain[RETRAINED]._replace(
+        depends_on=(*plain[RETRAINED].depends_on, round_.forgotten))
     classifiers = classifier_stages(settings, round_)
     for name, stage in zip(names, classifiers, strict=True):
       if stage not in result:
-        result[stage] = first[name]._replace(depends_on=(*first[name].depends_on, round_.done))
+        result[stage] = plain[name]._replace(depends_on=(*plain[name].depends_on, round_.done))
     for method in last:
       result[round_.stage(method)] = Stage(
         (last[method], *classifiers, *judges),
-        (*first[method].depends_on, settings.candidate(method).name, round_.now, settings.lowered))
+        (*plain[method].depends_on, settings.candidate(method).name, round_.now, settings.lowered))
       last[method] = round_.stage(method)
     for name, stage in models_of(settings, round_).items():
       result[f"evaluation/{round_.stage(name)}"] = Stage(

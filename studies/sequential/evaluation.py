@@ -59,6 +59,8 @@ def model_records(chain: Chain, round_: Round, name: str, stage: str) -> Records
     round_: the round.
     name: name of the model.
     stage: the stage that holds it.
+
+  Returns: {split: records}.
   """
   run = chain.to_evaluate(round_)
   key = f"evaluation/{round_.stage(name)}"
@@ -66,16 +68,22 @@ def model_records(chain: Chain, round_: Round, name: str, stage: str) -> Records
   saved = shared_json(path)
   if saved is None or saved["fingerprint"] != fingerprint:
     interruption.stop_if_requested()
-    params = run.models.load_params(stage)
-    measured = {}
-    for split in ALL_SPLITS if round_.has_reference else JUDGED:
-      examples = run.data.evaluated(split)
-      measured[split] = [] if not examples else [record.to_json() for record in measurements.measure(
-        # Answers may be as long in the last round as in the first.
-        chain.run.models.evaluator, params, examples,
-        answered=is_answered(split, by_original=name == ORIGINAL),
-        of_others=functools.partial(attributed, run, examples) if split in JUDGED else None)]
+    measured = {split: _measure(chain, run, name, stage, split)
+                for split in (ALL_SPLITS if round_.has_reference else JUDGED)}
     saved = {"fingerprint": fingerprint, "records": measured}
     write_json(path, saved)
   return {split: [Record.from_json(record) for record in records]
           for split, records in saved["records"].items()}
+
+
+def _measure(chain, run, name, stage, split):
+  """Records of a split, as JSON."""
+  examples = run.data.evaluated(split)
+  if not examples:
+    return []
+  records = measurements.measure(
+    # That of the whole data: answers may be as long in the last round as in the first.
+    chain.run.models.evaluator, run.models.load_params(stage), examples,
+    answered=is_answered(split, by_original=name == ORIGINAL),
+    of_others=functools.partial(attributed, run, examples) if split in JUDGED else None)
+  return [record.to_json() for record in records]

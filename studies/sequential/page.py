@@ -58,8 +58,8 @@ def report(figures: Figures, rounds: list[dict[str, Any]]) -> str:
   parts = ["# Sequential unlearning", protocol(figures["protocol"], rounds),
            "![ToW and extraction](rounds.png)", verdict(rounds), "## After each round"]
   parts += [round_table(round_) for round_ in rounds if RETRAINED in round_["models"]]
-  parts.append("## Does it come back?\n\n![What is left](left.png)\n\nA row: the owners of a round, "
-               "measured after that round and after each later one.")
+  parts.append("## Does it come back?\n\n![What is left](left.png)\n\nA row: the owners of a "
+               "round, measured after that round and after each later one.")
   for name in methods(rounds):
     parts.append(returns_table(rounds, name))
     if len(rounds) <= WHOLE:
@@ -110,7 +110,8 @@ def methods(rounds: list[dict[str, Any]]) -> list[str]:
 def round_table(round_: Mapping[str, Any]) -> str:
   """The models after a round."""
   models = {name: one["metrics"] for name, one in round_["models"].items()}
-  return f"### Round {round_['round']}\n\n" + markdown_table(models, [METRICS[key] for key in SHOWN])
+  table = markdown_table(models, [METRICS[key] for key in SHOWN])
+  return f"### Round {round_['round']}\n\n{table}"
 
 
 def left_table(rounds: list[dict[str, Any]], model: str, key: str) -> str:
