@@ -111,7 +111,9 @@ def protocol(settings: SequentialSettings, chain: Chain) -> dict[str, Any]:
   return {
     "owners": len(corpus.owners), "examples": len(corpus.forget + corpus.retain),
     "rounds": settings.rounds, "owners_per_round": settings.owners_per_round,
-    "methods": list(settings.run.all_methods), "learning_rates": dict(settings.learning_rates),
+    "methods": list(settings.run.all_methods),
+    "learning_rates": {name: rate for name, rate in settings.learning_rates.items()
+                       if name in settings.run.all_methods},
     "classifier": settings.classifier, "lowered": settings.lowered,
     "references_every": settings.references_every,
     "parameters": chain.run.models.config.num_parameters}
