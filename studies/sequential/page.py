@@ -14,6 +14,7 @@ from studies.sequential.evaluation import METRICS as SHOWN
 from studies.sequential.evaluation import OF_OWNERS
 
 Figures = Mapping[str, Any]
+Rounds = list[dict[str, Any]]  # as `mean_rounds` has them
 # What is asked of DareU at the end.
 MIN_TUG_OF_WAR, MAX_EXTRACTION_GAP = 0.9, 0.1
 WHOLE = 10  # rounds up to which a table has all of them as columns
@@ -30,12 +31,11 @@ def write(folder: pathlib.Path, figures: Figures) -> pathlib.Path:
   return path
 
 
-def mean_rounds(figures: Figures) -> list[dict[str, Any]]:
+def mean_rounds(figures: Figures) -> Rounds:
   """The rounds, with means over the seeds that have done them.
 
-  Returns: [{"round", "forgotten", "seeds": how many, "models": {model: {"metrics": {metric: mean,
-    metric_ci95: half an interval}, "owners": {owner: {metric: mean}}}, "seconds": {stage: mean,
-    ...}}].
+  Returns: [{"round", "forgotten", "seeds": how many, "models": {model: {"metrics", "owners": {owner:
+    metrics}}}, "seconds"}]; each mean has half its interval beside it, under `<name>_ci95`.
   """
   by_seed, result = list(figures["seeds"].values()), []
   for number in range(max(map(len, by_seed))):
@@ -53,7 +53,7 @@ def mean_rounds(figures: Figures) -> list[dict[str, Any]]:
   return result
 
 
-def report(figures: Figures, rounds: list[dict[str, Any]]) -> str:
+def report(figures: Figures, rounds: Rounds) -> str:
   """The Markdown text."""
   parts = ["# Sequential unlearning", protocol(figures["protocol"], rounds),
            "![ToW and extraction](rounds.png)", verdict(rounds), "## After each round"]
@@ -64,11 +64,12 @@ def report(figures: Figures, rounds: list[dict[str, Any]]) -> str:
     parts.append(returns_table(rounds, name))
     if len(rounds) <= WHOLE:
       parts += [left_table(rounds, name, key) for key in OF_OWNERS]
-  parts += ["## Seconds of a round", "![Seconds](seconds.png)", seconds_table(rounds)]
+  parts += ["## Seconds of a round", "![Seconds](seconds.png)", seconds_table(rounds),
+            epochs_kept(figures)]
   return "\n\n".join(parts) + "\n"
 
 
-def protocol(p: Mapping[str, Any], rounds: list[dict[str, Any]]) -> str:
+def protocol(p: Mapping[str, Any], rounds: Rounds) -> str:
   """How the study was made, in words and numbers."""
   rates = ", ".join(f"{name} {rate:g}" for name, rate in p["learning_rates"].items())
   return (
@@ -84,7 +85,7 @@ def protocol(p: Mapping[str, Any], rounds: list[dict[str, Any]]) -> str:
     f"({', '.join(sorted({str(round_['seeds']) for round_ in rounds}))} of them done).")
 
 
-def verdict(rounds: list[dict[str, Any]]) -> str:
+def verdict(rounds: Rounds) -> str:
   """Whether the last round that has a retrained model is as good as is asked."""
   compared = [round_ for round_ in rounds if RETRAINED in round_["models"]]
   if not compared:
@@ -92,6 +93,9 @@ def verdict(rounds: list[dict[str, Any]]) -> str:
   models = {name: one["metrics"] for name, one in compared[-1]["models"].items()}
   lines = []
   for name in methods(rounds):
+    if not {"tug_of_war", "extraction_strength"} <= models[name].keys():
+      lines.append(f"- {name}: not measured.")
+      continue
     tow = models[name]["tug_of_war"]
     gap = models[name]["extraction_strength"] - models[RETRAINED]["extraction_strength"]
     good = tow >= MIN_TUG_OF_WAR and abs(gap) <= MAX_EXTRACTION_GAP
@@ -102,7 +106,7 @@ def verdict(rounds: list[dict[str, Any]]) -> str:
           + "\n".join(lines))
 
 
-def methods(rounds: list[dict[str, Any]]) -> list[str]:
+def methods(rounds: Rounds) -> list[str]:
   """Names of the methods."""
   return [name for name in rounds[0]["models"] if name not in (ORIGINAL, RETRAINED)]
 
@@ -114,7 +118,7 @@ def round_table(round_: Mapping[str, Any]) -> str:
   return f"### Round {round_['round']}\n\n{table}"
 
 
-def left_table(rounds: list[dict[str, Any]], model: str, key: str) -> str:
+def left_table(rounds: Rounds, model: str, key: str) -> str:
   """A metric of each round's owners after that round and the later ones."""
   header = [f"{model}: {METRICS[key].name}", *(f"after {round_['round']}" for round_ in rounds)]
   rows = [[f"round {round_['round']}", *map(format_number, row)]
@@ -122,7 +126,7 @@ def left_table(rounds: list[dict[str, Any]], model: str, key: str) -> str:
   return pipe_table(header, rows)
 
 
-def left(rounds: list[dict[str, Any]], model: str, key: str) -> list[list[float | None]]:
+def left(rounds: Rounds, model: str, key: str) -> list[list[float | None]]:
   """[i][j]: mean of a metric over the owners of round i after round j; None before."""
 
   def mean(owners, later):
@@ -133,7 +137,7 @@ def left(rounds: list[dict[str, Any]], model: str, key: str) -> list[list[float 
   return [[mean(round_["forgotten"], later) for later in rounds] for round_ in rounds]
 
 
-def returns_table(rounds: list[dict[str, Any]], model: str) -> str:
+def returns_table(rounds: Rounds, model: str) -> str:
   """After each round: its own owners, those of earlier rounds, and the worst of all owners."""
   header = [f"{model}: after round", "its owners",
             *(f"{METRICS[key].name}: {who}" for key in OF_OWNERS
@@ -153,10 +157,17 @@ def returns_table(rounds: list[dict[str, Any]], model: str) -> str:
   return pipe_table(header, rows, left=(0, 1))
 
 
-def seconds_table(rounds: list[dict[str, Any]]) -> str:
+def seconds_table(rounds: Rounds) -> str:
   """Seconds of the stages of each round."""
   names = [name for name in rounds[-1]["seconds"] if not name.endswith("_ci95")]
   return pipe_table(
     ["round", *names],
     [[str(round_["round"]), *(format_number(round_["seconds"].get(name), 0) for name in names)]
      for round_ in rounds])
+
+
+def epochs_kept(figures: Figures) -> str:
+  """Which epoch of each round was kept; 0 is the model that the round started from."""
+  lines = [f"- {name}, seed {seed}: {', '.join(str(r['chosen_epochs'][name]) for r in rounds)}"
+           for seed, rounds in figures["seeds"].items() for name in rounds[0]["chosen_epochs"]]
+  return "Epochs kept, round by round (0: the round changed nothing):\n\n" + "\n".join(lines)

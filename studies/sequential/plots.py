@@ -45,7 +45,8 @@ def by_round(rounds: Rounds) -> Figure:
         bars = [h if h is not None and math.isfinite(h) else 0 for h in half]
         ax.errorbar(x, y, yerr=bars if any(bars) else None, capsize=2, elinewidth=1, **style)
     ax.set_ylim(-0.02, 1.02)
-    _finish(ax, f"{METRICS[key].name} of everybody forgotten so far", METRICS[key].name)
+    ax.set_xlim(0.7, len(rounds) + 0.3)
+    _finish(ax, f"{METRICS[key].name}, everybody forgotten so far", METRICS[key].name)
   axes[0].axhline(0.9, color=GRAY, linestyle=":", linewidth=1.2)
   _legend(figure, axes[1])
   return figure
