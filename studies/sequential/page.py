@@ -34,8 +34,8 @@ def write(folder: pathlib.Path, figures: Figures) -> pathlib.Path:
 def mean_rounds(figures: Figures) -> Rounds:
   """The rounds, with means over the seeds that have done them.
 
-  Returns: [{"round", "forgotten", "seeds": how many, "models": {model: {"metrics", "owners": {owner:
-    metrics}}}, "seconds"}]; each mean has half its interval beside it, under `<name>_ci95`.
+  Returns: [{"round", "forgotten", "seeds": how many, "models": {model: {"metrics", "owners":
+    {owner: metrics}}}, "seconds"}]; each mean has half its interval beside it, `<name>_ci95`.
   """
   by_seed, result = list(figures["seeds"].values()), []
   for number in range(max(map(len, by_seed))):
