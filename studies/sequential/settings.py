@@ -36,7 +36,7 @@ class SequentialSettings:
   # 'kept': trained once, on everybody. 'refreshed': trained anew in every round, on the data that
   # may still be held; the guards then have no other judge, and the evaluation keeps its own
   classifier: Literal["kept", "refreshed"] = "kept"
-  # Whose attribution the reward lowers: everybody's who is forgotten so far, or the round's owners'
+  # Owners whose attribution the reward lowers: 'all' forgotten so far, or those of the round
   lowered: Literal["all", "round"] = "all"
   references_every: Count = 1  # rounds between two that are compared with a retrained model
 
