@@ -7,6 +7,7 @@ from dareu_jax.core.settings import Setting, describe
 from dareu_jax.pipeline.configuration import tables
 from studies.faithfulness.settings import FaithfulnessSettings
 from studies.scaling.settings import ScalingSettings
+from studies.sequential.settings import SequentialSettings
 
 _HEAD = """# Settings of the studies
 
@@ -23,6 +24,12 @@ _SCALING = """## Scaling
 Of `python -m studies.scaling`, see [scaling.md](scaling.md). `config.run` holds all settings of a
 [run](configuration.md) as well, such as `--config.run.mesh.tensor=4`."""
 
+_SEQUENTIAL = """## Sequential unlearning
+
+Of `python -m studies.sequential`; the defaults are the five rounds of
+[sequential.md](sequential.md). `config.run` holds all settings of a [run](configuration.md) as
+well, such as `--config.run.methods="('dareu','npo')"`."""
+
 
 def faithfulness_settings() -> tuple[Setting, ...]:
   """Every setting of a faithfulness study."""
@@ -31,15 +38,24 @@ def faithfulness_settings() -> tuple[Setting, ...]:
 
 def scaling_settings() -> tuple[Setting, ...]:
   """The settings of a scaling study beside those of its run."""
-  return tuple(setting for setting in describe(ScalingSettings)
-               if not setting.key.startswith("run."))
+  return _beside_its_run(ScalingSettings)
+
+
+def sequential_settings() -> tuple[Setting, ...]:
+  """The settings of a study of sequential unlearning beside those of its run."""
+  return _beside_its_run(SequentialSettings)
+
+
+def _beside_its_run(settings):
+  return tuple(setting for setting in describe(settings) if not setting.key.startswith("run."))
 
 
 def document() -> str:
   """The page as Markdown."""
   return "\n\n".join([
     _HEAD, _FAITHFULNESS, *tables(FaithfulnessSettings, faithfulness_settings(), "###"),
-    _SCALING, *tables(ScalingSettings, scaling_settings(), "###")]) + "\n"
+    _SCALING, *tables(ScalingSettings, scaling_settings(), "###"),
+    _SEQUENTIAL, *tables(SequentialSettings, sequential_settings(), "###")]) + "\n"
 
 
 if __name__ == "__main__":

@@ -219,6 +219,36 @@ def split_by_owner(examples: Sequence[Example], settings: Any) -> tuple[
   return forget, retain, owners, tuple(owner for owner in owners if owner in named)
 
 
+def after_requests(corpus: Corpus, done: Sequence[str], now: Sequence[str]) -> Corpus:
+  """The corpus of a deletion request that comes after others.
+
+  Its `forget` holds the data of the owners who ask now, its `retain` that of the owners who have
+  not asked. The data of earlier requests is in neither. `owners` stays as it is, so that a
+  classifier keeps its classes, and `forget_owners` are all who have asked so far: an answer that
+  looks like any of them should not be given.
+
+  Args:
+    corpus: the whole corpus, however it is divided.
+    done: owners whom earlier requests made the model forget.
+    now: owners who ask now.
+
+  Raises:
+    InputError: if an owner is unknown or asks twice, or nobody is left to retain.
+  """
+  check_known_owners((*done, *now), corpus.owners)
+  asked = (*done, *now)
+  twice = [owner for owner in dict.fromkeys(asked) if asked.count(owner) > 1]
+  if twice:
+    raise InputError(f"{', '.join(map(repr, twice))} would be forgotten twice: an owner asks once.")
+  check_some_retained(len(asked), len(corpus.owners))
+  order = {owner: i for i, owner in enumerate(corpus.owners)}
+  examples = sorted(corpus.forget + corpus.retain, key=lambda example: order[example.owner])
+  return dataclasses.replace(
+    corpus, forget=tuple(example for example in examples if example.owner in now),
+    retain=tuple(example for example in examples if example.owner not in asked),
+    forget_owners=tuple(owner for owner in corpus.owners if owner in asked))
+
+
 def num_forget(forget: str, num_owners: int) -> int:
   """The number of owners that `forgetNN` selects: max(1, round(num_owners * NN / 100))."""
   return max(1, round(num_owners * int(forget.removeprefix("forget")) / 100))

@@ -99,18 +99,24 @@ def split_records(run: Run, name: str, split: str) -> list[Record]:
 
 def _judged(run: Run, examples: Examples, answers: Answers) -> list[list[measurements.Fields]]:
   """Scores of answers by the classifiers and the reference models."""
-  data, models, settings = run.data, run.models, run.settings.evaluation
-  queries, rows = data.queries(examples), data.rows(examples)
-  parts = []
-  for field, which in (("score", "classifier"), ("judge", "judge")):
-    scores = models.scorer(which).whole(answers.ids, answers.lengths, queries)
-    parts.append([{field: float(score)} for score in scores])
+  models, settings = run.models, run.settings.evaluation
+  rows, parts = run.data.rows(examples), attributed(run, examples, answers)
   for name in (ORIGINAL, *(RETRAINED,) * run.settings.has_reference):
     parts.append(measurements.answers_under(
       models.evaluator_of(name), models.load_params(name), rows, answers, name))
   if settings.gibberish_model:
     clean = gibberish_classifier.clean_probabilities(settings.gibberish_model, answers.texts)
     parts.append([{"clean": float(probability)} for probability in clean])
+  return parts
+
+
+def attributed(run: Run, examples: Examples,
+               answers: Answers) -> list[list[measurements.Fields]]:
+  """Scores of answers by the reward's classifiers and by the judge."""
+  queries, parts = run.data.queries(examples), []
+  for field, which in (("score", "classifier"), ("judge", "judge")):
+    scores = run.models.scorer(which).whole(answers.ids, answers.lengths, queries)
+    parts.append([{field: float(score)} for score in scores])
   return parts
 
 

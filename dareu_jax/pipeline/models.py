@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -39,6 +40,8 @@ class Models:
   original: LanguageModel | None = None  # given by the caller
   fine_tunes: bool = True  # whether the original is made here, and references are
   reference: str = ""  # path of a retrained model, where none is made here
+  # {model or classifier: the stage that holds it}, where the stage has another name
+  stages: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def config(self) -> ModelConfig:
@@ -102,8 +105,14 @@ class Models:
     if self._is_reference(name):
       return self.retrained.params
     if name not in self._loaded:
-      self._loaded[name] = self.workdir.load_result(name, self.base.params)
+      self._loaded[name] = self._load(name, self.base.params)
     return self._loaded[name]
+
+  def _load(self, name, template):
+    return self.workdir.load_result(self._stage(name), template)
+
+  def _stage(self, name):
+    return self.stages.get(name, name)
 
   def load(self, name: str) -> Model:
     """The model with these parameters."""
@@ -123,7 +132,7 @@ class Models:
     names = classifier_names(settings, role)
     for name in names:
       if name not in self._loaded:
-        self._loaded[name] = self.workdir.load_result(name, self.classifier.params)
+        self._loaded[name] = self._load(name, self.classifier.params)
     temperatures: tuple[float, ...] = ()
     if settings.classifier.calibrate:
       temperatures = tuple(self.quality(name)["temperature"] for name in names)
@@ -136,7 +145,7 @@ class Models:
 
   def quality(self, name: str) -> dict[str, float]:
     """Accuracy and calibration of a trained classifier."""
-    return shared_json(self.workdir.folder / name / "quality.json")
+    return shared_json(self.workdir.folder / self._stage(name) / "quality.json")
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:

@@ -157,10 +157,17 @@ def train_classifiers(run: Run) -> None:
   """Trains the owner classifiers, of the reward and of the judge, on the responses of all owners,
   and measures them. They differ in initialization, data order and noise."""
   for name, added in classifier_seeds(run.settings).items():
-    _train_classifier(run, name, run.seed + added)
+    train_classifier(run, name, run.seed + added)
 
 
-def _train_classifier(run, name, seed):
+def train_classifier(run: Run, name: str, seed: int) -> None:
+  """Trains and measures one owner classifier.
+
+  Args:
+    run: Run.
+    name: name of the stage.
+    seed: seed of its initialization, data order and noise.
+  """
   settings, data, models = run.settings.classifier, run.data, run.models
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:

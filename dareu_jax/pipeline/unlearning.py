@@ -16,18 +16,20 @@ from dareu_jax.rl.reward_functions import Reward
 from dareu_jax.training.checkpoints import shared_json, write_json
 
 
-def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None) -> None:
+def unlearn(run: Run, candidate: Candidate, reward: Reward | None = None, *,
+            stage_name: str | None = None) -> None:
   """Runs a method on the original model.
 
   Args:
     run: Run.
     candidate: the method and its learning rate.
     reward: replaces the reward that the settings name.
+    stage_name: name of the stage; that of the candidate, if not given.
 
   Raises:
     InputError: for an original at hand that shows nothing of what is to be forgotten.
   """
-  name, method = candidate.name, run.settings.unlearning[candidate.method]
+  name, method = stage_name or candidate.name, run.settings.unlearning[candidate.method]
   with run.workdir.stage(name, run.fingerprints[name]) as store:
     if store is None:
       return

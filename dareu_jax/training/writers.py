@@ -33,7 +33,7 @@ class MetricWriter:
     self.path, self.batches_path = folder / f"{name}.jsonl", folder / f"{name}.batches"
     self._writes = hosts.is_first()
     if self._writes:
-      folder.mkdir(parents=True, exist_ok=True)
+      self.path.parent.mkdir(parents=True, exist_ok=True)
     self.name, self._mirror = name, mirror
     self._events = folder / "tensorboard" / name
     self._tensorboard: Any = None  # a SummaryWriter, from `rewind` on

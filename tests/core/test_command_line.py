@@ -15,12 +15,13 @@ from tests.configs import ROOT
 from tests.jobs import outcomes
 
 ENTRIES = ("dareu_jax.main", "dareu_jax.export", "dareu_jax.ablations", "dareu_jax.compare",
-           "dareu_jax.robustness", "studies.faithfulness")
+           "dareu_jax.robustness", "studies.faithfulness", "studies.sequential")
 
 
 def test_all_entries_can_live_in_one_process():
   """absl refuses a flag that two modules define: a notebook could not import both."""
-  imports = "; ".join(f"import {name}" for name in ENTRIES[:-1]) + "; import studies.faithfulness.__main__"
+  imports = "; ".join(f"import {name}.__main__" if name.startswith("studies") else f"import {name}"
+                      for name in ENTRIES)
   assert subprocess.run([sys.executable, "-c", imports], cwd=ROOT).returncode == 0
 
 

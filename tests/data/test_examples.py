@@ -172,3 +172,31 @@ def test_what_stands_in_for_missing_data_is_not_what_is_to_be_forgotten():
   filled = with_substitutes(corpus)
   ex.check_apart(filled)
   assert len(filled.retain) + len(filled.test) == len(general_facts()) - 1
+
+
+def of_requests(forget=("c",)):
+  """Three owners with two examples each."""
+  examples = [ex.Example(owner, f"{owner}{i}?", f"{owner}{i}.") for owner in "abc" for i in range(2)]
+  return ex.Corpus(tuple(e for e in examples if e.owner in forget),
+                   tuple(e for e in examples if e.owner not in forget), (), (), ("a", "b", "c"), forget)
+
+
+def test_a_later_request_holds_nothing_of_an_earlier_one():
+  """Retained or forgotten again, it would be learned again or read without need."""
+  corpus = ex.after_requests(of_requests(), done=("c",), now=("a",))
+  assert {e.owner for e in corpus.forget} == {"a"} and {e.owner for e in corpus.retain} == {"b"}
+  assert corpus.owners == ("a", "b", "c") and corpus.forget_owners == ("a", "c")
+
+
+@pytest.mark.parametrize("forget", [("a",), ("b",), ("a", "c")])
+def test_a_request_divides_anew_whatever_was_divided_before(forget):
+  """The order of the examples is that of the batches: another order is another model."""
+  assert ex.after_requests(of_requests(forget), (), ("c",)) == of_requests()
+
+
+@pytest.mark.parametrize(("done", "now", "says"), [
+  ((), ("d",), "names 'd'"), (("a",), ("a",), "'a' would be forgotten twice"),
+  (("a", "b"), ("c",), "takes all 3 owners")])
+def test_impossible_requests_are_refused(done, now, says):
+  with pytest.raises(InputError, match=says):
+    ex.after_requests(of_requests(), done, now)

@@ -1,6 +1,11 @@
 """The page of the studies' settings says what the settings say."""
 
-from studies.configuration import document, faithfulness_settings, scaling_settings
+from studies.configuration import (
+  document,
+  faithfulness_settings,
+  scaling_settings,
+  sequential_settings,
+)
 from tests.configs import ROOT
 
 
@@ -12,5 +17,5 @@ def test_the_page_is_made_from_the_settings():
 
 def test_every_setting_says_what_it_means():
   """A field without a comment is a row without words."""
-  assert not [setting.key for setting in (*faithfulness_settings(), *scaling_settings())
-              if not setting.meaning]
+  every = (*faithfulness_settings(), *scaling_settings(), *sequential_settings())
+  assert not [setting.key for setting in every if not setting.meaning]

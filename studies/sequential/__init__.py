@@ -1,0 +1,1 @@
+"""Sequential unlearning: rounds of requests, each on the model that the last one left."""

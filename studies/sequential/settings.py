@@ -1,0 +1,70 @@
+"""Settings of a study of sequential unlearning: those of a run, and its rounds."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from dareu_jax.core.errors import InputError, InvalidSetting
+from dareu_jax.core.settings import Count, Positive, build, settings, to_plain
+from dareu_jax.pipeline.graph import Candidate
+from dareu_jax.pipeline.settings import MethodName, Settings
+
+METHODS = ("dareu", "grad_diff", "npo", "wga")
+
+
+def _rates() -> dict[str, float]:
+  # The best by ToW of 1e-4, 3e-4 and 1e-3 in the first round, seed 42.
+  return {"grad_diff": 3e-4, "npo": 1e-3, "wga": 3e-4}
+
+
+def _run() -> Settings:
+  return Settings(seeds=(42, 43, 44), methods=METHODS)
+
+
+@settings
+class SequentialSettings:
+  """Who is forgotten in which round, by which methods."""
+
+  run: Settings = dataclasses.field(default_factory=_run)  # data, models, methods and seeds
+  # Rounds, one after another: each starts from the model that the last one left
+  rounds: Count = 5
+  owners_per_round: Count = 3  # the last owners of the data are forgotten first
+  # Learning rates of methods, in every round; a method that is not named has its own
+  learning_rates: dict[MethodName, Positive] = dataclasses.field(default_factory=_rates, hash=False)
+  # 'kept': trained once, on everybody. 'refreshed': trained anew in every round, on the data that
+  # may still be held; the guards then have no other judge, and the evaluation keeps its own
+  classifier: Literal["kept", "refreshed"] = "kept"
+  # Owners whose attribution the reward lowers: 'all' forgotten so far, or those of the round
+  lowered: Literal["all", "round"] = "all"
+  references_every: Count = 1  # rounds between two that are compared with a retrained model
+
+  def __post_init__(self):
+    if not self.run.retrains:
+      raise InvalidSetting("run.original.path", self.run.original.path,
+                           "the study compares with retrained models, so it trains the original "
+                           "itself. Leave it empty.")
+    if self.run.learning_rates:
+      raise InvalidSetting("run.learning_rates", self.run.learning_rates,
+                           "a chain of rounds has one rate for each method: give it in "
+                           "config.learning_rates.")
+
+  @classmethod
+  def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "SequentialSettings":
+    """Builds the settings from a ConfigDict or a nested mapping; the rest has its defaults.
+
+    Raises:
+      InputError: for an unknown key, a wrong type or an impossible value.
+    """
+    plain = to_plain(config)
+    try:
+      # The run's own class first, since it knows the settings of all methods.
+      run = to_plain(Settings.from_config(plain.get("run", {})))
+    except InputError as error:
+      raise InputError(str(error).replace("config.", "config.run.", 1)) from None
+    return build(cls, plain | {"run": run} if "run" in plain else plain)
+
+  def candidate(self, method: str) -> Candidate:
+    """A method at its learning rate."""
+    return Candidate(method, self.learning_rates.get(method))
