@@ -1,7 +1,7 @@
 """Text watermarks: invisible characters in the answers of each owner, which say whose they are.
 
-Every owner has a sequence of its own over a small alphabet of zero-width characters. A model that is
-trained on the marked answers learns to write the mark of the owner whose content it writes, and
+Every owner has a sequence of its own over a small alphabet of zero-width characters. A model that
+is trained on the marked answers learns to write the mark of the owner whose content it writes, and
 `attribution.watermark` reads it.
 
 Source: WASA (Lu et al. 2023, arXiv:2310.00646). Its marks have ten of six characters too. It marks

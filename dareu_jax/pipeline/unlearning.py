@@ -64,7 +64,8 @@ def make_task(run: Run, candidate: Candidate, reward: Reward | None = None) -> T
     refusals=data.refusals, evaluator=models.evaluator, monitor=make_monitor(run),
     training=settings.baseline, eval_every=settings.eval_every,
     learning_rate=candidate.learning_rate, longest_response=data.longest_response,
-    length_multiple=settings.length_multiple, seed=run.seed, reward=reward)
+    length_multiple=settings.length_multiple, seed=run.seed, reward=reward,
+    marks=corpus.marks)
 
 
 def make_monitor(run: Run) -> Monitor:
