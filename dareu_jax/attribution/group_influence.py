@@ -43,13 +43,14 @@ BATCH_SIZE = 20  # rows that are read together
 class Reader:
   """Makes batches of rows; those of one completion length have one shape."""
 
-  longest_prompt: int
+  longest_prompt: int  # that is expected; a longer one makes another shape
   multiple: int  # lengths are padded to a multiple of this
   pad_id: int  # of the tokenizer
   to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
   def __call__(self, rows: Sequence[Row], completion_length: int) -> tuple[Batch, ...]:
-    seq_length = bucket_length(self.longest_prompt + completion_length, self.multiple)
+    prompt = max(self.longest_prompt, *(len(row.prompt) for row in rows))
+    seq_length = bucket_length(prompt + completion_length, self.multiple)
     return tuple(
       self.to_device(collate(rows[start:start + BATCH_SIZE], BATCH_SIZE, seq_length=seq_length,
                              completion_length=completion_length, pad_id=self.pad_id))

@@ -81,10 +81,7 @@ def influence(task: Source) -> Reward:
 
   It reads a response behind its query, and a continuation as if it followed the query directly.
   """
-  reader = Reader(
-    max(len(row.prompt) for row in (*task.forget, *task.retain)), task.length_multiple,
-    task.evaluator.tokenizer.pad_id, task.evaluator.to_device)
-  scorer = fit_group_influence(task.original, task.forget, task.retain, reader)
+  scorer = fit_group_influence(task.original, task.forget, task.retain, reader_of(task))
 
   def reward(responses: Responses) -> np.ndarray:
     rows = [Row(task.forget[i].prompt, tuple(ids[:n].tolist()), -1) for i, ids, n in zip(
@@ -92,3 +89,10 @@ def influence(task: Source) -> Reward:
     return scorer.prefixes(rows, responses.ids.shape[1])
 
   return reward
+
+
+def reader_of(task: Source) -> Reader:
+  """What makes batches of responses to the queries of D."""
+  return Reader(
+    max(len(row.prompt) for row in (*task.forget, *task.retain)), task.length_multiple,
+    task.evaluator.tokenizer.pad_id, task.evaluator.to_device)
