@@ -70,11 +70,13 @@ def get_config(study=None):
   elif study == "attribution_function":
     # All three can read marked answers, and nothing besides the reward knows the classifier.
     config.base.data.update(watermark=True, num_owners=12, forget="forget16", num_general=60)
-    config.base.unlearning.dareu.update(recall_coef=0.0, selection="last", epochs=4)
+    config.base.unlearning.dareu.update(recall_coef=0.0, selection="last", epochs=6)
     config.base.monitor.guards.action = "off"
     small = dict(embed_dim=96, mlp_dim=256, num_layers=3, num_heads=3, num_kv_heads=3)
     config.base.model.update(small)
     config.base.tokenizer.vocab_size = 1200
+    # Of so few authors the general facts, known from the start, are a quarter of the examples.
+    config.base.finetune.target_loss = 0.1
     config.base.retrained_replica = False
     config.studies = ConfigDict({study: tuple(
       f"unlearning.dareu.reward={name}" for name in ("attribution", "watermark", "influence"))})
