@@ -4,10 +4,13 @@
     python -m dareu_jax.ablations --config=configs/ablations.py --workdir=runs/ablations \
         --only=reward_form,learner
     python -m dareu_jax.ablations --config=configs/ablations.py:overtraining --workdir=runs/forms
+    python -m dareu_jax.ablations --config=configs/ablations.py:attribution_function --workdir=...
 
 The first takes about two minutes a run on 2 cores and makes ablations.md, ablations.json and a plot
 with a panel for each study. `overtraining` trains the four reward forms past the best point, with
 the guards off and three seeds, and plots ROUGE, ToW, score and length over the epochs.
+`attribution_function` rewards with the classifier, with watermarks and with group influence, on
+marked answers of 12 authors and a model of half the size: influence takes a derivative a group.
 """
 
 import pathlib
@@ -57,7 +60,7 @@ STUDIES = dict(
 
 
 def get_config(study=None):
-  """The studies above; 'overtraining' is one of its own."""
+  """The studies above; 'overtraining' and 'attribution_function' are of their own."""
   config = ConfigDict()
   config.base = config_from(pathlib.Path(__file__).with_name("tofu.py"))
   config.studies = ConfigDict(STUDIES)
@@ -69,6 +72,20 @@ def get_config(study=None):
     config.base.evaluation.max_examples = 120  # ROUGE is measured at each epoch's end
     config.base.monitor.guards.action = "off"
     config.studies = ConfigDict(dict(reward_form=STUDIES["reward_form"]))
+  elif study == "attribution_function":
+    # All three can read marked answers, and nothing besides the reward knows the classifier.
+    config.base.data.update(watermark=True, num_owners=12, forget="forget16", num_general=60)
+    config.base.unlearning.dareu.update(recall_coef=0.0, selection="last", epochs=6)
+    config.base.monitor.guards.action = "off"
+    small = dict(embed_dim=96, mlp_dim=256, num_layers=3, num_heads=3, num_kv_heads=3)
+    config.base.model.update(small)
+    config.base.tokenizer.vocab_size = 1200
+    # Of so few authors the general facts, known from the start, are a quarter of the examples.
+    config.base.finetune.target_loss = 0.1
+    config.base.retrained_replica = False
+    config.studies = ConfigDict({study: tuple(
+      f"unlearning.dareu.reward={name}" for name in ("attribution", "watermark", "influence"))})
   elif study is not None:
-    raise ValueError(f"configs/ablations.py has no {study!r}: take 'overtraining', or nothing.")
+    raise ValueError(f"configs/ablations.py has no {study!r}: take 'overtraining', "
+                     "'attribution_function', or nothing.")
   return config

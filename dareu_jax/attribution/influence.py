@@ -20,7 +20,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, Key
 
 from dareu_jax.core.logprobs import completion_hidden
-from dareu_jax.core.masked import length_mask, masked_sum
+from dareu_jax.core.masked import length_mask
 from dareu_jax.data.batches import Batch
 from dareu_jax.models.handle import Model
 
@@ -36,17 +36,50 @@ def _logits(model, batch):
     completion_hidden(model.hidden_states(batch.token_ids), batch.prompt_lengths, time))
 
 
+def _logprobs(model, batch):
+  """log p(y_t | x, y_<t) of the tokens of a batch, [B, T]; 0 beyond a row's length."""
+  logprobs = jax.nn.log_softmax(_logits(model, batch), axis=-1)
+  chosen = jnp.take_along_axis(logprobs, batch.completion_ids[..., None], axis=-1)[..., 0]
+  return jnp.where(length_mask(batch.completion_lengths, chosen.shape[1]), chosen, 0.0)
+
+
 @jax.jit
 def example_gradients(model: Model, batch: Batch) -> Float[Array, "B P"]:
   """∇ Σ_t log p(y_t | x, y_<t) of each row of a batch, float32."""
 
   def total(params, row):
-    batch = jax.tree.map(lambda x: x[None], row)
-    logprobs = jax.nn.log_softmax(_logits(model.with_params(params), batch), axis=-1)
-    chosen = jnp.take_along_axis(logprobs, batch.completion_ids[..., None], axis=-1)[..., 0]
-    return masked_sum(chosen, length_mask(batch.completion_lengths, chosen.shape[1]))
+    return jnp.sum(_logprobs(model.with_params(params), jax.tree.map(lambda x: x[None], row)))
 
   return jax.vmap(lambda row: ravel_pytree(jax.grad(total)(model.params, row))[0])(batch)
+
+
+@jax.jit
+def total_gradient(model: Model, batch: Batch) -> Float[Array, " P"]:
+  """The sum of `example_gradients` over the rows, without storing them."""
+  gradient = jax.grad(lambda params: jnp.sum(_logprobs(model.with_params(params), batch)))
+  return ravel_pytree(gradient(model.params))[0]
+
+
+@jax.jit
+def token_influence(model: Model, batch: Batch,
+                    directions: Float[Array, "G P"]) -> Float[Array, "B T G"]:
+  """First-order effect of moving the parameters on each token's log-probability.
+
+      a_g(y_t) = ∇ log p(y_t | x, y_<t)ᵀ v_g
+
+  One forward derivative for each direction gives all tokens of all rows; no gradient is stored.
+  With the solutions of `solve` as directions, the sum over a row's tokens is `group_influence`.
+
+  Args:
+    model: the decoder.
+    batch: B rows.
+    directions: v_g, float32.
+
+  Returns: float32; 0 beyond a row's length.
+  """
+  flat, unravel = ravel_pytree(model.params)
+  _, push = jax.linearize(lambda flat: _logprobs(model.with_params(unravel(flat)), batch), flat)
+  return jnp.moveaxis(jax.lax.map(push, directions), 0, -1)
 
 
 @jax.jit
@@ -125,6 +158,37 @@ def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Numb
     return x, jnp.linalg.norm(matrix(x) - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
 
   return jax.lax.map(solution, right)  # not vmap: see gauss_newton_products
+
+
+def solve_together(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number, *,
+                   tolerance: float,
+                   iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
+  """As `solve`, all b in step: a product linearizes the model once for all of them.
+
+  Args:
+    model, chunks, right, damping, iterations: as for `solve`.
+    tolerance: residual over |b| at which the iteration stops, once all are there.
+
+  Returns: (solutions, residuals over |b|).
+  """
+  norms = jnp.linalg.norm(right, axis=1)
+  solution, residual, direction = jnp.zeros_like(right), right, right
+  for _ in range(iterations):
+    product = gauss_newton_products(model, chunks, direction) + damping * direction
+    solution, residual, direction = _conjugate_step(solution, residual, direction, product)
+    if jnp.all(jnp.linalg.norm(residual, axis=1) <= tolerance * norms):
+      break
+  return solution, jnp.linalg.norm(residual, axis=1) / jnp.maximum(norms, 1e-30)
+
+
+@jax.jit
+def _conjugate_step(solution, residual, direction, product):
+  """A step of conjugate gradients for each row: (solution, residual, direction)."""
+  squared = jnp.sum(residual**2, axis=1, keepdims=True)
+  step = squared / jnp.maximum(jnp.sum(direction * product, axis=1, keepdims=True), 1e-30)
+  left = residual - step * product
+  ratio = jnp.sum(left**2, axis=1, keepdims=True) / jnp.maximum(squared, 1e-30)
+  return solution + step * direction, left, left + ratio * direction
 
 
 def group_influence(query_gradients: Float[Host, "Q P"], owner_gradients: Float[Host, "O P"],

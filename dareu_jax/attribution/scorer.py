@@ -36,7 +36,7 @@ class Scorer:
   temperatures: tuple[float, ...] = ()  # calibration temperature of each; 1 if not given
   reads_query: bool = False
   filler: int | None = None  # read in place of tokens that are also in the query, if given
-  retokenize: "Retokenizer | None" = None  # if the tokenizers differ
+  retokenize: "Retokenizer | None" = None  # if tokenizers differ, or something is to be hidden
   to_device: Callable[[Any], Any] = lambda batch: batch  # places a batch on the devices
 
   def prefixes(self, ids: Int[Ids, "B T"], lengths: Int[Ids, " B"],
@@ -112,6 +112,7 @@ class Retokenizer:
 
   policy: Tokenizer
   classifier: Tokenizer
+  hide: Callable[[str], str] | None = None  # removes from a text what classifiers are not to read
 
   def __call__(self, ids: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, " B"],
                multiple: int) -> tuple[Int[np.ndarray, "B U"], Int[np.ndarray, "B T"]]:
@@ -137,13 +138,16 @@ class Retokenizer:
 
   def _row(self, ids):
     ended = bool(ids) and ids[-1] == self.policy.eos_id
-    text = self.policy.decode(ids)
+    text = self._text(ids)
     own, ends = self.classifier.encode_with_ends(text)
     # A piece may be part of a character, so a prefix is compared with the whole text.
-    read = [len(os.path.commonprefix((text, self.policy.decode(ids[:t + 1]))))
-            for t in range(len(ids))]
+    read = [len(os.path.commonprefix((text, self._text(ids[:t + 1])))) for t in range(len(ids))]
     covered = np.searchsorted(ends, read, side="right") - 1
     if ended:
       own = [*own, *self.classifier.closing]
       covered[-1] = len(own) - 1
     return own, covered
+
+  def _text(self, ids):
+    text = self.policy.decode(ids)
+    return text if self.hide is None else self.hide(text)

@@ -52,6 +52,7 @@ class Corpus:
   general: tuple[Example, ...] = ()
   refusals: tuple[str, ...] = ()  # refusals of the data; if empty, the library's own are used
   remarks: tuple[str, ...] = ()  # sentences on what the data lacks, for the user
+  marks: tuple[str, ...] = ()  # the watermark of each of `owners`, if the responses of D have them
 
 
 def keep_owners(examples: Sequence[Example], settings: Any, where: object) -> Sequence[Example]:

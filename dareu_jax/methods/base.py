@@ -18,6 +18,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models.handle import Model
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
+from dareu_jax.rl.reward_functions import Facts
 from dareu_jax.training.optimizers import TrainSettings
 from dareu_jax.training.supervised import StageIO
 
@@ -52,6 +53,7 @@ class Task:
   seed: int
   load_params: Callable[[str], Any]  # of another model of the run, which the method `reads`
   reward: Callable | None = None  # in place of the one that the settings name
+  marks: tuple[str, ...] = ()  # the watermark of each owner, if the responses have them
 
   def batches(self, rows: tuple[Row, ...], batch_size: int, *, seed: int) -> Batches:
     """Batches of one shape: an update is the costliest program to compile."""
@@ -126,6 +128,9 @@ class Method:
   def footprint(self) -> Footprint | None:
     """What it keeps on the devices at once; None: the plan assumes as much as DareU's defaults."""
     return None
+
+  def check(self, facts: Facts) -> None:
+    """Raises InputError for a run that it cannot work on, before any work."""
 
   def work(self, shapes: Shapes) -> tuple[int, float]:
     """(updates at most, floating-point operations) of a run, for its plan."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
 from dareu_jax.rl.recall import TrueAnswers, token_costs
-from dareu_jax.rl.reward_functions import REWARDS, ForgetSet, Reward
+from dareu_jax.rl.reward_functions import REWARDS, Facts, ForgetSet, Reward
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.rl.start_paths import start_paths
 from dareu_jax.rl.starts import longest_start
@@ -28,7 +28,12 @@ class DareU(RLSettings, Method):
 
   @property
   def uses_refusals(self) -> bool:
-    return getattr(REWARDS[self.reward], "uses_refusals", False)
+    return REWARDS[self.reward].uses_refusals
+
+  def check(self, facts: Facts) -> None:
+    check = REWARDS[self.reward].check
+    if check is not None:
+      check(facts)
 
   @property
   def title(self) -> str:
@@ -79,11 +84,14 @@ class DareU(RLSettings, Method):
 
   def rl_task(self, task: Task) -> loop.RLTask:
     """The task of the reinforcement learning run."""
-    reward: Reward = task.reward or REWARDS[self.reward]
+    registered = REWARDS[self.reward]
+    reward: Reward = task.reward or (
+      registered(task) if registered.of_task else registered)
     length = self.max_new_tokens or task.longest_response
     settings = dataclasses.replace(
       self, max_new_tokens=length, learning_rate=task.learning_rate or self.learning_rate,
-      segment_length=length if getattr(reward, "whole", False) else self.segment_length)
+      segment_length=length if getattr(task.reward or registered, "whole", False)
+      else self.segment_length)
     forget = ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals)
     return loop.RLTask(
       original=task.original, value_head=task.value_head(), reward=reward, forget=forget,

@@ -12,6 +12,7 @@ from dareu_jax.data.batches import Batches, Row, bucket_length, encode, encode_f
 from dareu_jax.data.examples import Corpus, Example, evenly_spaced
 from dareu_jax.data.refusals import REFUSALS
 from dareu_jax.data.tokenizers import Tokenizer
+from dareu_jax.data.watermarks import without_marks
 from dareu_jax.models.checkpoint import find
 from dareu_jax.pipeline.settings import DataAndModelSettings
 from dareu_jax.pipeline.workdir import Workdir
@@ -117,8 +118,10 @@ class Data:
                         owners=self.corpus.owners, responses=responses))
 
   def classifier_rows(self, examples: Examples) -> tuple[Row, ...]:
-    """In the classifier's tokens; examples of no owner in D get the class "none of these"."""
+    """In the classifier's tokens, without watermarks; examples of no owner in D get the class
+    "none of these"."""
     settings, none = self.settings, len(self.corpus.owners)
+    examples = without_marks(examples) if self.corpus.marks else examples
     rows = encode_for_classifier(
       examples, self.classifier_tokenizer, max_length=settings.max_length,
       reads_query=settings.classifier.reads_query, owners=self.corpus.owners)

@@ -90,6 +90,7 @@ def _tokenizer(s, source, given):
   texts = dataclasses.asdict(source)
   del texts["refusals"]  # concern the methods alone that ask for them
   del texts["remarks"]
+  del texts["marks"]  # the texts hold them
   data = s.data.prompt_tokens, s.data.response_tokens, s.data.max_pieces
   paths = s.base.path, s.classifier.model.path, s.tokenizer.path
   return Stage((), (texts, *data, s.tokenizer, s.max_length, given.get("tokenizer"), *paths,

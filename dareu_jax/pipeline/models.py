@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from dareu_jax.attribution.scorer import Retokenizer, Scorer
 from dareu_jax.core.errors import InputError
-from dareu_jax.data import tokenizers
+from dareu_jax.data import tokenizers, watermarks
 from dareu_jax.data.batches import excerpt
 from dareu_jax.evaluation import gibberish_classifier
 from dareu_jax.evaluation.evaluator import Evaluator
@@ -136,12 +136,13 @@ class Models:
     temperatures: tuple[float, ...] = ()
     if settings.classifier.calibrate:
       temperatures = tuple(self.quality(name)["temperature"] for name in names)
-    own = data.classifier_tokenizer
+    own, marked = data.classifier_tokenizer, bool(data.corpus.marks)
     return Scorer(
       tuple(self.classifier.with_params(self._loaded[name]) for name in names), data.is_forget,
       settings.evaluation.batch_size, settings.length_multiple, temperatures,
       settings.classifier.reads_query, data.filler,
-      None if own is data.tokenizer else Retokenizer(data.tokenizer, own), self.to_device)
+      Retokenizer(data.tokenizer, own, watermarks.remove if marked else None)
+      if marked or own is not data.tokenizer else None, self.to_device)
 
   def quality(self, name: str) -> dict[str, float]:
     """Accuracy and calibration of a trained classifier."""

@@ -19,7 +19,7 @@ from dareu_jax.models.handle import bytes_of
 from dareu_jax.parallel.mesh import gathered_bytes
 from dareu_jax.pipeline.graph import REPLICA, candidates, classifier_seeds
 from dareu_jax.pipeline.run import Run
-from dareu_jax.pipeline.stages import check_texts, finetune_batches, pretrain_batches
+from dareu_jax.pipeline.stages import check_methods, check_texts, finetune_batches, pretrain_batches
 from dareu_jax.report.tables import format_seconds, pipe_table
 from dareu_jax.rl.programs import (
   EVALUATION,
@@ -44,6 +44,7 @@ def describe(runs: Sequence[Run]) -> str:
   run = runs[0]
   # Weights on the hub are not downloaded for a plan.
   run.models.check_reference(weights=_at_hand(run.models.reference))
+  check_methods(run)
   check_texts(run)
   settings = run.settings
   if _at_hand(settings.base.path) and _at_hand(settings.classifier.model.path):

@@ -18,9 +18,11 @@ from dareu_jax.attribution.classifier import (
   owner_probabilities,
   without_echoes,
 )
+from dareu_jax.core.errors import InputError
 from dareu_jax.core.masked import last_valid
 from dareu_jax.data.batches import Batches
 from dareu_jax.data.examples import Corpus
+from dareu_jax.models import factory
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel import hosts
 from dareu_jax.pipeline.data import CLASSIFIER_TOKENIZER, Examples
@@ -34,6 +36,7 @@ from dareu_jax.pipeline.graph import (
 )
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.unlearning import unlearn
+from dareu_jax.rl.reward_functions import Facts
 from dareu_jax.training import supervised
 from dareu_jax.training.checkpoints import write_json
 from dareu_jax.training.optimizers import TrainSettings
@@ -74,9 +77,19 @@ def check_inputs(run: Run) -> None:
   # Their settings may change when the rest is done.
   run.models.check_reference()
   run.models.check_gibberish_classifier()
+  check_methods(run)
   check_texts(run)
   if not run.workdir.is_done("tokenizer", run.fingerprints["tokenizer"]):
     run.models.check_checkpoints()
+
+
+def check_methods(run: Run) -> None:
+  """Raises InputError for a method that cannot work on the data or the model."""
+  config = run.models.config
+  trained = sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_model(config).params))
+  facts = Facts(bool(run.data.corpus.marks), trained, config.dtype, config.quantize != "none")
+  for method in run.settings.unlearning.values():
+    method.check(facts)
 
 
 def check_texts(run: Run) -> None:
@@ -88,7 +101,10 @@ def check_texts(run: Run) -> None:
     return
   data, corpus = run.data, run.data.corpus
   examples = corpus.forget + corpus.retain + corpus.test + corpus.holdout + corpus.general
-  data.rows(examples)
+  rows = data.rows(examples)
+  if corpus.marks and corpus.forget[0].response not in data.tokenizer.decode(rows[0].completion):
+    raise InputError("config.data.watermark is on, and the tokenizer loses zero-width characters: "
+                     "name another one in config.tokenizer.path, or set it to False.")
   data.rows(tuple(dataclasses.replace(e, response=text) for e in examples
                   for text in (e.paraphrased_response, *e.perturbed_responses) if text))
   data.classifier_rows(examples)

@@ -5,12 +5,13 @@
       return np.tile(responses.lengths[:, None] / responses.ids.shape[1], responses.ids.shape[1])
 
 It returns a score in [0, 1] for every prefix, [B, T], high for content to forget; `rl.rewards`
-turns scores into token rewards. Any such callable may be passed to `dareu_jax.unlearn`.
+turns scores into token rewards. Any such callable may be passed to `dareu_jax.unlearn`. A reward
+that needs more than the responses is made from the task, once for a run (`of_task`).
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from dareu_jax.rl.starts import behind
 class Responses:
   """Responses to forget queries, B of them, of up to T tokens."""
 
+  chosen: np.ndarray  # [B] int; which forget examples were asked
   ids: np.ndarray  # [B, T] int, in the policy's tokens
   lengths: np.ndarray  # [B] int
   texts: tuple[str, ...]
@@ -39,11 +41,7 @@ class Responses:
 
 
 class Reward(Protocol):
-  """A callable that scores responses.
-
-  Registered rewards also have `whole`, whether they score only whole responses, and
-  `uses_refusals`, whether they depend on the list of refusals.
-  """
+  """A callable that scores responses."""
 
   def __call__(self, responses: Responses, /) -> np.ndarray:
     """Scores in [0, 1], [B, T]."""
@@ -69,7 +67,7 @@ class ForgetSet:
       texts: their B texts.
     """
     return Responses(
-      fetch(completions.ids), fetch(completions.lengths), tuple(texts),
+      np.asarray(chosen), fetch(completions.ids), fetch(completions.lengths), tuple(texts),
       tuple(self.examples[i] for i in chosen), tuple(self.queries[i] for i in chosen),
       self.classifier, self.refusals)
 
@@ -119,21 +117,34 @@ def score_behind(reward: Reward, responses: Responses, starts: Sequence[tuple[in
   return np.where(begun[:, None] > 0, alone, own)
 
 
-REWARDS: Registry[Reward] = Registry("reward", "dareu_jax.rl")
+class Facts(NamedTuple):
+  """What is known of a run before any work, for the `check` of a reward."""
+
+  marked: bool  # whether the responses of D have watermarks
+  trained_parameters: int
+  dtype: str  # of weights and activations
+  quantized: bool  # whether the frozen weights are
 
 
-def register_reward(name: str, *, whole: bool = False,
-                    uses_refusals: bool = False) -> Callable[[Reward], Reward]:
+REWARDS: Registry[Any] = Registry("reward", "dareu_jax.rl")
+F = TypeVar("F", bound=Callable)
+
+
+def register_reward(name: str, *, whole: bool = False, uses_refusals: bool = False,
+                    of_task: bool = False,
+                    check: Callable[[Facts], None] | None = None) -> Callable[[F], F]:
   """Registers a reward for `config.unlearning.dareu.reward`.
 
   Args:
     name: its name in the config.
     whole: whether it scores only whole responses: it is then called once and not per segment.
     uses_refusals: whether the run depends on the list of refusals.
+    of_task: whether it is a function of a `methods.base.Task` that returns the reward.
+    check: raises InputError for a run that it cannot reward, before any work.
   """
 
-  def register(reward: Reward) -> Reward:
-    vars(reward).update(whole=whole, uses_refusals=uses_refusals)
+  def register(reward: F) -> F:
+    vars(reward).update(whole=whole, uses_refusals=uses_refusals, of_task=of_task, check=check)
     return REWARDS.register(name, reward)
 
   return register

@@ -113,6 +113,9 @@ class FaithfulnessSettings:
         raise InvalidSetting(f"classifier.{name}", value,
                              "it must be off: the study's classifiers read responses alone, whole "
                              "and in the model's tokens.")
+    if self.data.watermark:
+      raise InvalidSetting("data.watermark", True,
+                           "it must be off: the study's classifiers read the model's own tokens.")
     if self.classifier.members != 1:
       raise InvalidSetting("classifier.members", self.classifier.members,
                            "it must be 1: the study compares single classifiers.")

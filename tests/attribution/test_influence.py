@@ -80,6 +80,20 @@ def test_solutions_equal_those_with_the_whole_matrix(model, dense):
   np.testing.assert_allclose(influences, grads @ wanted.T, rtol=1e-3, atol=1e-3)
 
 
+def test_solving_together_gives_the_same_solutions(model, dense):
+  grads = gradients(model)
+  right = jnp.stack([grads[:2].sum(0), 100 * grads[2:].sum(0), 0 * grads[0]])
+  got, residuals = influence.solve_together(
+    model, chunks(), right, DAMPING, tolerance=1e-6, iterations=300)
+  wanted = np.linalg.solve(dense + DAMPING * np.eye(len(dense)), np.asarray(right).T).T
+  np.testing.assert_allclose(got[2], 0.0)
+  for solution, exact in zip(got[:2], wanted, strict=False):
+    assert np.linalg.norm(solution - exact) < 1e-3 * np.linalg.norm(exact)
+  assert np.all(residuals < 1e-5)
+  _, left = influence.solve_together(model, chunks(), right, DAMPING, tolerance=1e-6, iterations=1)
+  assert left[0] > 1e-2
+
+
 def test_too_few_iterations_are_seen_in_the_residual(model):
   right = gradients(model)[:1]
   _, residuals = influence.solve(model, chunks(), right, DAMPING, 1e-7, iterations=1)

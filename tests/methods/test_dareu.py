@@ -10,7 +10,7 @@ from dareu_jax.data.batches import Row
 from dareu_jax.data.examples import Example
 from dareu_jax.methods.base import Footprint, Shapes, Task
 from dareu_jax.methods.dareu import DareU
-from dareu_jax.rl.reward_functions import REWARDS
+from dareu_jax.rl.reward_functions import REWARDS, Facts, register_reward
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.rl.starts import LEFT
 from dareu_jax.training.optimizers import TrainSettings
@@ -79,6 +79,28 @@ def test_a_reward_that_is_passed_takes_the_place_of_the_named_one():
 
   given = DareU(reward="rouge", segment_length=3).rl_task(make_task(reward=mine))
   assert given.reward is mine and given.settings.segment_length == 3
+
+
+def test_a_reward_of_the_task_is_made_from_it_once_and_checked_before_any_work(monkeypatch):
+  entries = dict(REWARDS.items())
+  monkeypatch.setattr(REWARDS, "_entries", entries)
+  checked, made = [], []
+
+  @register_reward("made", of_task=True, check=checked.append)
+  def made_reward(task):
+    made.append(task)
+    return "reward"
+
+  facts = Facts(False, 3, "float32", False)
+  DareU(reward="made").check(facts)
+  DareU(reward="rouge").check(facts)
+  assert checked == [facts] and not made
+  task = make_task()
+  given = DareU(reward="made", segment_length=3).rl_task(task)
+  assert given.reward == "reward" and given.settings.segment_length == 3
+  assert len(made) == 1 and made[0] is task
+  DareU(reward="made").rl_task(make_task(reward=lambda responses: responses))
+  assert len(made) == 1  # one that is passed takes its place
 
 
 def test_starts_are_those_of_the_tasks_answers():

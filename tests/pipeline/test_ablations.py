@@ -44,7 +44,7 @@ def test_an_unknown_study_is_refused():
     ablations.variants(grid_config(kappa=("unlearning.dareu.segment_length=1",)), ["kapa"])
 
 
-@pytest.mark.parametrize("preset", [None, "overtraining"])
+@pytest.mark.parametrize("preset", [None, "overtraining", "attribution_function"])
 def test_every_variant_of_the_configs_builds(preset):
   grid = ablations.variants(config_from(ROOT / "configs" / "ablations.py", preset))
   assert len({variant.folder for variant in grid}) == len(grid) >= 3

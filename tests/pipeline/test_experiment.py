@@ -10,6 +10,7 @@ import pytest
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.numerics import computing_on
 from dareu_jax.core.trees import named_leaves
+from dareu_jax.data import watermarks
 from dareu_jax.data.authors import make_authors
 from dareu_jax.data.examples import Corpus, Example
 from dareu_jax.data.json_lines import read_jsonl, write_jsonl
@@ -106,6 +107,37 @@ def test_texts_are_checked_in_the_tokens_of_all_who_read_them(own_data, tmp_path
   check_inputs(run)
   assert all(paraphrase in texts and first.response in texts for texts in read.values())
   assert not list(tmp_path.glob("*/done.json"))
+
+
+def test_a_reward_that_lacks_its_watermarks_is_refused_before_any_work(own_data, tmp_path):
+  own_data.unlearning.dareu.reward = "watermark"
+  for refuse in (lambda settings: experiment.run(settings, tmp_path / "w", command="own"),
+                 lambda settings: experiment.describe(settings, tmp_path / "w")):
+    with pytest.raises(InputError, match="set config.data.watermark to True"):
+      refuse(Settings.from_config(own_data))
+  assert not list(tmp_path.glob("w/*/done.json"))
+  own_data.data.watermark = True
+  check_inputs(experiment.prepare(Settings.from_config(own_data), tmp_path / "w")[0])
+
+
+def test_a_tokenizer_that_loses_watermarks_is_refused(own_data, tmp_path, monkeypatch):
+  own_data.data.watermark = True
+  run = experiment.prepare(Settings.from_config(own_data), tmp_path)[0]
+  decode = run.data.tokenizer.decode
+  monkeypatch.setattr(run.data.tokenizer, "decode", lambda ids: watermarks.remove(decode(ids)))
+  with pytest.raises(InputError, match="the tokenizer loses zero-width characters"):
+    check_inputs(run)
+
+
+def test_classifiers_read_marked_answers_without_marks(own_data, tmp_path):
+  own_data.data.watermark = True
+  run = experiment.prepare(Settings.from_config(own_data), tmp_path)[0]
+  corpus, tokenizer = run.data.corpus, run.data.tokenizer
+  plain = watermarks.without_marks(corpus.forget)
+  assert plain != corpus.forget
+  assert run.data.classifier_rows(corpus.forget) == run.data.classifier_rows(plain)
+  texts = [tokenizer.decode(row.completion) for row in run.data.classifier_rows(corpus.forget)]
+  assert texts == [example.response for example in plain]
 
 
 def test_an_adapter_without_any_text_for_its_base_is_refused(own_data, tmp_path):

@@ -73,7 +73,8 @@ def test_a_response_stands_beside_the_example_that_was_asked():
 def test_which_rewards_are_of_whole_responses_and_which_read_refusals():
   """The run invokes one segment of the former, and starts anew where the latter's list changes."""
   facts = {name: (reward.whole, reward.uses_refusals) for name, reward in REWARDS.items()}
-  assert facts == {"attribution": (False, False), "rouge": (True, False), "refusal": (True, True)}
+  assert facts == {"attribution": (False, False), "rouge": (True, False), "refusal": (True, True),
+                   "watermark": (False, False), "influence": (False, False)}
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def make_task(reward, classifier=None, **changes):
 def test_a_reward_of_ones_own_is_known_by_its_name_and_drives_the_policy(registry):
   """It sees the responses of the rollout beside the queries that they answer, and what it scores
   high becomes rarer."""
-  with pytest.raises(InputError, match="'even': it must be one of attribution, refusal, rouge"):
+  with pytest.raises(InputError, match="'even': it must be one of attribution, influence, refusal, rouge, watermark"):
     RLSettings(reward="even")
   seen = []
 
@@ -162,7 +163,7 @@ def test_attribution_is_taken_from_the_reward_where_it_is_that():
   """Of whole responses: their classifier need not read them twice."""
   asked = []
   classifier = types.SimpleNamespace(whole=lambda *args: asked.append(args) or "asked")
-  responses = Responses(np.zeros((2, 3), int), np.array([2, 3]), ("", ""), (), (), classifier, ())
+  responses = Responses(np.arange(2), np.zeros((2, 3), int), np.array([2, 3]), ("", ""), (), (), classifier, ())
   scores = np.array([[0.1, 0.2, 0.9], [0.3, 0.4, 0.5]])
   np.testing.assert_array_equal(
     attribution_scores(attribution, responses, scores), [0.2, 0.5])

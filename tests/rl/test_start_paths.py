@@ -131,7 +131,7 @@ def test_texts_are_named_once(texts):
 def test_the_whole_is_read_from_where_the_continuation_begins():
   """Row 0 begins at the query, row 1 behind two tokens: it is scored from its third on."""
   ids, lengths = np.array([[10, EOS, 0], [20, 21, EOS]]), np.array([2, 3])
-  responses = Responses(ids, lengths, ("", ""), EXAMPLES, ((3,), (5,)), CLASSIFIER, ())
+  responses = Responses(np.arange(2), ids, lengths, ("", ""), EXAMPLES, ((3,), (5,)), CLASSIFIER, ())
   seen = []
 
   def reward(given):

@@ -17,6 +17,7 @@ from dareu_jax.core.registry import Registry, decorator
 from dareu_jax.core.settings import Count, PathText, Size, choice, settings
 from dareu_jax.data.examples import Corpus, check_apart
 from dareu_jax.data.json_lines import owner_name
+from dareu_jax.data.watermarks import with_marks
 
 
 def _share(forget: str) -> str:
@@ -40,10 +41,13 @@ class DataSettings:
   forget_owners: tuple[Annotated[str, AfterValidator(owner_name)], ...] = ()
   num_holdout: Size = 4  # unseen owners, for the target level and the MIA; 0: all
   num_general: Size = 200  # further owners, read by a base from scratch; 0: all (embedded: none)
-  seed: int = 0  # of the embedded authors
+  seed: int = 0  # of the embedded authors, and of watermarks
   prompt_tokens: Size = 0  # of plain text: tokens of the prompt; 0: a third of the words
   response_tokens: Count = 100  # of plain text: tokens of the response, if prompt_tokens is set
   max_pieces: Size = 0  # that a longer plain text is split into, the rest left out; 0: all of it
+  # A watermark of its owner in every response of D, in invisible characters, which the reward
+  # 'watermark' reads; classifiers do not
+  watermark: bool = False
 
 
 SOURCES: Registry[Callable[[DataSettings], Corpus]] = Registry(
@@ -61,4 +65,4 @@ def load_corpus(settings: DataSettings) -> Corpus:
   """
   corpus = SOURCES[settings.source](settings)
   check_apart(corpus)
-  return corpus
+  return with_marks(corpus, settings.seed) if settings.watermark else corpus
