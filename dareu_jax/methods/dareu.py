@@ -7,6 +7,7 @@ from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, r
 from dareu_jax.rl import loop
 from dareu_jax.rl.recall import TrueAnswers, token_costs
 from dareu_jax.rl.reward_functions import REWARDS, Facts, ForgetSet, Reward
+from dareu_jax.rl.rewards import least_c_seg
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.rl.start_paths import start_paths
 from dareu_jax.rl.starts import longest_start
@@ -90,6 +91,7 @@ class DareU(RLSettings, Method):
     length = self.max_new_tokens or task.longest_response
     settings = dataclasses.replace(
       self, max_new_tokens=length, learning_rate=task.learning_rate or self.learning_rate,
+      c_seg=max(self.c_seg, least_c_seg(float(task.classifier.is_forget.mean()))),
       segment_length=length if getattr(task.reward or registered, "whole", False)
       else self.segment_length)
     forget = ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals)
@@ -98,10 +100,11 @@ class DareU(RLSettings, Method):
       retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
       evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor,
       paths=start_paths(settings, task.evaluator, task.original, forget, task.seed),
-      true_answers=self._true_answers(task, forget))
+      true_answers=_true_answers(task, settings, forget))
 
-  def _true_answers(self, task, forget):
-    if not self.recall_coef:
-      return None
-    batches = task.batches(task.forget, self.recall_batch_size, seed=task.seed + 3)
-    return TrueAnswers(batches, token_costs(forget, self))
+
+def _true_answers(task, settings, forget):
+  if not settings.recall_coef:
+    return None
+  batches = task.batches(task.forget, settings.recall_batch_size, seed=task.seed + 3)
+  return TrueAnswers(batches, token_costs(forget, settings))

@@ -1,6 +1,7 @@
 """Token rewards from attribution scores (DareU, arXiv 2605.30919), in four forms."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from dareu_jax.core.masked import Array, length_mask, masked_mean
 
 RewardForm = Literal["published", "telescoped", "absorbing", "neutral"]
+CHANCE = 0.36
 REWARD_FORMS: tuple[RewardForm, ...] = get_args(RewardForm)
 
 
@@ -34,6 +36,20 @@ class LogTransform:
     chex.assert_type(scores, float)
     kept = 1.0 - jnp.clip(scores.astype(jnp.float32), self.epsilon, 1.0 - self.epsilon)
     return jnp.clip(jnp.log(kept) / self.c_seg, -1.0, 0.0)
+
+
+def least_c_seg(chance: float) -> float:
+  """The C_seg at which the score of chance costs `CHANCE` of the 1 that any score can cost.
+
+      C = -ln(1 - |F| / O) / CHANCE
+
+  Where many owners are forgotten, a response that looks like nobody's scores high. With a smaller
+  C_seg it costs all there is to cost, and nothing tells it from the true answer.
+
+  Args:
+    chance: |F| / O in [0, 1).
+  """
+  return -math.log1p(-chance) / CHANCE
 
 
 def linear_transform(scores: Float[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -44,7 +44,9 @@ class RLSettings:
   transform: Literal["log", "linear"] = "log"  # of scores to rewards; 'linear' ignores C_seg
   # ε: scores are clipped to [ε, 1-ε] before the log.
   epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-  c_seg: Positive = 0.3  # C_seg: small is sharp and clips early, large is flat
+  # C_seg, at least: small is sharp and clips early, large is flat. Raised where so many owners are
+  # forgotten that the score of chance would clip
+  c_seg: Positive = 0.3
   # β: weight of the KL to the previous epoch's policy; no effect where an epoch is one rollout
   kl_coef: NonNegative = 0.1
   # η: weight of a token's centered log-ratio to the original; 0 in the paper.

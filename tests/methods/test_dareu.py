@@ -1,8 +1,10 @@
 """DareU as a method: what of a task the reinforcement learning run is given."""
 
 import dataclasses
+import math
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +61,16 @@ def test_settings_are_the_methods_own_but_for_what_the_data_says():
   assert isinstance(settings, RLSettings)
   assert settings == dataclasses.replace(method, max_new_tokens=24)
   assert DareU(max_new_tokens=9).rl_task(make_task()).settings.max_new_tokens == 9
+
+
+@pytest.mark.parametrize(("forgotten", "c_seg"), [(1, 0.3), (5, math.log(2) / 0.36)])
+def test_the_score_of_chance_never_clips(forgotten, c_seg):
+  """Of ten owners: with many to forget, an answer like nobody's must still cost less than the truth."""
+  classifier = types.SimpleNamespace(is_forget=np.arange(10) < forgotten, prefixes=CLASSIFIER.prefixes)
+  settings = DareU().rl_task(make_task(classifier=classifier)).settings
+  assert settings.c_seg == pytest.approx(c_seg)
+  chance, truth = settings.score_transform(jnp.array([forgotten / 10, 0.99]))
+  assert truth == -1 and chance > -0.37
 
 
 def test_a_learning_rate_of_the_run_wins():
