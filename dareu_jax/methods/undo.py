@@ -60,7 +60,7 @@ class Undo(LossMethod):
   retain_kl_coef: NonNegative = 1.0
   samples: Count = 8  # the teacher's answers to each forget query
   epochs: Count = 100  # over the forget data, with as many retained examples
-  learning_rate: Positive = 1e-3
+  learning_rate: Positive = 1e-3  # in place of the baseline's
 
   @property
   def reads(self) -> tuple[str, ...]:
