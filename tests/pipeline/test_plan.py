@@ -36,8 +36,9 @@ def shapes(tree):
 
 def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   """Another width or batch is another program, with other memory."""
-  _, task, job = planned
-  settings = task.settings
+  run, task, job = planned
+  # C_seg depends on the classifier's classes, which the plan does not know; no size depends on it.
+  settings = dataclasses.replace(task.settings, c_seg=run.settings.unlearning["dareu"].c_seg)
   state, original, value_head, rollout, minibatch, retain, recall, _ = job.programs["update"].args
   assert job.programs["update"].static == {"settings": settings.of_programs}
   real = learner.init_learner(task.original.params, task.value_head.params, settings)
