@@ -287,8 +287,9 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
     "date": datetime.date.today().isoformat(),
   }
   # All processes must call these.
-  shown, epochs = _answers(first, chosen), _epochs(first, chosen[method])
-  likelihoods = _likelihoods(first, chosen)
+  records = {shown: model_records(first, name)
+             for shown, name in shown_models(settings, chosen).items()}
+  epochs = _epochs(first, chosen[method])
   quality = _mean_quality(first)
   if not hosts.is_first():
     return folder / "report.html"
@@ -296,9 +297,9 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
     folder, title=f"Unlearning with {method_settings.title}",
     summary=summary, classifier=quality,
     history=history, **epochs,
-    answers=shown, facts=facts,
+    answers=_answers(records), facts=facts,
     methods=(method, *(name for name in chosen if name != method)),
-    notes=[*remarks(first), *verdicts], likelihoods=likelihoods)
+    notes=[*remarks(first), *verdicts], likelihoods=_likelihoods(records))
   return paths.html
 
 
@@ -314,16 +315,14 @@ def _bootstrap_examples(evaluated, models, chosen):
     "best": best, "paired": paired}
 
 
-def _likelihoods(run, chosen):
+def _likelihoods(records):
   """{model: mean log-probability per token of each true forget answer}."""
-  return {shown: [float(record.logprobs.mean()) for record in model_records(run, name)["forget"]]
-          for shown, name in shown_models(run.settings, chosen).items()}
+  return {name: [float(record.logprobs.mean()) for record in splits["forget"]]
+          for name, splits in records.items()}
 
 
-def _answers(run, chosen):
+def _answers(records):
   """A few prompts with every model's answer side by side."""
-  records = {shown: model_records(run, name)
-             for shown, name in shown_models(run.settings, chosen).items()}
   shown = []
   for split in SPLITS:
     # Evenly spaced: the first rows of a split all belong to one owner.

@@ -6,14 +6,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dareu_jax.core.errors import InputError, InvalidSetting
-from dareu_jax.core.settings import Count, build, settings, to_plain
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.settings import Count, settings
 from dareu_jax.methods.dareu import DareU
 from dareu_jax.models import factory
 from dareu_jax.models.config import ModelConfig, from_settings
 from dareu_jax.models.handle import Model
 from dareu_jax.pipeline.settings import Settings
 from dareu_jax.rl.programs import Sizes
+from studies.run_settings import build_around_run
 
 BATCHES = ("rollout_batch_size", "minibatch_size", "retain_batch_size", "recall_batch_size")
 
@@ -50,13 +51,7 @@ class ScalingSettings:
     Raises:
       InputError: for an unknown key, a wrong type or an impossible value.
     """
-    plain = to_plain(config)
-    try:
-      # The run's own class first, since it knows the settings of all methods.
-      run = to_plain(Settings.from_config(plain.get("run", {})))
-    except InputError as error:
-      raise InputError(str(error).replace("config.", "config.run.", 1)) from None
-    return build(cls, plain | {"run": run} if "run" in plain else plain)
+    return build_around_run(cls, config)
 
   @property
   def unlearning(self) -> DareU:

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from dareu_jax.core.errors import InputError, InvalidSetting
-from dareu_jax.core.settings import Count, Positive, build, settings, to_plain
+from dareu_jax.core.errors import InvalidSetting
+from dareu_jax.core.settings import Count, Positive, settings
 from dareu_jax.pipeline.graph import Candidate
 from dareu_jax.pipeline.settings import MethodName, Settings
+from studies.run_settings import build_around_run
 
 METHODS = ("dareu", "grad_diff", "npo", "wga")
 
@@ -57,13 +58,7 @@ class SequentialSettings:
     Raises:
       InputError: for an unknown key, a wrong type or an impossible value.
     """
-    plain = to_plain(config)
-    try:
-      # The run's own class first, since it knows the settings of all methods.
-      run = to_plain(Settings.from_config(plain.get("run", {})))
-    except InputError as error:
-      raise InputError(str(error).replace("config.", "config.run.", 1)) from None
-    return build(cls, plain | {"run": run} if "run" in plain else plain)
+    return build_around_run(cls, config)
 
   def candidate(self, method: str) -> Candidate:
     """A method at its learning rate."""
