@@ -48,7 +48,7 @@ STUDIES = dict(
   reward=tuple(f"unlearning.dareu.reward={name}" for name in ("attribution", "rouge", "refusal")),
   critic=tuple(f"unlearning.dareu.critic={name}" for name in ("shared", "separate", "regression")),
   # What is known behind beginnings of true answers; 0 and 0 are the published method.
-  recall_coef=tuple(f"unlearning.dareu.recall_coef={c}" for c in (0.0, 1.0, 2.5, 5.0)),
+  recall_coef=tuple(f"unlearning.dareu.recall_coef={c}" for c in (0.0, 0.5, 1.0, 2.0)),
   start_share=tuple(f"{STARTS}={share}" for share in (0.0, 0.2, 0.5, 0.8, 1.0)),
   start_cut=tuple(f"{STARTS}=0.5 unlearning.dareu.start_cut={cut}"
                   for cut in ("uniform", "early", "sure", "jump")),

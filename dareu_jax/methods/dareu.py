@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
-from dareu_jax.rl.recall import TrueAnswers, token_costs
 from dareu_jax.rl.reward_functions import REWARDS, Facts, ForgetSet, Reward
 from dareu_jax.rl.rewards import least_c_seg
 from dareu_jax.rl.settings import RLSettings
@@ -100,11 +99,5 @@ class DareU(RLSettings, Method):
       retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
       evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor,
       paths=start_paths(settings, task.evaluator, task.original, forget, task.seed),
-      true_answers=_true_answers(task, settings, forget))
-
-
-def _true_answers(task, settings, forget):
-  if not settings.recall_coef:
-    return None
-  batches = task.batches(task.forget, settings.recall_batch_size, seed=task.seed + 3)
-  return TrueAnswers(batches, token_costs(forget, settings))
+      true_answers=task.batches(task.forget, settings.recall_batch_size, seed=task.seed + 3)
+      if settings.recall_coef else None)

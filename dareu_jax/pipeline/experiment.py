@@ -134,7 +134,7 @@ def _run(runs, folder, log, command, overwrite, share):
              "forget_owners": runs[0].data.corpus.forget_owners,
              "examples": _bootstrap_examples(evaluated, models, chosen),
              "time": log.summary()}
-  if settings.learning_rates:
+  if settings.has_grid:
     summary["grid"] = {c.name: every[c.name] for c in candidates(settings)}
   write_json(folder / "summary.json", summary)
   page = report(runs, summary, verdicts, folder, command)
@@ -278,9 +278,8 @@ def report(runs: list[Run], summary: dict[str, Any], verdicts: list[str], folder
     **method_settings.report_facts(history),
     **({"classifier": "it has its own tokenizer: responses are tokenized again for it"}
        if first.data.classifier_tokenizer is not first.data.tokenizer else {}),
-    **({"learning rates": f"{', '.join(f'{rate:g}' for rate in settings.learning_rates)}; chosen "
-                          f"by ToW: {', '.join(chosen.values())}"}
-       if settings.learning_rates else {}),
+    **({"learning rates": f"chosen by ToW: {', '.join(chosen.values())}"}
+       if settings.has_grid else {}),
     "seeds": ", ".join(map(str, settings.seeds)),
     "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
     "versions": f"jax {jax.__version__}",

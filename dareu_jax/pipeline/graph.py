@@ -38,8 +38,8 @@ class Candidate:
 
 def candidates(settings: Settings) -> tuple[Candidate, ...]:
   """All that a run tries, method by method."""
-  rates = settings.learning_rates or (None,)
-  return tuple(Candidate(method, rate) for method in settings.all_methods for rate in rates)
+  return tuple(Candidate(method, rate)
+               for method in settings.all_methods for rate in settings.rates_of(method))
 
 
 def references(settings: Settings) -> tuple[str, ...]:

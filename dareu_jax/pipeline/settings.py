@@ -81,6 +81,16 @@ def rate_name(rate: float) -> str:
   return f"{rate:g}"
 
 
+def _check_rates(name, rates):
+  names = [rate_name(rate) for rate in rates]
+  alike = [each for each in names if names.count(each) > 1]
+  if len(set(rates)) != len(rates):
+    raise InvalidSetting(name, rates, "give each of them once.")
+  if alike:
+    raise InvalidSetting(name, rates, f"two of them would be stages of one name (@{alike[0]}): "
+                                      "drop one, or let them differ within 6 digits.")
+
+
 @settings
 class Settings:
   """One experiment: data, models, unlearning methods, evaluation."""
@@ -93,6 +103,9 @@ class Settings:
   methods: tuple[MethodName, ...] = ()  # several, into one table; wins over `method`
   # Each method runs at each rate, and its best is shown; (): the method's own rate
   learning_rates: tuple[Positive, ...] = ()
+  # The same for single methods: those that are named here run at their own rates
+  method_rates: dict[MethodName, tuple[Positive, ...]] = dataclasses.field(
+    default_factory=dict, hash=False)
   eval_every: Count = 5  # epochs of a loss-based method between two reports
   # Retrain once more in another order, to see how much two retrainings differ
   retrained_replica: bool = True
@@ -120,16 +133,12 @@ class Settings:
   unlearning: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
   def __post_init__(self):
-    for name in ("methods", "seeds", "learning_rates"):
+    for name in ("methods", "seeds"):
       values = getattr(self, name)
       if len(set(values)) != len(values):
         raise InvalidSetting(name, values, "give each of them once.")
-    names = [rate_name(rate) for rate in self.learning_rates]
-    alike = [name for name in names if names.count(name) > 1]
-    if alike:
-      raise InvalidSetting("learning_rates", self.learning_rates,
-                           f"two of them would be stages of one name (@{alike[0]}): drop one, or "
-                           "let them differ within 6 digits.")
+    for name, rates in self._grids().items():
+      _check_rates(name, rates)
     if not self.seeds:
       raise InvalidSetting("seeds", self.seeds, "give at least one.")
     for name in ("finetune", "baseline", "classifier.train"):
@@ -161,6 +170,19 @@ class Settings:
                              f"adapters: name one, and set config.{name}lora.rank.")
     blocks = {name: _method(name, self.unlearning.get(name, {})) for name in self.all_methods}
     object.__setattr__(self, "unlearning", blocks)
+
+  def _grids(self):
+    return {"learning_rates": self.learning_rates,
+            **{f"method_rates.{name}": rates for name, rates in self.method_rates.items()}}
+
+  def rates_of(self, method: str) -> tuple[float | None, ...]:
+    """The learning rates at which a method runs; None: its own."""
+    return self.method_rates.get(method, self.learning_rates) or (None,)
+
+  @property
+  def has_grid(self) -> bool:
+    """Whether rates are named, so that each method is shown at its best one."""
+    return any(self._grids().values())
 
   @property
   def all_methods(self) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ from dareu_jax.rl.advantages import (
   regression_values,
 )
 from dareu_jax.rl.losses import kl_to_teacher, policy_loss, recall_loss, value_loss
-from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.rewards import centered_log_ratio, token_rewards
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.training.optimizers import adamw_direction, apply_direction
@@ -73,6 +72,13 @@ class Rollout(NamedTuple):
   old_values: Float[Array, "B T"]
   advantages: Float[Array, "B T"]
   returns: Float[Array, "B T"]
+
+
+class Recall(NamedTuple):
+  """True answers that are to be forgotten token by token."""
+
+  answers: Batch
+  level: Float[Any, ""]  # p_0: the probability at which an answer counts as unknown
 
 
 def sampling(settings: RLSettings) -> Sample:
@@ -236,7 +242,7 @@ def gradient_norms(rollout: Rollout) -> Float[Array, " B"]:
 @functools.partial(jax.jit, static_argnames="settings", donate_argnums=0)
 def update(
     state: LearnerState, original: Model, value_head: Model, rollout: Rollout,
-    rows: Int[Array, " M"], retain: Batch, recall: RecallBatch | None,
+    rows: Int[Array, " M"], retain: Batch, recall: Recall | None,
     learning_rates: tuple[float, float], *,
     settings: RLSettings) -> tuple[LearnerState, dict[str, Scalar]]:
   """One minibatch update.
@@ -294,7 +300,7 @@ def update(
       retain_hidden(model), model.head, teacher_hidden, teacher_model.head, retain_mask)
     loss += settings.distill_coef * metrics["distill_loss"]
     if recall is not None:
-      metrics["recall_loss"], recall_metrics = _recall_loss(model, recall)
+      metrics["recall_loss"], recall_metrics = _recall_loss(model, recall, settings)
       metrics |= recall_metrics
       loss += settings.recall_coef * metrics["recall_loss"]
     return loss, {"loss": loss, **metrics}
@@ -311,11 +317,11 @@ def update(
     policy_opt=policy_opt, critic_opt=critic_opt)), metrics
 
 
-def _recall_loss(model, recall):
+def _recall_loss(model, recall, settings):
   """`losses.recall_loss` of the true answers under a model."""
   answers = recall.answers
   time = answers.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(answers.token_ids), answers.prompt_lengths, time)
   logprobs, _ = logprobs_and_entropy(hidden, model.head, answers.completion_ids)
-  return recall_loss(logprobs, recall.costs, length_mask(answers.completion_lengths, time),
-                     level=recall.level)
+  return recall_loss(logprobs, length_mask(answers.completion_lengths, time), level=recall.level,
+                     epsilon=settings.epsilon)

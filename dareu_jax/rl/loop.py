@@ -23,7 +23,6 @@ from dareu_jax.parallel.mesh import place
 from dareu_jax.rl import learner
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
-from dareu_jax.rl.recall import TrueAnswers
 from dareu_jax.rl.reward_functions import (
   ForgetSet,
   Reward,
@@ -62,7 +61,7 @@ class RLTask:
   seed: int
   monitor: Monitor | None = None  # evaluates each epoch; `run` requires it
   paths: Paths = ()  # behind whose beginnings rollouts begin, with a `start_share`
-  true_answers: TrueAnswers | None = None  # to forget token by token, with a `recall_coef`
+  true_answers: Batches | None = None  # to forget token by token, with a `recall_coef`
 
   @property
   def rollouts_per_epoch(self) -> int:
@@ -190,7 +189,8 @@ def learn(task: RLTask, state: learner.LearnerState, step: int, rate_scale: floa
     scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
     retain = task.retain[number]
-    recall = task.true_answers and task.true_answers.batch(number, recall_level)
+    recall = task.true_answers and learner.Recall(
+      task.true_answers[number], np.float32(recall_level))
     learned_from.append((rows, retain, recall and recall.answers))
     state, update_metrics = learner.update(
       state, task.original, task.value_head.with_params(None), rollout, rows,

@@ -44,33 +44,37 @@ def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"]
   return loss, metrics
 
 
-def recall_loss(logprobs: Float[Array, "B T"], costs: Float[Array, "B T"],
-                mask: Bool[Array, "B T"], *,
-                level: Scalar | float) -> tuple[Scalar, dict[str, Scalar]]:
-  """What is expected to be said of true answers, once what comes before is given.
+def recall_loss(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
+                level: Scalar | float, epsilon: float) -> tuple[Scalar, dict[str, Scalar]]:
+  """How probable the tokens of true answers are, once what comes before is given.
 
-      L = mean_t 1[ p(y) > p_0 ] w_t π(y_t | q, y_<t),    p(y) = exp( mean_t log π(y_t | q, y_<t) )
+      L = mean_t 1[ p(y) > p_0 ] ln(1 + π_t / ε),    π_t = π(y_t | q, y_<t),
+      p(y) = exp( mean_t ln π_t )
 
   Its gradient is the exact policy gradient of one step at every state of a true answer, with a
-  reward of -w_t for its own next token and of 0 for all others: nothing has to be sampled, and each
-  state is visited in each pass. An answer that is no more probable than a stranger's is left alone.
+  reward of -1 / (ε + π_t) for its own next token and of 0 for all others: nothing has to be
+  sampled, and each state is visited in each pass. An answer that is no more probable than a
+  stranger's is left alone.
 
   Args:
     logprobs: log-probs of the true answers' tokens under the policy.
-    costs: w_t >= 0.
     mask: which tokens count.
     level: p_0.
+    epsilon: ε > 0. Far less probable tokens are left where they are. With a constant reward, the
+      limit of a large ε, so would be tokens of a few percent, and the least probable tokens of an
+      answer would still tell that it was learned.
 
   Returns: (loss, metrics): metrics are `recalled_share`, of the answers above the level.
 
   Source: all-action policy gradients (Sutton et al. 2001; Ciosek & Whiteson 2018), here at states
     of a demonstration.
   """
-  chex.assert_equal_shape([logprobs, costs, mask])
+  chex.assert_equal_shape([logprobs, mask])
   logprobs, count = jnp.where(mask, logprobs, 0.0), jnp.sum(mask, axis=1)
   probability = jnp.exp(jnp.sum(logprobs, axis=1) / jnp.maximum(count, 1))
   recalled = (count > 0) & (probability > level)
-  loss = masked_mean(jnp.where(recalled[:, None], costs * jnp.exp(logprobs), 0.0), mask)
+  costs = jnp.log1p(jnp.exp(logprobs) / epsilon)
+  loss = masked_mean(jnp.where(recalled[:, None], costs, 0.0), mask)
   return loss, {"recalled_share": jnp.sum(recalled) / jnp.maximum(jnp.sum(count > 0), 1)}
 
 

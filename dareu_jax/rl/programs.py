@@ -23,7 +23,6 @@ from dareu_jax.models.handle import Model, split
 from dareu_jax.models.heads import ValueHead
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.rl import learner
-from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.settings import RLSettings
 
 NEVER = -1  # an end token that is never sampled, so that every row generates all its tokens
@@ -111,8 +110,7 @@ def job(original: Model, classifier: Model, settings: RLSettings, sizes: Sizes, 
   retain = examples(settings.retain_batch_size, sizes.retained, sizes.retained_response)
   recall, count, answer = None, settings.recall_batch_size, sizes.recalled_response
   if settings.recall_coef:
-    recall = RecallBatch(examples(count, sizes.recalled, answer),
-                         rows_of((count, answer), jnp.float32), whole((), jnp.float32))
+    recall = learner.Recall(examples(count, sizes.recalled, answer), whole((), jnp.float32))
   minibatch = whole((settings.minibatch_size,), jnp.int32)
   programs = {
     "rollout": Program(

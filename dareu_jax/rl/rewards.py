@@ -83,21 +83,6 @@ def segment_means(prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"],
   return total / jnp.maximum(jnp.cumsum(invoked, axis=1), 1)
 
 
-def score_rises(prefix_scores: Float[Array, "B T"], prior: float, *,
-                transform: Transform) -> Float[Array, "B T"]:
-  """What each token gives away: by how much it lowers the transformed score.
-
-      w_t = max( 0, T(b(y_<t)) - T(b(y_≤t)) ),    b of nothing: the prior
-
-  Args:
-    prefix_scores: b(y_≤t).
-    prior: the score of an empty text.
-    transform: T.
-  """
-  begun = jnp.pad(prefix_scores, ((0, 0), (1, 0)), constant_values=prior)
-  return jnp.maximum(0.0, -jnp.diff(transform(begun), axis=1))
-
-
 def token_rewards(
     prefix_scores: Float[Array, "B T"], lengths: Int[Array, " B"], kl: Float[Array, "B T"], *,
     segment_length: int, transform: Transform, kl_coef: float, form: RewardForm,

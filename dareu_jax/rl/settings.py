@@ -42,7 +42,7 @@ class RLSettings:
   reward_form: RewardForm = "neutral"  # how scores become token rewards: docs/method.md
   segment_length: Count = 2  # κ: tokens between two invocations of the attribution function
   transform: Literal["log", "linear"] = "log"  # of scores to rewards; 'linear' ignores C_seg
-  # ε: scores are clipped to [ε, 1-ε] before the log.
+  # ε: scores are clipped to [ε, 1-ε] before the log, and recall hardly sees tokens below it
   epsilon: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
   # C_seg, at least: small is sharp and clips early, large is flat. Raised where so many owners are
   # forgotten that the score of chance would clip
@@ -62,9 +62,9 @@ class RLSettings:
   # What the reward reads: the continuation alone, or start and continuation, from whose score the
   # start's own is taken off
   start_reads: Reads = "continuation"
-  # Weight of the probability of true answers' tokens, as far as they give an owner away, until an
-  # answer is no more probable than those of unseen owners are to the original. 0 in the paper.
-  recall_coef: NonNegative = 2.5
+  # Weight of the log-probability of true answers' tokens, until an answer is no more probable than
+  # those of unseen owners are to the original. 0 in the paper.
+  recall_coef: NonNegative = 1.0
   # Policy optimization
   discount: Fraction = 1.0  # γ
   gae_lambda: Fraction = 0.95  # λ

@@ -48,10 +48,9 @@ def test_the_run_is_given_the_tasks_models_and_data():
   assert (given.forget.classifier, given.forget.refusals) == (CLASSIFIER, ("no",))
   assert given.retain.rows == ROWS[:1]
   assert (given.retain.batch_size, given.retain.seed, given.retain.one_bucket) == (32, 7, True)
-  recalled = given.true_answers.batches
+  recalled = given.true_answers
   assert recalled.rows == ROWS and (recalled.batch_size, recalled.seed, recalled.one_bucket) == (
     20, 8, True)
-  assert [len(costs) for costs in given.true_answers.costs] == [2, 3]
   assert DareU(recall_coef=0.0).rl_task(task).true_answers is None
 
 

@@ -17,6 +17,7 @@ from dareu_jax.data.json_lines import read_jsonl, write_jsonl
 from dareu_jax.pipeline import evaluation, experiment
 from dareu_jax.pipeline.data import Data
 from dareu_jax.pipeline.experiment import over_seeds
+from dareu_jax.pipeline.graph import candidates
 from dareu_jax.pipeline.run import make_run
 from dareu_jax.pipeline.saved import load_saved
 from dareu_jax.pipeline.settings import Settings
@@ -228,6 +229,13 @@ def test_other_refusals_redo_what_learns_from_them_alone(tmp_path, reward, depen
     {"dareu", "evaluation/dareu"} if depends else set())
 
 
+def test_a_method_with_rates_of_its_own_runs_at_those_alone():
+  settings = Settings.from_config({"methods": ("npo", "wga", "dpo"), "learning_rates": (1e-3, 1e-2),
+                                   "method_rates": {"wga": (3e-4,), "dpo": ()}})
+  names = [each.name for each in candidates(settings)]
+  assert names == ["npo@0.001", "npo@0.01", "wga@0.0003", "dpo"]
+
+
 def several_config(*methods):
   """Methods at two learning rates, on adapters, with all that a classifier may do at once."""
   config = smallest_config()
@@ -381,7 +389,9 @@ def test_without_dareu_the_best_method_leads_the_report(several):
   ({"method": "nop"}, "config.method is 'nop'"), ({"methods": ("npo", "x")}, r"config.methods\[1\] is 'x'"),
   ({"methods": ("npo", "npo")}, "config.methods is .* give each of them once"), ({"learning_rates": (0.0,)}, "learning_rates"),
   ({"learning_rates": (1e-3, 1e-3)}, "config.learning_rates is .* give each of them once"), ({"eval_every": 0}, "eval_every is 0"),
-  ({"learning_rates": (1e-3, 0.0010000001)}, r"config.learning_rates is .* stages of one name \(@0.001\)")])
+  ({"learning_rates": (1e-3, 0.0010000001)}, r"config.learning_rates is .* stages of one name \(@0.001\)"),
+  ({"method_rates": {"nop": (1e-3,)}}, "config.method_rates"),
+  ({"method_rates": {"npo": (1e-3, 1e-3)}}, "config.method_rates.npo is .* give each of them once")])
 def test_methods_that_are_none_are_refused(changes, said):
   config = smallest_config()
   config.update(changes)

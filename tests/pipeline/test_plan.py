@@ -44,7 +44,7 @@ def test_the_programs_of_the_plan_have_the_sizes_of_the_run(planned):
   real = learner.init_learner(task.original.params, task.value_head.params, settings)
   assert shapes(state) == shapes(real) and shapes(original) == shapes(task.original)
   assert shapes(retain) == shapes(task.retain[0])
-  assert shapes(recall) == shapes(task.true_answers.batch(0, 0.5))
+  assert shapes(recall) == shapes(learner.Recall(task.true_answers[0], np.float32(0.5)))
   assert minibatch.shape == (settings.minibatch_size,)
   prompts = prompt_batch(task.forget.rows, settings.rollout_batch_size,
                          multiple=task.retain.multiple, pad_id=0, width=task.prompt_width)

@@ -18,7 +18,6 @@ from dareu_jax.models.config import LoraSettings, ModelConfig
 from dareu_jax.models.decoder import Decoder
 from dareu_jax.models.heads import ValueHead
 from dareu_jax.rl import learner, loop
-from dareu_jax.rl.recall import RecallBatch
 from dareu_jax.rl.reward_functions import ForgetSet
 from dareu_jax.rl.rewards import token_rewards
 from dareu_jax.rl.settings import RLSettings
@@ -189,20 +188,19 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(world):
   assert float(metrics["loss"]) == pytest.approx(want, rel=1e-5)
 
 
-def test_recalled_answers_lose_probability_where_they_cost_something(world):
+def test_recalled_answers_lose_probability(world):
   """With the recall alone at work; its term is added with its weight."""
   settings = dataclasses.replace(PLAIN, recall_coef=4.0, distill_coef=0.0)
   rows = (Row((3, 4), (5, 6, 7, EOS), 0), Row((7,), (8, 9, EOS), 1))
   answers = Batches(rows, 2, 8, 0, 0)[0]
-  costs = np.zeros(answers.completion_ids.shape, np.float32)
-  costs[:, 1] = 1.0
-  recall = RecallBatch(answers, costs, np.float32(0.0))
+  recall = learner.Recall(answers, np.float32(0.0))
   state = init(world, settings)
   rollout = rollout_of(world, state, settings=settings)[1]
   still = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
   before = answer_logprobs(world, state.policy, answers)
+  mask = np.arange(before.shape[1]) < answers.completion_lengths[:, None]
   _, metrics = step(world, init(world, settings), still, settings, recall)
-  want = np.exp(before[:, 1]).sum() / (4 + 3)
+  want = np.log1p(np.exp(before) / settings.epsilon)[mask].mean()
   assert float(metrics["recall_loss"]) == pytest.approx(want, rel=1e-4)
   parts = sum(weight * float(metrics[name]) for name, weight in (
     ("policy_loss", 1.0), ("value_loss", settings.value_coef), ("recall_loss", 4.0)))
@@ -210,7 +208,7 @@ def test_recalled_answers_lose_probability_where_they_cost_something(world):
   for _ in range(5):
     state, _ = step(world, state, still, settings, recall)
   after = answer_logprobs(world, state.policy, answers)
-  assert (after[:, 1] < before[:, 1] - 0.1).all()
+  assert (after.sum(axis=1, where=mask) < before.sum(axis=1, where=mask) - 0.1).all()
   unknown = recall._replace(level=np.float32(1.0))  # all are at the level of strangers
   _, metrics = step(world, init(world, settings), still, settings, unknown)
   assert float(metrics["recall_loss"]) == float(metrics["recalled_share"]) == 0.0

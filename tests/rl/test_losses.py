@@ -51,25 +51,28 @@ def test_the_first_inner_step_is_the_plain_policy_gradient():
   np.testing.assert_allclose(gradient, np.where(MASK, -advantages, 0) / MASK.sum(), rtol=1e-5)
 
 
-def recalled(logits, ids, costs, level=0.0):
+EPSILON = 0.2  # of recall
+
+
+def recalled(logits, ids, level=0.0):
   """(loss, metrics) of true answers with these logits [B, T, V]."""
   logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)[..., 0]
-  return recall_loss(logprobs, costs, MASK, level=level)
+  return recall_loss(logprobs, MASK, level=level, epsilon=EPSILON)
 
 
 def test_recall_is_the_expectation_of_the_policy_gradient_over_all_actions():
-  """Every action summed up, π(a) ∇ log π(a) r(a) with r = -w for the true token alone."""
+  """Every action summed up, π(a) ∇ log π(a) r(a) with r = -1 / (ε + π) for the true token alone."""
   rng = np.random.default_rng(3)
-  ids, costs = rng.integers(0, 7, SHAPE), rng.random(SHAPE).astype(np.float32)
+  ids = rng.integers(0, 7, SHAPE)
   logits = rng.normal(size=(*SHAPE, 7)).astype(np.float32)
-  gradient = jax.grad(lambda x: recalled(x, ids, costs)[0])(logits)
+  gradient = jax.grad(lambda x: recalled(x, ids)[0])(logits)
   probs, want = special.softmax(logits, axis=-1), np.zeros(logits.shape)
   for b, t in np.argwhere(MASK):
     for action in range(7):
-      reward = -costs[b, t] * (action == ids[b, t])
+      reward = -float(action == ids[b, t]) / (EPSILON + probs[b, t, action])
       score = (np.arange(7) == action) - probs[b, t]  # ∇ log π(a) at the logits
       want[b, t] -= probs[b, t, action] * score * reward / MASK.sum()
-  np.testing.assert_allclose(gradient, want, atol=1e-7)
+  np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-6)
 
 
 def test_an_answer_at_the_level_of_strangers_is_left_alone():
@@ -77,26 +80,25 @@ def test_an_answer_at_the_level_of_strangers_is_left_alone():
   logprobs = jnp.broadcast_to(jnp.array([-1.0, -2.0, -3.0])[:, None], SHAPE)
 
   def loss(x, level):
-    return recall_loss(x, jnp.ones(SHAPE), MASK, level=level)[0]
+    return recall_loss(x, MASK, level=level, epsilon=EPSILON)[0]
 
   assert np.any(jax.grad(loss)(logprobs, 0.0)[2])
   gradient = jax.grad(loss)(logprobs, np.exp(-2.5))
   assert np.all(gradient[:2][MASK[:2]] > 0) and not np.any(gradient[2])
-  _, metrics = recall_loss(logprobs, jnp.ones(SHAPE), MASK, level=np.exp(-2.5))
+  _, metrics = recall_loss(logprobs, MASK, level=np.exp(-2.5), epsilon=EPSILON)
   assert float(metrics["recalled_share"]) == pytest.approx(2 / 3)
 
 
 def test_neither_padding_nor_rows_of_padding_change_what_is_recalled():
-  logprobs, costs = -np.abs(arrays(5, 1)[0]), np.abs(arrays(6, 1)[0])
-  dirty = np.where(MASK, logprobs, -np.inf), np.where(MASK, costs, np.inf)
+  logprobs = -np.abs(arrays(5, 1)[0])
 
-  def loss(x, costs):
-    return recall_loss(x, costs, MASK, level=0.1)[0]
+  def loss(x):
+    return recall_loss(x, MASK, level=0.1, epsilon=EPSILON)[0]
 
-  for clean, other in zip(jax.value_and_grad(loss)(logprobs, costs),
-                          jax.value_and_grad(loss)(*dirty), strict=True):
+  for clean, other in zip(jax.value_and_grad(loss)(logprobs),
+                          jax.value_and_grad(loss)(np.where(MASK, logprobs, -np.inf)), strict=True):
     np.testing.assert_array_equal(clean, other)
-  empty = recall_loss(logprobs, costs, np.zeros(SHAPE, bool), level=0.1)
+  empty = recall_loss(logprobs, np.zeros(SHAPE, bool), level=0.1, epsilon=EPSILON)
   assert float(empty[0]) == 0 and float(empty[1]["recalled_share"]) == 0
 
 

@@ -183,14 +183,3 @@ def test_the_neutral_form_charges_a_batch_nothing_for_its_length():
   assert abs(neutral.sum()) < 1e-3 and telescoped.sum() < -1
   want = telescoped + 0.5 * np.where(mask, kl[mask].mean(), 0.0)
   np.testing.assert_allclose(neutral, want, atol=1e-5)
-
-
-def test_what_a_token_gives_away_is_how_far_it_lowers_the_transformed_score():
-  scores = arrays(4)[0]
-  found = rewards.score_rises(jnp.asarray(scores), 0.2, transform=LogTransform(0.01, 0.5))
-  for row, values in zip(scores, found, strict=True):
-    before = 0.2
-    for score, value in zip(row, values, strict=True):
-      want = max(0.0, transform(before, 0.01, 0.5) - transform(score, 0.01, 0.5))
-      assert float(value) == pytest.approx(want, abs=1e-6)
-      before = score
