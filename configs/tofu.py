@@ -1,6 +1,7 @@
 """TOFU: forget authors of fictitious biographies.
 
     python -m dareu_jax.main --config=configs/tofu.py --workdir=runs/tofu          # laptop, minutes
+    python -m dareu_jax.main --config=configs/tofu.py:lora --workdir=runs/lora     # with adapters
     python -m dareu_jax.main --config=configs/tofu.py:smollm2_135m --workdir=...   # an 8 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:llama3_2_1b --workdir=...    # a 24 GB GPU
     python -m dareu_jax.main --config=configs/tofu.py:qwen3_0_6b --workdir=...     # a 16 GB GPU
@@ -11,11 +12,11 @@
         --config.data.dir=FOLDER                                                   # laptop, an hour
 
 Without a preset: embedded authors and a small model from scratch, no network, no accelerator: the
-library's defaults. `tofu40` is the real TOFU with a small model from scratch, 40 authors of which 4
-are forgotten. `llama3_2_1b` unlearns a published model that knows TOFU, beside one that never saw
-forget10, and trains neither. The others fine-tune a checkpoint of the hub on the real TOFU by the
-published protocol; so far only `smollm2_135m` was run, on eight authors: docs/presets.md.
-docs/configuration.md has every setting.
+library's defaults. `lora` is the same with adapters. `tofu40` is the real TOFU with a small model
+from scratch, 40 authors of which 4 are forgotten. `llama3_2_1b` unlearns a published model that
+knows TOFU, beside one that never saw forget10, and trains neither. The others fine-tune a
+checkpoint of the hub on the real TOFU by the published protocol; so far only `smollm2_135m` was
+run, on eight authors: docs/presets.md. docs/configuration.md has every setting.
 
 Out come the table on the terminal, and report.html, report.md and summary.json in the workdir.
 """
@@ -44,6 +45,10 @@ PUBLISHED = dict(
   retrained=dict(path="open-unlearning/tofu_Llama-3.2-1B-Instruct_retain90"),
   tokenizer=dict(system="You are a helpful assistant.", date="10 Apr 2025"))
 
+# Adapters alone need larger steps than all the weights do.
+LORA = dict(lora=dict(rank=8), finetune=dict(learning_rate=5e-3),
+            unlearning=dict(dareu=dict(learning_rate=1e-3)))
+
 TOFU40 = dict(
   data=dict(source="tofu", num_owners=40, num_general=0),  # the base reads the other 160 authors
   tokenizer=dict(vocab_size=4000),  # English has more words than the embedded authors use
@@ -57,19 +62,22 @@ TOFU40 = dict(
     final_rate=0.1, retain_batch_size=64, epochs=12, selection="unseen_level",
     recall_coef=0.0)))  # not measured here yet
 
+SCRATCH = {"lora": LORA, "tofu40": TOFU40}  # models from scratch
+
 
 def get_config(preset=None):
   """The config of a preset; None is the tiny one."""
   if preset is None:
     return default_config()
-  if preset == "tofu40":
-    return default_config(**TOFU40)
+  if preset in SCRATCH:
+    return default_config(**SCRATCH[preset])
   if preset == "llama3_2_1b":
     return _on_tofu(merged(CHECKPOINT, PUBLISHED))
   if preset in CHECKPOINTS:
     return _on_tofu(merged(checkpoint(*CHECKPOINTS[preset]), CHANGES.get(preset, {})))
-  raise ValueError(f"configs/tofu.py has no preset {preset!r}: take one of tofu40, llama3_2_1b, "
-                   f"{', '.join(CHECKPOINTS)}, or none for the tiny one.")
+  names = ", ".join((*SCRATCH, "llama3_2_1b", *CHECKPOINTS))
+  raise ValueError(
+    f"configs/tofu.py has no preset {preset!r}: take one of {names}, or none for the tiny one.")
 
 
 def _on_tofu(changes):

@@ -15,11 +15,6 @@ from studies.run_settings import build_around_run
 METHODS = ("dareu", "grad_diff", "npo", "wga")
 
 
-def _rates() -> dict[str, float]:
-  # The best by ToW of 1e-4, 3e-4 and 1e-3 in the first round, seed 42.
-  return {"grad_diff": 3e-4, "npo": 1e-3, "wga": 3e-4}
-
-
 def _run() -> Settings:
   return Settings(seeds=(42, 43, 44), methods=METHODS)
 
@@ -33,7 +28,7 @@ class SequentialSettings:
   rounds: Count = 5
   owners_per_round: Count = 3  # the last owners of the data are forgotten first
   # Learning rates of methods, in every round; a method that is not named has its own
-  learning_rates: dict[MethodName, Positive] = dataclasses.field(default_factory=_rates, hash=False)
+  learning_rates: dict[MethodName, Positive] = dataclasses.field(default_factory=dict, hash=False)
   # 'kept': trained once, on everybody. 'refreshed': trained anew in every round, on the data that
   # may still be held; the guards then have no other judge, and the evaluation keeps its own
   classifier: Literal["kept", "refreshed"] = "kept"
