@@ -35,6 +35,8 @@ def get_config(study: str | None = None) -> ConfigDict:
   config = ConfigDict(to_plain(SequentialSettings()))
   full = study == "full"
   config.run = config_from(pathlib.Path(__file__).with_name("tofu.py"), None if full else "lora")
+  # Beside as many retained rows as in a single request: what no retain set holds drifts by rounds.
+  config.run.unlearning.dareu.update(rehearsed_share=0.5, retain_batch_size=64)
   config.run.update(seeds=(42, 43, 44), methods=METHODS, retrained_replica=False)
   config.learning_rates = ConfigDict(RATES["full" if full else "adapters"])
   if study == "streaming":

@@ -18,6 +18,7 @@ from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.models.handle import Model
 from dareu_jax.rl.guards import EpochReport
 from dareu_jax.rl.monitor import Monitor
+from dareu_jax.rl.rehearsal import Encode
 from dareu_jax.rl.reward_functions import Facts
 from dareu_jax.training.optimizers import TrainSettings
 from dareu_jax.training.supervised import StageIO
@@ -51,6 +52,7 @@ class Task:
   longest_response: int  # tokens of the longest response of the data
   length_multiple: int  # batches are padded to a multiple of it
   seed: int
+  encode: Encode  # of further examples
   load_params: Callable[[str], Any]  # of another model of the run, which the method `reads`
   reward: Callable | None = None  # in place of the one that the settings name
   marks: tuple[str, ...] = ()  # the watermark of each owner, if the responses have them

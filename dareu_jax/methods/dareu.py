@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
+from dareu_jax.rl.rehearsal import own_answers
 from dareu_jax.rl.reward_functions import REWARDS, Facts, ForgetSet, Reward
 from dareu_jax.rl.rewards import least_c_seg
 from dareu_jax.rl.settings import RLSettings
@@ -94,9 +95,13 @@ class DareU(RLSettings, Method):
       segment_length=length if getattr(task.reward or registered, "whole", False)
       else self.segment_length)
     forget = ForgetSet(task.forget, task.examples, task.queries, task.classifier, task.refusals)
+    retain = task.retain
+    if settings.rehearsed_share:
+      retain += own_answers(task.original.params, task.evaluator, task.classifier, task.encode,
+                            retain, settings.rehearsed_share, task.seed)
     return loop.RLTask(
       original=task.original, value_head=task.value_head(), reward=reward, forget=forget,
-      retain=task.batches(task.retain, self.retain_batch_size, seed=task.seed + 2),
+      retain=task.batches(retain, self.retain_batch_size, seed=task.seed + 2),
       evaluator=task.evaluator, settings=settings, seed=task.seed, monitor=task.monitor,
       paths=start_paths(settings, task.evaluator, task.original, forget, task.seed),
       true_answers=task.batches(task.forget, settings.recall_batch_size, seed=task.seed + 3)

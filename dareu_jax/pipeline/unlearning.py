@@ -67,6 +67,7 @@ def make_task(run: Run, candidate: Candidate, reward: Reward | None = None) -> T
     training=settings.baseline, eval_every=settings.eval_every,
     learning_rate=candidate.learning_rate, longest_response=data.longest_response,
     length_multiple=settings.length_multiple, seed=run.seed, reward=reward,
+    encode=lambda examples: (data.rows(examples), data.queries(examples)),
     load_params=models.load_params, marks=corpus.marks)
 
 

@@ -72,6 +72,9 @@ class RLSettings:
   value_clip_eps: Positive = 0.2  # of the change of a value
   value_coef: NonNegative = 1.0  # c_v
   distill_coef: NonNegative = 10.0  # λ_distill: weight of the KL to the original on retained data
+  # Share of the original's own answers to questions of random words among all that is distilled:
+  # they hold what no retained example holds. 0 in the paper
+  rehearsed_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
   whiten_advantages: bool = True  # mean 0 and variance 1 over a rollout, held responses included
   learning_rate: Positive = 6e-4  # for the policy
   value_learning_rate: Positive = 3e-3  # for the value head
@@ -137,8 +140,8 @@ class RLSettings:
     """The settings with defaults in place of those that no compiled program depends on: runs that
     differ in these alone share their programs."""
     names = ("learning_rate", "value_learning_rate", "warmup_steps", "final_rate", "epochs",
-             "selection", "hold_at_level", "settle_epochs", "start_share", "start_texts",
-             "start_cut", "start_reads")
+             "selection", "hold_at_level", "settle_epochs", "rehearsed_share", "start_share",
+             "start_texts", "start_cut", "start_reads")
     return dataclasses.replace(self, **{name: getattr(RLSettings, name) for name in names})
 
   @property

@@ -10,6 +10,7 @@ import pytest
 
 from dareu_jax.data.batches import Row
 from dareu_jax.data.examples import Example
+from dareu_jax.methods import dareu
 from dareu_jax.methods.base import Footprint, Shapes, Task
 from dareu_jax.methods.dareu import DareU
 from dareu_jax.rl.reward_functions import REWARDS, Facts, register_reward
@@ -52,6 +53,13 @@ def test_the_run_is_given_the_tasks_models_and_data():
   assert recalled.rows == ROWS and (recalled.batch_size, recalled.seed, recalled.one_bucket) == (
     20, 8, True)
   assert DareU(recall_coef=0.0).rl_task(task).true_answers is None
+
+
+def test_own_answers_of_the_original_are_distilled_with_the_retained_rows(monkeypatch):
+  task = make_task(original=types.SimpleNamespace(params="params"), encode="encode")
+  given = ("params", task.evaluator, CLASSIFIER, "encode", ROWS[:1], 0.25, 5)
+  monkeypatch.setattr(dareu, "own_answers", lambda *args: ROWS[1:] if args == given else None)
+  assert DareU(rehearsed_share=0.25).rl_task(task).retain.rows == ROWS
 
 
 def test_settings_are_the_methods_own_but_for_what_the_data_says():

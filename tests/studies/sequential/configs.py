@@ -12,6 +12,7 @@ def smallest_study():
   config.run = smallest_config()
   config.run.update(methods=("dareu", "grad_diff"), seeds=(42,), eval_every=1)
   config.run.unlearning.dareu.selection = "last"  # else a model kept may be the one before
+  config.run.unlearning.dareu.rehearsed_share = 0.5
   config.run.baseline.update(epochs=2, batch_size=10)
   config.update(rounds=2, owners_per_round=1)
   return config
