@@ -19,13 +19,13 @@ def chain_of(folder, **changes):
   return experiment.prepare(settings, folder)[0]
 
 
-@pytest.mark.parametrize("preset", [None, "full", "streaming"])
+@pytest.mark.parametrize("preset", [None, "lora", "streaming"])
 def test_the_config_is_one_of_the_study(preset):
   """Five rounds of three owners, and 25 of one, of 30."""
   settings = SequentialSettings.from_config(config_from(ROOT / "configs/sequential.py", preset))
   owners = tuple(map(str, range(settings.run.data.num_owners)))
   rounds = rounds_of(settings, owners)
-  assert len(rounds[-1].forgotten) == {None: 15, "full": 15, "streaming": 25}[preset]
+  assert len(rounds[-1].forgotten) == {None: 15, "lora": 15, "streaming": 25}[preset]
   assert rounds[0].now == owners[-settings.owners_per_round:]
   assert rounds[-1].has_reference
 
