@@ -2,16 +2,16 @@
 
     python -m dareu_jax.main --config=configs/methods.py --workdir=runs/methods           # 2 hours
     python -m dareu_jax.main --config=configs/methods.py:grid --workdir=runs/grid         # 2 hours
-    python -m dareu_jax.main --config=configs/methods.py:full --workdir=runs/full         # 2 hours
+    python -m dareu_jax.main --config=configs/methods.py:full --workdir=runs/full         # 6 hours
     python -m dareu_jax.main --config=configs/methods.py:quick --workdir=runs/quick       # minutes
     python -m dareu_jax.main --config=configs/methods.py:tofu40 --workdir=runs/tofu_methods \
         --config.data.dir=FOLDER
 
 The first is the embedded authors, adapters (LoRA) and three seeds, each method at the learning
-rate that was its best by ToW on the first of them; `grid` is that search. `full` and `full_grid`
-are the same with all parameters. `quick` is four methods at one rate and one seed; `tofu40` the
-real TOFU, 40 authors, one seed, and all parameters: adapters of rank 8 on a model this small do not
-learn it. Then, for the robustness card:
+rate that was its best by ToW on the first of them; `grid` is that search. `full` is a grid with all
+parameters, which need smaller rates, and three seeds. `quick` is four methods at one rate and one
+seed; `tofu40` the real TOFU, 40 authors, one seed, and all parameters: adapters of rank 8 on a
+model this small do not learn it. Then, for the robustness card:
 
     python -m dareu_jax.robustness --workdir=runs/methods --models=dareu,npo,simnpo,grad_diff
 """
@@ -26,29 +26,29 @@ from dareu_jax.pipeline.settings import config_from
 PUBLISHED = ("dareu", "gradient_ascent", "grad_diff", "npo", "simnpo", "idk", "rmu", "scrub",
              "wga", "finetune")
 QUICK = ("dareu", "grad_diff", "npo", "idk")
-GRIDS = {"full_grid": (1e-4, 3e-4, 6e-4), "quick": (1e-3,)}
+GRIDS = {"full": (1e-4, 3e-4, 6e-4), "quick": (1e-3,)}
 # The best by ToW of a grid, seed 42; DareU has its own.
 RATES = {
-  None: {3e-4: ("ceu", "gradient_ascent", "kl_minimization", "npo", "pdu", "task_vector"),
-         1e-3: ("altpo", "dpo", "grad_diff", "idk", "maximum_entropy", "rmu", "undial", "wga"),
-         3e-3: ("finetune", "satimp", "scrub", "simnpo")},
-}
+  3e-4: ("ceu", "gradient_ascent", "kl_minimization", "npo", "pdu", "task_vector"),
+  1e-3: ("altpo", "dpo", "grad_diff", "idk", "maximum_entropy", "rmu", "undial", "wga"),
+  3e-3: ("finetune", "satimp", "scrub", "simnpo")}
 
 
 def get_config(study=None):
-  """The comparison; 'grid', 'full', 'full_grid', 'quick' and 'tofu40' are others."""
-  if study not in (None, "grid", "full", "full_grid", "quick", "tofu40"):
-    raise ValueError(f"configs/methods.py has no {study!r}: take 'grid', 'full', 'full_grid', "
-                     "'quick', 'tofu40', or nothing.")
-  preset = {"tofu40": "tofu40", "full": None, "full_grid": None}.get(study, "lora")
+  """The comparison; 'grid', 'full', 'quick' and 'tofu40' are others."""
+  if study not in (None, "grid", "full", "quick", "tofu40"):
+    raise ValueError(f"configs/methods.py has no {study!r}: take 'grid', 'full', 'quick', "
+                     "'tofu40', or nothing.")
+  preset = {"tofu40": "tofu40", "full": None}.get(study, "lora")
   config = config_from(pathlib.Path(__file__).with_name("tofu.py"), preset)
   # UNDO is distilled from one of the others: it has no place in a grid of rates.
   others = tuple(name for name in METHODS if name not in ("dareu", "undo"))
   config.methods = {"quick": QUICK, "tofu40": PUBLISHED}.get(study, ("dareu", *others))
-  if study in RATES:
+  if study in (None, "full"):
     config.seeds = (42, 43, 44)
+  if study is None:
     config.method_rates = ConfigDict(
-      {name: (rate,) for rate, names in RATES[study].items() for name in names})
+      {name: (rate,) for rate, names in RATES.items() for name in names})
   else:
     config.learning_rates = GRIDS.get(study, (3e-4, 1e-3, 3e-3))
   return config
