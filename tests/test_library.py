@@ -281,7 +281,7 @@ def test_the_settings_on_offer_are_those_that_a_call_reads(model, monkeypatch):
                     method="gradient_ascent", settings=SMALL)
   blocks = {field.name for field in dataclasses.fields(Settings)} & reads[0].names
   # By arguments, or fixed
-  given = {"data", "tokenizer", "model", "retrained", "mesh"}
+  given = {"learning_rates", "method_rates", "data", "tokenizer", "model", "retrained", "mesh"}
   assert blocks == set(api.SETTINGS) | given
 
 

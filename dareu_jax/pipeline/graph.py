@@ -38,8 +38,9 @@ class Candidate:
 
 def candidates(settings: Settings) -> tuple[Candidate, ...]:
   """All that a run tries, method by method."""
-  return tuple(Candidate(method, rate)
-               for method in settings.all_methods for rate in settings.rates_of(method))
+  own, rates = settings.method_rates, settings.learning_rates
+  return tuple(Candidate(method, rate) for method in settings.all_methods
+               for rate in own.get(method, rates) or (None,))
 
 
 def references(settings: Settings) -> tuple[str, ...]:

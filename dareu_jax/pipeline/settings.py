@@ -175,10 +175,6 @@ class Settings:
     return {"learning_rates": self.learning_rates,
             **{f"method_rates.{name}": rates for name, rates in self.method_rates.items()}}
 
-  def rates_of(self, method: str) -> tuple[float | None, ...]:
-    """The learning rates at which a method runs; None: its own."""
-    return self.method_rates.get(method, self.learning_rates) or (None,)
-
   @property
   def has_grid(self) -> bool:
     """Whether rates are named, so that each method is shown at its best one."""

@@ -72,7 +72,7 @@ def test_recall_is_the_expectation_of_the_policy_gradient_over_all_actions():
       reward = -float(action == ids[b, t]) / (EPSILON + probs[b, t, action])
       score = (np.arange(7) == action) - probs[b, t]  # ∇ log π(a) at the logits
       want[b, t] -= probs[b, t, action] * score * reward / MASK.sum()
-  np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-7)
 
 
 def test_an_answer_at_the_level_of_strangers_is_left_alone():
