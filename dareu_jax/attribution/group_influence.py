@@ -18,7 +18,7 @@ from scipy import optimize, special
 
 from dareu_jax.attribution.influence import (
   mean_eigenvalue,
-  solve_together,
+  solve,
   stack_chunks,
   token_influence,
   total_gradient,
@@ -151,7 +151,7 @@ def fit_group_influence(model: Model, forget: Sequence[Row], retain: Sequence[Ro
   some = [row for own in of_owner for row in evenly_spaced(tuple(own), CURVATURE_ROWS)]
   chunks = stack_chunks(read(some, length))
   damping = DAMPING * mean_eigenvalue(model, chunks, probes=1, key=jax.random.key(0))
-  directions, _ = solve_together(
+  directions, _ = solve(
     model, chunks, means, damping, tolerance=TOLERANCE, iterations=ITERATIONS)
   sizes = np.array([len(group) for group in groups])
   known = [*evenly_spaced(tuple(forget), FITTED_ROWS), *evenly_spaced(tuple(retain), FITTED_ROWS)]

@@ -9,14 +9,12 @@ are in memory at once. It is meant for adapters of small models, P up to about a
 B rows, T time, V vocabulary, P trained parameters, C chunks, G right-hand sides.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, Key
 
 from dareu_jax.core.logprobs import completion_hidden
@@ -134,51 +132,36 @@ def mean_eigenvalue(model: Model, chunks: Batch, *, probes: int, key: Key[Array,
   return float(jnp.mean(jnp.sum(signs * products, axis=1)) / size)
 
 
-@functools.partial(jax.jit, static_argnames="iterations")
-def solve(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number,
-          tolerance: Number, *, iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
+def solve(model: Model, chunks: Batch, right: Float[Host, "G P"], damping: Number, *,
+          tolerance: float,
+          iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
   """(G + λ I)⁻¹ b for several b, by conjugate gradients.
+
+  All b take their steps together: a product linearizes the model once for all of them.
 
   Args:
     model, chunks: as in `gauss_newton_products`.
     right: the vectors b.
     damping: λ > 0.
-    tolerance: residual over |b| at which the iteration stops.
+    tolerance: residual over |b| at which the iteration stops, once all are there.
     iterations: maximum number of iterations.
 
   Returns: (solutions, residuals over |b|).
   """
 
-  def matrix(vector):
-    product = gauss_newton_products(model, chunks, vector[None])[0]
-    return product + damping * vector
+  def matrix(vectors):
+    return gauss_newton_products(model, chunks, vectors) + damping * vectors
 
-  def solution(b):
-    x, _ = cg(matrix, b, tol=tolerance, maxiter=iterations)
-    return x, jnp.linalg.norm(matrix(x) - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
-
-  return jax.lax.map(solution, right)  # not vmap: see gauss_newton_products
-
-
-def solve_together(model: Model, chunks: Batch, right: Float[Array, "G P"], damping: Number, *,
-                   tolerance: float,
-                   iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
-  """As `solve`, all b in step: a product linearizes the model once for all of them.
-
-  Args:
-    model, chunks, right, damping, iterations: as for `solve`.
-    tolerance: residual over |b| at which the iteration stops, once all are there.
-
-  Returns: (solutions, residuals over |b|).
-  """
-  norms = jnp.linalg.norm(right, axis=1)
+  right = jnp.asarray(right)
+  norms = jnp.maximum(jnp.linalg.norm(right, axis=1), 1e-30)
   solution, residual, direction = jnp.zeros_like(right), right, right
   for _ in range(iterations):
-    product = gauss_newton_products(model, chunks, direction) + damping * direction
-    solution, residual, direction = _conjugate_step(solution, residual, direction, product)
+    solution, residual, direction = _conjugate_step(
+      solution, residual, direction, matrix(direction))
     if jnp.all(jnp.linalg.norm(residual, axis=1) <= tolerance * norms):
       break
-  return solution, jnp.linalg.norm(residual, axis=1) / jnp.maximum(norms, 1e-30)
+  # The recursion's own residual does not see the rounding of the solution.
+  return solution, jnp.linalg.norm(matrix(solution) - right, axis=1) / norms
 
 
 @jax.jit

@@ -164,7 +164,7 @@ def finish(ax: Any) -> None:
   for side, spine in ax.spines.items():
     spine.set_visible(side in ("left", "bottom"))
     spine.set_color(GRAY)
-  if not ax.lines and not ax.collections:
+  if not ax.has_data():
     ax.text(0.5, 0.5, "nothing recorded", transform=ax.transAxes, ha="center", color=GRAY)
     ax.set_yticks([])
 

@@ -14,6 +14,8 @@ from dareu_jax.report.plots import (
   OCHRE,
   PURPLE,
   VERMILLION,
+  finish,
+  label_axes,
   make_figure,
 )
 
@@ -197,13 +199,9 @@ def all_plots(results: dict[str, Any]) -> dict[str, Figure]:
 
 
 def _finish(ax, title, xlabel):
-  ax.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
+  label_axes(ax, title, ax.get_ylabel())
   ax.set_xlabel(xlabel, color=INK)
-  ax.set_axisbelow(True)
-  ax.tick_params(colors=GRAY, labelsize=9, length=3)
-  for side, spine in ax.spines.items():
-    spine.set_visible(side in ("left", "bottom"))
-    spine.set_color(GRAY)
+  finish(ax)
 
 
 def _is_number(value):

@@ -138,8 +138,8 @@ def at_model(study: Study, adapters: Any,
     owner_gradients = np.stack([
       example_gradients[study.owner_of == owner].sum(axis=0) for owner in range(owners)])
     solutions, residuals = influence.solve(
-      model, chunks, owner_gradients, settings.damping * eigenvalue, settings.tolerance,
-      iterations=settings.iterations)
+      model, chunks, owner_gradients, settings.damping * eigenvalue,
+      tolerance=settings.tolerance, iterations=settings.iterations)
     largest = float(np.max(residuals))  # waits for the solution
     bar.update()
   return (influence.gradient_cosine(query_gradients, example_gradients, study.owner_of, owners),

@@ -14,6 +14,8 @@ from dareu_jax.report.plots import (
   INK,
   METHOD_COLORS,
   METHOD_MARKERS,
+  finish,
+  label_axes,
   make_figure,
 )
 
@@ -127,14 +129,9 @@ def _integers(axis):
 
 
 def _finish(ax, title, ylabel):
-  ax.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
+  label_axes(ax, title, ylabel)
   ax.set_xlabel("round", color=INK)
-  ax.set_ylabel(ylabel, color=INK)
-  ax.set_axisbelow(True)
   if not ax.images:
     ax.grid(color=FAINT, linewidth=0.6)
   _integers(ax.xaxis)
-  ax.tick_params(colors=GRAY, labelsize=9, length=3)
-  for side, spine in ax.spines.items():
-    spine.set_visible(side in ("left", "bottom"))
-    spine.set_color(GRAY)
+  finish(ax)
