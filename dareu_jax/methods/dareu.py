@@ -54,9 +54,10 @@ class DareU(RLSettings, Method):
 
   @property
   def footprint(self) -> Footprint:
-    return Footprint(update=self.minibatch_size + self.retain_batch_size + self._recall_rows,
-                rollout=self.rollout_batch_size,
-                second_trunk=self.learns_values and self.critic == "separate")
+    return Footprint(
+      update=self.minibatch_size + self.retain_batch_size + self._recall_rows,
+      rollout=self.rollout_batch_size,
+      second_trunk=self.learns_values and self.critic == "separate")
 
   @property
   def _recall_rows(self):
