@@ -30,8 +30,9 @@ GRIDS = {"full": (1e-4, 3e-4, 6e-4), "quick": (1e-3,)}
 # The best by mean ToW of the grid over three seeds; DareU has its own.
 RATES = {
   3e-4: ("ceu", "gradient_ascent", "pdu", "task_vector"),
-  1e-3: ("altpo", "dpo", "grad_diff", "idk", "kl_minimization", "npo", "rmu", "undial", "wga"),
-  3e-3: ("finetune", "maximum_entropy", "satimp", "scrub", "simnpo")}
+  1e-3: ("altpo", "dpo", "grad_diff", "idk", "kl_minimization", "maximum_entropy", "npo", "rmu",
+         "undial", "wga"),
+  3e-3: ("finetune", "satimp", "scrub", "simnpo")}
 
 
 def get_config(study=None):
