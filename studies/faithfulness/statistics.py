@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
+from dareu_jax.evaluation.metrics.auc import auc
+
 Interval = tuple[float, float]
 Scores = Float[np.ndarray, "Q O"]
 Values = Float[np.ndarray, " Q"]
@@ -159,12 +161,8 @@ def detection_auc(scores: Scores, deltas: Float[np.ndarray, "Q O"], threshold: f
 
   NaN if one of the two kinds is missing.
   """
-  labels = np.asarray(deltas).ravel() > threshold
-  positive, negative = int(labels.sum()), int((~labels).sum())
-  if not positive or not negative:
-    return float("nan")
-  ranks = stats.rankdata(np.asarray(scores).ravel())  # Mann-Whitney: ties count half
-  return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+  scores, labels = np.asarray(scores), np.asarray(deltas) > threshold
+  return auc(scores[labels], scores[~labels])
 
 
 def spearman_brown(correlation: float, factor: float = 2.0) -> float:

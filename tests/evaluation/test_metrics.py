@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from dareu_jax.evaluation import metrics
+from dareu_jax.evaluation.metrics.auc import auc
 
 
 @pytest.mark.parametrize(("truth", "answer", "recall"), [
@@ -64,6 +66,15 @@ def test_min_k_of_golden_numbers():
   assert metrics.min_k_score(first, k=0.4) == pytest.approx(2.87238141390947, rel=1e-9)
   assert metrics.min_k_score(second, k=0.4) == pytest.approx(4.5423101793876635, rel=1e-9)
   assert metrics.min_k_score(first, k=1.0) == pytest.approx(-np.mean(first))
+
+
+def test_auc_is_that_of_scikit_learn_with_ties():
+  rng = np.random.default_rng(0)
+  positive, negative = rng.integers(0, 4, 30), rng.integers(1, 6, 50)
+  labels = np.r_[np.ones(30), np.zeros(50)]
+  wanted = roc_auc_score(labels, np.r_[positive, negative])
+  assert auc(positive, negative) == pytest.approx(wanted)
+  assert np.isnan(auc([], negative))
 
 
 def test_mia_auc_says_which_side_is_likelier():

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score
 
+from dareu_jax.evaluation.metrics.auc import auc
 from dareu_jax.evaluation.metrics.base import HIGHER, MAIN, PRIVACY, Evaluation, metric
 from dareu_jax.evaluation.metrics.likelihood import (
   nlls,
@@ -105,8 +105,7 @@ def discrimination_auc(with_knowledge: ArrayLike, without: ArrayLike) -> float:
 
   Source: the faithfulness of a metric in OU's meta-evaluation.
   """
-  labels = np.r_[np.ones(np.size(with_knowledge)), np.zeros(np.size(without))]
-  return float(roc_auc_score(labels, np.r_[with_knowledge, without]))
+  return auc(with_knowledge, without)
 
 
 def relearning_robustness(before: float, after: float, retrained_before: float,

@@ -4,15 +4,14 @@ Each attack scores one text: high means less likely a member. Signs and edge cas
 """
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score
 
+from dareu_jax.evaluation.metrics.auc import auc
 from dareu_jax.evaluation.metrics.base import (
   MAIN,
   PRIVACY,
@@ -78,9 +77,7 @@ def mia_auc(forget_scores: ArrayLike, holdout_scores: ArrayLike) -> float:
   1: forget texts are far likelier than unseen ones; .5: no difference; 0: far less likely; nan if
   a score is not finite, as a model's that diverged.
   """
-  labels = np.r_[np.zeros(np.size(forget_scores)), np.ones(np.size(holdout_scores))]
-  scores = np.r_[forget_scores, holdout_scores]
-  return float(roc_auc_score(labels, scores)) if np.isfinite(scores).all() else math.nan
+  return auc(holdout_scores, forget_scores)
 
 
 def privleak(auc: float, reference_auc: float = 0.5) -> float:
@@ -120,11 +117,11 @@ def attack(key: str, *, needs: tuple[str, ...] = (), **options: Any) -> Callable
 
   def declare(scores: S) -> S:
 
-    def auc(evaluation):
+    def separation(evaluation):
       both = [scores(evaluation, split) for split in ("forget", "holdout")]
       return mia_auc(*both) if all(map(len, both)) else None
 
-    register(Attack(key=key, function=auc, scores=scores, needs=("holdout", *needs),
+    register(Attack(key=key, function=separation, scores=scores, needs=("holdout", *needs),
                     **{"group": PRIVACY, **options}), scores)
     return scores
 
