@@ -232,7 +232,7 @@ def main():
                       help="the tests are known to pass without a mutant")
   options = parser.parse_args()
   # What takes long to import, and is the same for all; not the library, which is mutated.
-  for heavy in ("jax", "flax.nnx", "optax", "orbax.checkpoint", "scipy.stats",
+  for heavy in ("jax", "flax.nnx", "optax", "orbax.checkpoint", "scipy.stats", "sklearn.metrics",
                 "transformers", "hypothesis", "pytest", "rouge_score.rouge_scorer", "rlax"):
     importlib.import_module(heavy)
   work = []

@@ -91,11 +91,11 @@ def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) ->
               label=f"{source}: mean {mean:.3f}")
   left.set_xlim(-0.02, 1.02)
   left.set_ylim(0, 1.02)
-  left.set_ylabel("share of responses at or below", color=INK)
   left.grid(color=FAINT, linewidth=0.6)
   left.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK,
               loc="center", title="who answered", title_fontsize=8.5)
-  _finish(left, "Score of the owner asked about", "classifier score")
+  _finish(left, "Score of the owner asked about", "classifier score",
+          "share of responses at or below")
 
   right.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
   for name, (color, marker) in {"true": (VERMILLION, "D"), "paraphrased": (PURPLE, "s"),
@@ -111,11 +111,10 @@ def floor_and_calibration(floor: dict[str, Any], calibration: dict[str, Any]) ->
   right.set_xlim(-0.02, 1.05)
   right.set_ylim(-0.05, 1.32)
   right.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-  right.set_ylabel("accuracy", color=INK)
   right.grid(color=FAINT, linewidth=0.6)
   right.legend(fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK,
                loc="upper left", markerscale=0.7)
-  _finish(right, "Calibration (size: examples in the bin)", "confidence")
+  _finish(right, "Calibration (size: examples in the bin)", "confidence", "accuracy")
   return figure
 
 
@@ -181,10 +180,10 @@ def masking(curves: dict[str, list[dict[str, Any]]]) -> Figure:
                   xytext=(4, 6), textcoords="offset points", color=GRAY)
   ax.set_xlim(1.03, -0.03)
   ax.set_ylim(-0.02, 1.05)
-  ax.set_ylabel("score of the forget owners", color=INK)
   ax.grid(color=FAINT, linewidth=0.6)
   ax.legend(fontsize=9, frameon=False, labelcolor=INK)
-  _finish(ax, "Masked forget responses", "ROUGE-L recall to the unmasked response")
+  _finish(ax, "Masked forget responses", "ROUGE-L recall to the unmasked response",
+          "score of the forget owners")
   return figure
 
 
@@ -198,8 +197,8 @@ def all_plots(results: dict[str, Any]) -> dict[str, Figure]:
   }
 
 
-def _finish(ax, title, xlabel):
-  label_axes(ax, title, ax.get_ylabel())
+def _finish(ax, title, xlabel, ylabel=""):
+  label_axes(ax, title, ylabel)
   ax.set_xlabel(xlabel, color=INK)
   finish(ax)
 

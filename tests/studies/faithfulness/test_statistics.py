@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as hs
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from studies.faithfulness import statistics
 
@@ -108,6 +109,12 @@ def test_detection_auc_needs_both_kinds():
   scores, deltas = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[0.0, 1.0], [1.0, 0.0]])
   assert statistics.detection_auc(scores, deltas, 0.5) == 1
   assert np.isnan(statistics.detection_auc(scores, deltas, 2.0))
+
+
+def test_detection_auc_is_that_of_scikit_learn_with_ties():
+  deltas, scores = RNG.normal(size=(5, 6)), RNG.integers(0, 4, (5, 6)).astype(float)
+  want = roc_auc_score((deltas > 0.3).ravel(), scores.ravel())
+  assert statistics.detection_auc(scores, deltas, 0.3) == pytest.approx(want)
 
 
 def reliability(runs):
