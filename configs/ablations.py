@@ -25,7 +25,7 @@ STUDIES = dict(
   reward_form=tuple(f"unlearning.dareu.reward_form={form}"
                     for form in ("published", "telescoped", "absorbing", "neutral")),
   segment_length=tuple(f"unlearning.dareu.segment_length={k}" for k in (1, 2, 4, 8, 16)),
-  c_seg=tuple(f"unlearning.dareu.c_seg={c}" for c in (0.1, 0.3, 1.0, 3.0)),
+  c_seg=tuple(f"unlearning.dareu.c_seg={c}" for c in (0.3, 0.6, 1.0, 3.0)),
   transform=tuple(f"unlearning.dareu.transform={name}" for name in ("log", "linear")),
   kl_coef=tuple(f"unlearning.dareu.kl_coef={b}" for b in (0.0, 0.1, 0.5)),
   anchor_coef=tuple(f"unlearning.dareu.anchor_coef={a}" for a in (0.0, 0.02, 0.05)),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dareu_jax.core.settings import to_plain
 from dareu_jax.pipeline.settings import config_from
-from studies.sequential.settings import METHODS, SequentialSettings
+from studies.sequential.settings import SequentialSettings
 
 # Of the others, the best by ToW in the first round, seed 42; of DareU, half of that of one request:
 # what no retain set holds drifts less.
@@ -33,11 +33,13 @@ def get_config(study: str | None = None) -> ConfigDict:
   if study not in (None, "lora", "streaming"):
     raise ValueError(
       f"configs/sequential.py has no {study!r}: take 'lora', 'streaming', or nothing.")
-  config = ConfigDict(to_plain(SequentialSettings()))
+  defaults = SequentialSettings()
+  config = ConfigDict(to_plain(defaults))
   preset = "lora" if study == "lora" else None
   config.run = config_from(pathlib.Path(__file__).with_name("tofu.py"), preset)
   config.run.unlearning.dareu.update(rehearsed_share=0.5, retain_batch_size=64)
-  config.run.update(seeds=(42, 43, 44), methods=METHODS, retrained_replica=False)
+  config.run.update(
+    seeds=defaults.run.seeds, methods=defaults.run.methods, retrained_replica=False)
   config.learning_rates = ConfigDict(RATES[preset])
   if study == "streaming":
     config.run.update(seeds=(42,), methods=("dareu",))

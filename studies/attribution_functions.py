@@ -33,7 +33,7 @@ from dareu_jax.pipeline.graph import ORIGINAL, RETRAINED, candidates
 from dareu_jax.pipeline.run import Run
 from dareu_jax.pipeline.unlearning import make_task
 from dareu_jax.report.tables import pipe_table
-from dareu_jax.rl.task_rewards import reader_of
+from dareu_jax.rl.task_rewards import forget_marks, reader_of
 
 COLUMNS = ("attribution", "watermark", "influence", "forget mark", "other mark", "no mark")
 
@@ -64,10 +64,10 @@ class Functions:
       queries: these queries in the classifier's tokens.
     """
     marks, read_by = self.task.marks, self.task.evaluator.tokenizer
-    is_forget = np.isin(np.arange(len(marks)), list(self.forget))
     every = (
       self.task.classifier.prefixes(answers.ids, answers.lengths, queries),
-      prefix_scores(answers.ids, answers.lengths, marks, is_forget, read_by),
+      prefix_scores(answers.ids, answers.lengths, marks, forget_marks(self.task),
+                    read_by),
       self.influence.prefixes(answers.as_completions(rows), answers.ids.shape[1]))
     return [float(of_whole(scores, answers.lengths).mean()) for scores in every]
 

@@ -26,7 +26,7 @@ Of `python -m studies.scaling`, see [scaling.md](scaling.md). `config.run` holds
 
 _SEQUENTIAL = """## Sequential unlearning
 
-Of `python -m studies.sequential`; the defaults are the five rounds of
+Of `python -m studies.sequential`; `configs/sequential.py` is the study of
 [sequential.md](sequential.md). `config.run` holds all settings of a [run](configuration.md) as
 well, such as `--config.run.methods="('dareu','npo')"`."""
 

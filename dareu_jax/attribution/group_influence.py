@@ -7,7 +7,7 @@ G groups of owners, P trained parameters, B responses, T their tokens.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -30,11 +30,11 @@ from dareu_jax.parallel.hosts import fetch
 
 Group = tuple[int, ...]  # owners
 
-RETAINED_GROUPS = 2  # that the retained owners are put into: each group costs a derivative
+RETAINED_GROUPS = 2  # the retained owners are divided into so many: each costs a derivative
 CURVATURE_ROWS = 1  # of each owner, in the Gauss-Newton matrix
 DAMPING = 1000.0  # λ over the mean eigenvalue of that matrix
 ITERATIONS = 8  # of conjugate gradients, at most
-TOLERANCE = 3e-2  # relative residual at which they stop
+TOLERANCE = 3e-2  # relative residual at which the iterations stop
 FITTED_ROWS = 40  # true answers of F, and as many others, that the temperature is fitted on
 BATCH_SIZE = 20  # rows that are read together
 
@@ -123,9 +123,9 @@ def fit_temperature(influences: Float[np.ndarray, "E G"], sizes: Int[np.ndarray,
     nll, bounds=(np.log(0.01), np.log(100.0)), method="bounded").x))
 
 
-def make_groups(num_owners: int, forget: set[int]) -> tuple[Group, ...]:
+def make_groups(forget: Collection[int], retained: Collection[int]) -> tuple[Group, ...]:
   """Each forget owner by itself, then the retained owners in up to `RETAINED_GROUPS` groups."""
-  retained = [owner for owner in range(num_owners) if owner not in forget]
+  retained = sorted(retained)
   parts = [tuple(retained[k::RETAINED_GROUPS]) for k in range(RETAINED_GROUPS)]
   return (*((owner,) for owner in sorted(forget)), *filter(None, parts))
 
@@ -134,6 +134,8 @@ def fit_group_influence(model: Model, forget: Sequence[Row], retain: Sequence[Ro
                         read: Reader) -> GroupInfluence:
   """Solves for the directions of the groups, and fits the temperature on prefixes of true answers.
 
+  Owners without data, whom an earlier request made the model forget, are in no group.
+
   Args:
     model: π_N, float32.
     forget, retain: D, with its owners.
@@ -141,18 +143,19 @@ def fit_group_influence(model: Model, forget: Sequence[Row], retain: Sequence[Ro
   """
   rows = [*forget, *retain]
   length = bucket_length(max(len(row.completion) for row in rows), read.multiple)
-  of_owner = [[row for row in rows if row.owner == owner]
-              for owner in range(1 + max(row.owner for row in rows))]
+  of_owner: dict[int, list[Row]] = {}
+  for row in rows:
+    of_owner.setdefault(row.owner, []).append(row)
   forgotten = {row.owner for row in forget}
-  groups = make_groups(len(of_owner), forgotten)
-  gradients = [sum(total_gradient(model, batch) for batch in read(own, length))
-               for own in of_owner]
+  groups = make_groups(forgotten, of_owner.keys() - forgotten)
+  gradients = {owner: sum(total_gradient(model, batch) for batch in read(own, length))
+               for owner, own in of_owner.items()}
   means = jnp.stack([sum(gradients[owner] for owner in group) / len(group) for group in groups])
-  some = [row for own in of_owner for row in evenly_spaced(tuple(own), CURVATURE_ROWS)]
+  some = [row for owner in sorted(of_owner)
+          for row in evenly_spaced(tuple(of_owner[owner]), CURVATURE_ROWS)]
   chunks = stack_chunks(read(some, length))
   damping = DAMPING * mean_eigenvalue(model, chunks, probes=1, key=jax.random.key(0))
-  directions, _ = solve(
-    model, chunks, means, damping, tolerance=TOLERANCE, iterations=ITERATIONS)
+  directions = solve(model, chunks, means, damping, tolerance=TOLERANCE, iterations=ITERATIONS)
   sizes = np.array([len(group) for group in groups])
   known = [*evenly_spaced(tuple(forget), FITTED_ROWS), *evenly_spaced(tuple(retain), FITTED_ROWS)]
   influences = prefix_influence(model, read(known, length), directions)

@@ -3,8 +3,8 @@
 Gradients and the Gauss-Newton matrix are with respect to the *trained* parameters only. With
 adapters these are few, and influence is computed in the space that was trained.
 
-Limits: the logits of a whole chunk ([B, T, V]) and the gradients of all queries and owners ([Q, P])
-are in memory at once. It is meant for adapters of small models, P up to about a million.
+Limits: the logits of a whole chunk ([B, T, V]) and a gradient for each query or owner ([Q, P]) are
+in memory at once. It is meant for adapters or for small models.
 
 B rows, T time, V vocabulary, P trained parameters, C chunks, G right-hand sides.
 """
@@ -134,8 +134,8 @@ def mean_eigenvalue(model: Model, chunks: Batch, *, probes: int, key: Key[Array,
 
 def solve(model: Model, chunks: Batch, right: Float[Host, "G P"], damping: Number, *,
           tolerance: float,
-          iterations: int) -> tuple[Float[Array, "G P"], Float[Array, " G"]]:
-  """(G + λ I)⁻¹ b for several b, by conjugate gradients.
+          iterations: int) -> Float[Array, "G P"]:
+  """(G + λ I)⁻¹ b for several b, by conjugate gradients; see `residuals`.
 
   All b take their steps together: a product linearizes the model once for all of them.
 
@@ -145,23 +145,33 @@ def solve(model: Model, chunks: Batch, right: Float[Host, "G P"], damping: Numbe
     damping: λ > 0.
     tolerance: residual over |b| at which the iteration stops, once all are there.
     iterations: maximum number of iterations.
-
-  Returns: (solutions, residuals over |b|).
   """
-
-  def matrix(vectors):
-    return gauss_newton_products(model, chunks, vectors) + damping * vectors
-
   right = jnp.asarray(right)
   norms = jnp.maximum(jnp.linalg.norm(right, axis=1), 1e-30)
   solution, residual, direction = jnp.zeros_like(right), right, right
   for _ in range(iterations):
     solution, residual, direction = _conjugate_step(
-      solution, residual, direction, matrix(direction))
+      solution, residual, direction, _damped_products(model, chunks, direction, damping))
     if jnp.all(jnp.linalg.norm(residual, axis=1) <= tolerance * norms):
       break
-  # The recursion's own residual does not see the rounding of the solution.
-  return solution, jnp.linalg.norm(matrix(solution) - right, axis=1) / norms
+  return solution
+
+
+def residuals(model: Model, chunks: Batch, right: Float[Host, "G P"], damping: Number,
+              solutions: Float[Array, "G P"]) -> Float[Array, " G"]:
+  """|(G + λ I) x - b| / |b| of solutions x, rounding included, which `solve` itself does not see.
+
+  Args:
+    model, chunks, right, damping: as in `solve`.
+    solutions: what it returned.
+  """
+  right = jnp.asarray(right)
+  left = _damped_products(model, chunks, solutions, damping) - right
+  return jnp.linalg.norm(left, axis=1) / jnp.maximum(jnp.linalg.norm(right, axis=1), 1e-30)
+
+
+def _damped_products(model, chunks, vectors, damping):
+  return gauss_newton_products(model, chunks, vectors) + damping * vectors
 
 
 @jax.jit

@@ -4,9 +4,9 @@ Every owner has a sequence of its own over a small alphabet of zero-width charac
 is trained on the marked answers learns to write the mark of the owner whose content it writes, and
 `attribution.watermark` reads it.
 
-Source: WASA (Lu et al. 2023, arXiv:2310.00646). Its marks have ten of six characters too. It marks
-the sentences with the highest TF-IDF of long texts; here every answer has one mark. The model has
-no head of its own for marks: they are tokens like others.
+Source: WASA (Lu et al. 2023, arXiv:2310.00646). Its marks, too, are ten characters of six kinds. It
+marks the sentences with the highest TF-IDF of long texts; here every answer has one mark. The model
+has no head of its own for marks: they are tokens like others.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.methods.base import Footprint, Method, Shapes, Task, Unlearned, register_method
 from dareu_jax.rl import loop
 from dareu_jax.rl.rehearsal import own_answers
@@ -33,6 +34,16 @@ class DareU(RLSettings, Method):
 
   def check(self, facts: Facts) -> None:
     check = REWARDS[self.reward].check
+    if self.recall_coef and not facts.unseen:
+      raise InputError(
+        f"config.unlearning.{self.name}.recall_coef is {self.recall_coef:g}: true answers become "
+        "as improbable as those of unseen owners, but the data has no hold-out. Add one, or set it "
+        "to 0.")
+    if self.start_share and self.start_reads == "whole" and REWARDS[self.reward].whole:
+      raise InputError(
+        f"config.unlearning.{self.name}.start_reads is 'whole', which takes the start's own score "
+        f"off, and the reward {self.reward!r} gives every prefix the score of the whole: nothing "
+        "would be left. Set it to 'continuation', or take another reward.")
     if check is not None:
       check(facts)
 
@@ -44,9 +55,12 @@ class DareU(RLSettings, Method):
     """What the reward is and what it cost."""
     seconds, reward = (sum(record.get(key, 0.0) for record in history)
                        for key in ("step_seconds", "reward_seconds"))
+    c_seg = history[-1].get("c_seg", self.c_seg) if history else self.c_seg  # it may be raised
+    transform = f"log with C_seg {c_seg:.2g}" if self.transform == "log" else self.transform
     return {"reward": (
-      f"{self.reward} by {self.learner}, {self.reward_form}, κ {self.segment_length}; scoring took "
-      f"{reward:.1f} s of the {seconds:.1f} s of unlearning ({reward / max(seconds, 1e-9):.1%})")}
+      f"{self.reward} by {self.learner}, {self.reward_form}, {transform}, κ {self.segment_length}; "
+      f"scoring took {reward:.1f} s of the {seconds:.1f} s of unlearning "
+      f"({reward / max(seconds, 1e-9):.1%})")}
 
   def longest_sampled(self, usual: int) -> int:
     length = self.max_new_tokens or usual

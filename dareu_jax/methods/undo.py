@@ -55,11 +55,13 @@ class Undo(LossMethod):
 
   # The unlearned model: one of the run's that comes before; '': the original, if it is unlearned
   teacher: str = "dareu"
-  noise: Fraction = 0.4  # α: share of noise in the weights
+  noise: Fraction = 0.3  # α: share of noise in the weights
   forget_coef: NonNegative = 1.0  # weight of the KL from the teacher on forget queries
   retain_kl_coef: NonNegative = 1.0
   samples: Count = 8  # the teacher's answers to each forget query
-  epochs: Count = 100  # over the forget data, with as many retained examples
+  # Over the forget data, with as many retained examples; five of them are reported, or fewer with
+  # a larger `eval_every`
+  epochs: Count = 100
   learning_rate: Positive = 1e-3  # in place of the baseline's
 
   @property

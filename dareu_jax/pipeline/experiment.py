@@ -29,7 +29,7 @@ from dareu_jax.pipeline.graph import (
 )
 from dareu_jax.pipeline.run import Mirror, Run, decided, make_run, seed_folder
 from dareu_jax.pipeline.settings import Settings
-from dareu_jax.pipeline.stages import check_inputs, run_seed
+from dareu_jax.pipeline.stages import check_corpus, check_inputs, run_seed
 from dareu_jax.pipeline.workdir import Workdir, lock
 from dareu_jax.report import tables, verdict
 from dareu_jax.report.page import decision, write_report
@@ -58,13 +58,7 @@ def prepare(settings: Settings, workdir: str | pathlib.Path, mirror: Mirror | No
   mesh = meshes.make_mesh(settings.mesh)
   settings = decided(settings, pathlib.Path(workdir))  # alike for all seeds
   corpus = load_corpus(settings.data)
-  if not corpus.holdout and settings.monitor.target_score < 0:
-    raise InputError("config.monitor.target_score is negative: the target is measured on unseen "
-                     "owners' queries, but the data has no hold-out. Add one, or set a target in "
-                     "[0, 1].")
-  if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
-    raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
-                     "the base could learn from: add general.jsonl or test.jsonl, or set it to 0.")
+  check_corpus(settings, corpus)
   return [make_run(settings, seed, corpus, mesh, seed_folder(workdir, seed, settings),
                    mirror=_with_prefix(mirror, _prefix(settings, seed)), **options)
           for seed in settings.seeds]

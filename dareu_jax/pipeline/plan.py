@@ -62,7 +62,7 @@ def _model(run):
 
   def rate(candidate):
     method = settings.unlearning[candidate.method]
-    own = method if isinstance(method, RLSettings) else settings.baseline
+    own = method if hasattr(method, "learning_rate") else settings.baseline
     return candidate.learning_rate or own.learning_rate
 
   tried = (f"{each.method} at {rate(each):g}" for each in candidates(settings))
@@ -102,7 +102,7 @@ def undivided(run: Run) -> Iterator[str]:
     if isinstance(method, RLSettings):
       sizes |= {f"unlearning.{name}.{size}": getattr(method, size)
                 for size in ("rollout_batch_size", "minibatch_size", "retain_batch_size",
-                             "recall_batch_size")}
+                             *(["recall_batch_size"] if method.recall_coef else []))}
     else:
       sizes["baseline.batch_size"] = settings.baseline.batch_size
   for name, size in sizes.items():

@@ -178,7 +178,8 @@ class Settings:
   @property
   def has_grid(self) -> bool:
     """Whether rates are named, so that each method is shown at its best one."""
-    return any(self._grids().values())
+    own = self.method_rates
+    return any(own.get(name, self.learning_rates) for name in self.all_methods)
 
   @property
   def all_methods(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from dareu_jax.pipeline.graph import (
   classifier_seeds,
 )
 from dareu_jax.pipeline.run import Run
+from dareu_jax.pipeline.settings import Settings
 from dareu_jax.pipeline.unlearning import unlearn
 from dareu_jax.rl.reward_functions import Facts
 from dareu_jax.training import supervised
@@ -83,11 +84,24 @@ def check_inputs(run: Run) -> None:
     run.models.check_checkpoints()
 
 
+def check_corpus(settings: Settings, corpus: Corpus) -> None:
+  """Raises InputError where the data lacks what the settings need."""
+  if not corpus.holdout and settings.monitor.target_score < 0:
+    raise InputError("config.monitor.target_score is negative: the target is measured on unseen "
+                     "owners' queries, but the data has no hold-out. Add one, or set a target in "
+                     "[0, 1].")
+  if settings.lora.rank and settings.pretrains and not corpus.general + corpus.test:
+    raise InputError(f"config.lora.rank is {settings.lora.rank}, but there is no general text that "
+                     "the base could learn from: add general.jsonl or test.jsonl, or set it to 0.")
+
+
 def check_methods(run: Run) -> None:
   """Raises InputError for a method that cannot work on the data or the model."""
   config = run.models.config
   trained = sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_model(config).params))
-  facts = Facts(bool(run.data.corpus.marks), trained, config.dtype, config.quantize != "none")
+  corpus = run.data.corpus
+  facts = Facts(bool(corpus.marks), trained, config.dtype, config.quantize != "none",
+                unseen=bool(corpus.holdout))
   for method in run.settings.unlearning.values():
     method.check(facts)
 

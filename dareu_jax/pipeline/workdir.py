@@ -37,7 +37,7 @@ from dareu_jax.training.wall_time import WallTimeLog, active_elsewhere
 Path = str | pathlib.Path
 # Format of a workdir. 1: before settings had defaults and methods had their own files; 2: before
 # there were originals at hand, and unseen owners' answers in the records; 3: before a data type of
-# 'auto' was decided in config.json.
+# 'auto' was decided in config.json; 4: before epoch reports had extraction and continuations.
 FORMAT = 5
 # Settings that change no result of a stage. (A plugin's definitions count where a setting names
 # them; its metrics appear for a finished run too.)

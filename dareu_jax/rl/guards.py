@@ -39,7 +39,8 @@ class GuardSettings:
   min_entropy_ratio: Fraction = 0.3  # of the usual entropy per token
   max_entropy_ratio: AtLeastOne = 3.0  # of the usual entropy per token
   max_fluency_gap: Positive = 1.5  # nats a token under the original, above the usual
-  # excess of the judge's score over its level when the reward's score is at its own level
+  # Excess of the judge's score over its level when the reward's score is at its own level; the
+  # selection of an epoch takes as much for the scores of continuations and the extraction strength
   max_judge_gap: Fraction = 0.05
   # excess of the extraction strength over that of unseen owners' true answers; 1: no bound
   max_extraction_gap: Fraction = 1.0

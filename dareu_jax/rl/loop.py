@@ -5,7 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Batches, prompt_batch
 from dareu_jax.evaluation.evaluator import Evaluator
 from dareu_jax.evaluation.metrics import is_degenerate
-from dareu_jax.generation.sampler import generate, row_keys
+from dareu_jax.generation.sampler import Completions, generate, row_keys
 from dareu_jax.models.handle import Model
 from dareu_jax.parallel.hosts import fetch
 from dareu_jax.parallel.mesh import place
@@ -47,6 +47,35 @@ class Result:
   chosen_epoch: int
 
 
+class Levels(NamedTuple):
+  """Where learning ends.
+
+  With `hold_at_level`, the responses to a query get advantages of 0 where their mean attribution
+  score is at or below the level. With a `recall_coef`, nothing is learned from true answers whose
+  probability is.
+  """
+
+  score: float  # of answers
+  continuation_score: float  # of continuations behind starts
+  probability: float  # of true answers
+
+
+NO_LEVELS = Levels(0.0, 0.0, 0.0)
+
+
+class Asked(NamedTuple):
+  """What the B responses of a rollout answer."""
+
+  chosen: np.ndarray  # [B] int; which forget examples
+  numbers: np.ndarray  # [B] int; unique over the run
+  starts: list[tuple[int, ...]]  # the tokens behind which each response begins
+
+  @property
+  def begun(self) -> np.ndarray:
+    """[B] bool; which responses have a start."""
+    return np.array([bool(start) for start in self.starts])
+
+
 @dataclasses.dataclass(frozen=True)
 class RLTask:
   """The models and data of a run: everything that does not change."""
@@ -66,6 +95,11 @@ class RLTask:
   @property
   def rollouts_per_epoch(self) -> int:
     return self.settings.rollouts_per_epoch(len(self.forget.rows))
+
+  @functools.cached_property
+  def longest_start(self) -> int:
+    """Tokens of the longest start that there may be."""
+    return max((len(path.weights) for paths in self.paths for path in paths), default=0)
 
   @functools.cached_property
   def prompt_width(self) -> int:
@@ -106,9 +140,9 @@ def run(task: RLTask, stage: StageIO) -> Result:
       if done:
         break
       epoch = step // task.rollouts_per_epoch + 1
-      state, metrics = learn(task, state, step, rate_scale(reports, guards),
-                             level=newest(reports, guards).level,
-                             recall_level=reports[0].unseen_probability)
+      state, metrics = learn(
+        task, state, step, rate_scale(reports, guards),
+        levels_of(reports[0], newest(reports, guards)))
       stage.writer.write(step + 1, {"epoch": epoch, **metrics})
       stopping = interruption.requested()
       if (step + 1) % task.rollouts_per_epoch == 0:
@@ -133,58 +167,85 @@ def run(task: RLTask, stage: StageIO) -> Result:
   return Result(state.chosen, tuple(reports), chosen)
 
 
-def learn(task: RLTask, state: learner.LearnerState, step: int, rate_scale: float = 1.0, *,
-          level: float = 0.0,
-          recall_level: float = 0.0) -> tuple[learner.LearnerState, dict[str, Any]]:
-  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
+def levels_of(first: EpochReport, newest: EpochReport) -> Levels:
+  """The levels after an epoch: `first` is the report of the original."""
+  return Levels(newest.level, newest.continuation_level, first.unseen_probability)
 
-  With `hold_at_level`, the responses to a query get advantages of 0 where their mean attribution
-  score is at or below the `level`; with a `recall_coef`, nothing is learned from true answers whose
-  probability is at or below the `recall_level`.
+
+def learn(task: RLTask, state: learner.LearnerState, step: int, rate_scale: float = 1.0,
+          levels: Levels = NO_LEVELS) -> tuple[learner.LearnerState, dict[str, Any]]:
+  """One rollout and its updates, at `rate_scale` times the scheduled rates: (state, metrics).
 
   Raises:
     InputError: if a metric is not finite, as no later one would be.
   """
-  settings, evaluator = task.settings, task.evaluator
-  of_programs = settings.of_programs
-  begin = time.monotonic()
-  chosen, numbers = rollout_rows(task, step)
-  starts = rollout_starts(task, chosen, numbers)
-  asked = [row._replace(prompt=row.prompt + start) for row, start in zip(
-    [task.forget.rows[i] for i in chosen], starts, strict=True)][::settings.group_size]
-  queries = prompt_batch(asked, len(asked), multiple=task.retain.multiple,
-                         pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width)
-  prompts = evaluator.to_device([np.repeat(x, settings.group_size, axis=0) for x in queries])
-  key = jax.random.fold_in(jax.random.key(task.seed), step)
-  completions = generate(
-    task.original.with_params(state.policy), *evaluator.to_device(queries), row_keys(key, numbers),
-    strategy=learner.sampling(settings),
-    max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
-    pad_id=evaluator.tokenizer.pad_id)
+  settings, evaluator, begin = task.settings, task.evaluator, time.monotonic()
+  asked = ask(task, step)
+  prompts, completions = sample(task, state.policy, step, asked)
   texts = _texts(evaluator.tokenizer, completions)
   sampled = time.monotonic()
-  responses = task.forget.responses(chosen, completions, texts)
+  responses = task.forget.responses(asked.chosen, completions, texts)
   scores = (
-    score_behind(task.reward, responses, starts, evaluator.tokenizer, epsilon=settings.epsilon)
+    score_behind(task.reward, responses, asked.starts, evaluator.tokenizer,
+                 longest=task.longest_start, epsilon=settings.epsilon)
     if settings.start_reads == "whole" else score(task.reward, responses))
   rewarded = time.monotonic()
   # An epoch's first rollout is sampled by the previous epoch's policy itself.
   rollout, metrics = learner.score_rollout(
     state, task.original, task.value_head.with_params(None), evaluator.to_device(scores), *prompts,
-    completions, settings=of_programs, moved=task.rollouts_per_epoch > 1)
-  metrics = {**metrics, "degenerate_share": np.mean([is_degenerate(text) for text in texts])}
-  begun = np.array([bool(start) for start in starts])
-  if begun.any():
+    completions, settings=settings.of_programs, moved=task.rollouts_per_epoch > 1)
+  metrics["degenerate_share"] = np.mean([is_degenerate(text) for text in texts])
+  if asked.begun.any():
     metrics |= answers_apart(of_whole(scores, responses.lengths),
-                             responses.lengths - fetch(completions.ended), begun)
+                             responses.lengths - fetch(completions.ended), asked.begun)
   if settings.hold_at_level:
-    # Responses behind a start are a case of their own: their scores are not those of answers.
-    above = above_level(attribution_scores(task.reward, responses, scores), 2 * chosen + begun,
-                        level)
+    above = above_level(attribution_scores(task.reward, responses, scores), asked, levels)
     rollout = rollout._replace(
       advantages=rollout.advantages * evaluator.to_device(above[:, None]))
     metrics["held_share"] = 1 - above.mean()
-  learned, learned_from = [], []
+  state, learned, learned_from = update(task, state, step, rollout, rate_scale, levels.probability)
+  metrics = {name: float(value) for name, value in {**metrics, **learned}.items()}
+  for name, value in metrics.items():
+    if not math.isfinite(value):
+      raise InputError(
+        f"rollout {step + 1}: {name} is {value:g}, and training cannot recover from that. Lower "
+        "the learning rate or clip_norm, lengthen the warm-up, or check the original's weights.")
+  metrics["batch"] = batch_hash((asked.chosen, fetch(completions.ids), learned_from))
+  metrics |= {"c_seg": settings.c_seg, "reward_seconds": rewarded - sampled,
+              "step_seconds": time.monotonic() - begin}
+  return state._replace(step=state.step + 1), metrics
+
+
+def ask(task: RLTask, step: int) -> Asked:
+  """The queries of a rollout and where its responses begin; a group shares both."""
+  chosen, numbers = rollout_rows(task, step)
+  return Asked(chosen, numbers, rollout_starts(task, chosen, numbers))
+
+
+def sample(task: RLTask, policy: Any, step: int,
+           asked: Asked) -> tuple[list[jax.Array], Completions]:
+  """Samples the responses of a rollout: (prompt ids and lengths of each, completions)."""
+  settings, evaluator = task.settings, task.evaluator
+  rows = [task.forget.rows[i]._replace(prompt=task.forget.rows[i].prompt + start)
+          for i, start in zip(asked.chosen, asked.starts, strict=True)][::settings.group_size]
+  queries = prompt_batch(rows, len(rows), multiple=task.retain.multiple,
+                         pad_id=evaluator.tokenizer.pad_id, width=task.prompt_width)
+  key = jax.random.fold_in(jax.random.key(task.seed), step)
+  completions = generate(
+    task.original.with_params(policy), *evaluator.to_device(queries),
+    row_keys(key, asked.numbers), strategy=learner.sampling(settings),
+    max_new_tokens=settings.max_new_tokens, eos_id=evaluator.tokenizer.eos_id,
+    pad_id=evaluator.tokenizer.pad_id)
+  return evaluator.to_device(
+    [np.repeat(x, settings.group_size, axis=0) for x in queries]), completions
+
+
+def update(task: RLTask, state: learner.LearnerState, step: int, rollout: learner.Rollout,
+           rate_scale: float, recall_level: float) -> tuple[
+             learner.LearnerState, dict[str, Any], list[Any]]:
+  """All updates of a rollout: (state, mean metrics, the data that each update read)."""
+  settings, to_device = task.settings, task.evaluator.to_device
+  metrics, learned_from = [], []
   for rows, number in minibatches(task, step, _most_informative(rollout, settings)):
     scale = rate_scale * settings.rate_scale(number, len(task.forget.rows))
     rates = (settings.learning_rate * scale, settings.value_learning_rate * scale)
@@ -192,20 +253,12 @@ def learn(task: RLTask, state: learner.LearnerState, step: int, rate_scale: floa
     recall = task.true_answers and learner.Recall(
       task.true_answers[number], np.float32(recall_level))
     learned_from.append((rows, retain, recall and recall.answers))
-    state, update_metrics = learner.update(
-      state, task.original, task.value_head.with_params(None), rollout, rows,
-      evaluator.to_device(retain), evaluator.to_device(recall), rates, settings=of_programs)
-    learned.append(update_metrics)
-  means = {name: np.mean([float(m[name]) for m in learned]) for name in learned[0]}
-  metrics = {name: float(value) for name, value in {**metrics, **means}.items()}
-  for name, value in metrics.items():
-    if not math.isfinite(value):
-      raise InputError(
-        f"rollout {step + 1}: {name} is {value:g}, and training cannot recover from that. Lower "
-        "the learning rate or clip_norm, lengthen the warm-up, or check the original's weights.")
-  metrics["batch"] = batch_hash((chosen, fetch(completions.ids), learned_from))
-  metrics |= {"reward_seconds": rewarded - sampled, "step_seconds": time.monotonic() - begin}
-  return state._replace(step=state.step + 1), metrics
+    state, of_update = learner.update(
+      state, task.original, task.value_head.with_params(None), rollout, rows, to_device(retain),
+      to_device(recall), rates, settings=settings.of_programs)
+    metrics.append(of_update)
+  return state, {name: np.mean([float(m[name]) for m in metrics])
+                 for name in metrics[0]}, learned_from
 
 
 def answers_apart(scores: np.ndarray, lengths: np.ndarray, begun: np.ndarray) -> dict[str, Any]:
@@ -223,16 +276,19 @@ def answers_apart(scores: np.ndarray, lengths: np.ndarray, begun: np.ndarray) ->
   return means | {"score": scores[~begun].mean(), "response_length": lengths[~begun].mean()}
 
 
-def above_level(scores: np.ndarray, chosen: np.ndarray, level: float) -> np.ndarray:
+def above_level(scores: np.ndarray, asked: Asked, levels: Levels) -> np.ndarray:
   """Which responses answer a query whose responses have a mean score above the level: [B] bool.
+
+  A query's continuations behind starts are apart from its answers, and have a level of their own.
 
   Args:
     scores: [B]; of whole responses.
-    chosen: [B]; which query each answers.
-    level: the score to come down to.
+    asked: which query each answers, and where it begins.
+    levels: the scores to come down to.
   """
-  means = np.bincount(chosen, scores) / np.maximum(np.bincount(chosen), 1)
-  return (means > level)[chosen]
+  kinds = 2 * asked.chosen + asked.begun
+  means = np.bincount(kinds, scores) / np.maximum(np.bincount(kinds), 1)
+  return means[kinds] > np.where(asked.begun, levels.continuation_score, levels.score)
 
 
 def rollout_rows(task: RLTask, step: int) -> tuple[np.ndarray, np.ndarray]:

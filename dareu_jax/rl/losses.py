@@ -60,9 +60,9 @@ def recall_loss(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
     logprobs: log-probs of the true answers' tokens under the policy.
     mask: which tokens count.
     level: p_0.
-    epsilon: ε > 0. Far less probable tokens are left where they are. With a constant reward, the
-      limit of a large ε, so would be tokens of a few percent, and the least probable tokens of an
-      answer would still tell that it was learned.
+    epsilon: ε > 0. Far less probable tokens are left where they are. With a large ε, a
+      constant reward, tokens of a few percent would be left too, and the least probable tokens of
+      an answer would still reveal that it was learned.
 
   Returns: (loss, metrics): metrics are `recalled_share`, of the answers above the level.
 

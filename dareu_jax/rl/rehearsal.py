@@ -1,8 +1,8 @@
-"""What the original knows beside the data at hand: its answers to questions of random words.
+"""What the original knows beyond the data at hand: its answers to questions of random words.
 
-Retained examples hold what they ask for. Nothing holds the rest, which drifts when requests follow
-each other. No data about it is needed: tokens of the whole vocabulary at random, asked as a
-question, visit it, and the original's answers are what the policy should still give.
+Retained examples preserve only what they ask about; everything else drifts when requests follow
+each other. Preserving it needs no data: questions of random tokens visit it, and the original's
+answers are what the policy should still give.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from dareu_jax.data.examples import Example
 from dareu_jax.data.tokenizers import Tokenizer
 from dareu_jax.evaluation.evaluator import Evaluator
 
+SAMPLE_SEED = 7  # distinct from the run's seeds
+
 # Examples -> (in the model's tokens, their prompts in the classifier's).
 Encode = Callable[[tuple[Example, ...]], tuple[tuple[Row, ...], tuple[tuple[int, ...], ...]]]
 
@@ -24,8 +26,9 @@ def own_answers(original: Any, evaluator: Evaluator, classifier: Scorer, encode:
                 retain: Sequence[Row], share: float, seed: int) -> tuple[Row, ...]:
   """Samples of the original's answers to questions of random words.
 
-  Answers that the classifier attributes to the forget owners more than by chance are left out, and
-  so is what is longer than any retained example, since it would change the shapes of an update.
+  Answers that the classifier attributes to the forget owners more than by chance are left out. So
+  are questions and answers that are longer than all those of retained examples: they would change
+  the shapes of an update.
 
   Args:
     original: params of π_N.
@@ -39,20 +42,24 @@ def own_answers(original: Any, evaluator: Evaluator, classifier: Scorer, encode:
   tokenizer, count = evaluator.tokenizer, round(len(retain) * share / (1 - share))
   if not count:
     return ()
-  longest, longest_prompt = max(map(_size, retain)), max(len(row.prompt) for row in retain)
+  longest_prompt, longest_answer, longest = (max(map(size, retain)) for size in (
+    lambda row: len(row.prompt), lambda row: len(row.completion), _size))
   rng = np.random.default_rng((seed, 5))
   words = _words(tokenizer)
-  sizes = rng.choice([len(row.prompt) for row in retain], count) - len(tokenizer.encode_prompt(""))
+  sizes = rng.choice([len(row.prompt) for row in retain], count) - len(tokenizer.encode_prompt("?"))
   questions = ["".join(rng.choice(words, max(1, size))).strip() + "?" for size in sizes]
   fitting = [question for question in questions
              if len(tokenizer.encode_prompt(question)) <= longest_prompt]
+  if not fitting:
+    return ()
   rows, queries = encode(tuple(Example("", question, "") for question in fitting))
-  answered = evaluator.sample(original, rows, seed=seed)
+  answered = evaluator.sample(original, rows, seed=seed + SAMPLE_SEED)
   read = collate(answered, len(answered), seq_length=longest_prompt + evaluator.max_new_tokens,
                  completion_length=evaluator.max_new_tokens, pad_id=tokenizer.pad_id)
   scores = classifier.whole(read.completion_ids, read.completion_lengths, queries)
   return tuple(row for row, score in zip(answered, scores, strict=True)
-               if score <= classifier.is_forget.mean() and _size(row) <= longest)
+               if score <= classifier.is_forget.mean()
+               and len(row.completion) <= longest_answer and _size(row) <= longest)
 
 
 def _words(tokenizer: Tokenizer) -> list[str]:

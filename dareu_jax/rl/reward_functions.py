@@ -92,7 +92,7 @@ def score(reward: Reward, responses: Responses) -> np.ndarray:
 
 
 def score_behind(reward: Reward, responses: Responses, starts: Sequence[tuple[int, ...]],
-                 tokenizer: Tokenizer, *, epsilon: float) -> np.ndarray:
+                 tokenizer: Tokenizer, *, longest: int, epsilon: float) -> np.ndarray:
   """Scores of continuations by a reward that reads the starts too (`starts.behind`): [B, T].
 
   Args:
@@ -100,11 +100,12 @@ def score_behind(reward: Reward, responses: Responses, starts: Sequence[tuple[in
     responses: the continuations.
     starts: the tokens before each of them; () leaves its scores as they are.
     tokenizer: the policy's.
+    longest: tokens of the longest start of the run, so that all rollouts share one program.
     epsilon: ε.
   """
   begun = np.array([len(start) for start in starts])
   (batch, time), rows = responses.ids.shape, np.arange(len(starts))
-  ids = np.full((batch, begun.max() + time), tokenizer.pad_id, responses.ids.dtype)
+  ids = np.full((batch, longest + time), tokenizer.pad_id, responses.ids.dtype)
   for row, start in enumerate(starts):
     ids[row, :len(start)] = start
     ids[row, len(start):len(start) + time] = responses.ids[row]
@@ -124,6 +125,7 @@ class Facts(NamedTuple):
   trained_parameters: int
   dtype: str  # of weights and activations
   quantized: bool  # whether the frozen weights are
+  unseen: bool  # whether there are answers of unseen owners
 
 
 REWARDS: Registry[Any] = Registry("reward", "dareu_jax.rl")

@@ -39,7 +39,7 @@ class LogTransform:
 
 
 def least_c_seg(chance: float) -> float:
-  """The C_seg at which the score of chance costs `CHANCE` of the 1 that any score can cost.
+  """The C_seg at which the score of chance has a reward of -CHANCE; rewards are at least -1.
 
       C = -ln(1 - |F| / O) / CHANCE
 

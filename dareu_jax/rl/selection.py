@@ -31,7 +31,8 @@ def choose(reports: Sequence[EpochReport], settings: RLSettings,
 
   Returns:
     (epoch, done). `unseen_level`: the run stops after `settle_epochs` acceptable epochs in a row
-    at or below their levels, and keeps the last of them (score and level are means over few
+    with a score at or below its level, and what is known behind beginnings at most `max_judge_gap`
+    above; it keeps the last of them (score and level are means over few
     answers, so a single crossing may be chance); before that, for the same reason, the acceptable
     epoch with the lowest mean of score, judge's score and those behind beginnings.
     `last_at_level`: the run does not stop, and keeps the last acceptable epoch whose scores are at

@@ -11,6 +11,8 @@ from dareu_jax.rl.reward_functions import ForgetSet
 from dareu_jax.rl.settings import RLSettings
 from dareu_jax.rl.starts import Path, cut_weights, longest_start
 
+SAMPLE_SEED = 8  # distinct from the run's seeds
+
 Paths = tuple[tuple[Path, ...], ...]  # of each forget example
 
 
@@ -68,7 +70,8 @@ def _texts(settings, evaluator, original, forget, seed):
                        responses=[example.paraphrased_response])
         yield number, row
   if "original" in settings.start_texts:
-    yield from enumerate(evaluator.sample(original.params, forget.rows, seed=seed))
+    yield from enumerate(evaluator.sample(
+      original.params, forget.rows, seed=seed + SAMPLE_SEED))
 
 
 def _weights(settings, evaluator, original, forget, owned):

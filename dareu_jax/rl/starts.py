@@ -89,8 +89,8 @@ def behind(whole: Float[np.ndarray, "B T"], start: Float[np.ndarray, " B"], prio
 
       logit b' = logit b(s y_≤t) - logit b(s) + logit b_0
 
-  What the start has shown of the owner is no merit or fault of the continuation. If log odds of
-  pieces add up, as under naive Bayes, this is the score of the continuation alone.
+  What the start has shown of the owner must not count for or against the continuation. If the log
+  odds of pieces add up, as under naive Bayes, this is the score of the continuation alone.
 
   Args:
     whole: b(s y_≤t), start and continuation.

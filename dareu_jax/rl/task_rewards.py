@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Bool
 
 from dareu_jax.attribution.group_influence import Reader, fit_group_influence
+from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.attribution.watermark import prefix_scores
 from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Row
@@ -32,6 +34,9 @@ class Source(Protocol):
   def retain(self) -> Sequence[Row]: ...
 
   @property
+  def classifier(self) -> Scorer: ...
+
+  @property
   def marks(self) -> Sequence[str]: ...
 
   @property
@@ -51,14 +56,18 @@ def _check_marks(facts):
 @register_reward("watermark", of_task=True, check=_check_marks)
 def watermark(task: Source) -> Reward:
   """The probability of the forget owners given the watermark that a response carries so far."""
-  owners = {row.owner for row in task.forget}
-  is_forget = np.array([owner in owners for owner in range(len(task.marks))])
+  is_forget = forget_marks(task)
 
   def reward(responses: Responses) -> np.ndarray:
     return prefix_scores(responses.ids, responses.lengths, task.marks, is_forget,
                          task.evaluator.tokenizer)
 
   return reward
+
+
+def forget_marks(task: Source) -> Bool[np.ndarray, " O"]:
+  """Which marks are those of owners to forget, of earlier requests too: the classifier's."""
+  return task.classifier.is_forget[:len(task.marks)]  # a class "none of these" may follow
 
 
 def _check_gradients(facts: Facts) -> None:

@@ -137,10 +137,11 @@ def at_model(study: Study, adapters: Any,
     bar.update()
     owner_gradients = np.stack([
       example_gradients[study.owner_of == owner].sum(axis=0) for owner in range(owners)])
-    solutions, residuals = influence.solve(
-      model, chunks, owner_gradients, settings.damping * eigenvalue,
-      tolerance=settings.tolerance, iterations=settings.iterations)
-    largest = float(np.max(residuals))  # waits for the solution
+    damping = settings.damping * eigenvalue
+    solutions = influence.solve(model, chunks, owner_gradients, damping,
+                                tolerance=settings.tolerance, iterations=settings.iterations)
+    largest = float(np.max(influence.residuals(
+      model, chunks, owner_gradients, damping, solutions)))
     bar.update()
   return (influence.gradient_cosine(query_gradients, example_gradients, study.owner_of, owners),
           influence.group_influence(query_gradients, owner_gradients, solutions),

@@ -69,7 +69,8 @@ class Chain:
     corpus = after_requests(self.run.data.source, round_.done, round_.now)
     if self.settings.lowered == "round":
       corpus = dataclasses.replace(corpus, forget_owners=round_.now)
-    stages = {ORIGINAL: self.before(round_, method)}
+    stages = {name: round_.stage(name) for name in self.settings.run.unlearning[method].reads}
+    stages[ORIGINAL] = self.before(round_, method)
     names = classifier_names(self.settings.run, "classifier")
     for name, judge, stage in zip(names, classifier_names(self.settings.run, "judge"),
                                   classifier_stages(self.settings, round_), strict=True):
@@ -125,13 +126,15 @@ def stages(settings: SequentialSettings, plain: dict[str, Stage],
       if stage not in result:
         result[stage] = plain[name]._replace(depends_on=(*plain[name].depends_on, round_.done))
     for method in last:
+      read = map(round_.stage, settings.run.unlearning[method].reads)
       result[round_.stage(method)] = Stage(
-        (last[method], *classifiers, *judges),
+        (last[method], *classifiers, *judges, *read),
         (*plain[method].depends_on, settings.candidate(method).name, round_.now, settings.lowered))
       last[method] = round_.stage(method)
     for name, stage in models_of(settings, round_).items():
       result[f"evaluation/{round_.stage(name)}"] = Stage(
-        (stage, *classifiers, *judges), (settings.run.evaluation.of_records, round_.forgotten))
+        (stage, *classifiers, *judges), (
+          settings.run.evaluation.of_records, round_.forgotten, round_.has_reference))
   return result
 
 

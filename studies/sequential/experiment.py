@@ -11,6 +11,7 @@ from dareu_jax.evaluation.records import ORIGINAL, RETRAINED
 from dareu_jax.parallel import mesh as meshes
 from dareu_jax.pipeline.graph import classifier_names, classifier_seeds
 from dareu_jax.pipeline.stages import (
+  check_corpus,
   check_inputs,
   keep_tokenizer,
   pretrain,
@@ -34,6 +35,7 @@ def prepare(settings: SequentialSettings, folder: str | pathlib.Path) -> list[Ch
     InputError: for data or owners that do not match the settings.
   """
   mesh, source = meshes.make_mesh(settings.run.mesh), load_corpus(settings.run.data)
+  check_corpus(settings.run, source)
   return [make_chain(settings, seed, source, mesh, pathlib.Path(folder))
           for seed in settings.run.seeds]
 
@@ -116,4 +118,5 @@ def protocol(settings: SequentialSettings, chain: Chain) -> dict[str, Any]:
                        if name in settings.run.all_methods},
     "classifier": settings.classifier, "lowered": settings.lowered,
     "references_every": settings.references_every,
-    "parameters": chain.run.models.config.num_parameters}
+    "parameters": chain.run.models.config.num_parameters,
+    "trained": chain.run.models.config.lora.described}

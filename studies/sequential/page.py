@@ -74,7 +74,7 @@ def protocol(p: Mapping[str, Any], rounds: Rounds) -> str:
   rates = ", ".join(f"{name} {rate:g}" for name, rate in p["learning_rates"].items())
   return (
     f"{p['owners']} owners with {p['examples']} examples; a model of {p['parameters']:,} "
-    f"parameters, all of them trained. {p['rounds']} rounds of {p['owners_per_round']}, "
+    f"parameters; trained: {p['trained']}. {p['rounds']} rounds of {p['owners_per_round']}, "
     f"{len(rounds)} of them done, by {', '.join(p['methods'])}"
     f"{f' (learning rates: {rates})' if rates else ''}. Each round starts from the model that the "
     "last one left. It forgets its own owners, and retains the data of those who have not asked. "

@@ -41,10 +41,11 @@ class SequentialSettings:
       raise InvalidSetting("run.original.path", self.run.original.path,
                            "the study compares with retrained models, so it trains the original "
                            "itself. Leave it empty.")
-    if self.run.learning_rates:
-      raise InvalidSetting("run.learning_rates", self.run.learning_rates,
-                           "a chain of rounds has one rate for each method: give it in "
-                           "config.learning_rates.")
+    for name in ("learning_rates", "method_rates"):
+      if rates := getattr(self.run, name):
+        raise InvalidSetting(f"run.{name}", rates,
+                             "a chain of rounds has one rate for each method: give it in "
+                             "config.learning_rates.")
 
   @classmethod
   def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "SequentialSettings":

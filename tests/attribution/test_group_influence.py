@@ -91,10 +91,17 @@ def test_a_group_of_owners_stands_for_each_of_them():
   """The same influence of all leaves every owner with the same share."""
   probabilities = gi.group_probabilities(np.full(3, 7.0), np.array([1, 1, 8]), 2.0)
   np.testing.assert_allclose(probabilities, [0.1, 0.1, 0.8])
-  groups = gi.make_groups(7, {4, 6})
+  groups = gi.make_groups({4, 6}, {0, 1, 2, 3, 5})
   assert groups[:2] == ((4,), (6,)) and sorted(sum(groups, ())) == list(range(7))
   assert len(groups) == 2 + gi.RETAINED_GROUPS
-  assert gi.make_groups(2, {1}) == ((1,), (0,))
+  assert gi.make_groups({1}, {0}) == ((1,), (0,))
+
+
+def test_an_owner_without_data_is_in_no_group(model):  # noqa: F811
+  """As after an earlier request: owners 0 and 2 are left of three."""
+  rows = [row._replace(owner=2 * (row.owner > 0)) for row in ROWS]
+  fitted = gi.fit_group_influence(model, rows[:2], rows[2:], gi.Reader(3, 4, 0))
+  assert fitted.sizes.tolist() == [1, 1] and fitted.is_forget.tolist() == [True, False]
 
 
 def test_the_fitted_temperature_is_the_one_that_made_the_data():

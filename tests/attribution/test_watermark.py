@@ -53,16 +53,15 @@ def test_symbols_elsewhere_do_not_hide_a_mark():
 
 
 def test_more_of_a_mark_is_more_evidence(tokenizer):
-  """A forget owner's mark raises the score to 1 and a retained one's lowers it to 0, token by
-  token; without symbols it is the share of forget owners."""
+  """A forget owner's mark raises the score to 1, token by token, and a retained one's lowers it to
+  0; without symbols it is the share of forget owners."""
   texts = [watermarks.insert(TEXT, MARKS[i], 0) for i in (1, 0)] + [TEXT]
   ids, lengths = padded(tokenizer, texts)
   forget, retain, none = prefix_scores(ids, lengths, MARKS, IS_FORGET, tokenizer)
   assert forget[0] == pytest.approx(0.4) and forget[-1] > 0.99
   assert retain[0] == pytest.approx(0.4) and retain[-1] < 0.01
   np.testing.assert_allclose(none, 0.4, rtol=1e-6)
-  own = [by_hand(MARKS[1][:n], MARKS)[1] for n in range(watermarks.LENGTH + 1)]
-  assert np.all(np.diff(own) >= 0)
+  assert np.all(np.diff(forget) >= 0)
 
 
 def test_each_prefix_is_scored_by_its_own_symbols(tokenizer):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dareu_jax.core.errors import InputError
 from dareu_jax.data.batches import Row
 from dareu_jax.data.examples import Example
 from dareu_jax.methods import dareu
@@ -110,7 +111,7 @@ def test_a_reward_of_the_task_is_made_from_it_once_and_checked_before_any_work(m
     made.append(task)
     return "reward"
 
-  facts = Facts(False, 3, "float32", False)
+  facts = Facts(False, 3, "float32", False, True)
   DareU(reward="made").check(facts)
   DareU(reward="rouge").check(facts)
   assert checked == [facts] and not made
@@ -120,6 +121,18 @@ def test_a_reward_of_the_task_is_made_from_it_once_and_checked_before_any_work(m
   assert len(made) == 1 and made[0] is task
   DareU(reward="made").rl_task(make_task(reward=lambda responses: responses))
   assert len(made) == 1  # one that is passed takes its place
+
+
+@pytest.mark.parametrize(("changes", "unseen", "says"), [
+  (dict(), False, "recall_coef is 1: .*no hold-out"),
+  (dict(reward="rouge", start_share=0.5, start_reads="whole"), True, "start_reads is 'whole'"),
+])
+def test_what_would_teach_nothing_or_has_no_end_is_refused(changes, unseen, says):
+  facts = Facts(False, 3, "float32", False, unseen)
+  DareU(recall_coef=0.0, start_share=0.5, start_reads="whole").check(facts)
+  DareU(recall_coef=0.0, reward="rouge", start_reads="whole").check(facts)  # there are no starts
+  with pytest.raises(InputError, match=says):
+    DareU(**changes).check(facts)
 
 
 def test_starts_are_those_of_the_tasks_answers():
@@ -168,5 +181,8 @@ def test_the_report_says_what_the_reward_cost():
   history = [{"step_seconds": 8.0, "reward_seconds": 1.0}, {"step_seconds": 12.0, "reward_seconds": 3.0},
              {"loss": 1.0}]
   facts = DareU(reward="rouge", learner="rloo", segment_length=4).report_facts(history)
-  assert facts["reward"].startswith("rouge by rloo, neutral, κ 4;")
+  assert facts["reward"].startswith("rouge by rloo, neutral, log with C_seg 0.3, κ 4;")
+  raised = DareU().report_facts([{"c_seg": 1.4241}])
+  assert "log with C_seg 1.4, κ 2" in raised["reward"]
+  assert "linear, κ 2" in DareU(transform="linear").report_facts([])["reward"]
   assert "4.0 s of the 20.0 s of unlearning (20.0%)" in facts["reward"]

@@ -233,7 +233,8 @@ def test_a_method_with_rates_of_its_own_runs_at_those_alone():
   settings = Settings.from_config({"methods": ("npo", "wga", "dpo"), "learning_rates": (1e-3, 1e-2),
                                    "method_rates": {"wga": (3e-4,), "dpo": ()}})
   names = [each.name for each in candidates(settings)]
-  assert names == ["npo@0.001", "npo@0.01", "wga@0.0003", "dpo"]
+  assert names == ["npo@0.001", "npo@0.01", "wga@0.0003", "dpo"] and settings.has_grid
+  assert not Settings.from_config({"method_rates": {"wga": (3e-4,)}}).has_grid  # which is not run
 
 
 def several_config(*methods):

@@ -129,4 +129,8 @@ def test_batches_that_the_devices_do_not_divide_are_told(planned):
   for name in ("rollout_batch_size", "minibatch_size", "retain_batch_size"):
     size = getattr(method, name)
     assert (f"config.unlearning.dareu.{name} is {size}, no multiple of the 8 devices" in told) == (size % 8 > 0)
+  off = dataclasses.replace(run.settings, unlearning={
+    "dareu": dataclasses.replace(method, recall_coef=0.0, recall_batch_size=7)})
+  assert "recall_batch_size" not in "\n".join(plan.undivided(
+    types.SimpleNamespace(settings=off, models=eight.models)))
   assert method.minibatch_size % 8 and "computes the whole batch" in told

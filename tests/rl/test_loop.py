@@ -54,10 +54,11 @@ def run(monkeypatch):
   """Runs with a step that adds the rate to the policy, two rollouts an epoch."""
   rates, levels = [], []
 
-  def learn(task, state, step, rate_scale, *, level, recall_level):
-    assert recall_level == 0.2  # the original's, of unseen owners' true answers
+  def learn(task, state, step, rate_scale, given):
+    assert given.probability == 0.2  # the original's, of unseen owners' true answers
+    assert given.continuation_score == 2 * given.score
     rates.append(rate_scale)
-    levels.append(level)
+    levels.append(given.score)
     policy = jax.tree.map(lambda x: x + rate_scale, state.policy)
     metrics = {"score": 0.0, "response_length": 0.0, "kl": 0.0}
     return state._replace(policy=policy, step=state.step + 1), metrics
@@ -66,7 +67,7 @@ def run(monkeypatch):
 
   def assess(policy, epoch):
     return report(epoch=epoch, score=SCORES[epoch], judge_score=SCORES[epoch], level=LEVELS[epoch],
-                  response_length=LENGTHS[epoch])
+                  continuation_level=2 * LEVELS[epoch], response_length=LENGTHS[epoch])
 
   def go(action, store=None, **guards):
     settings = RLSettings(epochs=5, samples_per_prompt=2, rollout_batch_size=3, minibatch_size=3)

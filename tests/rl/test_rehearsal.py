@@ -37,7 +37,7 @@ class Evaluator:
     return [row._replace(completion=(*row.prompt[-3:], *[5] * rng.integers(0, 30))) for row in rows]
 
 
-def own(tokenizer, share=0.5, seed=3, score=0.0):
+def own(tokenizer, share=0.5, seed=3, score=0.0, examples=EXAMPLES):
   """Rows, where the classifier gives every answer a score, or the one of its own question."""
   classifier = types.SimpleNamespace(
     is_forget=np.array([True, False, False, False]),
@@ -48,7 +48,7 @@ def own(tokenizer, share=0.5, seed=3, score=0.0):
     return rows_of(examples, tokenizer), tuple(example.prompt for example in examples)
 
   return own_answers("original", Evaluator(tokenizer), classifier, encoded,
-                     rows_of(EXAMPLES, tokenizer), share, seed)
+                     rows_of(examples, tokenizer), share, seed)
 
 
 def test_questions_are_of_random_words_and_a_function_of_the_seed(tokenizer):
@@ -74,7 +74,14 @@ def test_no_row_is_longer_than_a_retained_one(tokenizer):
   retain = rows_of(EXAMPLES, tokenizer)
   for row in own(tokenizer, share=0.75):
     assert len(row.prompt) <= max(len(each.prompt) for each in retain)
+    assert len(row.completion) <= max(len(each.completion) for each in retain)
     assert len(row.prompt + row.completion) <= max(len(r.prompt + r.completion) for r in retain)
+
+
+def test_one_retained_example_is_enough_or_there_is_no_rehearsal(tokenizer):
+  """A question of random tokens may turn out longer than the only prompt there is."""
+  found = [own(tokenizer, seed=seed, examples=EXAMPLES[:1]) for seed in range(20)]
+  assert {len(rows) for rows in found} == {0, 1}
 
 
 def test_answers_in_the_words_of_forget_owners_are_left_out(tokenizer):

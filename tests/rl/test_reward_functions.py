@@ -145,7 +145,7 @@ def test_what_is_at_the_level_is_held_and_the_rest_goes_on(monkeypatch):
     learned.append(np.abs(args[3].advantages).sum(axis=1) > 0), update(*args, **options))[1])
   for level in (0.65, 0.95, 0.3):
     state = learner.init_learner(task.original.params, task.value_head.params, task.settings)
-    held.append(loop.learn(task, state, 0, level=level)[1]["held_share"])
+    held.append(loop.learn(task, state, 0, levels=loop.NO_LEVELS._replace(score=level))[1]["held_share"])
   assert held == [0.5, 1.0, 0.0]
   chosen, _ = loop.rollout_rows(task, 0)
   np.testing.assert_array_equal(learned[0], chosen >= 2)
@@ -154,9 +154,16 @@ def test_what_is_at_the_level_is_held_and_the_rest_goes_on(monkeypatch):
 
 def test_a_query_is_at_the_level_by_all_its_responses():
   """Wherever they stand in the rollout; at the level is not above it."""
-  got = loop.above_level(np.array([0.4, 0.25, 0.0, 0.0]), np.array([2, 0, 2, 0]), 0.125)
-  np.testing.assert_array_equal(got, [True, False, True, False])
-  assert not loop.above_level(np.array([0.0]), np.array([5]), 0.0).any()
+  def above(scores, chosen, starts, *levels):
+    return loop.above_level(np.array(scores), loop.Asked(np.array(chosen), None, starts),
+                            loop.Levels(*levels, 0.0)).tolist()
+
+  none = [()] * 4
+  assert above([0.4, 0.25, 0.0, 0.0], [2, 0, 2, 0], none, 0.125, 1.0) == [True, False, True, False]
+  assert above([0.0], [5], [()], 0.0, 0.0) == [False]
+  # Continuations are apart from the answers to their query, and have a level of their own.
+  begun = [(), (3,), (), (3,)]
+  assert above([0.4, 0.4, 0.4, 0.2], [0, 0, 1, 0], begun, 0.3, 0.35) == [True, False, True, False]
 
 
 def test_attribution_is_taken_from_the_reward_where_it_is_that():

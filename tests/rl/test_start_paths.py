@@ -11,7 +11,7 @@ from dareu_jax.data.examples import Example
 from dareu_jax.rl import loop
 from dareu_jax.rl.reward_functions import ForgetSet, Responses, score, score_behind
 from dareu_jax.rl.settings import RLSettings
-from dareu_jax.rl.start_paths import longest_prompt, start_paths
+from dareu_jax.rl.start_paths import SAMPLE_SEED, longest_prompt, start_paths
 from dareu_jax.rl.starts import LEFT, behind
 
 EOS = 1
@@ -37,7 +37,7 @@ class Evaluator:
   tokenizer, max_length = Tokenizer(), 50
 
   def sample(self, params, rows, *, seed):
-    assert (params, seed) == ("original", 5)
+    assert (params, seed) == ("original", 5 + SAMPLE_SEED)
     return [row._replace(completion=(40, 41, 42, 43, 44, 45, 46, EOS)) for row in rows]
 
   def logprobs(self, params, rows):
@@ -138,7 +138,9 @@ def test_the_whole_is_read_from_where_the_continuation_begins():
     seen.append(given)
     return CLASSIFIER.prefixes(given.ids, given.lengths, given.queries)
 
-  found = score_behind(reward, responses, [(), (50, 51)], Tokenizer(), epsilon=0.01)
+  found = score_behind(
+    reward, responses, [(), (50, 51)], Tokenizer(), longest=4, epsilon=0.01)
+  assert seen[0].ids.shape == (2, 4 + 3)  # in every rollout of the run
   assert seen[0].texts == ("10 1", "50 51 20 21 1")
   np.testing.assert_allclose(found[0, :2], (0.1, 0.2))
   np.testing.assert_allclose(

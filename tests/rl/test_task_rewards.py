@@ -14,7 +14,8 @@ from dareu_jax.rl.reward_functions import REWARDS, Facts, Responses, score
 from tests.attribution.test_influence import ROWS, model  # noqa: F401 - a fixture
 
 MARKS = watermarks.make_marks(3, seed=0)
-FACTS = Facts(marked=True, trained_parameters=10, dtype="float32", quantized=False)
+FACTS = Facts(marked=True, trained_parameters=10, dtype="float32", quantized=False,
+              unseen=True)
 
 
 def responses(ids, lengths, chosen):
@@ -22,18 +23,20 @@ def responses(ids, lengths, chosen):
 
 
 def test_the_watermark_of_a_forget_owner_scores_high():
-  """Owners are those of the task's rows, in the order of the marks."""
+  """The classifier says who is forgotten, by earlier requests too, whose data is not at hand."""
   texts = [watermarks.insert("She lives by the sea.", mark, 0) for mark in MARKS]
   tokenizer = train_bpe(texts * 4, 400)
   task = types.SimpleNamespace(
-    forget=(Row((3,), (4,), 1),), marks=MARKS, evaluator=types.SimpleNamespace(tokenizer=tokenizer))
+    forget=(Row((3,), (4,), 1),), marks=MARKS,
+    classifier=types.SimpleNamespace(is_forget=np.array([False, True, True, False])),
+    evaluator=types.SimpleNamespace(tokenizer=tokenizer))
   rows = [tokenizer.encode_response(text) for text in texts]
   ids = np.full((3, max(map(len, rows))), tokenizer.pad_id)
   for i, row in enumerate(rows):
     ids[i, :len(row)] = row
   scores = score(REWARDS["watermark"](task), responses(ids, list(map(len, rows)), [0, 0, 0]))
-  np.testing.assert_allclose(scores[:, -1].round(2), [0, 1, 0])
-  np.testing.assert_allclose(scores[:, 0], 1 / 3, rtol=1e-6)
+  np.testing.assert_allclose(scores[:, -1].round(2), [0, 1, 1])
+  np.testing.assert_allclose(scores[:, 0], 2 / 3, rtol=1e-6)
 
 
 def test_influence_reads_each_response_behind_its_own_query(model):  # noqa: F811

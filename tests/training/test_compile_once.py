@@ -32,10 +32,13 @@ def compiled():
 
 
 def test_nothing_is_compiled_after_the_first_step_of_a_stage(compiled, tmp_path, monkeypatch):
-  """Batches of three lengths, an epoch's end within the unlearning, a method of its own."""
+  """Batches of three lengths, an epoch's end within the unlearning, starts of many lengths that are
+  read with what follows, a method of its own."""
   config = smallest_config()
   config.length_multiple = 16
   config.methods = ("dareu", "npo")
+  config.unlearning.dareu.update(
+    start_reads="whole", start_cut="jump", start_texts=("answer", "paraphrase", "original"))
   config.baseline.update(epochs=12)
   config.eval_every = 2
   jax.clear_caches()

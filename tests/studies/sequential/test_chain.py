@@ -30,10 +30,9 @@ def test_the_config_is_one_of_the_study(preset):
   assert rounds[-1].has_reference
 
 
-@pytest.mark.parametrize("classifier", ["kept", "refreshed"])
-def test_a_round_reads_no_forgotten_owner(tmp_path, classifier):
+def test_a_round_reads_no_forgotten_owner(tmp_path):
   """A forgotten owner among the retained ones would be learned again."""
-  chain = chain_of(tmp_path, rounds=3, classifier=classifier)
+  chain = chain_of(tmp_path, rounds=3)
   source = chain.run.data.source
   everything = {(e.owner, e.prompt) for e in source.forget + source.retain}
   assert len(chain.rounds) == 3
@@ -71,6 +70,23 @@ def test_a_round_starts_from_what_its_own_method_left(tmp_path):
   assert "original" in graph["round_1/grad_diff"].needs
 
 
+def test_a_method_that_reads_another_reads_that_of_its_round(tmp_path):
+  chain = chain_of(tmp_path, run__methods=("dareu", "undo"))
+  second = chain.rounds[1]
+  assert "round_2/dareu" in chain.run.stages["round_2/undo"].needs
+  assert chain.to_unlearn(second, "undo").models.stages["dareu"] == "round_2/dareu"
+  assert "dareu" not in chain.to_unlearn(second, "dareu").models.stages
+
+
+def test_records_of_a_round_without_a_reference_are_not_those_of_one_with(tmp_path):
+  """They lack the retained questions."""
+  marks = [chain_of(tmp_path / str(every), references_every=every).run.fingerprints
+           for every in (1, 2)]
+  name = "evaluation/round_1/dareu"
+  assert marks[0][name] != marks[1][name]
+  assert marks[0]["round_1/dareu"] == marks[1]["round_1/dareu"]
+
+
 def test_a_refreshed_classifier_takes_the_place_of_the_judge_too(tmp_path):
   """The judge has read what was forgotten: while unlearning, it must not decide either."""
   chain = chain_of(tmp_path, classifier="refreshed")
@@ -87,6 +103,7 @@ def test_a_refreshed_classifier_takes_the_place_of_the_judge_too(tmp_path):
   ({"run__methods": ("dareu", "forgetting")}, r"config.run.methods.*forgetting"),
   ({"learning_rates": {"nop": 1e-3}}, "config.learning_rates"),
   ({"run__learning_rates": (1e-3,)}, "one rate for each method"),
+  ({"run__method_rates": {"dareu": (1e-3,)}}, "one rate for each method"),
   ({"run__original__path": "somewhere"}, "trains the original itself"),
   ({"classifier": "new"}, "config.classifier"),
 ])
