@@ -5,7 +5,7 @@ and greedy continuations of the true answers' first halves.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +13,7 @@ from pydantic import Field
 from dareu_jax.attribution.scorer import Scorer
 from dareu_jax.core.errors import InputError
 from dareu_jax.core.settings import Size, settings
-from dareu_jax.evaluation.evaluator import Evaluator
+from dareu_jax.evaluation.evaluator import Answers, Evaluator
 from dareu_jax.evaluation.measurements import likelihoods
 from dareu_jax.evaluation.metrics import is_degenerate
 from dareu_jax.evaluation.metrics.likelihood import extraction_of, probability_of
@@ -76,55 +76,34 @@ class Monitor:
     return self.first if policy is self.original else self._report(policy, epoch)
 
   def _report(self, policy, epoch):
-    evaluator, count = self.evaluator, len(self.forget_rows)
     true = self.forget_rows + self.unseen_rows
-    rows = (*true, *map(_behind_half, true))
-    queries = 2 * (self.forget_queries + self.unseen_queries)
-    answers = evaluator.answers(policy, rows)
-    own = answers.as_completions(rows)
-    fluency = evaluator.logprobs(
-      self.original, own, completion_slots=evaluator.max_new_tokens)
-    scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
-                      for scorer in (self.classifier, self.judge))
-    known = [Record(owner="", prompt="", truth="", **fields)
-             for fields in likelihoods(evaluator, policy, true)]
-    extracted = np.array([extraction_of(record) for record in known])
-    probable = np.array([probability_of(record) for record in known])
-
-    def measures(part):
-      return {
-        "score": float(scores[part].mean()), "judge": float(judged[part].mean()),
-        "length": float(answers.text_lengths[part].mean()),
-        "entropy": float(answers.entropies[part].sum() / answers.lengths[part].sum()),
-        "fluency": -float(np.concatenate(fluency[part]).mean())}
-
-    forget, continued = measures(slice(count)), measures(slice(len(true), len(true) + count))
-    unseen, unseen_continued, unseen_extracted = forget, continued, extracted[:count]
-    if self.unseen_rows:
-      unseen, unseen_continued, unseen_extracted = (
-        measures(slice(count, len(true))), measures(slice(len(true) + count, None)),
-        extracted[count:])
-    texts = answers.texts[:count]
-    level, judge_level, continuation_level = self._levels(unseen, unseen_continued, policy)
+    forget = np.arange(len(self.forget_rows))
+    unseen = np.arange(len(forget), len(true)) if self.unseen_rows else forget
+    measured = self._measure(policy, (*true, *map(_behind_half, true)))
+    said, unseen_said, continued, unseen_continued = map(
+      measured.means, (forget, unseen, len(true) + forget, len(true) + unseen))
+    extracted, probable = self._known(policy, true)
+    answers, texts = measured.answers, measured.answers.texts[:len(forget)]
+    level, judge_level, continuation_level = self._levels(unseen_said, unseen_continued, policy)
     return EpochReport(
       epoch=epoch,
-      score=forget["score"],
+      score=said["score"],
       level=level,
-      response_length=forget["length"],
-      unseen_length=unseen["length"],
-      eos_share=float(np.mean(answers.ended[:count])),
+      response_length=said["length"],
+      unseen_length=unseen_said["length"],
+      eos_share=float(np.mean(answers.ended[forget])),
       degenerate_share=float(np.mean([is_degenerate(text) for text in texts])),
       distinct_share=len(set(texts)) / len(texts),
-      entropy=forget["entropy"],
-      unseen_entropy=unseen["entropy"],
-      fluency=forget["fluency"],
-      unseen_fluency=unseen["fluency"],
-      judge_score=forget["judge"],
+      entropy=said["entropy"],
+      unseen_entropy=unseen_said["entropy"],
+      fluency=said["fluency"],
+      unseen_fluency=unseen_said["fluency"],
+      judge_score=said["judge"],
       judge_level=judge_level,
-      extraction=float(extracted[:count].mean()),
-      unseen_extraction=float(unseen_extracted.mean()),
-      probability=float(probable[:count].mean()),
-      unseen_probability=float(probable[count:].mean()) if self.unseen_rows else 0.0,
+      extraction=float(extracted[forget].mean()),
+      unseen_extraction=float(extracted[unseen].mean()),
+      probability=float(probable[forget].mean()),
+      unseen_probability=float(probable[unseen].mean()) if self.unseen_rows else 0.0,
       continuation_score=continued["score"],
       continuation_level=continuation_level,
       continuation_length=continued["length"],
@@ -134,6 +113,23 @@ class Monitor:
       tracked=self.track(policy) if self.track else {},
     )
 
+  def _measure(self, policy, rows):
+    """Greedy answers to forget and unseen queries, and continuations of their true answers."""
+    evaluator, queries = self.evaluator, 2 * (self.forget_queries + self.unseen_queries)
+    answers = evaluator.answers(policy, rows)
+    fluency = evaluator.logprobs(self.original, answers.as_completions(rows),
+                                 completion_slots=evaluator.max_new_tokens)
+    scores, judged = (scorer.whole(answers.ids, answers.lengths, queries)
+                      for scorer in (self.classifier, self.judge))
+    return _Measured(answers, scores, judged, fluency)
+
+  def _known(self, policy, true):
+    """(extraction strength, probability) of each true answer."""
+    known = [Record(owner="", prompt="", truth="", **fields)
+             for fields in likelihoods(self.evaluator, policy, true)]
+    return (np.array([extraction_of(record) for record in known]),
+            np.array([probability_of(record) for record in known]))
+
   def _levels(self, unseen, unseen_continued, policy):
     """What the score, the judge's and that of continuations should come down to."""
     settings = self.settings
@@ -142,6 +138,24 @@ class Monitor:
     if settings.target_of == "original" and policy is not self.original:
       return self.first.level, self.first.judge_level, self.first.continuation_level
     return unseen["score"], unseen["judge"], unseen_continued["score"]
+
+
+class _Measured(NamedTuple):
+  """Greedy answers, row by row."""
+
+  answers: Answers
+  scores: np.ndarray
+  judged: np.ndarray
+  fluency: Sequence[np.ndarray]  # log-probs of the tokens under the original
+
+  def means(self, rows):
+    """Means over some of the rows."""
+    answers = self.answers
+    return {
+      "score": float(self.scores[rows].mean()), "judge": float(self.judged[rows].mean()),
+      "length": float(answers.text_lengths[rows].mean()),
+      "entropy": float(answers.entropies[rows].sum() / answers.lengths[rows].sum()),
+      "fluency": -float(np.concatenate([self.fluency[row] for row in rows]).mean())}
 
 
 def _behind_half(row):
