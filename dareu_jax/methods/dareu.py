@@ -34,11 +34,6 @@ class DareU(RLSettings, Method):
 
   def check(self, facts: Facts) -> None:
     check = REWARDS[self.reward].check
-    if self.recall_coef and not facts.unseen:
-      raise InputError(
-        f"config.unlearning.{self.name}.recall_coef is {self.recall_coef:g}: true answers become "
-        "as improbable as those of unseen owners, but the data has no hold-out. Add one, or set it "
-        "to 0.")
     if self.start_share and self.start_reads == "whole" and REWARDS[self.reward].whole:
       raise InputError(
         f"config.unlearning.{self.name}.start_reads is 'whole', which takes the start's own score "

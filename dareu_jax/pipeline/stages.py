@@ -99,9 +99,7 @@ def check_methods(run: Run) -> None:
   """Raises InputError for a method that cannot work on the data or the model."""
   config = run.models.config
   trained = sum(leaf.size for leaf in jax.tree.leaves(factory.abstract_model(config).params))
-  corpus = run.data.corpus
-  facts = Facts(bool(corpus.marks), trained, config.dtype, config.quantize != "none",
-                unseen=bool(corpus.holdout))
+  facts = Facts(bool(run.data.corpus.marks), trained, config.dtype, config.quantize != "none")
   for method in run.settings.unlearning.values():
     method.check(facts)
 

@@ -125,7 +125,6 @@ class Facts(NamedTuple):
   trained_parameters: int
   dtype: str  # of weights and activations
   quantized: bool  # whether the frozen weights are
-  unseen: bool  # whether there are answers of unseen owners
 
 
 REWARDS: Registry[Any] = Registry("reward", "dareu_jax.rl")

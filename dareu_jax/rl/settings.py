@@ -63,7 +63,7 @@ class RLSettings:
   # start's own is taken off
   start_reads: Reads = "continuation"
   # Weight of the log-probability of true answers' tokens, until an answer is no more probable than
-  # those of unseen owners are to the original. 0 in the paper.
+  # those of unseen owners are to the original, or to the end if there are none. 0 in the paper.
   recall_coef: NonNegative = 1.0
   # Policy optimization
   discount: Fraction = 1.0  # γ

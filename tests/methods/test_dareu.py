@@ -111,7 +111,7 @@ def test_a_reward_of_the_task_is_made_from_it_once_and_checked_before_any_work(m
     made.append(task)
     return "reward"
 
-  facts = Facts(False, 3, "float32", False, True)
+  facts = Facts(False, 3, "float32", False)
   DareU(reward="made").check(facts)
   DareU(reward="rouge").check(facts)
   assert checked == [facts] and not made
@@ -123,16 +123,13 @@ def test_a_reward_of_the_task_is_made_from_it_once_and_checked_before_any_work(m
   assert len(made) == 1  # one that is passed takes its place
 
 
-@pytest.mark.parametrize(("changes", "unseen", "says"), [
-  (dict(), False, "recall_coef is 1: .*no hold-out"),
-  (dict(reward="rouge", start_share=0.5, start_reads="whole"), True, "start_reads is 'whole'"),
-])
-def test_what_would_teach_nothing_or_has_no_end_is_refused(changes, unseen, says):
-  facts = Facts(False, 3, "float32", False, unseen)
-  DareU(recall_coef=0.0, start_share=0.5, start_reads="whole").check(facts)
-  DareU(recall_coef=0.0, reward="rouge", start_reads="whole").check(facts)  # there are no starts
-  with pytest.raises(InputError, match=says):
-    DareU(**changes).check(facts)
+def test_starts_are_not_taken_off_a_reward_that_is_the_same_everywhere():
+  """Nothing would be left to learn from."""
+  facts = Facts(False, 3, "float32", False)
+  DareU(start_share=0.5, start_reads="whole").check(facts)
+  DareU(reward="rouge", start_reads="whole").check(facts)  # there are no starts
+  with pytest.raises(InputError, match="start_reads is 'whole'"):
+    DareU(reward="rouge", start_share=0.5, start_reads="whole").check(facts)
 
 
 def test_starts_are_those_of_the_tasks_answers():

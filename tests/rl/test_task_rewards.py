@@ -14,8 +14,7 @@ from dareu_jax.rl.reward_functions import REWARDS, Facts, Responses, score
 from tests.attribution.test_influence import ROWS, model  # noqa: F401 - a fixture
 
 MARKS = watermarks.make_marks(3, seed=0)
-FACTS = Facts(marked=True, trained_parameters=10, dtype="float32", quantized=False,
-              unseen=True)
+FACTS = Facts(marked=True, trained_parameters=10, dtype="float32", quantized=False)
 
 
 def responses(ids, lengths, chosen):
