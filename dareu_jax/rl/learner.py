@@ -323,5 +323,5 @@ def _recall_loss(model, recall, settings):
   time = answers.completion_ids.shape[1]
   hidden = completion_hidden(model.hidden_states(answers.token_ids), answers.prompt_lengths, time)
   logprobs, _ = logprobs_and_entropy(hidden, model.head, answers.completion_ids)
-  return recall_loss(logprobs, length_mask(answers.completion_lengths, time), level=recall.level,
+  return recall_loss(logprobs, answers.completion_lengths, level=recall.level,
                      epsilon=settings.epsilon)

@@ -2,10 +2,10 @@
 
 import chex
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from dareu_jax.core.logprobs import AnyHead, policy_kl
-from dareu_jax.core.masked import Array, masked_mean
+from dareu_jax.core.masked import Array, length_mask, masked_mean
 
 MAX_LOG_RATIO = 20.0
 Scalar = Float[Array, ""]
@@ -44,12 +44,14 @@ def policy_loss(logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"]
   return loss, metrics
 
 
-def recall_loss(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
+def recall_loss(logprobs: Float[Array, "B T"], lengths: Int[Array, " B"], *,
                 level: Scalar | float, epsilon: float) -> tuple[Scalar, dict[str, Scalar]]:
   """How probable the tokens of true answers are, once what comes before is given.
 
-      L = mean_t 1[ p(y) > p_0 ] ln(1 + π_t / ε),    π_t = π(y_t | q, y_<t),
-      p(y) = exp( mean_t ln π_t )
+      L = mean_{t<n} 1[ p(y) > p_0 ] ln(1 + π_t / ε),    π_t = π(y_t | q, y_<t),
+      p(y) = exp( mean_{t≤n} ln π_t )
+
+  The end token y_n is not lowered: it tells nothing about anybody, and without it answers grow.
 
   Its gradient is the exact policy gradient of one step at every state of a true answer, with a
   reward of -1 / (ε + π_t) for its own next token and of 0 for all others: nothing has to be
@@ -58,7 +60,7 @@ def recall_loss(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
 
   Args:
     logprobs: log-probs of the true answers' tokens under the policy.
-    mask: which tokens count.
+    lengths: n, their tokens, the end token included.
     level: p_0.
     epsilon: ε > 0. Far less probable tokens are left where they are. With a large ε, a
       constant reward, tokens of a few percent would be left too, and the least probable tokens of
@@ -69,13 +71,14 @@ def recall_loss(logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], *,
   Source: all-action policy gradients (Sutton et al. 2001; Ciosek & Whiteson 2018), here at states
     of a demonstration.
   """
-  chex.assert_equal_shape([logprobs, mask])
-  logprobs, count = jnp.where(mask, logprobs, 0.0), jnp.sum(mask, axis=1)
-  probability = jnp.exp(jnp.sum(logprobs, axis=1) / jnp.maximum(count, 1))
-  recalled = (count > 0) & (probability > level)
+  chex.assert_rank([logprobs, lengths], [2, 1])
+  time = logprobs.shape[1]
+  logprobs = jnp.where(length_mask(lengths, time), logprobs, 0.0)
+  probability = jnp.exp(jnp.sum(logprobs, axis=1) / jnp.maximum(lengths, 1))
+  recalled = (lengths > 0) & (probability > level)
   costs = jnp.log1p(jnp.exp(logprobs) / epsilon)
-  loss = masked_mean(jnp.where(recalled[:, None], costs, 0.0), mask)
-  return loss, {"recalled_share": jnp.sum(recalled) / jnp.maximum(jnp.sum(count > 0), 1)}
+  loss = masked_mean(jnp.where(recalled[:, None], costs, 0.0), length_mask(lengths - 1, time))
+  return loss, {"recalled_share": jnp.sum(recalled) / jnp.maximum(jnp.sum(lengths > 0), 1)}
 
 
 def value_loss(values: Float[Array, "B T"], old_values: Float[Array, "B T"],

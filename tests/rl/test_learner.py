@@ -198,7 +198,7 @@ def test_recalled_answers_lose_probability(world):
   rollout = rollout_of(world, state, settings=settings)[1]
   still = rollout._replace(advantages=jnp.zeros_like(rollout.advantages))
   before = answer_logprobs(world, state.policy, answers)
-  mask = np.arange(before.shape[1]) < answers.completion_lengths[:, None]
+  mask = np.arange(before.shape[1]) < answers.completion_lengths[:, None] - 1  # but their ends
   _, metrics = step(world, init(world, settings), still, settings, recall)
   want = np.log1p(np.exp(before) / settings.epsilon)[mask].mean()
   assert float(metrics["recall_loss"]) == pytest.approx(want, rel=1e-4)

@@ -11,7 +11,9 @@ from dareu_jax.core import logprobs
 from dareu_jax.rl.losses import kl_to_teacher, policy_loss, recall_loss, value_loss
 
 SHAPE = (3, 6)
-MASK = np.arange(6) < np.array([6, 2, 4])[:, None]
+LENGTHS = np.array([6, 2, 4])
+MASK = np.arange(6) < LENGTHS[:, None]
+TOLD = np.arange(6) < LENGTHS[:, None] - 1  # without the end token
 
 
 def arrays(seed, count):
@@ -57,7 +59,7 @@ EPSILON = 0.2  # of recall
 def recalled(logits, ids, level=0.0):
   """(loss, metrics) of true answers with these logits [B, T, V]."""
   logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], -1)[..., 0]
-  return recall_loss(logprobs, MASK, level=level, epsilon=EPSILON)
+  return recall_loss(logprobs, LENGTHS, level=level, epsilon=EPSILON)
 
 
 def test_recall_is_the_expectation_of_the_policy_gradient_over_all_actions():
@@ -67,11 +69,11 @@ def test_recall_is_the_expectation_of_the_policy_gradient_over_all_actions():
   logits = rng.normal(size=(*SHAPE, 7)).astype(np.float32)
   gradient = jax.grad(lambda x: recalled(x, ids)[0])(logits)
   probs, want = special.softmax(logits, axis=-1), np.zeros(logits.shape)
-  for b, t in np.argwhere(MASK):
+  for b, t in np.argwhere(TOLD):
     for action in range(7):
       reward = -float(action == ids[b, t]) / (EPSILON + probs[b, t, action])
       score = (np.arange(7) == action) - probs[b, t]  # ∇ log π(a) at the logits
-      want[b, t] -= probs[b, t, action] * score * reward / MASK.sum()
+      want[b, t] -= probs[b, t, action] * score * reward / TOLD.sum()
   np.testing.assert_allclose(gradient, want, rtol=1e-5, atol=1e-7)
 
 
@@ -80,25 +82,37 @@ def test_an_answer_at_the_level_of_strangers_is_left_alone():
   logprobs = jnp.broadcast_to(jnp.array([-1.0, -2.0, -3.0])[:, None], SHAPE)
 
   def loss(x, level):
-    return recall_loss(x, MASK, level=level, epsilon=EPSILON)[0]
+    return recall_loss(x, LENGTHS, level=level, epsilon=EPSILON)[0]
 
   assert np.any(jax.grad(loss)(logprobs, 0.0)[2])
   gradient = jax.grad(loss)(logprobs, np.exp(-2.5))
-  assert np.all(gradient[:2][MASK[:2]] > 0) and not np.any(gradient[2])
-  _, metrics = recall_loss(logprobs, MASK, level=np.exp(-2.5), epsilon=EPSILON)
+  assert np.all(gradient[:2][TOLD[:2]] > 0) and not np.any(gradient[2])
+  _, metrics = recall_loss(logprobs, LENGTHS, level=np.exp(-2.5), epsilon=EPSILON)
   assert float(metrics["recalled_share"]) == pytest.approx(2 / 3)
+
+
+def test_the_end_of_an_answer_is_not_unlearned():
+  """Answers would grow. It counts for how probable the answer is all the same."""
+  logprobs = np.full(SHAPE, -1.0, np.float32)
+  gradient = jax.grad(lambda x: recall_loss(x, LENGTHS, level=0.1, epsilon=EPSILON)[0])(logprobs)
+  np.testing.assert_array_equal(np.asarray(gradient) != 0, TOLD)
+  logprobs[1, 1] = -9.0  # the end of the second, whose mean is then -5
+  _, metrics = recall_loss(logprobs, LENGTHS, level=0.1, epsilon=EPSILON)
+  assert float(metrics["recalled_share"]) == pytest.approx(2 / 3)
+  only_an_end = recall_loss(logprobs[:1], np.array([1]), level=0.1, epsilon=EPSILON)
+  assert float(only_an_end[0]) == 0
 
 
 def test_neither_padding_nor_rows_of_padding_change_what_is_recalled():
   logprobs = -np.abs(arrays(5, 1)[0])
 
   def loss(x):
-    return recall_loss(x, MASK, level=0.1, epsilon=EPSILON)[0]
+    return recall_loss(x, LENGTHS, level=0.1, epsilon=EPSILON)[0]
 
   for clean, other in zip(jax.value_and_grad(loss)(logprobs),
                           jax.value_and_grad(loss)(np.where(MASK, logprobs, -np.inf)), strict=True):
     np.testing.assert_array_equal(clean, other)
-  empty = recall_loss(logprobs, np.zeros(SHAPE, bool), level=0.1, epsilon=EPSILON)
+  empty = recall_loss(logprobs, 0 * LENGTHS, level=0.1, epsilon=EPSILON)
   assert float(empty[0]) == 0 and float(empty[1]["recalled_share"]) == 0
 
 
