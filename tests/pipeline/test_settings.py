@@ -297,18 +297,20 @@ def test_lists_become_tuples_and_integers_floats(tiny):
 
 
 @pytest.mark.parametrize(("study", "rank"), [
-  (None, 8), ("grid", 8), ("full", 0), ("quick", 8), ("tofu40", 0)])
+  (None, 8), ("grid", 8), ("full", 0), ("full_grid", 0), ("quick", 8), ("tofu40", 0)])
 def test_every_comparison_builds_and_names_dareu_first(study, rank):
   config = config_from(ROOT / "configs" / "methods.py", study)
   settings = Settings.from_config(config)
   assert settings.all_methods[0] == "dareu" and settings.lora.rank == rank
 
 
-@pytest.mark.parametrize("study", [None, "grid", "full"])
+@pytest.mark.parametrize("study", [None, "grid", "full", "full_grid"])
 def test_the_comparison_has_every_method(study):
-  """A method that is built and left out of the table is no baseline. (UNDO starts from one.)"""
+  """A method that is built and left out of the table is no baseline. (UNDO starts from one.) At
+  its own rate is DareU alone."""
   config = config_from(ROOT / "configs" / "methods.py", study)
   assert {*config.methods, "undo"} == set(METHODS)
+  assert {*config.method_rates, "dareu"} == {*config.methods} or config.learning_rates
 
 
 @pytest.mark.parametrize("preset", [None, "llama2_7b", "qwen3_8b"])
