@@ -38,7 +38,8 @@ def steps(run: Run, changes: dict[str, float]) -> Iterator[float]:
   state = place(learner.init_learner(task.original.params, task.value_head.params, task.settings))
   for step in itertools.count():
     start = time.perf_counter()
-    state, _ = loop.learn(task, state, step, recall_level=0.1)
+    state, _ = loop.learn(
+      task, state, step, levels=loop.NO_LEVELS._replace(probability=0.1))
     yield time.perf_counter() - start
 
 

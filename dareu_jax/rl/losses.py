@@ -51,7 +51,7 @@ def recall_loss(logprobs: Float[Array, "B T"], lengths: Int[Array, " B"], *,
       L = mean_{t<n} 1[ p(y) > p_0 ] ln(1 + π_t / ε),    π_t = π(y_t | q, y_<t),
       p(y) = exp( mean_{t≤n} ln π_t )
 
-  The end token y_n is not lowered: it tells nothing about anybody, and without it answers grow.
+  The end token y_n is not lowered: it tells nothing about anybody.
 
   Its gradient is the exact policy gradient of one step at every state of a true answer, with a
   reward of -1 / (ε + π_t) for its own next token and of 0 for all others: nothing has to be

@@ -92,7 +92,7 @@ def test_an_answer_at_the_level_of_strangers_is_left_alone():
 
 
 def test_the_end_of_an_answer_is_not_unlearned():
-  """Answers would grow. It counts for how probable the answer is all the same."""
+  """It counts for how probable the answer is all the same."""
   logprobs = np.full(SHAPE, -1.0, np.float32)
   gradient = jax.grad(lambda x: recall_loss(x, LENGTHS, level=0.1, epsilon=EPSILON)[0])(logprobs)
   np.testing.assert_array_equal(np.asarray(gradient) != 0, TOLD)
