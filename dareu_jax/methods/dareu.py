@@ -33,14 +33,14 @@ class DareU(RLSettings, Method):
     return REWARDS[self.reward].uses_refusals
 
   def check(self, facts: Facts) -> None:
-    check = REWARDS[self.reward].check
-    if self.start_share and self.start_reads == "whole" and REWARDS[self.reward].whole:
+    reward = REWARDS[self.reward]
+    if self.start_share and self.start_reads == "whole" and reward.whole:
       raise InputError(
         f"config.unlearning.{self.name}.start_reads is 'whole', which takes the start's own score "
         f"off, and the reward {self.reward!r} gives every prefix the score of the whole: nothing "
         "would be left. Set it to 'continuation', or take another reward.")
-    if check is not None:
-      check(facts)
+    if reward.check is not None:
+      reward.check(facts)
 
   @property
   def title(self) -> str:

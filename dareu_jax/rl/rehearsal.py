@@ -42,8 +42,8 @@ def own_answers(original: Any, evaluator: Evaluator, classifier: Scorer, encode:
   tokenizer, count = evaluator.tokenizer, round(len(retain) * share / (1 - share))
   if not count:
     return ()
-  longest_prompt, longest_answer, longest = (max(map(size, retain)) for size in (
-    lambda row: len(row.prompt), lambda row: len(row.completion), _size))
+  longest, longest_prompt = max(map(_size, retain)), max(len(row.prompt) for row in retain)
+  longest_answer = max(len(row.completion) for row in retain)
   rng = np.random.default_rng((seed, 5))
   words = _words(tokenizer)
   sizes = rng.choice([len(row.prompt) for row in retain], count) - len(tokenizer.encode_prompt("?"))

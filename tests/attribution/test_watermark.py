@@ -62,6 +62,8 @@ def test_more_of_a_mark_is_more_evidence(tokenizer):
   assert retain[0] == pytest.approx(0.4) and retain[-1] < 0.01
   np.testing.assert_allclose(none, 0.4, rtol=1e-6)
   assert np.all(np.diff(forget) >= 0)
+  own = [by_hand(MARKS[1][:n], MARKS)[1] for n in range(watermarks.LENGTH + 1)]
+  assert np.all(np.diff(own) >= 0)
 
 
 def test_each_prefix_is_scored_by_its_own_symbols(tokenizer):

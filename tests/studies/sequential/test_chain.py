@@ -30,9 +30,10 @@ def test_the_config_is_one_of_the_study(preset):
   assert rounds[-1].has_reference
 
 
-def test_a_round_reads_no_forgotten_owner(tmp_path):
+@pytest.mark.parametrize("classifier", ["kept", "refreshed"])
+def test_a_round_reads_no_forgotten_owner(tmp_path, classifier):
   """A forgotten owner among the retained ones would be learned again."""
-  chain = chain_of(tmp_path, rounds=3)
+  chain = chain_of(tmp_path, rounds=3, classifier=classifier)
   source = chain.run.data.source
   everything = {(e.owner, e.prompt) for e in source.forget + source.retain}
   assert len(chain.rounds) == 3
